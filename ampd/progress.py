@@ -1,0 +1,92 @@
+"""Progress in words: events in, lines on stderr out; on a terminal, one live line for what runs now."""
+
+from __future__ import annotations
+
+import sys
+from typing import TextIO
+
+from .events import (
+    Applied,
+    Blocked,
+    Event,
+    LockRetry,
+    Retrying,
+    ServerMessage,
+    Starting,
+    StatementStarted,
+    Waiting,
+    Warned,
+)
+from .turn import describe
+
+_ERASE = "\r\x1b[2K"
+
+
+class Progress:
+    """The listener of the command line; remembers what was applied, for a run that is interrupted."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._live = self._stream.isatty()
+        self._running: Starting | None = None
+        self.applied: list[Applied] = []
+
+    @property
+    def idle(self) -> bool:
+        """Tell whether no migration is running."""
+        return self._running is None
+
+    def interrupted(self) -> str:
+        """Return what to say when a signal has ended the run."""
+        done = f"applied {', '.join(f'{each.version} {each.name}' for each in self.applied)}" if self.applied else ""
+        if self._running is None:
+            return done or "nothing was applied"
+        running = f"{self._running.version} {self._running.name}"
+        end = "rolled back" if self._running.transactional else "unfinished: `ampd migrate` resumes it"
+        return f"{done or 'nothing was applied'}; {running} was stopped, {end}"
+
+    def __call__(self, event: Event) -> None:
+        """Take one event."""
+        match event:
+            case Starting():
+                self._running = event
+                resumed = f", resumed at statement {event.resumed_at + 1}" if event.resumed_at else ""
+                self._now(f"[{event.number}/{event.total}] {event.version} {event.name} …{resumed}")
+            case StatementStarted() if self._running:
+                at = f"[{self._running.number}/{self._running.total}] {event.version} {self._running.name}"
+                self._now(f"{at}: statement {event.number}/{event.statements}, line {event.line}")
+            case Applied():
+                self._running = None
+                self.applied.append(event)
+                self._line(f"[{event.number}/{event.total}] {event.version} {event.name}  {event.duration_ms} ms")
+            case Blocked():
+                self._line(f"waiting for a lock for {event.waited:.0f} s of at most {event.limit:g} s; in the way:")
+                for blocker in event.blockers:
+                    self._line(f"  {blocker.describe()}")
+                if event.queued:
+                    self._line(f"  {event.queued} more wait behind this migration")
+            case LockRetry() if event.waited >= 1:
+                self._line(f"lock not available: rolled back, trying again in {event.delay:.1f} s")
+            case Waiting():
+                self._line(f"another runner has its turn ({describe(event)}); waiting {event.waited:.0f} s so far")
+            case Retrying():
+                self._line(f"{event.reason}; trying for {event.limit - event.waited:.0f} s more")
+            case ServerMessage():
+                self._line(f"{event.severity.lower()}: {event.message}")
+            case Warned():
+                self._line(f"warning: {event.message}")
+
+    def clear(self) -> None:
+        """Take the live line away, before something else is printed."""
+        if self._live:
+            self._stream.write(_ERASE)
+            self._stream.flush()
+
+    def _line(self, text: str) -> None:
+        self.clear()
+        print(text, file=self._stream, flush=True)
+
+    def _now(self, text: str) -> None:
+        if self._live:
+            self._stream.write(_ERASE + text[:120])
+            self._stream.flush()

@@ -1,0 +1,203 @@
+"""What a run came to and where a database stands: values, rendered as text for people and JSON for programs. Pure."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from .plan import Plan, State, Step
+
+if TYPE_CHECKING:
+    from .errors import AmpdError
+
+
+class Result(Enum):
+    """How `migrate` ended; the values are the words of the JSON document."""
+
+    MIGRATED = "migrated"
+    UP_TO_DATE = "up_to_date"
+    AHEAD = "ahead"
+    FAILED = "failed"
+    PENDING = "pending"  # only of --check and --dry-run, which apply nothing
+
+
+class AppliedNow(msgspec.Struct, frozen=True):
+    """A migration that this very run has applied."""
+
+    version: int
+    name: str
+    duration_ms: int
+
+
+class PendingMigration(msgspec.Struct, frozen=True):
+    """A migration that is still to be applied."""
+
+    version: int
+    name: str
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What `migrate` did; `pending` is what a target has left for later."""
+
+    database: str
+    schema: str | None
+    current_version: int | None
+    applied: tuple[AppliedNow, ...]
+    pending: tuple[PendingMigration, ...]
+    ahead: tuple[int, ...] = ()
+
+    @property
+    def result(self) -> Result:
+        """Return how the run ended."""
+        if self.ahead:
+            return Result.AHEAD
+        return Result.MIGRATED if self.applied else Result.UP_TO_DATE
+
+    def json(self) -> bytes:
+        """Return the document of `migrate --json`."""
+        return migrate_json(self.result, self.current_version, self.applied, self.pending, None)
+
+    def text(self) -> str:
+        """Return what `migrate` prints."""
+        at = f"at version {self.current_version}" if self.current_version is not None else "without any migration"
+        rest = f", {len(self.pending)} left pending" if self.pending else ""
+        match self.result:
+            case Result.MIGRATED:
+                spent = sum(done.duration_ms for done in self.applied) / 1000
+                return (
+                    f"{self.database}: applied {count(len(self.applied), 'migration')} in {spent:.2f} s, now {at}{rest}"
+                )
+            case Result.AHEAD:
+                return f"{self.database}: {at}, ahead of this build; nothing applied"
+            case _:
+                return f"{self.database}: up to date, {at}{rest}"
+
+
+class Status(msgspec.Struct, frozen=True):
+    """Where a database stands against the files."""
+
+    database: str
+    schema: str | None
+    plan: Plan
+
+    @property
+    def current_version(self) -> int | None:
+        """Return the highest version that is applied."""
+        return self.plan.current_version
+
+    @property
+    def up_to_date(self) -> bool:
+        """Tell whether files and history agree exactly."""
+        return self.plan.up_to_date
+
+    def json(self) -> bytes:
+        """Return the document of `status --json`."""
+        return _pretty(
+            {
+                "database": self.database,
+                "schema": self.schema,
+                "current_version": self.current_version,
+                "up_to_date": self.up_to_date,
+                "migrations": [_fields(step) for step in self.plan.steps],
+            }
+        )
+
+    def text(self) -> str:
+        """Return what `status` prints: a line for each migration, and the sum."""
+        rows = [_columns(step) for step in self.plan.steps]
+        widths = [max(len(row[column]) for row in rows) for column in range(4)] if rows else []
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([*lines, *([""] if lines else []), f"{self.database}: {self.summary()}"])
+
+    def summary(self) -> str:
+        """Return one line: the version, and how many migrations are in which state."""
+        plan = self.plan
+        at = f"at version {plan.current_version}" if plan.current_version is not None else "no migration applied"
+        if plan.up_to_date:
+            return f"up to date, {at}"
+        parts = [at]
+        if plan.pending:
+            parts.append(f"{len(plan.pending)} pending")
+        if plan.conflicts:
+            parts.append(count(len(plan.conflicts), "conflict"))
+        if plan.ahead:
+            parts.append(f"ahead of this build by {count(len(plan.ahead), 'migration')}")
+        return ", ".join(parts)
+
+
+def migrate_json(
+    result: Result,
+    current_version: int | None,
+    applied: tuple[AppliedNow, ...],
+    pending: tuple[PendingMigration, ...],
+    error: AmpdError | None,
+) -> bytes:
+    """Return the document of `migrate --json`, for a run that succeeded or one that failed."""
+    return _pretty(
+        {
+            "result": result.value,
+            "current_version": current_version,
+            "applied": applied,
+            "pending": pending,
+            "error": error.fields() if error else None,
+        }
+    )
+
+
+def examined_json(status: Status) -> bytes:
+    """Return the document of `migrate --check --json` and `migrate --dry-run --json`: nothing applied."""
+    plan = status.plan
+    result = Result.AHEAD if plan.ahead else Result.PENDING if plan.pending else Result.UP_TO_DATE
+    return migrate_json(result, plan.current_version, (), pending_of(plan.pending), None)
+
+
+def dry_run_text(status: Status) -> str:
+    """Return what `migrate --dry-run` prints: each pending migration with its SQL, as one readable script."""
+    parts = [f"-- {status.database}: {status.summary()}"]
+    for step in status.plan.pending:
+        assert step.migration is not None
+        resumed = f", resumed at statement {step.applied.statements_done + 1}" if step.applied else ""
+        parts.append(f"-- {step.migration.label} ({step.migration.file}{resumed})\n{step.migration.sql.rstrip()}")
+    return "\n\n".join(parts)
+
+
+def pending_of(steps: tuple[Step, ...]) -> tuple[PendingMigration, ...]:
+    """Return steps of a plan as the report shows them."""
+    return tuple(PendingMigration(step.version, step.name) for step in steps)
+
+
+def count(number: int, noun: str) -> str:
+    """Return `1 migration`, `2 migrations`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _fields(step: Step) -> dict[str, object]:
+    migration, applied = step.migration, step.applied
+    return {
+        "version": step.version,
+        "name": step.name,
+        "state": step.state.value,
+        "checksum": (migration or applied).checksum.hex(),  # type: ignore[union-attr]
+        "applied_checksum": applied.checksum.hex() if applied else None,
+        "applied_at": (applied.finished_at.isoformat() if applied and applied.finished_at else None),
+        "started_at": applied.started_at.isoformat() if applied else None,
+        "duration_ms": applied.duration_ms if applied else None,
+        "applied_by": applied.applied_by if applied else None,
+        "statements_done": applied.statements_done if applied else None,
+        "file": migration.file if migration else None,
+    }
+
+
+def _columns(step: Step) -> tuple[str, str, str, str]:
+    applied = step.applied
+    when = f"{applied.finished_at:%Y-%m-%d %H:%M:%S%z}" if applied and applied.finished_at else ""
+    took = f"{applied.duration_ms} ms" if applied and applied.duration_ms is not None else ""
+    if applied and step.state is State.INTERRUPTED:
+        when, took = f"{applied.started_at:%Y-%m-%d %H:%M:%S%z}", f"{applied.statements_done} statements done"
+    return step.state.value.replace("_", " "), f"{step.version} {step.name}", when, took
+
+
+def _pretty(document: object) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(document), indent=2)

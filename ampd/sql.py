@@ -1,0 +1,460 @@
+"""SQL scripts as PostgreSQL's own scanner reads them: statements, what kind each is, and what cannot work.
+
+One regular expression knows the tokens of the server's scanner, as far as they decide where a statement ends.
+Operators, parameters and the prefixes B, X, N and U& need no rule of their own: none of them changes where a quote, a
+comment or a statement ends. Of the prefixes only E does. A table of rules then tells what each statement is.
+"""
+
+import enum
+import re
+import unicodedata
+from collections.abc import Iterator
+from functools import cache
+from itertools import chain, islice, takewhile
+
+import msgspec
+
+
+class Statement(msgspec.Struct, frozen=True):
+    """One statement of a script, from its first token to its last, without the closing semicolon."""
+
+    text: str
+    start: int
+    end: int
+    line: int
+    words: tuple[str, ...]  # the bare words it begins with, in upper case, at most eight
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """Something in a script that cannot work, found before anything runs; line and column count from 1."""
+
+    line: int
+    column: int
+    offset: int
+    message: str
+    hint: str
+
+
+class Kind(enum.Enum):
+    """How a statement of a no-transaction file can be run, and run again after an interruption."""
+
+    TRANSACTIONAL = enum.auto()  # can run inside a transaction block
+    BEGIN = enum.auto()
+    COMMIT = enum.auto()
+    ROLLBACK = enum.auto()
+    CREATE_INDEX_CONCURRENTLY = enum.auto()
+    DROP_INDEX_CONCURRENTLY = enum.auto()
+    REPEATABLE = enum.auto()  # harmless to run twice
+    OPAQUE = enum.auto()  # nobody can tell how far it came when it was interrupted
+    SESSION = enum.auto()  # changes the session, and so whatever follows
+
+
+class IndexBuild(msgspec.Struct, frozen=True):
+    """What CREATE INDEX CONCURRENTLY builds, in names as the catalog holds them; no name means PostgreSQL picks one."""
+
+    name: str | None
+    table: tuple[str, ...]
+    if_not_exists: bool
+    table_only: bool
+
+
+def split(script: str) -> tuple[Statement, ...]:
+    """Split a script into its statements; what lies between them is white space, comments and semicolons."""
+    statements = []
+    line, counted = 1, 0
+    for start, end in _spans(script):
+        line, counted = line + script.count("\n", counted, start), start
+        text = script[start:end]
+        statements.append(Statement(text, start, end, line, _leading_words(text)))
+    return tuple(statements)
+
+
+def problems(script: str, *, transactional: bool) -> tuple[Problem, ...]:
+    """Find everything in a script that cannot work, in order of position."""
+    statements = split(script)
+    copy = next((each for each in statements if _rule(each).fault is _Fault.DATA), None)
+    if copy:  # what follows is data, not SQL
+        script = script[: copy.end]
+        statements = split(script)
+    unended = () if transactional or copy else _unended(statements)
+    found = chain(_misplaced(statements, transactional), unended, _misread(statements), _not_sql(script))
+    return tuple(Problem(*locate(script, offset), offset, message, hint) for offset, message, hint in sorted(found))
+
+
+def kind(statement: Statement) -> Kind:
+    """Tell how a statement of a no-transaction file can be run and repeated."""
+    return _rule(statement).kind
+
+
+def index_build(statement: Statement) -> IndexBuild | None:
+    """Read what a CREATE INDEX CONCURRENTLY builds; None for any other statement, and where a name is written U&"…"."""
+    found = re.match(_INDEX_BUILD, _shape(statement.text), re.DOTALL)
+    return found and IndexBuild(
+        name=_fold(found["name"]) if found["name"] else None,
+        table=_qualified(found["table"]),
+        if_not_exists=bool(found["guard"]),
+        table_only=bool(found["only"]),
+    )
+
+
+def dropped_indexes(statement: Statement) -> tuple[tuple[str, ...], ...]:
+    """Read the names in a DROP INDEX CONCURRENTLY; none for any other statement, and where one is written U&"…"."""
+    found = re.match(_INDEX_DROP, _shape(statement.text), re.DOTALL)
+    return tuple(map(_qualified, found["names"].split(" , "))) if found else ()
+
+
+def locate(script: str, offset: int) -> tuple[int, int]:
+    """Give the line and the column of an offset, both counted from 1."""
+    offset = max(0, min(offset, len(script)))
+    return script.count("\n", 0, offset) + 1, offset - script.rfind("\n", 0, offset)
+
+
+def excerpt(script: str, offset: int, *, file: str) -> str:
+    """Draw the line of an offset with a caret below it; for the blank end of a script, its last visible line."""
+    offset = max(0, min(offset, len(script.rstrip())))
+    line, column = locate(script, offset)
+    start = offset - column + 1
+    text = script[start : (script + "\n").index("\n", start)].rstrip()
+    caret, left, right = column - 1, 0, len(text)
+    if right > _WINDOW:
+        left = max(0, min(caret - _WINDOW // 2, right - _WINDOW))
+        right = left + _WINDOW
+    before = "…" * (left > 0) + _printable(text[left:caret])
+    after = _printable(text[caret:right]) + "…" * (right < len(text))
+    margin = " " * len(str(line))
+    indent = " " * sum(map(_width, before))
+    return f"{file}:{line}:{column}\n{margin} |\n{line} | {before}{after}\n{margin} | {indent}^"
+
+
+# Tokens: (kind, start, end) each.
+
+_Token = tuple[str, int, int]
+_COMMENTS = frozenset({"line", "block"})
+_WORDS = frozenset({"frame", "word"})
+_STRUCTURE = frozenset({"frame", "mark"})
+_LITERALS = frozenset({"string", "escape", "dollar", "open"})
+_UPPER = str.maketrans("abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ")  # as the server folds: ASCII only
+_LOWER = {upper: lower for lower, upper in _UPPER.items()}
+
+
+@cache
+def _token_pattern() -> re.Pattern[str]:
+    """Compile the scanner when first needed: a start with nothing pending has no use for it.
+
+    Python before 3.11.5 mismatches `(?:…)*+` around anything that backtracks; `(?>(?:…)*)` stands for it.
+    """
+    # To PostgreSQL every character beyond ASCII is a letter, so these sets name the ASCII characters left out.
+    letter = r"[^\0-@[-^`{-\x7f]"
+    alphanumeric = r"[^\0-/:-@[-^`{-\x7f]"
+    identifier = r"[^\0-#%-/:-@[-^`{-\x7f]"  # `$` too
+    tag = rf"\$(?:{letter}{alphanumeric}*+)?\$"
+    # A string goes on after a doubled quote, and after white space with a line break in it and another quote.
+    goes_on = r"'(?:'|(?>(?:[ \t\f\v]++|--[^\n\r]*+)*)[\n\r](?>(?:[ \t\f\v\n\r]++|--[^\n\r]*+[\n\r])*)')"
+    return re.compile(
+        rf"""[ \t\n\r\f\v]*+(?:
+          (?P<frame>  (?ai:begin|atomic|end) (?!{identifier}) )
+        | (?P<word>   (?![eE]') {letter} {identifier}*+ )
+        | (?P<mark>   [;(),.=] )
+        | (?P<string> ' [^']*+ (?>(?: {goes_on} [^']*+ )*) ' )
+        | (?P<number> [0-9]++ )
+        | (?P<name>   " [^"]*+ (?>(?: "" [^"]*+ )*) " )
+        | (?P<line>   --[^\n\r]*+ )
+        | (?P<block>  /\* )
+        | (?P<dollar> (?P<tag>{tag}) [^$]*+ (?>(?: (?!(?P=tag)) \$ [^$]*+ )*) (?P=tag) )
+        | (?P<escape> [eE]' [^'\\]*+ (?>(?: (?: \\. | {goes_on} ) [^'\\]*+ )*) ' )
+        | (?P<open>   (?: [eE]?' | " | {tag} ) .*+ )
+        | (?P<psql>   \\[^\n\r]*+ )
+        | (?P<other>  [\0-\x08\x0e-\x1f!\#%&*+:<>?@[\]^`{{|}}~\x7f]++ | [$/-] )
+        )""",
+        re.VERBOSE | re.DOTALL,
+    )
+
+
+def _tokens(script: str) -> Iterator[_Token]:
+    """Yield every token, comments included; an unterminated one reaches to the end and is of the kind "open"."""
+    pattern, position = _token_pattern(), 0
+    while match := pattern.match(script, position):
+        kind = match.lastgroup or ""
+        start, position = match.span(kind)
+        if kind == "block":
+            position = _end_of_comment(script, position)
+            if position < 0:
+                kind, position = "open", len(script)
+        yield kind, start, position
+
+
+def _end_of_comment(script: str, position: int) -> int:
+    depth = 1
+    for edge in re.compile(r"/\*|\*/").finditer(script, position):
+        depth += 1 if edge[0] == "/*" else -1
+        if not depth:
+            return edge.end()
+    return -1
+
+
+def _spans(script: str) -> Iterator[tuple[int, int]]:
+    """Yield where each statement starts and ends: at a semicolon outside parentheses and outside a routine's body."""
+    start, end, depth, in_body, text = -1, 0, 0, False, ""
+    for kind, at, past in _tokens(script):
+        if kind in _COMMENTS:
+            continue
+        previous, text = text, script[at:past].upper() if kind in _STRUCTURE else ""
+        if text == ";" and not depth and not in_body:
+            if start >= 0:
+                yield start, end
+            start = -1
+            continue
+        if start < 0 and kind == "psql":
+            yield at, past
+            continue
+        start, end = at if start < 0 else start, past
+        if text == "(":
+            depth += 1
+        elif text == ")":
+            depth = max(0, depth - 1)
+        elif text == "ATOMIC" and previous == "BEGIN" and not depth:
+            in_body = bool(re.match(_ROUTINE, " ".join(_leading_words(script[start:at]))))
+        elif text == "END" and in_body and previous in (";", "ATOMIC"):  # the END of a CASE never stands there
+            in_body, depth = False, 0
+    if start >= 0:
+        yield start, end
+
+
+def _leading_words(text: str) -> tuple[str, ...]:
+    code = (token for token in _tokens(text) if token[0] not in _COMMENTS)
+    words = takewhile(lambda token: token[0] in _WORDS, code)
+    return tuple(text[start:end].translate(_UPPER) for _, start, end in islice(words, 8))
+
+
+# Shapes: the tokens of a statement joined by single spaces, bare words in upper case, names as they stand, longer
+# literals emptied. A space inside a token becomes NUL, and so no pattern over a shape takes half a token for a token.
+
+
+def _shape(text: str) -> str:
+    return " ".join(_shaped(kind, text[start:end]) for kind, start, end in _tokens(text) if kind not in _COMMENTS)
+
+
+def _shaped(kind: str, token: str) -> str:
+    if kind in _WORDS:
+        return token.translate(_UPPER)
+    return "''" if kind in _LITERALS and len(token) > 16 else token.replace(" ", "\0")
+
+
+def _qualified(shape: str) -> tuple[str, ...]:
+    return tuple(map(_fold, shape.split(" . ")))
+
+
+def _fold(token: str) -> str:
+    """Turn a name in a shape into the catalog's: unquoted, or else in lower case, and cut after 63 bytes."""
+    name = token[1:-1].replace('""', '"').replace("\0", " ") if token[0] == '"' else token.translate(_LOWER)
+    return name.encode(errors="replace")[:63].decode(errors="ignore")
+
+
+class _Fault(enum.Enum):
+    """Where a statement is out of place, and why."""
+
+    NONE = enum.auto()
+    CONTROL = enum.auto()  # in a transactional file: it would end or split the one transaction
+    OUTSIDE = enum.auto()  # in a transactional file: the server refuses it inside a transaction block
+    DATA = enum.auto()  # in every file: it waits for data that nobody sends
+
+
+class _Rule(msgspec.Struct, frozen=True):
+    """What holds for statements of one shape: those that begin with this pattern, or else with the label itself."""
+
+    label: str
+    kind: Kind
+    fault: _Fault
+    pattern: str = ""
+
+
+_NAME = r"[^ (][^ ]*(?: \. [^ ]+)*"
+_TOKENS = r"(?:[^ )][^ ]* )*"
+_OPTIONS = rf"\( {_TOKENS}\)"
+_FALSE = r"(?i:'?(?:false|off|0)'?)"
+_INDEX_BUILD = (
+    r"CREATE (?:UNIQUE )?INDEX CONCURRENTLY (?:(?P<guard>IF NOT EXISTS )?(?P<name>[^ ]+) )??"
+    rf"ON (?P<only>ONLY )?(?P<table>{_NAME})(?= USING | \()"
+)
+_INDEX_DROP = (
+    r"DROP INDEX CONCURRENTLY (?:IF EXISTS )?"
+    rf"(?P<names>{_NAME}(?: , {_NAME})*)(?: CASCADE| RESTRICT)?\Z"
+)
+_ROUTINE = r"CREATE (?:OR REPLACE )?(?:FUNCTION|PROCEDURE)\b"
+_STRING_MODE = (
+    r"(?:RESET (?:ALL|STANDARD_CONFORMING_STRINGS)"
+    r"|SET (?:SESSION |LOCAL )?STANDARD_CONFORMING_STRINGS (?:=|TO) (?P<off>(?i:'?(?:off?|f|false|no?|0)'?))?)"
+)
+_DOWN = r"(?i:--[ \t]*(?P<marker>migrate:down|\+goose[ \t]+down|\+migrate[ \t]+down)(?!\S))"
+
+_PLAIN = _Rule("", Kind.TRANSACTIONAL, _Fault.NONE)
+_RULES = (  # the first that fits counts
+    _Rule("PREPARE TRANSACTION", Kind.OPAQUE, _Fault.CONTROL),
+    _Rule("COMMIT PREPARED", Kind.OPAQUE, _Fault.CONTROL),
+    _Rule("ROLLBACK PREPARED", Kind.OPAQUE, _Fault.CONTROL),
+    _Rule("ROLLBACK TO", Kind.TRANSACTIONAL, _Fault.NONE, "ROLLBACK (?:WORK |TRANSACTION )?TO"),
+    _Rule("BEGIN", Kind.BEGIN, _Fault.CONTROL),
+    _Rule("START TRANSACTION", Kind.BEGIN, _Fault.CONTROL),
+    _Rule("COMMIT", Kind.COMMIT, _Fault.CONTROL),
+    _Rule("END", Kind.COMMIT, _Fault.CONTROL),
+    _Rule("ROLLBACK", Kind.ROLLBACK, _Fault.CONTROL),
+    _Rule("ABORT", Kind.ROLLBACK, _Fault.CONTROL),
+    _Rule(
+        "CREATE INDEX CONCURRENTLY",
+        Kind.CREATE_INDEX_CONCURRENTLY,
+        _Fault.OUTSIDE,
+        "CREATE (?:UNIQUE )?INDEX CONCURRENTLY",
+    ),
+    _Rule("DROP INDEX CONCURRENTLY", Kind.DROP_INDEX_CONCURRENTLY, _Fault.OUTSIDE),
+    _Rule(
+        "REINDEX CONCURRENTLY",
+        Kind.REPEATABLE,
+        _Fault.OUTSIDE,
+        rf"REINDEX (?:{_OPTIONS} )?[A-Z]+ CONCURRENTLY"
+        rf"|REINDEX \( {_TOKENS}CONCURRENTLY(?! (?:= )?{_FALSE} )",
+    ),
+    _Rule("REINDEX SCHEMA", Kind.REPEATABLE, _Fault.OUTSIDE, rf"REINDEX (?:{_OPTIONS} )?SCHEMA"),
+    _Rule("REINDEX DATABASE", Kind.REPEATABLE, _Fault.OUTSIDE, rf"REINDEX (?:{_OPTIONS} )?DATABASE"),
+    _Rule("REINDEX SYSTEM", Kind.REPEATABLE, _Fault.OUTSIDE, rf"REINDEX (?:{_OPTIONS} )?SYSTEM"),
+    _Rule("VACUUM", Kind.REPEATABLE, _Fault.OUTSIDE),
+    _Rule("CLUSTER without a table", Kind.REPEATABLE, _Fault.OUTSIDE, rf"CLUSTER(?: VERBOSE| {_OPTIONS})?\Z"),
+    _Rule("ALTER SYSTEM", Kind.REPEATABLE, _Fault.OUTSIDE),
+    _Rule("DISCARD ALL", Kind.REPEATABLE, _Fault.OUTSIDE),
+    _Rule("DROP DATABASE", Kind.REPEATABLE, _Fault.OUTSIDE, "DROP DATABASE IF EXISTS"),
+    _Rule("DROP DATABASE", Kind.OPAQUE, _Fault.OUTSIDE),
+    _Rule("DROP TABLESPACE", Kind.REPEATABLE, _Fault.OUTSIDE, "DROP TABLESPACE IF EXISTS"),
+    _Rule("DROP TABLESPACE", Kind.OPAQUE, _Fault.OUTSIDE),
+    _Rule("CREATE DATABASE", Kind.OPAQUE, _Fault.OUTSIDE),
+    _Rule("CREATE TABLESPACE", Kind.OPAQUE, _Fault.OUTSIDE),
+    _Rule("ALTER DATABASE SET TABLESPACE", Kind.OPAQUE, _Fault.OUTSIDE, f"ALTER DATABASE {_NAME} SET TABLESPACE"),
+    _Rule(
+        "DETACH PARTITION CONCURRENTLY",
+        Kind.OPAQUE,
+        _Fault.OUTSIDE,
+        rf"ALTER TABLE (?:IF EXISTS )?(?:ONLY )?{_NAME}(?: \*)? DETACH PARTITION {_NAME} CONCURRENTLY",
+    ),
+    _Rule(
+        "CREATE SUBSCRIPTION that makes a replication slot",
+        Kind.OPAQUE,
+        _Fault.OUTSIDE,
+        rf"CREATE SUBSCRIPTION(?!.* WITH \( (?:.* )?(?:CREATE_SLOT|CONNECT) = {_FALSE} )",
+    ),
+    _Rule(
+        "ALTER SUBSCRIPTION REFRESH PUBLICATION",
+        Kind.OPAQUE,
+        _Fault.OUTSIDE,
+        f"ALTER SUBSCRIPTION {_NAME} REFRESH PUBLICATION",
+    ),
+    _Rule("DROP SUBSCRIPTION", Kind.REPEATABLE, _Fault.NONE, "DROP SUBSCRIPTION IF EXISTS"),
+    _Rule("DROP SUBSCRIPTION", Kind.OPAQUE, _Fault.NONE),
+    _Rule("CALL", Kind.OPAQUE, _Fault.NONE),
+    _Rule("DO", Kind.OPAQUE, _Fault.NONE),
+    _Rule("SET", Kind.SESSION, _Fault.NONE, "SET(?! (?:LOCAL|TRANSACTION|CONSTRAINTS) )"),
+    _Rule("RESET", Kind.SESSION, _Fault.NONE),
+    _Rule("DISCARD", Kind.SESSION, _Fault.NONE),
+    _Rule("LISTEN", Kind.SESSION, _Fault.NONE),
+    _Rule("UNLISTEN", Kind.SESSION, _Fault.NONE),
+    _Rule("LOAD", Kind.SESSION, _Fault.NONE),
+    _Rule(
+        "COPY FROM STDIN",
+        Kind.TRANSACTIONAL,
+        _Fault.DATA,
+        rf"COPY (?:BINARY )?{_NAME}(?: {_OPTIONS})? FROM STD(?:IN|OUT)",
+    ),
+)
+
+
+def _rule(statement: Statement) -> _Rule:
+    rules = _rules().get(statement.words[0], ()) if statement.words else ()
+    shape = _shape(statement.text) if rules else ""
+    return next((rule for pattern, rule in rules if re.match(pattern, shape, re.DOTALL)), _PLAIN)
+
+
+@cache
+def _rules() -> dict[str, list[tuple[str, _Rule]]]:
+    """Sort the rules by the word that their statements begin with, uncompiled: a script needs few of them."""
+    by_word: dict[str, list[tuple[str, _Rule]]] = {}
+    for rule in _RULES:
+        pattern = rule.pattern or rule.label
+        word = re.split(r"\W", pattern, maxsplit=1)[0]
+        by_word.setdefault(word, []).append((rf"(?:{pattern})(?= |\Z)", rule))
+    return by_word
+
+
+# Findings: (offset, message, hint) each, one generator for each sort of problem.
+
+_Finding = tuple[int, str, str]
+_ENDS = frozenset({"COMMIT", "END", "ROLLBACK", "ABORT", "PREPARE TRANSACTION"})
+_UNTERMINATED = {"'": "string", '"': "quoted identifier", "$": "dollar-quoted string", "/": "comment"}
+
+
+def _misplaced(statements: tuple[Statement, ...], transactional: bool) -> Iterator[_Finding]:
+    for statement in statements:
+        rule = _rule(statement)
+        if rule.fault is _Fault.DATA:
+            message = f"{rule.label} waits for data, and a migration has none to send"
+            yield statement.start, message, "use INSERT, or load the data from a program outside the migrations"
+        elif rule.fault is _Fault.CONTROL and transactional:
+            message = f"{rule.label} in a migration that runs in one transaction"
+            hint = "remove it, ampd wraps the file itself; or add `-- no-transaction` as the first line"
+            yield statement.start, message, hint
+        elif rule.fault is _Fault.OUTSIDE and transactional:
+            message = f"{rule.label} cannot run inside a transaction block"
+            yield statement.start, message, "put it in a file of its own whose first line is `-- no-transaction`"
+
+
+def _unended(statements: tuple[Statement, ...]) -> Iterator[_Finding]:
+    begun: Statement | None = None
+    for statement in statements:
+        rule = _rule(statement)
+        if rule.kind is Kind.BEGIN:
+            begun = begun or statement
+        elif rule.label in _ENDS and not _shape(statement.text).endswith(" AND CHAIN"):
+            begun = None
+    if begun:
+        yield begun.start, "this transaction is never ended", "add COMMIT where it should end"
+
+
+def _misread(statements: tuple[Statement, ...]) -> Iterator[_Finding]:
+    """Find the first string that the server would read otherwise, for standard_conforming_strings is off by then."""
+    off = False
+    for statement in statements:
+        if statement.words[:1] in (("SET",), ("RESET",)) and (mode := re.match(_STRING_MODE, _shape(statement.text))):
+            off = bool(mode["off"])
+        elif off:
+            for kind, start, end in _tokens(statement.text):
+                if kind == "string" and "\\" in statement.text[start:end]:
+                    message = "a backslash in a plain string while standard_conforming_strings is off"
+                    yield statement.start + start, message, "write the string as E'…', which means the same everywhere"
+                    return
+
+
+def _not_sql(script: str) -> Iterator[_Finding]:
+    for kind, start, end in _tokens(script):
+        if kind == "open":
+            opener = script[start] if script[start] not in "eE" else "'"
+            yield start, f"unterminated {_UNTERMINATED[opener]}", "close it; it opens here and nothing ends it"
+        elif kind == "psql":
+            command = re.split(r"\s", script[start:end], maxsplit=1)[0]
+            message = f"{command} is a command of psql, not SQL"
+            yield start, message, "remove it; only psql itself understands backslash commands"
+        elif kind == "line" and (found := re.match(_DOWN, script[start:end])):
+            message = (
+                f"`{found['marker']}` marks the part of a file that undoes the migration, and ampd runs files whole"
+            )
+            yield start, message, "keep only the up part in the file"
+
+
+# Drawing.
+
+_WINDOW = 100  # characters of a long line that an excerpt shows
+
+
+def _printable(text: str) -> str:
+    return "".join("    " if c == "\t" else c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _width(character: str) -> int:
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1

@@ -1,0 +1,370 @@
+"""Applying a `-- no-transaction` migration: statement by statement, under a guard that holds the turn.
+
+The lock ends with its transaction, and these statements run outside of one; so a second connection, the guard, sits in
+an open transaction and holds the lock. It speaks the simple protocol only and so holds no snapshot, which a CREATE
+INDEX CONCURRENTLY would wait for. It has a lease: it says a word every few seconds, and the server ends it when it
+falls silent, so that a runner that is cut off keeps nobody waiting.
+
+What can run in a transaction does so, together with the record that it is done. Only the rest can be in doubt after a
+crash; before each of those its beginning is recorded, and afterwards the database is asked how far it came.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+import anyio
+import msgspec
+
+from . import history as sql_of
+from . import sql
+from .apply import Course, LockUnavailable, leave_no_trace, meaning, milliseconds
+from .diagnose import Message, failure
+from .errors import AmpdError, ConfigError, ConnectionFailed, LockTimeout, MigrationFailed, MigrationInterrupted
+from .events import StatementStarted, Warned
+from .locks import Watch, alongside, with_lock_retries
+from .plan import Resumption, conflict_of, done_checksum, resumption
+from .postgres import ServerError, do_block, identifier, literal, translate
+from .sql import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from .apply import Job
+    from .postgres import Database, Session
+
+T = TypeVar("T")
+
+_WORD_EVERY_SECS = 4.0
+
+UNFINISHED = "it is recorded as unfinished: mend the cause and run `ampd migrate` again, it resumes at this statement"
+UNKNOWN = "it is recorded as unfinished: look how far it came, then settle it with `ampd resolve`"
+
+
+class Unit(msgspec.Struct, frozen=True):
+    """Statements that succeed or fail as one: a single one, or all from a BEGIN to its COMMIT."""
+
+    first: int
+    statements: tuple[sql.Statement, ...]
+    kind: Kind
+
+    @property
+    def past(self) -> int:
+        """Return the number of the first statement after it."""
+        return self.first + len(self.statements)
+
+    @property
+    def transactional(self) -> bool:
+        """Tell whether it can be recorded in the transaction that it runs in."""
+        return self.kind in (Kind.TRANSACTIONAL, Kind.SESSION, Kind.COMMIT)
+
+
+def units(statements: tuple[sql.Statement, ...], first: int) -> Iterator[Unit]:
+    """Yield what remains to be run from statement `first` on, explicit transactions in one piece."""
+    while first < len(statements):
+        past = first + 1
+        kind = sql.kind(statements[first])
+        if kind is Kind.BEGIN:
+            while past < len(statements) and kind not in (Kind.COMMIT, Kind.ROLLBACK):
+                kind = sql.kind(statements[past])
+                past += 1
+        yield Unit(first, statements[first:past], kind)
+        first = past
+
+
+class Guard:
+    """The connection that holds the turn while another one works."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._speaking = anyio.Lock()
+
+    async def take(self, job: Job) -> None:
+        """Take the turn, or raise TurnTaken; the transaction stays open and has touched no table."""
+        enter = f"BEGIN {sql_of.take_turn(job.history)} END"
+        message = (
+            "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = 0; "
+            f"SET LOCAL idle_in_transaction_session_timeout = '{sql_of.GUARD_LEASE_SECS}s'; {do_block(enter)}"
+        )
+        try:
+            await self._session.run(message)
+        except ServerError as error:
+            await self._session.recover()
+            raise meaning(error, job, Message(), -1) from error
+
+    async def check(self) -> None:
+        """Make sure that the turn is still ours, and renew the lease.
+
+        Raises:
+            ConnectionFailed: it is not; nothing more may be run.
+        """
+        try:
+            async with self._speaking:
+                with anyio.fail_after(sql_of.GUARD_LEASE_SECS / 2):
+                    await self._session.run("SELECT 1")
+        except (ServerError, ConnectionFailed, TimeoutError) as error:
+            raise ConnectionFailed(
+                f"the connection that holds the turn was lost: {error}",
+                hint="nothing more was begun; run `ampd migrate` again, it resumes after the last statement done",
+            ) from error
+
+    async def keep(self) -> None:
+        """Say a word now and then, until cancelled or lost."""
+        while True:
+            await anyio.sleep(_WORD_EVERY_SECS)
+            try:
+                await self.check()
+            except ConnectionFailed:
+                return  # whoever is about to run the next statement will find out
+
+
+async def apply_stepwise(source: Database, session: Session, job: Job) -> None:
+    """Apply one no-transaction migration, or what is left of it.
+
+    Raises:
+        TurnTaken: somebody else is at it.
+        MigrationInterrupted: how far the statement to resume with came cannot be told.
+        AmpdError: a statement failed; those before it are done and recorded.
+    """
+    if source.pool_size == 1:
+        raise ConfigError(
+            f"{job.script.migration.label} runs outside of a transaction and needs two connections; the pool has one",
+            hint="give `ampd.migrate` a pool with max_size of at least 2, or the URL",
+        )
+    async with source.session() as guarding:
+        guard = Guard(guarding)
+        await guard.take(job)
+        async with alongside(guard.keep):
+            await _Steps(source, session, guard, job).run()
+
+
+class _Steps:
+    """The remaining statements of one migration, under a guard."""
+
+    def __init__(self, source: Database, session: Session, guard: Guard, job: Job) -> None:
+        self._source = source
+        self._session = session
+        self._guard = guard
+        self._job = job
+        self._migration = job.script.migration
+        self._statements = job.script.statements
+        self._label = sql_of.label(job.history.schema or "", self._migration)
+        # What the file sets for itself is not ours to set.
+        changes = " ".join(each.text.lower() for each in self._statements if sql.kind(each) is Kind.SESSION)
+        self._limits = {
+            name: secs
+            for name, secs in (
+                ("lock_timeout", job.lock_timeout_secs),
+                ("statement_timeout", job.statement_timeout_secs),
+            )
+            if name not in changes
+        }
+
+    async def run(self) -> None:
+        job, row, resume = self._job, self._job.script.step.applied, Resumption(0, in_doubt=False)
+        start = sql_of.insist_on(job.history) + sql_of.create(job.history)
+        if row is None:
+            start += sql_of.insert(job.history, self._migration)
+        else:
+            resume = resumption(self._migration, row) or resume
+        start += sql_of.make_room(job.history) + job.set_path(local=False)
+        begin = f"BEGIN ISOLATION LEVEL READ COMMITTED; {job.set_limits()}{do_block(f'BEGIN {start} END')}; COMMIT"
+        try:
+            await self._session.run(begin)
+        except ServerError as error:
+            await self._session.recover()
+            raise meaning(error, job, Message(), -1) from error
+        try:
+            for unit in units(self._statements, resume.done):
+                await self._guard.check()
+                self._tell(unit)
+                if not (resume.in_doubt and unit.first == resume.done and await self._is_done(unit)):
+                    if unit.transactional:
+                        await with_lock_retries(self._source, self._session, job, partial(self._together, unit))
+                        continue
+                    await self._alone(unit)
+                await self._send(self._record(unit.past, unit.past))
+            await self._guard.check()
+            await self._send(sql_of.finish_stepwise(job.history, self._migration, len(self._statements)))
+        finally:
+            with suppress(AmpdError):
+                await self._send(leave_no_trace(self._statements))
+
+    def _tell(self, unit: Unit) -> None:
+        self._job.on_event(
+            StatementStarted(
+                version=self._migration.version,
+                number=unit.first + 1,
+                statements=len(self._statements),
+                line=unit.statements[0].line,
+            )
+        )
+
+    def _record(self, done: int, begun: int) -> str:
+        return sql_of.record(self._job.history, self._migration, done, done_checksum(self._statements[:begun]))
+
+    async def _send(self, message: str) -> None:
+        """Run a message of our own."""
+        try:
+            await self._session.run(message)
+        except ServerError as error:
+            await self._session.recover()
+            raise translate(error) from error
+
+    async def _together(self, unit: Unit, session: Session, job: Job) -> None:
+        """Run a unit and the record that it is done in one transaction."""
+        limits = "".join(f"SET LOCAL {name} = {milliseconds(secs)}; " for name, secs in self._limits.items())
+        limits += f"{do_block(f'BEGIN {session.note_pid()} END')}; "
+        message = Message(f"{self._label} ")
+        explicit = unit.kind is Kind.COMMIT
+        if not explicit:
+            message.add(f"BEGIN ISOLATION LEVEL READ COMMITTED; {limits}")
+        for number, statement in enumerate(unit.statements, start=unit.first):
+            if explicit and number == unit.past - 1:
+                message.add(f"{self._record(unit.past, unit.past)}; ")
+            message.add(f"{session.marker(str(number))}; ")
+            message.add_statement(statement)
+            if explicit and number == unit.first:
+                message.add(f" {limits}")
+        if not explicit:
+            message.add(f" {self._record(unit.past, unit.past)}; COMMIT")
+        course = Course(session, job, unit.first)
+        try:
+            await session.run(str(message), on_note=course, on_event=job.on_event)
+        except ServerError as error:
+            await session.recover()
+            raise self._refused(error, message, course.running, UNFINISHED) from error
+
+    async def _alone(self, unit: Unit) -> None:
+        """Run a unit outside of a transaction of ours; that it was begun is recorded first."""
+        job, session = self._job, self._session
+        opaque = unit.kind is Kind.OPAQUE
+        # lock_timeout inside a concurrent build would leave an INVALID index: its waiting is watched instead.
+        limits = (
+            self._limits
+            if opaque
+            else {name: 0.0 if name == "lock_timeout" else secs for name, secs in self._limits.items()}
+        )
+        await self._send(do_block(f"BEGIN {self._record(unit.first, unit.past)}; {_set_for_session(limits)} END"))
+        message = Message(f"{self._label} ")
+        for statement in unit.statements:
+            message.add_statement(statement)
+        session.backend_pid = None  # behind a pooler any: to be found by the label
+        watch = Watch(self._source, session, job, job.limits.lock_retry_secs)
+        with anyio.CancelScope() as patience:
+            if not opaque:
+                watch.out_of_patience = patience.cancel
+            try:
+                async with alongside(partial(watch.keep, 1.0)):
+                    await session.run(str(message), on_event=job.on_event)
+            except ServerError as error:
+                await session.recover()
+                raise self._refused(error, message, unit.first, UNKNOWN if opaque else UNFINISHED) from error
+        if patience.cancelled_caught:
+            await session.recover()
+            statement = unit.statements[0]
+            raise LockTimeout(
+                f"{self._migration.file}:{statement.line}: waited for others for {watch.blocked_secs:.0f} s"
+                f" and was cancelled{watch.said()}",
+                hint=f"{watch.hint()}; {UNFINISHED}",
+                blockers=watch.blockers,
+                version=self._migration.version,
+                file=self._migration.file,
+                line=statement.line,
+                excerpt=sql.excerpt(self._migration.sql, statement.start, file=self._migration.file),
+            )
+        if unit.kind is Kind.CREATE_INDEX_CONCURRENTLY:
+            await self._insist_on_valid(unit.statements[0])
+
+    def _refused(self, error: ServerError, message: Message, running: int, aftermath: str) -> Exception:
+        offset = None
+        if error.position:
+            offset = message.script_offset(error.position, counts_bytes=self._session.counts_bytes)
+        statement = self._statements[min(running, len(self._statements) - 1)]
+        meant = failure(error, self._migration, statement, offset, aftermath=aftermath)
+        return LockUnavailable(meant) if isinstance(meant, LockTimeout) and aftermath is UNFINISHED else meant
+
+    async def _is_done(self, unit: Unit) -> bool:
+        """Tell whether the statement in doubt has done its work, and clear away what it left half done.
+
+        Raises:
+            MigrationInterrupted: that cannot be told.
+        """
+        statement = unit.statements[0]
+        if unit.kind is Kind.CREATE_INDEX_CONCURRENTLY:
+            build = sql.index_build(statement)
+            if build is None or build.name is None:
+                raise self._cannot_tell()
+            index = await self._index(build)
+            if index.name is not None and not index.valid:
+                self._job.on_event(
+                    Warned(message=f"dropping the INVALID index {index.name} that an interrupted run left")
+                )
+                await self._send(do_block(f"BEGIN {_set_for_session({'lock_timeout': 0.0})} END"))
+                await self._send(f"DROP INDEX CONCURRENTLY {index.name}")
+                return False
+            return index.name is not None
+        if unit.kind is Kind.DROP_INDEX_CONCURRENTLY:
+            names = sql.dropped_indexes(statement)
+            if not names:
+                raise self._cannot_tell()
+            shown = ", ".join(f"pg_catalog.to_regclass({literal('.'.join(map(identifier, name)))})" for name in names)
+            return not (await self._ask(f"pg_catalog.num_nonnulls({shown})", int))
+        return False
+
+    def _cannot_tell(self) -> MigrationInterrupted:
+        conflict = conflict_of(self._job.script.step)
+        return MigrationInterrupted(conflict.message, conflicts=(conflict,), hint=conflict.hint)
+
+    async def _insist_on_valid(self, statement: sql.Statement) -> None:
+        """Raise if the index is INVALID: with IF NOT EXISTS the server is content with the ruin of an earlier build."""
+        build = sql.index_build(statement)
+        if build is None or build.name is None:
+            return
+        index = await self._index(build)
+        if index.name is not None and not index.valid:
+            migration = self._migration
+            raise MigrationFailed(
+                f"{migration.file}:{statement.line}: index {index.name} exists and is INVALID: an earlier build failed",
+                hint=f"DROP INDEX CONCURRENTLY {index.name}; then run `ampd migrate` again",
+                version=migration.version,
+                file=migration.file,
+                line=statement.line,
+                excerpt=sql.excerpt(migration.sql, statement.start, file=migration.file),
+            )
+
+    async def _index(self, build: sql.IndexBuild) -> _Index:
+        table = literal(".".join(map(identifier, build.table)))
+        return await self._ask(
+            f"""(SELECT pg_catalog.jsonb_build_object('valid', pg_catalog.bool_and(i.indisvalid AND i.indisready),
+                'name', pg_catalog.min(pg_catalog.format('%I.%I', n.nspname, c.relname)))
+            FROM pg_catalog.pg_index i
+            JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) i.indexrelid
+            JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+            WHERE i.indrelid OPERATOR(pg_catalog.=) pg_catalog.to_regclass({table})
+              AND c.relname OPERATOR(pg_catalog.=) {literal(build.name)})""",
+            _Index,
+        )
+
+    async def _ask(self, expression: str, kind: type[T]) -> T:
+        body = f"BEGIN {self._session.note(expression)} END"
+        return await self._session.ask(f"BEGIN READ ONLY; {do_block(body)}; COMMIT", kind)
+
+
+class _Index(msgspec.Struct, frozen=True):
+    """An index as the catalog has it: its qualified and quoted name, or None where there is none."""
+
+    name: str | None
+    valid: bool | None
+
+
+def _set_for_session(limits: Mapping[str, float]) -> str:
+    """Return PL/pgSQL that sets limits beyond the transaction, where they differ: behind a pooler each would leak."""
+    return " ".join(
+        f"IF (SELECT setting OPERATOR(pg_catalog.<>) '{milliseconds(secs)}' FROM pg_catalog.pg_settings "
+        f"WHERE name OPERATOR(pg_catalog.=) '{name}') THEN "
+        f"PERFORM pg_catalog.set_config('{name}', '{milliseconds(secs)}', false); END IF;"
+        for name, secs in limits.items()
+    )

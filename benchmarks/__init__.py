@@ -1,0 +1,1 @@
+"""What ampd costs on the wire, on the clock and at start, beside its peers."""

@@ -1,0 +1,120 @@
+"""ampd beside its peers on one folder of migrations, and the start of `ampd migrate` beside the least that could be."""
+
+import os
+import sys
+from asyncio import create_subprocess_exec
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from subprocess import PIPE, STDOUT
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import TypeVar
+
+from benchmarks.peers import AMPD, PEERS, Absent, Subject, obtain
+from benchmarks.proxy import Proxy
+from benchmarks.record import FLOOR, PeersRecord, Sample, Scenario, facts
+from benchmarks.server import Server
+from benchmarks.workload import LAST_RELATION, Script, workload
+
+FLOOR_SCRIPT = Path(__file__).with_name("floor.py")
+DATABASE = "bench"
+ROUNDS_BY_DELAY = {0.0: 15, 0.005: 5}
+START_ROUNDS = 60
+BYTECODE_KEPT = {"PYTHONDONTWRITEBYTECODE": ""}  # an installed package has its bytecode, a checkout should too
+
+Item = TypeVar("Item")
+SCENARIOS: tuple[Scenario, ...] = ("fresh", "nothing pending")
+
+
+class CommandError(Exception):
+    """A measured command did not do its work."""
+
+
+async def compare(server: Server) -> PeersRecord:
+    """Measures all subjects interleaved: each runs once in every round, and every round begins with another one."""
+    found = [obtain(peer) for peer in PEERS]
+    subjects = [AMPD, *(peer for peer in found if isinstance(peer, Subject))]
+    scripts = workload()
+    with TemporaryDirectory() as scratch:
+        folders = {subject.name: _lay_out(subject, scripts, Path(scratch)) for subject in subjects}
+        samples: list[Sample] = []
+        async with Proxy(*server.address) as proxy:
+            for delay, rounds in ROUNDS_BY_DELAY.items():
+                proxy.delay = delay
+                for number in range(rounds):
+                    _tell(f"round {number + 1} of {rounds}, {delay * 1000:g} ms each way")
+                    for subject in _rotated(subjects, number):
+                        samples += [
+                            s async for s in _migrate_twice(server, proxy, subject, folders[subject.name], number)
+                        ]
+        _tell("process start")
+        samples += [sample async for sample in _starts(server, folders[AMPD.name])]
+    return PeersRecord(
+        facts=facts(await server.release()),
+        migrations=len(scripts),
+        releases={subject.name: subject.origin.release for subject in subjects},
+        absent={peer.name: peer.reason for peer in found if isinstance(peer, Absent)},
+        samples=samples,
+    )
+
+
+async def run(argv: Sequence[str], folder: Path, **environment: str) -> float:
+    """Runs a command to its end and returns the seconds it took."""
+    env = os.environ | BYTECODE_KEPT | environment
+    begin = perf_counter()
+    process = await create_subprocess_exec(*argv, cwd=folder, env=env, stdout=PIPE, stderr=STDOUT)
+    output, _ = await process.communicate()
+    seconds = perf_counter() - begin
+    if process.returncode:
+        raise CommandError(f"{' '.join(argv)}: exit {process.returncode}\n{output.decode()}")
+    return seconds
+
+
+async def _migrate_twice(
+    server: Server, proxy: Proxy, subject: Subject, folder: Path, number: int
+) -> AsyncIterator[Sample]:
+    await server.create_anew(DATABASE)
+    url = server.url_of(DATABASE, through=proxy.port)
+    for scenario in SCENARIOS:
+        proxy.reset()
+        seconds = await run(subject.argv(url), folder, **{subject.url_variable: url})
+        yield Sample(
+            subject=subject.name,
+            scenario=scenario,
+            delay_ms=proxy.delay * 1000,
+            round=number,
+            seconds=seconds,
+            connections=proxy.connections,
+            round_trips=proxy.round_trips,
+        )
+    async with server.connect(DATABASE) as connection:
+        if await connection.fetchval("SELECT to_regclass($1) IS NULL", LAST_RELATION):
+            raise CommandError(f"{subject.name} did not migrate")
+
+
+async def _starts(server: Server, folder: Path) -> AsyncIterator[Sample]:
+    url = server.url_of(DATABASE)
+    environment = {AMPD.url_variable: url}
+    contenders = [(AMPD.name, AMPD.argv(url)), (FLOOR, [sys.executable, str(FLOOR_SCRIPT), url])]
+    await server.create_anew(DATABASE)
+    await run(AMPD.argv(url), folder, **environment)
+    for number in range(START_ROUNDS):
+        for name, argv in _rotated(contenders, number):
+            seconds = await run(argv, folder, **environment)
+            yield Sample(subject=name, scenario="start", delay_ms=0, round=number, seconds=seconds)
+
+
+def _lay_out(subject: Subject, scripts: Sequence[Script], scratch: Path) -> Path:
+    folder = scratch / subject.name
+    folder.mkdir()
+    subject.lay_out(scripts, folder)
+    return folder
+
+
+def _rotated(items: Sequence[Item], by: int) -> Sequence[Item]:
+    turn = by % len(items)
+    return [*items[turn:], *items[:turn]]
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

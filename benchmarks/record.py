@@ -1,0 +1,120 @@
+"""What a run of the benchmark leaves behind: plain values that the report and the plots are made from."""
+
+import os
+import platform
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Literal, TypeVar
+
+import msgspec
+
+RESULTS = Path(__file__).parent / "results"
+
+Scenario = Literal["fresh", "nothing pending", "start"]
+FLOOR = "floor"
+Recorded = TypeVar("Recorded", bound=msgspec.Struct)
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """Where and when the figures were taken."""
+
+    date: str
+    cores: int
+    system: str
+    python: str
+    postgresql: str
+    asyncpg: str
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """One process, from its start to its end."""
+
+    subject: str
+    scenario: Scenario
+    delay_ms: float
+    round: int
+    seconds: float
+    connections: int = 0
+    round_trips: int = 0
+
+
+class PeersRecord(msgspec.Struct, frozen=True):
+    """Every sample of one comparison on one folder; `absent` tells which peers are missing and why."""
+
+    facts: Facts
+    migrations: int
+    releases: dict[str, str]
+    absent: dict[str, str]
+    samples: list[Sample]
+
+    def delays(self) -> list[float]:
+        """The one-way delays in milliseconds that were measured, ascending."""
+        return sorted({sample.delay_ms for sample in self.samples})
+
+    def median(
+        self, subject: str, scenario: Scenario, delay_ms: float, of: Callable[[Sample], float] = lambda s: s.seconds
+    ) -> float:
+        """The median of one figure over all rounds."""
+        return median(of(sample) for sample in self._rounds(subject, scenario, delay_ms).values())
+
+    def ratio(self, subject: str, to: str, scenario: Scenario, delay_ms: float) -> float:
+        """How many times as long one subject takes as another: the median over the rounds, which pair them."""
+        upper, lower = (self._rounds(name, scenario, delay_ms) for name in (subject, to))
+        return median(upper[number].seconds / lower[number].seconds for number in upper)
+
+    def _rounds(self, subject: str, scenario: Scenario, delay_ms: float) -> dict[int, Sample]:
+        wanted = subject, scenario, delay_ms
+        return {s.round: s for s in self.samples if (s.subject, s.scenario, s.delay_ms) == wanted}
+
+
+class Wait(msgspec.Struct, frozen=True, array_like=True):
+    """One read that had to wait, in seconds since the reader that holds the table began."""
+
+    start: float
+    duration: float
+
+
+class Stall(msgspec.Struct, frozen=True):
+    """What the other readers felt while one subject migrated; reads too quick to notice are only counted."""
+
+    subject: str
+    migration_seconds: float
+    reads: int
+    worst_seconds: float
+    waits: list[Wait]
+
+
+class StallRecord(msgspec.Struct, frozen=True):
+    """Stalls under the same holder, one subject after the other."""
+
+    facts: Facts
+    hold_seconds: float
+    migrate_at_seconds: float
+    lock_timeout_seconds: float
+    stalls: list[Stall]
+
+
+def facts(postgresql: str) -> Facts:
+    """The facts of this machine, none of which names it."""
+    return Facts(
+        date=datetime.now(UTC).date().isoformat(),
+        cores=os.cpu_count() or 1,
+        system=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        postgresql=postgresql,
+        asyncpg=version("asyncpg"),
+    )
+
+
+def save(record: PeersRecord | StallRecord, name: str) -> None:
+    """Writes a record as JSON, a line per sample so that two runs can be compared."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_bytes(msgspec.json.encode(record).replace(b"},{", b"},\n{") + b"\n")
+
+
+def load(name: str, kind: type[Recorded]) -> Recorded:
+    """Reads a record that `save` wrote."""
+    return msgspec.json.decode((RESULTS / f"{name}.json").read_bytes(), type=kind)

@@ -1,0 +1,91 @@
+"""The records as Markdown tables."""
+
+from collections.abc import Iterator, Sequence
+
+from benchmarks.peers import AMPD
+from benchmarks.record import FLOOR, PeersRecord, Scenario, StallRecord
+
+
+def peers_report(record: PeersRecord) -> str:
+    """The comparison with the peers, ampd first and then from the fewest round trips to the most."""
+    return "\n".join(_peers_lines(record))
+
+
+def stall_report(record: StallRecord) -> str:
+    """The worst wait of a reader under each subject."""
+    return "\n".join(_stall_lines(record))
+
+
+def _peers_lines(record: PeersRecord) -> Iterator[str]:
+    facts = record.facts
+    yield (
+        f"{facts.date}, {facts.cores} cores, {facts.system}, PostgreSQL {facts.postgresql}, Python {facts.python}, "
+        f"asyncpg {facts.asyncpg}. Medians; a ratio is the median of the time relative to ampd's in the same round."
+    )
+    yield from _scenario(record, "nothing pending", "Nothing pending")
+    yield from _scenario(record, "fresh", f"A fresh run of {record.migrations} migrations")
+    yield f"\n### Process start\n\n{_start(record)}"
+    yield "\nReleases: " + "; ".join(record.releases.values()) + "."
+    for name, reason in record.absent.items():
+        yield f"\n{name} is absent: {reason}."
+
+
+def _scenario(record: PeersRecord, scenario: Scenario, title: str) -> Iterator[str]:
+    delays = record.delays()
+    yield f"\n### {title}\n"
+    per_migration = ["per migration"] if scenario == "fresh" else []
+    times = [heading for delay in delays for heading in (f"{delay * 2:g} ms away", "ratio")]
+    yield _row(["", "connections", "round trips", *per_migration, *times])
+    yield _row([":--", *["--:"] * (2 + len(per_migration) + len(times))])
+    for name in by_round_trips(record, scenario):
+        trips = record.median(name, scenario, delays[0], lambda sample: sample.round_trips)
+        connections = record.median(name, scenario, delays[0], lambda sample: sample.connections)
+        share = [f"{trips / record.migrations:.2f}"] if per_migration else []
+        figures = [
+            figure
+            for delay in delays
+            for figure in (
+                _duration(record.median(name, scenario, delay)),
+                f"{record.ratio(name, AMPD.name, scenario, delay):.2f}",
+            )
+        ]
+        yield _row([name, f"{connections:g}", f"{trips:g}", *share, *figures])
+
+
+def _start(record: PeersRecord) -> str:
+    ampd, floor = (record.median(name, "start", 0) for name in (AMPD.name, FLOOR))
+    return (
+        f"`ampd migrate` with nothing pending takes {record.ratio(AMPD.name, FLOOR, 'start', 0):.3f} times as long as "
+        f"a script that imports the four packages, connects, selects 1 and exits ({_duration(ampd)} and "
+        f"{_duration(floor)})."
+    )
+
+
+def _stall_lines(record: StallRecord) -> Iterator[str]:
+    yield (
+        f"\n### Readers' stall\n\nA reader holds the table for {record.hold_seconds:g} s; `lock_timeout_secs` is "
+        f"{record.lock_timeout_seconds:g}.\n"
+    )
+    yield _row(["", "worst stall of another reader", "reads meanwhile", "the migration took"])
+    yield _row([":--", "--:", "--:", "--:"])
+    for stall in record.stalls:
+        took = _duration(stall.migration_seconds)
+        yield _row([stall.subject, _duration(stall.worst_seconds), str(stall.reads), took])
+
+
+def by_round_trips(record: PeersRecord, scenario: Scenario) -> list[str]:
+    """ampd, then its peers from the fewest round trips to the most."""
+    delay = record.delays()[0]
+
+    def rank(name: str) -> tuple[bool, float]:
+        return name != AMPD.name, record.median(name, scenario, delay, lambda sample: sample.round_trips)
+
+    return sorted(record.releases, key=rank)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"

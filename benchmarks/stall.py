@@ -1,0 +1,93 @@
+"""What other readers feel while a migration waits for a table that one long reader holds."""
+
+import asyncio
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+
+from benchmarks.compare import run
+from benchmarks.peers import AMPD
+from benchmarks.record import Stall, StallRecord, Wait, facts
+from benchmarks.server import Server
+from benchmarks.workload import Script
+
+DATABASE = "bench_stall"
+HOLD_SECONDS = 30.0
+MIGRATE_AT_SECONDS = 2.0
+LOCK_TIMEOUT_SECONDS = 1.0
+READERS = 4
+PAUSE_SECONDS = 0.01
+NOTICEABLE_SECONDS = 0.05
+
+PREPARE = "CREATE TABLE visits (id bigint PRIMARY KEY); INSERT INTO visits SELECT generate_series(1, 1000)"
+READ = "SELECT 1 FROM visits LIMIT 1"
+MIGRATION = Script(1, "add_note", "ALTER TABLE visits ADD COLUMN note text;\n")
+
+
+async def stall(server: Server) -> StallRecord:
+    """Lets ampd and psql run the same migration, one after the other, each on its own database."""
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        AMPD.lay_out([MIGRATION], folder)
+        url = server.url_of(DATABASE)
+        commands = {
+            AMPD.name: AMPD.argv(url),
+            "psql": [shutil.which("psql") or "psql", "--no-psqlrc", url, "--command", MIGRATION.sql],
+        }
+        stalls = [await _stall_under(server, name, argv, folder) for name, argv in commands.items()]
+    return StallRecord(
+        facts=facts(await server.release()),
+        hold_seconds=HOLD_SECONDS,
+        migrate_at_seconds=MIGRATE_AT_SECONDS,
+        lock_timeout_seconds=LOCK_TIMEOUT_SECONDS,
+        stalls=stalls,
+    )
+
+
+async def _stall_under(server: Server, name: str, argv: Sequence[str], folder: Path) -> Stall:
+    await server.create_anew(DATABASE)
+    async with server.connect(DATABASE) as connection:
+        await connection.execute(PREPARE)
+    begin = perf_counter()
+    done = asyncio.Event()
+    async with asyncio.TaskGroup() as everyone:
+        everyone.create_task(_hold(server))
+        readers = [everyone.create_task(_read(server, begin, done)) for _ in range(READERS)]
+        await asyncio.sleep(MIGRATE_AT_SECONDS)
+        seconds = await run(argv, folder, **_environment(server))
+        await asyncio.sleep(begin + HOLD_SECONDS + 1 - perf_counter())
+        done.set()
+    reads = [read for reader in readers for read in reader.result()]
+    return Stall(
+        subject=name,
+        migration_seconds=seconds,
+        reads=len(reads),
+        worst_seconds=max(read.duration for read in reads),
+        waits=sorted((r for r in reads if r.duration >= NOTICEABLE_SECONDS), key=lambda read: read.start),
+    )
+
+
+async def _hold(server: Server) -> None:
+    async with server.connect(DATABASE) as connection, connection.transaction():
+        await connection.execute(READ)
+        await asyncio.sleep(HOLD_SECONDS)
+
+
+async def _read(server: Server, begin: float, done: asyncio.Event) -> list[Wait]:
+    reads = []
+    async with server.connect(DATABASE) as connection:
+        while not done.is_set():
+            start = perf_counter()
+            await connection.execute(READ)
+            reads.append(Wait(start - begin, perf_counter() - start))
+            await asyncio.sleep(PAUSE_SECONDS)
+    return reads
+
+
+def _environment(server: Server) -> dict[str, str]:
+    return {
+        AMPD.url_variable: server.url_of(DATABASE),
+        "AMP_CONFIG_METADATA_DB__MIGRATIONS__LOCK_TIMEOUT_SECS": f"{LOCK_TIMEOUT_SECONDS:g}",
+    }

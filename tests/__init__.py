@@ -1,0 +1,1 @@
+"""ampd against a real PostgreSQL."""

@@ -1,0 +1,101 @@
+"""One PostgreSQL server for the whole run, a fresh database for each test that asks for one, and the command line."""
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import msgspec
+import pytest
+from anyio.from_thread import start_blocking_portal
+
+from ampd.solo import local_server
+from tests.servers import Ampd, Database, Role, Server
+
+SETTINGS = {
+    "max_connections": "300",
+    "max_prepared_transactions": "10",
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "autovacuum": "off",
+    "jit": "off",
+}
+_SERVER = pytest.StashKey[Server]()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Start the server once, in pytest-xdist's controller, and tell each worker where it is."""
+    node.workerinput["server"] = msgspec.to_builtins(_server(node.config))
+
+
+def _server(config: pytest.Config) -> Server:
+    if hasattr(config, "workerinput"):
+        return msgspec.convert(config.workerinput["server"], Server)
+    if _SERVER not in config.stash:
+        stack = ExitStack()
+        config.add_cleanup(stack.close)
+        config.stash[_SERVER] = _start(stack)
+    return config.stash[_SERVER]
+
+
+def _start(stack: ExitStack) -> Server:
+    folder = Path(tempfile.mkdtemp(prefix="ampd-tests-"))
+    stack.callback(shutil.rmtree, folder)
+    folder.chmod(0o711)
+    bindir = os.environ.get("AMPD_TEST_BINDIR")
+    run = local_server(folder / "db", bindir=Path(bindir) if bindir else None, tcp=True, settings=SETTINGS)
+    portal = stack.enter_context(start_blocking_portal())
+    local = stack.enter_context(portal.wrap_async_context_manager(run))
+    installation = local.installation
+    return Server(local.port, str(local.socket_dir), str(local.data_dir), str(installation.bindir), installation.major)
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Asyncio is the one event loop that asyncpg runs on."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def server(request: pytest.FixtureRequest) -> Server:
+    """The run's PostgreSQL server."""
+    return _server(request.config)
+
+
+@pytest.fixture
+async def database(server: Server, anyio_backend: str) -> AsyncIterator[Database]:  # noqa: ARG001 - for sync tests too
+    """A fresh, empty database, dropped after the test together with the roles that are named after it."""
+    fresh = Database(server, f"test_{uuid.uuid4().hex[:12]}")
+    admin = await asyncpg.connect(server.socket_url())
+    try:
+        await admin.execute(f"CREATE DATABASE {fresh.name} TEMPLATE template0")
+        yield fresh
+        await admin.execute(f"DROP DATABASE IF EXISTS {fresh.name} WITH (FORCE)")
+        for role in await admin.fetch("SELECT rolname FROM pg_roles WHERE starts_with(rolname, $1)", f"{fresh.name}_"):
+            await admin.execute(f"DROP ROLE {role['rolname']}")
+    finally:
+        await admin.close()
+
+
+@pytest.fixture
+async def reader(database: Database) -> Role:
+    """A role that may SELECT from whatever the superuser makes in the schema public, and do nothing else there."""
+    role = await database.role("reader", "SELECT ON ALL TABLES IN SCHEMA public")
+    await database.execute(
+        f"ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT ON TABLES TO {role.name};"
+        "REVOKE CREATE ON SCHEMA public FROM PUBLIC"
+    )
+    return role
+
+
+@pytest.fixture
+def ampd(tmp_path: Path) -> Ampd:
+    """The command line, run in a folder of the test's own."""
+    return Ampd(tmp_path)

@@ -1,0 +1,273 @@
+"""The managed local PostgreSQL: found, made once, one per folder, gone when it should be."""
+
+import os
+import shutil
+import sys
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import anyio
+import asyncpg
+import pytest
+
+from ampd import solo
+from ampd.errors import ConfigError, ConnectionFailed
+from ampd.solo import LocalServer, find_postgres, local_server
+from tests.servers import Server
+
+pytestmark = pytest.mark.anyio
+
+PROGRAM = """
+import sys
+from pathlib import Path
+import anyio
+from ampd.solo import local_server
+
+async def main() -> None:
+    async with local_server(Path(sys.argv[1]), bindir=Path(sys.argv[2])):
+        print("ready", flush=True)
+        await anyio.sleep_forever()
+
+anyio.run(main)
+"""
+
+
+@pytest.fixture
+def bindir(server: Server) -> Path:
+    """The binaries that this run of the tests is about."""
+    return Path(server.bindir)
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    """Where a cluster is to be."""
+    return tmp_path / "amp" / "metadb"
+
+
+async def query(server: LocalServer, sql: str) -> object:
+    """Return the first value that a query gives."""
+    connection = await asyncpg.connect(server.url)
+    try:
+        return await connection.fetchval(sql)
+    finally:
+        await connection.close()
+
+
+def commands_naming(path: Path) -> list[bytes]:
+    """Return the command line of every process that has the path in it, where the system lists them in /proc."""
+    commands = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            commands.append(file.read_bytes())
+    return [command for command in commands if os.fsencode(path) in command]
+
+
+def fake_postgres(bindir: Path, version: str) -> Path:
+    """Make programs that only tell their version."""
+    bindir.mkdir(parents=True)
+    for name in ("initdb", "postgres"):
+        (bindir / name).write_text(f'#!/bin/sh\necho "{name} (PostgreSQL) {version}"\n')
+        (bindir / name).chmod(0o755)
+    return bindir
+
+
+@pytest.fixture
+def bare_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A system without any PostgreSQL."""
+    monkeypatch.setenv("PATH", str(tmp_path / "path"))
+    monkeypatch.setattr(solo, "_USUAL_PLACES", ("nowhere/*/bin",))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+
+
+@pytest.mark.usefixtures("bare_system")
+def test_postgres_on_path_wins_over_the_usual_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first PostgreSQL on PATH is taken, through a symbolic link too, and then the newest in the usual places."""
+    for major in (9, 14, 15):
+        fake_postgres(tmp_path / "usual" / str(major) / "bin", f"{major}.1")
+    monkeypatch.setattr(solo, "_USUAL_PLACES", (f"{tmp_path}/usual/*/bin".lstrip("/"),))
+    assert find_postgres().major == 15
+    on_path = fake_postgres(tmp_path / "elsewhere", "13.2 (Debian 13.2-1)")
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "initdb").symlink_to(on_path / "initdb")
+    assert find_postgres() == solo.Installation(on_path, 13)
+    assert find_postgres(major=14).bindir == tmp_path / "usual" / "14" / "bin"
+
+
+@pytest.mark.usefixtures("bare_system")
+def test_no_postgres_names_the_extra(tmp_path: Path) -> None:
+    """Without any PostgreSQL the error says where it was sought and what to install."""
+    with pytest.raises(ConfigError) as error:
+        find_postgres()
+    assert str(error.value) == (
+        "no PostgreSQL server found on PATH, in the system's usual places, or in the extra ampd[solo]"
+        " (initdb and postgres, version 13 or newer)\n"
+        'hint: pip install "ampd[solo]"'
+    )
+    with pytest.raises(ConfigError, match=f"found in {tmp_path} "):
+        find_postgres(tmp_path)
+
+
+async def test_a_cluster_of_another_version_is_refused(data_dir: Path, bindir: Path, server: Server) -> None:
+    """A cluster that no PostgreSQL at hand can run is left alone, and both versions are named."""
+    data_dir.mkdir(parents=True)
+    (data_dir / "PG_VERSION").write_text("12\n")
+    with pytest.raises(ConfigError) as error:
+        async with local_server(data_dir, bindir=bindir):
+            pass
+    assert str(error.value) == (
+        f"the cluster was made by PostgreSQL 12, and here is only {server.major}\n"
+        "hint: install PostgreSQL 12, or choose another folder with --amp-dir"
+    )
+
+
+async def test_data_survive_a_restart(data_dir: Path, bindir: Path) -> None:
+    """The cluster is made once, and what was written in it is there the next time."""
+    async with local_server(data_dir, bindir=bindir) as server:
+        await query(server, "CREATE TABLE kept AS SELECT 42 AS answer")
+        made = await query(server, "SELECT system_identifier FROM pg_control_system()")
+    async with local_server(data_dir, bindir=bindir, tcp=True, settings={"work_mem": "5MB"}) as server:
+        assert await query(server, "SELECT answer FROM kept") == 42
+        assert await query(server, "SELECT system_identifier FROM pg_control_system()") == made
+        assert await query(server, "SHOW work_mem") == "5MB"
+        connection = await asyncpg.connect(server.tcp_url)
+        assert await connection.fetchval("SELECT current_database()") == "amp"
+        await connection.close()
+
+
+async def test_stopping_leaves_nothing_behind(data_dir: Path, bindir: Path) -> None:
+    """After the block neither the server nor its socket, pid file or half-made cluster is left, though a client was."""
+    async with local_server(data_dir, bindir=bindir) as server:
+        client = await asyncpg.connect(server.url)
+        assert server.tcp_url is None
+        assert oct(data_dir.stat().st_mode)[-3:] == "700"
+    assert server.process.returncode == 0
+    assert not [path.name for path in data_dir.iterdir() if path.name.startswith((".s.PGSQL", "postmaster.pid"))]
+    assert {path.name for path in data_dir.parent.iterdir()} == {"metadb", "metadb.lock", "metadb.log"}
+    client.terminate()
+
+
+async def test_a_crashed_server_starts_again(data_dir: Path, bindir: Path) -> None:
+    """A server killed with connections open is noticed, and the next one recovers what was committed."""
+    async with local_server(data_dir, bindir=bindir) as server:
+        await query(server, "CREATE TABLE kept AS SELECT 42 AS answer")
+        client = await asyncpg.connect(server.url)
+        server.process.kill()
+        with pytest.raises(ConnectionFailed, match="the local PostgreSQL server has ended"):
+            await server.ended()
+    async with local_server(data_dir, bindir=bindir) as server:
+        assert await query(server, "SELECT answer FROM kept") == 42
+    client.terminate()
+
+
+async def test_a_leftover_server_is_replaced(data_dir: Path, bindir: Path) -> None:
+    """A server that nobody holds any more is stopped before ours starts, even while a client is connected to it."""
+    async with local_server(data_dir, bindir=bindir) as server:
+        pass
+    launcher = solo._Launcher.choose(server.installation, data_dir)
+    leftover = solo._start(server.installation, data_dir, data_dir, False, {}, launcher)
+    assert await solo._is_ready(leftover)
+    client = await asyncpg.connect(leftover.url)
+    async with local_server(data_dir, bindir=bindir) as server:
+        assert leftover.process.wait() == 0
+        assert await query(server, "SELECT 1") == 1
+    client.terminate()
+
+
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv, as on Linux")
+async def test_a_killed_ampd_takes_its_server_along(data_dir: Path, bindir: Path) -> None:
+    """However its parent dies, the server stops, and the next start finds its data."""
+    async with await anyio.open_process([sys.executable, "-c", PROGRAM, data_dir, bindir], stderr=None) as parent:
+        assert parent.stdout is not None
+        assert (await parent.stdout.receive()).startswith(b"ready")
+        parent.kill()
+    with anyio.fail_after(10):
+        while (data_dir / "postmaster.pid").exists():  # noqa: ASYNC110 - another program's file
+            await anyio.sleep(0.01)
+    async with local_server(data_dir, bindir=bindir) as server:
+        assert await query(server, "SELECT 1") == 1
+
+
+async def test_a_stale_pid_file_is_no_obstacle(data_dir: Path, bindir: Path) -> None:
+    """A pid file whose number now belongs to another process, here this one, neither stops the start nor harms it."""
+    async with local_server(data_dir, bindir=bindir):
+        remains = (data_dir / "postmaster.pid").read_text()
+    (data_dir / "postmaster.pid").write_text("\n".join([str(os.getpid()), *remains.split("\n")[1:]]))
+    async with local_server(data_dir, bindir=bindir) as server:
+        assert await query(server, "SELECT 1") == 1
+
+
+async def test_one_folder_has_one_server(data_dir: Path, bindir: Path) -> None:
+    """A second start says that there is a first, and where to reach it."""
+    async with local_server(data_dir, bindir=bindir) as server:
+        with pytest.raises(ConfigError) as error:
+            async with local_server(data_dir, bindir=bindir):
+                pass
+        assert await query(server, "SELECT 1") == 1
+    assert str(error.value) == (
+        f"another ampd runs the server in {data_dir}\n"
+        f"hint: use it at {server.url}, or choose another folder with --amp-dir"
+    )
+
+
+@pytest.mark.parametrize("name", ["a folder, with %41+é 'and' \"so on\"", "x" * 100], ids=["odd", "long"])
+async def test_any_path_will_do(data_dir: Path, bindir: Path, name: str) -> None:
+    """Where the folder's path fits no URL or socket address, the URL names a private folder that is gone afterwards."""
+    async with local_server(data_dir.parent / name / "metadb", bindir=bindir) as server:
+        (host,) = parse_qs(urlsplit(server.url).query)["host"]
+        assert await query(server, "SELECT 1") == 1
+        assert Path(host) == server.socket_dir != server.data_dir
+        assert oct(server.socket_dir.stat().st_mode)[-3:] == "700"
+    assert not server.socket_dir.exists()
+
+
+async def test_an_unfinished_cluster_is_made_anew(data_dir: Path, bindir: Path) -> None:
+    """What a killed initdb left is not taken for a cluster."""
+    unfinished = data_dir.with_name("metadb.new")
+    unfinished.mkdir(parents=True)
+    (unfinished / "PG_VERSION").write_text("15\n")
+    async with local_server(data_dir, bindir=bindir) as server:
+        assert await query(server, "SELECT current_database()") == "amp"
+    assert not unfinished.exists()
+
+
+async def test_a_folder_with_other_files_is_refused(data_dir: Path, bindir: Path) -> None:
+    """Somebody's files are never mixed with a cluster."""
+    data_dir.mkdir(parents=True)
+    (data_dir / "thesis.txt").touch()
+    with pytest.raises(ConfigError, match="holds something else than a cluster"):
+        async with local_server(data_dir, bindir=bindir):
+            pass
+    assert [path.name for path in data_dir.iterdir()] == ["thesis.txt"]
+
+
+async def test_a_failed_start_shows_the_log(data_dir: Path, bindir: Path) -> None:
+    """When the server refuses to start, the error holds what it said and where the rest is."""
+    with pytest.raises(ConnectionFailed) as error:
+        async with local_server(data_dir, bindir=bindir, settings={"no_such_setting": "1"}):
+            pass
+    assert error.value.message == "the local PostgreSQL server does not start"
+    assert str(error.value.detail).endswith('FATAL:  unrecognized configuration parameter "no_such_setting"')
+    assert error.value.hint == f"the whole log is in {data_dir}.log"
+
+
+async def test_a_cancelled_start_leaves_no_process(data_dir: Path, bindir: Path) -> None:
+    """Giving up while initdb runs ends it, and the next start is as good as the first."""
+    with anyio.move_on_after(0.2) as scope:
+        async with local_server(data_dir, bindir=bindir):
+            pass
+    assert scope.cancelled_caught
+    assert not commands_naming(data_dir)
+    assert not data_dir.with_name("metadb.new").exists()
+    async with local_server(data_dir, bindir=bindir) as server:
+        assert await query(server, "SELECT 1") == 1
+
+
+async def test_the_callers_environment_is_kept_out(
+    data_dir: Path, bindir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Variables meant for another server change neither ours nor its URL."""
+    for name, value in {"PGDATA": "/nowhere", "PGPORT": "1", "PGHOST": "/nowhere", "PGUSER": "nobody"}.items():
+        monkeypatch.setenv(name, value)
+    async with local_server(data_dir, bindir=bindir) as server:
+        assert await query(server, "SELECT current_user || '@' || current_database()") == "postgres@amp"

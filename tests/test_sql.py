@@ -1,0 +1,563 @@
+"""The SQL lexer: literal tables, PostgreSQL's own parser as the judge, and laws over arbitrary text."""
+
+import os
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from pglast import parser
+
+from ampd.sql import (
+    IndexBuild,
+    Kind,
+    Statement,
+    dropped_indexes,
+    excerpt,
+    index_build,
+    kind,
+    locate,
+    problems,
+    split,
+)
+
+NASTY = (
+    "SELECT 'a;''b'; SELECT E'it\\'s;\\\\'; SELECT 'c:\\';SELECT e'\\\\';",
+    "SELECT 'one;'\n  'two;' ; SELECT E'\\''\n\n'\\';' -- joined; \n ';\\'' ; SELECT 2",
+    "SELECT 'a' -- c'omment;\n'b\\';SELECT E'a' -- it's\n'\\';';SELECT 3",
+    "SELECT U&'d\\0061t;' , u&'!0061' UESCAPE '!', B'01' , X'1F', N'n;\\';SELECT b'1'\n'0'",
+    'SELECT "a;""b", U&"\\0441;" FROM "t;"; SELECT "E\'"',
+    "/* a; /* b; */ c; */ SELECT 1 /* ' */ ; /*/ ;*/ /**/ SELECT 2 /***/; SELECT 3 /* /*/**/*/ ; */",
+    "-- ' ; \"\nSELECT 1 -- one;\r + 2; --;\n--\nSELECT 2--",
+    "SELECT $$;$$, $a$;$b$;$$;$a$, $é_1$;$é$;$é_1$; SELECT $a$$a$; SELECT $_$ $a$_ $_$",
+    "CREATE TABLE a$b$c (x$1 int, é$ë$ int); SELECT x$1 FROM a$b$c; SELECT 1",
+    "PREPARE p AS SELECT $1,$2::text; SELECT $1+$$;$$; SELECT 1-$$;$$; SELECT $1",
+    "SELECT 1--;\n, 2 */* ; */ 3; SELECT 4 @-/*;*/ 5; SELECT 6 +--;\n 7; SELECT '{}'::jsonb #>> '{a}' ?| ARRAY['x']",
+    "CREATE RULE r AS ON INSERT TO t DO ALSO (INSERT INTO u VALUES (1); DELETE FROM v;); SELECT 1",
+    "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; SELECT CASE WHEN true THEN 2 END; END; SELECT 1",
+    "create or replace procedure p() begin /* ; */ atomic end; select 1",
+    "CREATE FUNCTION f(a int) RETURNS int LANGUAGE sql BEGIN ATOMIC\n"
+    "  SELECT t.end, t.case, t.begin, 1 AS end, 2 AS case FROM t;\n"
+    "  SELECT CASE WHEN a > 0 THEN CASE a WHEN 1 THEN 2 END ELSE 3 END;\n"
+    "  RETURN 1;;\nEND; SELECT 2",
+    "CREATE FUNCTION f() RETURNS text LANGUAGE sql BEGIN ATOMIC SELECT 1 end; SELECT 'END;'; END; SELECT 3",
+    "CREATE FUNCTION f() RETURNS xml BEGIN ATOMIC SELECT xmlelement(name end); RETURN NULL; END; SELECT 4",
+    "CREATE FUNCTION begin() RETURNS int RETURN 1; BEGIN; SELECT 1; END; BEGIN WORK; COMMIT",
+    "CREATE TABLE atomic (begin int, atomic int); SELECT begin, atomic FROM atomic; BEGIN; END",
+    "CREATE FUNCTION f() RETURNS void LANGUAGE plpgsql AS $f$ BEGIN PERFORM $q$;$q$; END; $f$; DO $$BEGIN NULL; END$$",
+    ";;; SELECT 1 ;; /* nothing */ ; -- nothing\n;",
+    "SELECT (1), ((';')), (SELECT max(x) FROM (VALUES (1), (2)) v (x)); SELECT (ARRAY[1])[1]",
+    "\tSELECT\f1\v;\r\nSELECT 'é;ß', '日本;' AS \"名;\", größe FROM straße;SELECT 1",
+    "SELECT 1e10, .5, 1., 0x1F, 1_000; SELECT 1.5e-3;SELECT a.b.c,a[1:2], x::int4 FROM a",
+    "SELECT e, E, e.e FROM e; SELECT 1 AS e; SELECT e''",
+    "SELECT ''''; SELECT ''''''; SELECT E''''; SELECT ''",
+)
+
+
+def assert_split_as_postgresql_does(script: str) -> None:
+    """Hold our statements' starts against PostgreSQL's parser, and their ends against its scanner."""
+    tokens = [token for token in parser.scan(script) if token.name not in ("SQL_COMMENT", "C_COMMENT", "ASCII_59")]
+    starts = [raw.stmt_location or 0 for raw in parser.parse_sql(script)]
+    expected = []
+    for start, following in pairwise((*starts, len(script))):
+        expected.append((start, max(token.end + 1 for token in tokens if start <= token.start < following)))
+    assert [(statement.start, statement.end) for statement in split(script)] == expected
+
+
+def accepted(script: str) -> bool:
+    """Tell whether PostgreSQL's parser takes a script."""
+    try:
+        parser.parse_sql(script)
+    except parser.ParseError:
+        return False
+    return True
+
+
+def only(script: str) -> Statement:
+    """Take the one statement of a script."""
+    (statement,) = split(script)
+    return statement
+
+
+def messages(script: str, *, transactional: bool = True) -> list[tuple[int, int, str]]:
+    """Reduce the problems of a script to line, column and message."""
+    return [(each.line, each.column, each.message) for each in problems(script, transactional=transactional)]
+
+
+# Splitting
+
+
+@pytest.mark.parametrize("script", NASTY)
+def test_statements_end_where_postgresql_ends_them(script: str) -> None:
+    """Every nasty construct is split exactly as by PostgreSQL's own parser."""
+    assert_split_as_postgresql_does(script)
+
+
+def test_a_statement_knows_its_place_and_its_words() -> None:
+    """A statement carries its text without semicolon and outer comments, its place and its leading words."""
+    script = '-- first\ncreate Unique index if not exists i /* x */ ON t (a) -- why\n;\n\nDROP TABLE "ON" ;'
+    assert split(script) == (
+        Statement(
+            text="create Unique index if not exists i /* x */ ON t (a)",
+            start=9,
+            end=61,
+            line=2,
+            words=("CREATE", "UNIQUE", "INDEX", "IF", "NOT", "EXISTS", "I", "ON"),
+        ),
+        Statement(text='DROP TABLE "ON"', start=72, end=87, line=5, words=("DROP", "TABLE")),
+    )
+
+
+@pytest.mark.parametrize("script", ["", " \n\t", ";", ";;\n;", "-- nothing", "/* nothing; */", "--\r;--\n/**/;"])
+def test_empty_statements_are_dropped(script: str) -> None:
+    """Comments, white space and lone semicolons are no statements."""
+    assert split(script) == ()
+
+
+def test_words_fold_like_keywords() -> None:
+    """Only ASCII letters fold, so a look-alike letter never makes a keyword."""
+    assert only("\u017fet beg\u0131n x").words == ("\u017fET", "BEG\u0131N", "X")
+    assert only("straße é").words == ("STRAßE", "é")
+
+
+@pytest.mark.parametrize(
+    ("script", "texts"),
+    [
+        ("\\connect db\nSELECT 1;", ["\\connect db", "SELECT 1"]),
+        ("SELECT 1 \\gset\n; SELECT 2", ["SELECT 1 \\gset", "SELECT 2"]),
+        ("SELECT 1; SELECT 'a; b", ["SELECT 1", "SELECT 'a; b"]),
+        ("SELECT 1; SELECT E'a\\'; b", ["SELECT 1", "SELECT E'a\\'; b"]),
+        ("SELECT 1; SELECT 'a''; b", ["SELECT 1", "SELECT 'a''; b"]),
+        ("SELECT 1; /* a; /* b; */", ["SELECT 1", "/* a; /* b; */"]),
+        ("SELECT $a$ ; $b$ ; $", ["SELECT $a$ ; $b$ ; $"]),
+        ("SELECT (1; SELECT 2", ["SELECT (1; SELECT 2"]),
+        ("SELECT 1); SELECT 2", ["SELECT 1)", "SELECT 2"]),
+        ("CREATE FUNCTION f() BEGIN ATOMIC SELECT CASE; END; SELECT 2", None),
+        ("SELECT $a; SELECT 2$; SELECT 3", ["SELECT $a", "SELECT 2$", "SELECT 3"]),
+    ],
+)
+def test_what_is_no_sql_degrades_gracefully(script: str, texts: list[str] | None) -> None:
+    """Text that PostgreSQL would refuse still comes apart without loss, in the most useful way."""
+    found = [statement.text for statement in split(script)]
+    assert found == (texts or ["CREATE FUNCTION f() BEGIN ATOMIC SELECT CASE; END", "SELECT 2"])
+
+
+# Classification
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("SELECT 1", Kind.TRANSACTIONAL),
+        ("(SELECT 1)", Kind.TRANSACTIONAL),
+        ("CREATE INDEX i ON t (a)", Kind.TRANSACTIONAL),
+        ('CREATE INDEX "concurrently" ON t (a)', Kind.TRANSACTIONAL),
+        ("REFRESH MATERIALIZED VIEW CONCURRENTLY v", Kind.TRANSACTIONAL),
+        ("begin", Kind.BEGIN),
+        ("BEGIN ISOLATION LEVEL SERIALIZABLE", Kind.BEGIN),
+        ("START /**/ TRANSACTION READ ONLY", Kind.BEGIN),
+        ("COMMIT", Kind.COMMIT),
+        ("END WORK", Kind.COMMIT),
+        ("ROLLBACK", Kind.ROLLBACK),
+        ("abort", Kind.ROLLBACK),
+        ("ROLLBACK TO SAVEPOINT s", Kind.TRANSACTIONAL),
+        ("ROLLBACK WORK TO s", Kind.TRANSACTIONAL),
+        ("SAVEPOINT s", Kind.TRANSACTIONAL),
+        ("RELEASE s", Kind.TRANSACTIONAL),
+        ("PREPARE TRANSACTION 'x'", Kind.OPAQUE),
+        ("COMMIT PREPARED 'x'", Kind.OPAQUE),
+        ("ROLLBACK PREPARED 'x'", Kind.OPAQUE),
+        ("PREPARE p AS SELECT 1", Kind.TRANSACTIONAL),
+        ("CREATE UNIQUE INDEX CONCURRENTLY i ON t (a)", Kind.CREATE_INDEX_CONCURRENTLY),
+        ("create index concurrently on t (a)", Kind.CREATE_INDEX_CONCURRENTLY),
+        ("DROP INDEX CONCURRENTLY IF EXISTS i", Kind.DROP_INDEX_CONCURRENTLY),
+        ("DROP INDEX i", Kind.TRANSACTIONAL),
+        ("VACUUM", Kind.REPEATABLE),
+        ("VACUUM (FULL) t", Kind.REPEATABLE),
+        ("REINDEX INDEX CONCURRENTLY i", Kind.REPEATABLE),
+        ("REINDEX (VERBOSE) TABLE CONCURRENTLY t", Kind.REPEATABLE),
+        ("REINDEX (CONCURRENTLY, VERBOSE) TABLE t", Kind.REPEATABLE),
+        ("REINDEX (VERBOSE, CONCURRENTLY true) TABLE t", Kind.REPEATABLE),
+        ("REINDEX (CONCURRENTLY off, VERBOSE) TABLE t", Kind.TRANSACTIONAL),
+        ("REINDEX (CONCURRENTLY 0) TABLE t", Kind.TRANSACTIONAL),
+        ("REINDEX (CONCURRENTLY 'false') TABLE t", Kind.TRANSACTIONAL),
+        ('REINDEX TABLE "concurrently"', Kind.TRANSACTIONAL),
+        ("REINDEX TABLE t", Kind.TRANSACTIONAL),
+        ("REINDEX SCHEMA s", Kind.REPEATABLE),
+        ("REINDEX (VERBOSE) DATABASE d", Kind.REPEATABLE),
+        ("REINDEX SYSTEM", Kind.REPEATABLE),
+        ("CLUSTER", Kind.REPEATABLE),
+        ("CLUSTER VERBOSE", Kind.REPEATABLE),
+        ("CLUSTER (VERBOSE)", Kind.REPEATABLE),
+        ("CLUSTER VERBOSE t", Kind.TRANSACTIONAL),
+        ("CLUSTER (VERBOSE) t USING i", Kind.TRANSACTIONAL),
+        ('CLUSTER "verbose"', Kind.TRANSACTIONAL),
+        ("ALTER SYSTEM SET work_mem = 1", Kind.REPEATABLE),
+        ("DISCARD ALL", Kind.REPEATABLE),
+        ("DISCARD PLANS", Kind.SESSION),
+        ("DROP DATABASE IF EXISTS d", Kind.REPEATABLE),
+        ("DROP DATABASE d", Kind.OPAQUE),
+        ("DROP TABLESPACE IF EXISTS s", Kind.REPEATABLE),
+        ("DROP TABLESPACE s", Kind.OPAQUE),
+        ("DROP SUBSCRIPTION s", Kind.OPAQUE),
+        ("DROP SUBSCRIPTION IF EXISTS s", Kind.REPEATABLE),
+        ("CREATE DATABASE d", Kind.OPAQUE),
+        ("CREATE TABLESPACE s LOCATION '/x'", Kind.OPAQUE),
+        ('ALTER DATABASE "my db" SET TABLESPACE s', Kind.OPAQUE),
+        ("ALTER DATABASE d SET work_mem = 1", Kind.TRANSACTIONAL),
+        ('ALTER TABLE ONLY a.t DETACH PARTITION a."p 1" CONCURRENTLY', Kind.OPAQUE),
+        ("ALTER TABLE IF EXISTS t DETACH PARTITION p FINALIZE", Kind.TRANSACTIONAL),
+        ("ALTER TABLE t DETACH PARTITION p", Kind.TRANSACTIONAL),
+        ('ALTER TABLE t DETACH PARTITION "p CONCURRENTLY"', Kind.TRANSACTIONAL),
+        ("CREATE SUBSCRIPTION s CONNECTION 'host=x' PUBLICATION p", Kind.OPAQUE),
+        ("CREATE SUBSCRIPTION s CONNECTION 'c' PUBLICATION p WITH (enabled, create_slot = true)", Kind.OPAQUE),
+        ("CREATE SUBSCRIPTION s CONNECTION 'c' PUBLICATION p WITH (create_slot = false)", Kind.TRANSACTIONAL),
+        ("CREATE SUBSCRIPTION s CONNECTION 'c' PUBLICATION p, q WITH (enabled=off, connect='off')", Kind.TRANSACTIONAL),
+        ("ALTER SUBSCRIPTION s REFRESH PUBLICATION", Kind.OPAQUE),
+        ("CALL p()", Kind.OPAQUE),
+        ("DO $$ BEGIN NULL; END $$", Kind.OPAQUE),
+        ("SET search_path = a", Kind.SESSION),
+        ("SET SESSION AUTHORIZATION joe", Kind.SESSION),
+        ("SET LOCAL lock_timeout = 1", Kind.TRANSACTIONAL),
+        ("SET TRANSACTION READ ONLY", Kind.TRANSACTIONAL),
+        ("SET CONSTRAINTS ALL DEFERRED", Kind.TRANSACTIONAL),
+        ("RESET ALL", Kind.SESSION),
+        ("LISTEN c", Kind.SESSION),
+        ("UNLISTEN *", Kind.SESSION),
+        ("LOAD 'x'", Kind.SESSION),
+    ],
+)
+def test_kind_tells_how_a_statement_can_be_run(script: str, expected: Kind) -> None:
+    """Each statement has the kind that the no-transaction runner acts on, and PostgreSQL's parser takes it."""
+    assert accepted(script)
+    assert kind(only(script)) is expected
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("CREATE INDEX CONCURRENTLY Idx ON Tbl (a)", IndexBuild("idx", ("tbl",), False, False)),
+        ("CREATE INDEX CONCURRENTLY ON t USING gin (a)", IndexBuild(None, ("t",), False, False)),
+        (
+            'CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS "My ""Idx" ON ONLY "S ." . Ta/**/ (a)',
+            IndexBuild('My "Idx', ("S .", "ta"), True, True),
+        ),
+        ('CREATE INDEX CONCURRENTLY "on" ON d.s."ON"(a)', IndexBuild("on", ("d", "s", "ON"), False, False)),
+        ('CREATE INDEX CONCURRENTLY GRÖßE ON "a\nb" (x)', IndexBuild("grÖße", ("a\nb",), False, False)),
+        (f"CREATE INDEX CONCURRENTLY {'ä' * 40} ON t (a)", IndexBuild("ä" * 31, ("t",), False, False)),
+        ('CREATE INDEX CONCURRENTLY U&"\\0061" ON t (a)', None),
+        ('CREATE INDEX CONCURRENTLY i ON U&"\\0061" (a)', None),
+        ("CREATE INDEX i ON t (a)", None),
+        ("SELECT 1", None),
+    ],
+)
+def test_index_build_names_what_the_catalog_holds(script: str, expected: IndexBuild | None) -> None:
+    """The index and table of a concurrent build are read as PostgreSQL folds, unquotes and cuts names."""
+    assert accepted(script)
+    assert index_build(only(script)) == expected
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("DROP INDEX CONCURRENTLY i", (("i",),)),
+        ('DROP INDEX CONCURRENTLY IF EXISTS A.i, "A . , b" RESTRICT', (("a", "i"), ("A . , b",))),
+        ("DROP INDEX CONCURRENTLY x.y.z CASCADE", (("x", "y", "z"),)),
+        ('DROP INDEX CONCURRENTLY U&"i"', ()),
+        ("DROP INDEX i", ()),
+    ],
+)
+def test_dropped_indexes_names_each(script: str, expected: tuple[tuple[str, ...], ...]) -> None:
+    """Every index of a concurrent drop is named, part by part."""
+    assert accepted(script)
+    assert dropped_indexes(only(script)) == expected
+
+
+# Problems
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        *NASTY[:17],
+        "SAVEPOINT s; ROLLBACK TO s; RELEASE SAVEPOINT s; SET TRANSACTION READ ONLY",
+        "COPY t FROM '/tmp/stdin'; COPY (SELECT a FROM stdin) TO STDOUT; COPY t TO STDOUT; COPY stdin FROM PROGRAM 'x'",
+        "SELECT '\n-- migrate:down\n'; DO $$\n-- +goose Down\n$$; /*\n-- +migrate Down\n*/ SELECT 1",
+        "-- migrate:downwards\n-- see migrate:down\nSELECT 1 -- goose Down",
+        "SET standard_conforming_strings = on; SELECT '\\'; SELECT '\\d'",
+        "SELECT '\\'; SET standard_conforming_strings = off; SELECT 'a', E'\\\\', $$\\$$, \"\\\"; /* '\\' */",
+        "SET standard_conforming_strings = off; RESET standard_conforming_strings; SELECT '\\'",
+        "DROP SUBSCRIPTION s",
+    ],
+)
+def test_sound_scripts_have_no_problems(script: str) -> None:
+    """What PostgreSQL takes inside a transaction is never complained about."""
+    assert accepted(script)
+    assert problems(script, transactional=True) == ()
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        (
+            "SELECT 1;\n  BEGIN;\nSELECT 2; COMMIT AND CHAIN;\nEND; ROLLBACK; ABORT;",
+            [
+                (2, 3, "BEGIN in a migration that runs in one transaction"),
+                (3, 11, "COMMIT in a migration that runs in one transaction"),
+                (4, 1, "END in a migration that runs in one transaction"),
+                (4, 6, "ROLLBACK in a migration that runs in one transaction"),
+                (4, 16, "ABORT in a migration that runs in one transaction"),
+            ],
+        ),
+        (
+            "START TRANSACTION; PREPARE TRANSACTION 'x'; COMMIT PREPARED 'x'; ROLLBACK PREPARED 'x'",
+            [
+                (1, 1, "START TRANSACTION in a migration that runs in one transaction"),
+                (1, 20, "PREPARE TRANSACTION in a migration that runs in one transaction"),
+                (1, 45, "COMMIT PREPARED in a migration that runs in one transaction"),
+                (1, 66, "ROLLBACK PREPARED in a migration that runs in one transaction"),
+            ],
+        ),
+        (
+            "DROP INDEX CONCURRENTLY i;\nVACUUM t;\nCLUSTER;\nREINDEX SCHEMA s; DISCARD ALL; DROP DATABASE d",
+            [
+                (1, 1, "DROP INDEX CONCURRENTLY cannot run inside a transaction block"),
+                (2, 1, "VACUUM cannot run inside a transaction block"),
+                (3, 1, "CLUSTER without a table cannot run inside a transaction block"),
+                (4, 1, "REINDEX SCHEMA cannot run inside a transaction block"),
+                (4, 19, "DISCARD ALL cannot run inside a transaction block"),
+                (4, 32, "DROP DATABASE cannot run inside a transaction block"),
+            ],
+        ),
+    ],
+)
+def test_a_transactional_script_may_not_leave_its_transaction(
+    script: str, expected: list[tuple[int, int, str]]
+) -> None:
+    """Transaction control, and what refuses to run in a transaction, is found in transactional scripts only."""
+    assert accepted(script)
+    assert messages(script) == expected
+    assert messages(script, transactional=False) == []
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("BEGIN; SELECT 1; COMMIT; BEGIN; ROLLBACK; START TRANSACTION; PREPARE TRANSACTION 'x'", []),
+        ("SELECT 1;\n BEGIN; SELECT 2", [(2, 2, "this transaction is never ended")]),
+        ("BEGIN; COMMIT AND CHAIN; SELECT 1", [(1, 1, "this transaction is never ended")]),
+        ("BEGIN; COMMIT AND NO CHAIN", []),
+        ("BEGIN; SAVEPOINT s; ROLLBACK TO s", [(1, 1, "this transaction is never ended")]),
+    ],
+)
+def test_a_no_transaction_script_ends_what_it_begins(script: str, expected: list[tuple[int, int, str]]) -> None:
+    """A BEGIN that no COMMIT or ROLLBACK answers is found in a no-transaction script."""
+    assert accepted(script)
+    assert messages(script, transactional=False) == expected
+
+
+COPY = "COPY FROM STDIN waits for data, and a migration has none to send"
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ('SELECT 1;\nCOPY public.t (a, "b)") FROM stdin;\n1\tit\'s\n\\.\nBEGIN;\n', [(2, 1, COPY)]),
+        ("COPY BINARY t FROM STDIN WITH (FORMAT csv)", [(1, 1, COPY)]),
+        (
+            "\\connect db\nSELECT 1 \\gset x\n;\\",
+            [
+                (1, 1, "\\connect is a command of psql, not SQL"),
+                (2, 10, "\\gset is a command of psql, not SQL"),
+                (3, 2, "\\ is a command of psql, not SQL"),
+            ],
+        ),
+        ("SELECT 1;\nSELECT 'a;\n", [(2, 8, "unterminated string")]),
+        ("SELECT N'", [(1, 9, "unterminated string")]),
+        ("SELECT E'\\';", [(1, 8, "unterminated string")]),
+        ('SELECT "a""', [(1, 8, "unterminated quoted identifier")]),
+        ("SELECT $a$ $b$", [(1, 8, "unterminated dollar-quoted string")]),
+        ("SELECT 1; /* /* */\nCOMMIT;", [(1, 11, "unterminated comment")]),
+        (
+            "-- migrate:up\nSELECT 1;\n--  Migrate:Down transaction:false\nSELECT 2;\n",
+            [(3, 1, "`Migrate:Down` marks the part of a file that undoes the migration, and ampd runs files whole")],
+        ),
+        (
+            "SELECT 1 --+goose  DOWN\n",
+            [(1, 10, "`+goose  DOWN` marks the part of a file that undoes the migration, and ampd runs files whole")],
+        ),
+        (
+            "-- +migrate Down",
+            [(1, 1, "`+migrate Down` marks the part of a file that undoes the migration, and ampd runs files whole")],
+        ),
+        (
+            "SET standard_conforming_strings TO 'off';\nSELECT '',\n  'a\\n';",
+            [(3, 3, "a backslash in a plain string while standard_conforming_strings is off")],
+        ),
+        (
+            "SET SESSION standard_conforming_strings = FALSE; SELECT '\\'",
+            [(1, 57, "a backslash in a plain string while standard_conforming_strings is off")],
+        ),
+    ],
+)
+@pytest.mark.parametrize("transactional", [True, False])
+def test_what_no_migration_can_hold(script: str, expected: list[tuple[int, int, str]], transactional: bool) -> None:
+    """Data, psql commands, open quotes, down sections and misread strings are found in every script, at their place."""
+    assert messages(script, transactional=transactional) == expected
+
+
+def test_a_problem_says_what_to_do() -> None:
+    """Each sort of problem carries a hint with the way out."""
+    script = "BEGIN; VACUUM; \\x\n-- migrate:down\n COPY t FROM STDIN;"
+    assert [(each.offset, each.hint) for each in problems(script, transactional=True)] == [
+        (0, "remove it, ampd wraps the file itself; or add `-- no-transaction` as the first line"),
+        (7, "put it in a file of its own whose first line is `-- no-transaction`"),
+        (15, "remove it; only psql itself understands backslash commands"),
+        (18, "keep only the up part in the file"),
+        (35, "use INSERT, or load the data from a program outside the migrations"),
+    ]
+
+
+# Drawing
+
+
+@pytest.mark.parametrize(
+    ("offset", "expected"),
+    [(-1, (1, 1)), (0, (1, 1)), (2, (1, 3)), (3, (2, 1)), (5, (3, 1)), (6, (3, 2)), (99, (3, 2))],
+)
+def test_locate_counts_from_one(offset: int, expected: tuple[int, int]) -> None:
+    """Lines and columns count from 1, and an offset outside the script is the nearest one inside."""
+    assert locate("ab\n\r\nc", offset) == expected
+
+
+@pytest.mark.parametrize(
+    ("script", "offset", "expected"),
+    [
+        (
+            "a;\n" * 13 + "ALTER TABLE jobs ADD;\nb",
+            39 + 12,
+            "14:13\n   |\n14 | ALTER TABLE jobs ADD;\n   |             ^",
+        ),
+        ("\tx\ty", 3, "1:4\n  |\n1 |     x    y\n  |          ^"),
+        ("'日本' é e\u0301 x;", 10, "1:11\n  |\n1 | '日本' é e\u0301 x;\n  |            ^"),
+        ("SELECT 1,\r\n  \n\n", 15, "1:10\n  |\n1 | SELECT 1,\n  |          ^"),
+        ("", 0, "1:1\n  |\n1 | \n  | ^"),
+        ("\x1b[31m x\xa0y", 6, "1:7\n  |\n1 | �[31m x�y\n  |       ^"),
+        ("1" * 60 + "X" + "2" * 140, 60, f"1:61\n  |\n1 | …{'1' * 50}X{'2' * 49}…\n  | {' ' * 51}^"),
+        ("X" + "2" * 140, 0, f"1:1\n  |\n1 | X{'2' * 99}…\n  | ^"),
+        ("1" * 140 + "X", 140, f"1:141\n  |\n1 | …{'1' * 99}X\n  | {' ' * 100}^"),
+    ],
+)
+def test_excerpt_puts_the_caret_under_the_offset(script: str, offset: int, expected: str) -> None:
+    """The caret stands under its character despite tabs, wide and odd characters, and long lines."""
+    assert excerpt(script, offset, file="m/1_x.sql") == f"m/1_x.sql:{expected}"
+
+
+# Laws
+
+PIECES = (
+    *(piece for script in NASTY for piece in script.replace(" ", "\0 \0").split("\0") if piece),
+    *(
+        "'",
+        '"',
+        "$",
+        "$$",
+        "$a$",
+        "/*",
+        "*/",
+        "--",
+        "\n",
+        "\r",
+        "\\",
+        ";",
+        "(",
+        ")",
+        "E'",
+        "e",
+        "U&'",
+        "''",
+        "BEGIN ATOMIC ",
+    ),
+    *(
+        "SELECT 1",
+        "; SELECT 2;",
+        " -- x\n",
+        "\n'b'",
+        "CREATE FUNCTION f() ",
+        " END ",
+        "COPY t FROM STDIN;",
+        "\\x",
+        "\t",
+    ),
+)
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> str:
+    """A real script with a few of its pieces deleted, doubled, swapped or replaced by troublemakers."""
+    script = draw(st.sampled_from(NASTY)) + draw(st.sampled_from(("", ";", "\n"))) + draw(st.sampled_from(NASTY))
+    for _ in range(draw(st.integers(0, 3))):
+        start = draw(st.integers(0, len(script)))
+        end = min(len(script), start + draw(st.integers(0, 12)))
+        middle = draw(st.sampled_from(("", script[start:end] * 2, script[start:end][::-1], *PIECES)))
+        script = script[:start] + middle + script[end:]
+    return script
+
+
+SCRIPTS = st.one_of(mutated(), st.lists(st.sampled_from(PIECES), max_size=25).map("".join), st.text())
+
+
+@given(SCRIPTS)
+@settings(max_examples=600, deadline=None)
+@example("\ud800'\udfff;")
+def test_no_character_is_lost(script: str) -> None:
+    """Gaps and statements put together give the script again, and no gap holds a statement."""
+    statements = split(script)
+    gaps, position = [], 0
+    for statement in statements:
+        gaps.append(script[position : statement.start])
+        position = statement.end
+        assert statement.text == script[statement.start : statement.end] != ""
+        assert statement.line == locate(script, statement.start)[0]
+    gaps.append(script[position:])
+    joined = "".join(gap + statement.text for gap, statement in zip(gaps, statements, strict=False)) + gaps[-1]
+    assert joined == script
+    assert [split(gap) for gap in gaps] == [()] * len(gaps)
+
+
+@given(SCRIPTS)
+@settings(max_examples=600, deadline=None)
+def test_nothing_crashes(script: str) -> None:
+    """Whatever the text, it is judged without an exception and in order of position."""
+    for statement in split(script):
+        kind(statement)
+        index_build(statement)
+        dropped_indexes(statement)
+    for transactional in (True, False):
+        found = problems(script, transactional=transactional)
+        assert [each.offset for each in found] == sorted(each.offset for each in found)
+        for each in found:
+            assert excerpt(script, each.offset, file="f").startswith("f:")
+            assert (each.line, each.column) == locate(script, each.offset)
+
+
+@given(SCRIPTS.filter(lambda script: "\0" not in script and script.isprintable() | script.isascii()))
+@settings(max_examples=1500, deadline=None)
+def test_whatever_postgresql_accepts_is_split_as_by_postgresql(script: str) -> None:
+    """Every script that PostgreSQL's parser takes is split where it splits it, and has nothing unterminated."""
+    if accepted(script):
+        assert_split_as_postgresql_does(script)
+        assert not [each for each in problems(script, transactional=False) if "unterminated" in each.message]
+
+
+@pytest.mark.skipif(
+    "AMPD_REAL_FOLDERS" not in os.environ, reason="AMPD_REAL_FOLDERS names no folder of real migrations"
+)
+def test_real_migrations_are_split_as_by_postgresql() -> None:
+    """Every real .sql file that PostgreSQL's parser takes is split where it splits it."""
+    files = sorted(Path(os.environ["AMPD_REAL_FOLDERS"]).rglob("*.sql"))
+    scripts = [text for file in files if accepted(text := file.read_bytes().decode(errors="replace").replace("\0", ""))]
+    assert scripts
+    for script in scripts:
+        assert_split_as_postgresql_does(script)
