@@ -45,7 +45,8 @@ if TYPE_CHECKING:
         Warned,
     )
     from .migration import Migration
-    from .migrator import migrate, status
+    from .migrator import migrate, resolve, status
+    from .plan import Settlement
     from .pool import open_pool
     from .report import Report, Status
     from .source import read_migrations
@@ -83,7 +84,8 @@ _HOMES = {
         "Warned",
     ),
     "migration": ("Migration",),
-    "migrator": ("migrate", "status"),
+    "migrator": ("migrate", "resolve", "status"),
+    "plan": ("Settlement",),
     "pool": ("open_pool",),
     "report": ("Report", "Status"),
     "source": ("read_migrations",),
@@ -117,6 +119,7 @@ __all__ = [
     "Report",
     "Retrying",
     "ServerMessage",
+    "Settlement",
     "Starting",
     "StatementStarted",
     "Status",
@@ -129,6 +132,7 @@ __all__ = [
     "migrate",
     "open_pool",
     "read_migrations",
+    "resolve",
     "status",
 ]
 

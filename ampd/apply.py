@@ -12,6 +12,7 @@ from .diagnose import DEADLOCK_DETECTED, LOCK_NOT_AVAILABLE, Message, failure
 from .errors import AmpdError
 from .events import OnEvent, StatementStarted
 from .migration import Directives, Migration
+from .plan import Settlement
 from .postgres import ServerError, do_block, identifier, literal, translate
 
 if TYPE_CHECKING:
@@ -127,6 +128,28 @@ async def apply_in_transaction(session: Session, job: Job) -> None:
     except ServerError as error:
         await session.recover()
         raise meaning(error, job, message, course.running, counts_bytes=session.counts_bytes) from error
+
+
+async def settle(session: Session, history: History, step: Step, settlement: Settlement) -> None:
+    """Write down in one turn what became of an interrupted migration.
+
+    Raises:
+        TurnTaken: somebody else is at it.
+    """
+    sql_of.refuse_to_write(history)
+    statements = len(sql.split(step.migration.sql)) if step.migration else 0
+    applied = settlement is Settlement.APPLIED
+    write = sql_of.settle(history, step.version, step.migration, statements, applied=applied)
+    body = f"BEGIN {sql_of.take_turn(history)}{sql_of.insist_on(history)}{write} END"
+    try:
+        await session.run(
+            f"BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '10s'; {do_block(body)}; COMMIT"
+        )
+    except ServerError as error:
+        await session.recover()
+        if error.sqlstate in (sql_of.BUSY, sql_of.MOVED):
+            raise TurnTaken(error.message) from error
+        raise translate(error) from error
 
 
 class Course:

@@ -110,6 +110,47 @@ def status(
 
 
 @app.command
+def resolve(
+    version: int,
+    *,
+    applied: Annotated[bool, _Flag] = False,
+    rolled_back: Annotated[bool, _Flag] = False,
+    migrations: MigrationsOption = None,
+    config: Annotated[Path | None, _Hidden] = None,
+) -> int:
+    """Settle a `-- no-transaction` migration that was interrupted and cannot be resumed by itself.
+
+    Look at the database first. Runs nothing; writes the history table only.
+
+    Example: `ampd resolve 42 --applied`
+
+    Parameters
+    ----------
+    version:
+        The version of the interrupted migration.
+    applied:
+        All of it has been done, by the interrupted run or by hand: record it as applied.
+    rolled_back:
+        None of it is left: forget it, and let the next `ampd migrate` run it from the beginning.
+    """
+    from . import migrator
+    from .errors import ConfigError
+    from .plan import Settlement
+
+    if applied == rolled_back:
+        raise ConfigError(
+            "say what became of the migration: either --applied or --rolled-back",
+            hint=f"ampd resolve {version} --applied, if all of it is done; or --rolled-back, if nothing of it is left",
+        )
+    progress = _progress()
+    metadata_db = _configure(config, migrations)
+    settlement = Settlement.APPLIED if applied else Settlement.ROLLED_BACK
+    found = _run(progress, lambda: migrator.resolve(metadata_db, version, settlement, on_event=progress))
+    _print(f"{found.database}: version {version} is recorded as {settlement.value}; {found.summary()}")
+    return 0
+
+
+@app.command
 def solo(
     *,
     amp_dir: Annotated[Path, Parameter(env_var="AMP_DIR")] = Path(".amp"),

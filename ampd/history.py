@@ -289,6 +289,22 @@ def finish_stepwise(history: History, migration: Migration, statements: int) -> 
     )
 
 
+def settle(history: History, version: int, migration: Migration | None, statements: int, *, applied: bool) -> str:
+    """Return PL/pgSQL that ends an interrupted migration by a person's word: as applied, or as never having been."""
+    this = f"WHERE version OPERATOR(pg_catalog.=) {version} AND finished_at IS NULL"
+    if not applied:
+        return f"\n  DELETE FROM {history.name} {this};"
+    file = (
+        f", name = {literal(migration.name)}, checksum = pg_catalog.decode('{migration.checksum.hex()}', 'hex'), "
+        f"statements_done = {statements}"
+        if migration
+        else ""
+    )
+    return f"""
+  UPDATE {history.name} SET finished_at = pg_catalog.clock_timestamp(), applied_by = CURRENT_USER,
+    ampd_version = '{VERSION}'{file} {this};"""
+
+
 def finish(history: History, migration: Migration, statements: int) -> str:
     """Return a statement that records a migration as finished, in the transaction that started it and in no other."""
     return do_block(f"""BEGIN

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, TypeAlias, Union
 import anyio
 
 from . import sql
-from .apply import Job, Script, TurnTaken, apply_in_transaction
+from .apply import Job, Script, TurnTaken, apply_in_transaction, settle
 from .config import DatabaseUrl, MetadataDb, Migrations
 from .errors import AmpdError, ConfigError, InvalidMigration, MigrationConflict, MigrationInterrupted
 from .events import Applied, OnEvent, Starting, Warned, ignore
 from .history import History, read, refuse_to_write
 from .locks import with_lock_retries
 from .migration import AppliedMigration, DirectiveError, Directives, Migration, directives
-from .plan import Order, Plan, Step, plan
+from .plan import Order, Plan, Settlement, State, Step, plan
 from .postgres import GOODBYE_SECS, Database, Session
 from .report import AppliedNow, Report, Status, count, pending_of
 from .source import read_migrations
@@ -82,6 +82,46 @@ async def status(
     async with run.source.session() as session:
         run.history = await read(session, run.schema)
     return Status(run.shown, run.history.schema, run.plan())
+
+
+async def resolve(
+    database: Source,
+    version: int,
+    settlement: Settlement,
+    *,
+    migrations: Sequence[Migration] | None = None,
+    schema: str | None = None,
+    limits: Migrations | None = None,
+    on_event: OnEvent = ignore,
+) -> Status:
+    """Settle an interrupted migration by the word of a person who has looked: writes the history table, runs nothing.
+
+    Takes the arguments of `migrate`, and raises the errors of connecting and reading.
+
+    Raises:
+        ConfigError: that migration is not interrupted.
+        TurnTimeout: its runner, or a statement of it, is still at work.
+    """
+    run = _Run(database, migrations, schema, None, limits, on_event)
+    async with run.source.session() as session:
+        turn = Turn(session, run.schema, run.limits.turn_wait_secs, on_event)
+        run.history = await turn.look(await read(session, run.schema))
+        while True:
+            step = next((step for step in run.plan().steps if step.version == version), None)
+            if step is None or step.state is not State.INTERRUPTED:
+                state = f"is {step.state.value.replace('_', ' ')}" if step else "is unknown"
+                raise ConfigError(
+                    f"version {version} {state}, not interrupted: there is nothing to resolve",
+                    hint="`ampd status` shows what is interrupted",
+                )
+            try:
+                if not run.history.holder:
+                    await settle(session, run.history, step, settlement)
+                    run.history = await read(session, run.schema)
+                    return Status(run.shown, run.history.schema, run.plan())
+            except TurnTaken:
+                pass
+            run.history = await turn.wait(run.history)
 
 
 class _Run:

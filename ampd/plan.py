@@ -35,6 +35,13 @@ class Order(Enum):
     ALLOW_OUT_OF_ORDER = "allow_out_of_order"
 
 
+class Settlement(Enum):
+    """What a person has found out about an interrupted migration."""
+
+    APPLIED = "applied"
+    ROLLED_BACK = "rolled back"
+
+
 class Step(msgspec.Struct, frozen=True):
     """One version, as the files and the history know it: at least one of the two is there."""
 
