@@ -14,6 +14,7 @@ from .events import OnEvent, StatementStarted
 from .migration import Directives, Migration
 from .plan import Settlement
 from .postgres import ServerError, do_block, identifier, literal, translate
+from .turn import TurnTaken
 
 if TYPE_CHECKING:
     from .config import Migrations
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
     from .postgres import Session
 
 ROLLED_BACK = "nothing of this migration was kept: mend the file and run again"
-
-
-class TurnTaken(Exception):
-    """Another runner has the lock, or has added to the history: read it again."""
 
 
 class LockUnavailable(Exception):

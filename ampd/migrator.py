@@ -8,26 +8,27 @@ from typing import TYPE_CHECKING, TypeAlias, Union
 
 import anyio
 
-from . import sql
-from .apply import Job, Script, TurnTaken, apply_in_transaction, settle
 from .config import DatabaseUrl, MetadataDb, Migrations
 from .errors import AmpdError, ConfigError, InvalidMigration, MigrationConflict, MigrationInterrupted
 from .events import Applied, OnEvent, Starting, Warned, ignore
 from .history import History, read, refuse_to_write
-from .locks import with_lock_retries
 from .migration import AppliedMigration, DirectiveError, Directives, Migration, directives
 from .plan import Order, Plan, Settlement, State, Step, plan
 from .postgres import GOODBYE_SECS, Database, Session
 from .report import AppliedNow, Report, Status, count, pending_of
 from .source import read_migrations
-from .stepwise import apply_stepwise
-from .turn import Turn
+from .turn import Turn, TurnTaken
 from .version import VERSION
 
+# With nothing pending, which is nearly every start, nothing is split or applied: sql, apply, locks and stepwise are
+# imported where they are used.
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     import asyncpg
+
+    from .apply import Script
+    from .sql import Problem
 
 Source: TypeAlias = Union[str, DatabaseUrl, MetadataDb, "asyncpg.Pool"]
 
@@ -102,6 +103,8 @@ async def resolve(
         ConfigError: that migration is not interrupted.
         TurnTimeout: its runner, or a statement of it, is still at work.
     """
+    from .apply import settle
+
     run = _Run(database, migrations, schema, None, limits, on_event)
     async with run.source.session() as session:
         turn = Turn(session, run.schema, run.limits.turn_wait_secs, on_event)
@@ -204,6 +207,10 @@ class _Run:
 
     async def _apply(self, session: Session, script: Script, history: History, total: int) -> History:
         """Apply one migration and return the history with it; tell the truth about it even when cancelled."""
+        from .apply import Job, apply_in_transaction
+        from .locks import with_lock_retries
+        from .stepwise import apply_stepwise
+
         job = Job(script, history, self.schema, self.limits, self.on_event)
         version, name, number = script.migration.version, script.migration.name, len(self.done) + 1
         self.on_event(
@@ -276,8 +283,11 @@ def prepare(pending: Iterable[Step]) -> list[Script]:
     Raises:
         InvalidMigration: names each thing that cannot work, with file and line.
     """
+    from .apply import Script
+    from .sql import Problem, problems, split
+
     scripts = []
-    offences: list[tuple[Migration, sql.Problem]] = []
+    offences: list[tuple[Migration, Problem]] = []
     for step in pending:
         migration = step.migration
         assert migration is not None
@@ -286,20 +296,22 @@ def prepare(pending: Iterable[Step]) -> list[Script]:
         except DirectiveError as error:
             wishes = Directives()
             hint = "write a number and one of ms, s, min, h"
-            offences.append((migration, sql.Problem(error.line, 1, error.offset, str(error), hint)))
-        found = sql.problems(migration.sql, transactional=not wishes.no_transaction)
+            offences.append((migration, Problem(error.line, 1, error.offset, str(error), hint)))
+        found = problems(migration.sql, transactional=not wishes.no_transaction)
         offences.extend((migration, problem) for problem in found)
-        scripts.append(Script(step, migration, sql.split(migration.sql), wishes))
+        scripts.append(Script(step, migration, split(migration.sql), wishes))
     if offences:
         raise _invalid(offences)
     return scripts
 
 
-def _invalid(offences: list[tuple[Migration, sql.Problem]]) -> InvalidMigration:
+def _invalid(offences: list[tuple[Migration, Problem]]) -> InvalidMigration:
+    from .sql import excerpt
+
     migration, problem = offences[0]
     message, picture = f"{migration.file}:{problem.line}: {problem.message}", None
     if len(offences) == 1:
-        picture = sql.excerpt(migration.sql, problem.offset, file=migration.file)
+        picture = excerpt(migration.sql, problem.offset, file=migration.file)
     else:
         listed = "".join(f"\n  {each.file}:{what.line}: {what.message}" for each, what in offences)
         message = f"{len(offences)} places in the pending migrations cannot be run; nothing was:{listed}"
