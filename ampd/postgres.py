@@ -93,6 +93,7 @@ class Session:
         self._on_event: OnEvent = ignore
         self._given_up: str | None = None
         self.busy = False
+        self._unanswered = False  # cancelled: only the next answer tells where the transaction stands
         self.backend_pid: int | None = None  # of the running transaction: behind a pooler not that of the connection
 
     async def run(
@@ -105,13 +106,15 @@ class Session:
             ConnectionFailed: the connection was lost.
         """
         self._on_note, self._on_event = on_note, on_event
-        self.busy = True
+        self.busy = self._unanswered = True
         try:
             await self._connection.execute(message)
+            self._unanswered = False
         except (OSError, asyncpg.InterfaceError, *_LOST) as error:
             self._connection.terminate()
             raise lost(self._given_up or str(error), self._redact, getattr(error, "sqlstate", None)) from error
         except asyncpg.PostgresError as error:
+            self._unanswered = False
             raise ServerError(error, self._redact) from error
         finally:
             self._on_note, self._on_event = None, ignore
@@ -154,6 +157,10 @@ class Session:
 
     async def recover(self) -> bool:
         """End a failed transaction, even while being cancelled; False if the connection had to be given up."""
+        if self._connection.is_closed():
+            return False
+        if not self._unanswered and not self._connection.is_in_transaction():
+            return True
         try:
             with anyio.CancelScope(shield=True), anyio.fail_after(GOODBYE_SECS):
                 await self._connection.execute("ROLLBACK")
