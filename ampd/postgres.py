@@ -505,7 +505,7 @@ def connection_failure(error: BaseException, url: DatabaseUrl | None) -> tuple[A
                 return _failed(f"{where}: {text}", "is the server shutting down or being replaced?", sqlstate), True
             case _:
                 return _failed(f"{where}: {text}", "see the server's log", sqlstate), False
-    if isinstance(error, asyncpg.TargetServerAttributeNotMatchedError):
+    if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
         hint = "is a failover under way? check target_session_attrs and the list of hosts in the URL"
         return ReadOnlyServer(f"{where}: no host of the URL is what target_session_attrs asks for", hint=hint), True
     if isinstance(error, ssl.SSLError) or "SSL" in text:

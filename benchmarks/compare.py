@@ -19,7 +19,7 @@ from benchmarks.workload import LAST_RELATION, Script, workload
 FLOOR_SCRIPT = Path(__file__).with_name("floor.py")
 DATABASE = "bench"
 ROUNDS_BY_DELAY = {0.0: 15, 0.005: 5}
-START_ROUNDS = 60
+START_ROUNDS = 200
 BYTECODE_KEPT = {"PYTHONDONTWRITEBYTECODE": ""}  # an installed package has its bytecode, a checkout should too
 
 Item = TypeVar("Item")

@@ -40,7 +40,9 @@ def peers_plot(record: PeersRecord) -> str:
 def stall_plot(record: StallRecord) -> str:
     """How long, at each moment, the reader that waits longest has been waiting."""
     bottom, top = 330, 50
-    end = record.hold_seconds + 1
+    end = 1 + max(
+        record.hold_seconds, *(record.migrate_at_seconds + stall.migration_seconds for stall in record.stalls)
+    )
     worst = max(stall.worst_seconds for stall in record.stalls)
 
     def x(seconds: float) -> float:

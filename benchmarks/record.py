@@ -62,8 +62,12 @@ class PeersRecord(msgspec.Struct, frozen=True):
 
     def ratio(self, subject: str, to: str, scenario: Scenario, delay_ms: float) -> float:
         """How many times as long one subject takes as another: the median over the rounds, which pair them."""
+        return median(self.ratios(subject, to, scenario, delay_ms))
+
+    def ratios(self, subject: str, to: str, scenario: Scenario, delay_ms: float) -> list[float]:
+        """The same for each round."""
         upper, lower = (self._rounds(name, scenario, delay_ms) for name in (subject, to))
-        return median(upper[number].seconds / lower[number].seconds for number in upper)
+        return [upper[number].seconds / lower[number].seconds for number in upper]
 
     def _rounds(self, subject: str, scenario: Scenario, delay_ms: float) -> dict[int, Sample]:
         wanted = subject, scenario, delay_ms
