@@ -93,7 +93,7 @@ def failure(
     message = f"{where}: {error.message}{when} (SQLSTATE {error.sqlstate})"
     match error.sqlstate:
         case "42501":
-            return PermissionDenied(message, hint=f"{grant_hint(error.message)}; {aftermath}", **facts)
+            return PermissionDenied(message, hint=f"{grant_hint(error)}; {aftermath}", **facts)
         case "25006":
             return read_only(message, **facts)
         case "55P03" | "40P01":

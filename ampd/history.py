@@ -102,6 +102,7 @@ async def read(session: Session, schema: str | None, *, who: str | None = None) 
         PermissionDenied: the role may not read the table.
     """
     history = await session.ask(_read_message(session, schema, who), History)
+    session.role = history.user
     if history.schema is None:
         raise ConfigError(
             f"the search path of role {history.user} names no schema that it may use",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import MigrationConflict
 from .events import OnEvent, Warned, ignore
 from .migrator import migrate, refuse_conflicts, status
-from .postgres import create_pool
+from .postgres import connected_pool
 from .report import count
 
 if TYPE_CHECKING:
@@ -50,10 +50,9 @@ async def open_pool(
                 hint="run `ampd migrate` before the service starts, or set auto_migrate = true",
             )
         if found.plan.ahead:
-            on_event(
-                Warned(message=f"the database is ahead of this build by {count(len(found.plan.ahead), 'migration')}")
-            )
-    async with create_pool(metadata_db, options) as pool:
+            by, newest = count(len(found.plan.ahead), "migration"), found.plan.ahead[-1].version
+            on_event(Warned(message=f"the database is ahead of this build by {by} (newest: {newest})"))
+    async with await connected_pool(metadata_db, options) as pool:
         renewal = asyncio.create_task(_renew(pool, metadata_db.max_lifetime_secs))
         try:
             yield pool

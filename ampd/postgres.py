@@ -72,7 +72,8 @@ def do_block(body: str) -> str:
 class ServerError(Exception):
     """What the server said of a message that it refused; `position` counts from 1 in the whole message."""
 
-    def __init__(self, error: Any, redact: Callable[[str], str]) -> None:
+    def __init__(self, error: Any, redact: Callable[[str], str], role: str | None) -> None:
+        self.role = role
         self.message = redact(error.message or str(error))
         super().__init__(self.message)
         self.sqlstate: str = error.sqlstate
@@ -85,9 +86,10 @@ class ServerError(Exception):
 class Session:
     """One connection, spoken to in whole messages."""
 
-    def __init__(self, connection: Any, redact: Callable[[str], str]) -> None:
+    def __init__(self, connection: Any, redact: Callable[[str], str], role: str | None) -> None:
         self._connection = connection
         self._redact = redact
+        self.role = role
         self._mark = token_hex(8)
         self._on_note: Callable[[str], None] | None = None
         self._on_event: OnEvent = ignore
@@ -115,7 +117,7 @@ class Session:
             raise lost(self._given_up or str(error), self._redact, getattr(error, "sqlstate", None)) from error
         except asyncpg.PostgresError as error:
             self._unanswered = False
-            raise ServerError(error, self._redact) from error
+            raise ServerError(error, self._redact, self.role) from error
         finally:
             self._on_note, self._on_event = None, ignore
             self.busy = False
@@ -231,12 +233,14 @@ class Database:
         if isinstance(source, asyncpg.Pool):
             self._pool: asyncpg.Pool | None = source
             self.label: str | None = None
+            self._role = None
             self.redact: Callable[[str], str] = str
         else:
             url = source if isinstance(source, DatabaseUrl) else DatabaseUrl(source)
             self._pool = None
             self._url = url
             self.label = url.label
+            self._role = url.user or os.environ.get("PGUSER")
             self.redact = url.redact
         self._connect_wait_secs = connect_wait_secs
         self._remarked = False
@@ -271,7 +275,7 @@ class Database:
         connection = await (
             self._connect(patience, timeout) if self._pool is None else self._from_pool(patience + timeout)
         )
-        session = Session(connection, self.redact)
+        session = Session(connection, self.redact, self._role)
         session.listen()
         try:
             yield session
@@ -367,6 +371,7 @@ _IMPLIED = {
     "load_balance_hosts": ("disable",),
     "client_encoding": ("auto", "utf8", "utf-8", "UTF8", "UTF-8"),
 }
+_SESSION_ATTRIBUTES = ("any", "read-write", "read-only", "primary", "standby", "prefer-standby")
 _CANNOT_HONOUR = {*_IMPLIED, "require_auth", "requirepeer", "requiressl", "sslcrldir", "hostaddr", "replication"}
 
 
@@ -397,11 +402,23 @@ def driver_arguments(url: DatabaseUrl, default_timeout: float) -> tuple[dict[str
     if parameters.get("sslrootcert") == "system":
         parameters["sslrootcert"] = ssl.get_default_verify_paths().cafile or "system"
         parameters.setdefault("sslmode", "verify-full")
+    for name in ("sslrootcert", "sslcert", "sslkey", "sslcrl"):
+        if name in parameters and not os.path.isfile(parameters[name]):
+            raise ConfigError(
+                f"the file {parameters[name]} that {name} of the database URL names does not exist",
+                hint=f"correct {name}, or remove it from the URL",
+            )
     _check_key(parameters.get("sslkey"))
+    attributes = parameters.get("target_session_attrs", "any")
+    if attributes not in _SESSION_ATTRIBUTES:
+        raise ConfigError(
+            f"the database URL has target_session_attrs={attributes}, which is not one of its values",
+            hint=f"use one of {', '.join(_SESSION_ATTRIBUTES)}",
+        )
 
     arguments: dict[str, Any] = {
         "dsn": url.with_parameters(parameters).reveal(),
-        "timeout": default_timeout if timeout is None else (timeout or None),
+        "timeout": default_timeout if timeout is None else timeout if timeout > 0 else None,
         "statement_cache_size": 0,
         "connection_class": _kept_alive(keepalive if switched_on else None, user_timeout),
     }
@@ -559,7 +576,7 @@ def translate(error: ServerError) -> AmpdError:
     facts: dict[str, Any] = {"sqlstate": error.sqlstate, "detail": error.detail}
     match error.sqlstate:
         case "42501":
-            return PermissionDenied(error.message, hint=grant_hint(error.message), **facts)
+            return PermissionDenied(error.message, hint=grant_hint(error), **facts)
         case "25006":
             return read_only(error.message, **facts)
     return ConnectionFailed(error.message, hint=error.hint or "see the server's log", **facts)
@@ -575,34 +592,45 @@ def read_only(message: str, **facts: Any) -> ReadOnlyServer:
     )
 
 
-def grant_hint(text: str) -> str:
+_PRIVILEGES = {"schema": "USAGE, CREATE", "database": "CREATE", "sequence": "USAGE", "language": "USAGE"}
+
+
+def grant_hint(error: ServerError) -> str:
     """Return the GRANT that would lift a "permission denied", read off the server's own words."""
     import re
 
-    denied = re.search(r"permission denied for (\w+(?: \w+)?) (\S+)", text)
-    owner = re.search(r"must be owner of (\w+(?: \w+)?) (\S+)", text)
-    if denied:
-        kind, name = denied.groups()
-        privilege = {"schema": "USAGE, CREATE", "database": "CREATE", "sequence": "USAGE"}.get(
-            kind, "SELECT, INSERT, UPDATE, DELETE"
-        )
-        kind = {"table": "TABLE", "relation": "TABLE", "view": "TABLE"}.get(kind, kind.upper())
-        return f"as its owner: GRANT {privilege} ON {kind} {name} TO <role>"
-    if owner:
-        kind, name = owner.groups()
-        kind = {"relation": "TABLE"}.get(kind, kind.upper())
-        return f"as its owner or a superuser: ALTER {kind} {name} OWNER TO <role>; or migrate as the owner"
-    return "grant the role the privilege that the message names, or migrate as a role that has it"
+    role = identifier(error.role) if error.role else "the role"
+    refused = re.search(r"(permission denied for|must be owner of) (\w+(?: \w+)?) (\S+)", error.message)
+    if not refused:
+        return f"grant {role} the privilege that the message names, or migrate as a role that has it"
+    what, kind, name = refused.groups()
+    kind = "table" if kind in ("relation", "view") else kind
+    if what == "must be owner of":
+        return f"as its owner: ALTER {kind.upper()} {name} OWNER TO {role}; or migrate as the owner"
+    privileges = _PRIVILEGES.get(kind, "SELECT, INSERT, UPDATE, DELETE")
+    return f"as its owner: GRANT {privileges} ON {kind.upper()} {name} TO {role}"
 
 
-def create_pool(metadata_db: MetadataDb, options: Mapping[str, Any]) -> asyncpg.Pool:
-    """Return a pool, not yet connected, with the sizes and lifetimes of the configuration; `options` go to asyncpg."""
-    arguments, _ = driver_arguments(metadata_db.require_url(), CONNECT_TIMEOUT_SECS)
-    if metadata_db.schema is not None:
-        arguments["server_settings"] = {"search_path": f'{identifier(metadata_db.schema)}, "$user", public'}
+async def connected_pool(metadata_db: MetadataDb, options: Mapping[str, Any]) -> asyncpg.Pool:
+    """Return a pool with the sizes and lifetimes of the configuration; `options` go to asyncpg.
+
+    Raises:
+        AmpdError: its first connections are not to be had.
+    """
+    url = metadata_db.require_url()
+    arguments, _ = driver_arguments(url, CONNECT_TIMEOUT_SECS)
     sizes = {
         "min_size": metadata_db.min_connections,
         "max_size": metadata_db.pool_size,
         "max_inactive_connection_lifetime": metadata_db.idle_timeout_secs,
     }
-    return asyncpg.create_pool(**(arguments | sizes | dict(options)))
+    arguments |= sizes | dict(options)
+    if metadata_db.schema is not None:
+        path = {"search_path": f'{identifier(metadata_db.schema)}, "$user", public'}
+        arguments["server_settings"] = path | (arguments.get("server_settings") or {})
+    pool = asyncpg.create_pool(**arguments)
+    try:
+        return await pool
+    except (OSError, asyncpg.TooManyConnectionsError, asyncpg.TargetServerAttributeNotMatched, *_LOST) as error:
+        pool.terminate()  # what it has got
+        raise connection_failure(error, url)[0] from error
