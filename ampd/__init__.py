@@ -145,3 +145,7 @@ def __getattr__(name: str) -> object:
     value = getattr(import_module(f".{_HOME[name]}", __name__), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -14,7 +14,6 @@ from .events import OnEvent, StatementStarted
 from .migration import Directives, Migration
 from .plan import Settlement
 from .postgres import ServerError, do_block, identifier, literal, translate
-from .turn import TurnTaken
 
 if TYPE_CHECKING:
     from .config import Migrations
@@ -22,7 +21,8 @@ if TYPE_CHECKING:
     from .plan import Step
     from .postgres import Session
 
-ROLLED_BACK = "nothing of this migration was kept: mend the file and run again"
+NOTHING_KEPT = "nothing of this migration was kept"
+ROLLED_BACK = f"{NOTHING_KEPT}: mend the file and run again"
 
 
 class LockUnavailable(Exception):
@@ -87,7 +87,7 @@ def milliseconds(seconds: float) -> int:
 
 
 # A server that loses its client in the middle of a statement finishes it first, locks held, unless told to look up.
-_NOTICE_A_DEAD_CLIENT = """
+NOTICE_A_DEAD_CLIENT = """
   BEGIN
     PERFORM pg_catalog.set_config('client_connection_check_interval', '1s', true);
   EXCEPTION WHEN OTHERS THEN NULL;  -- before PostgreSQL 14, and on Windows
@@ -144,9 +144,7 @@ async def settle(session: Session, history: History, step: Step, settlement: Set
         )
     except ServerError as error:
         await session.recover()
-        if error.sqlstate in (sql_of.BUSY, sql_of.MOVED):
-            raise TurnTaken(error.message) from error
-        raise translate(error) from error
+        raise sql_of.turned_away(error, history) or translate(error) from error
 
 
 class Course:
@@ -177,7 +175,7 @@ class Course:
 
 def _compose(session: Session, job: Job) -> Message:
     history, migration = job.history, job.script.migration
-    enter = f"""BEGIN {session.note_pid()}{_NOTICE_A_DEAD_CLIENT}{sql_of.take_turn(history)}
+    enter = f"""BEGIN {session.note_pid()}{NOTICE_A_DEAD_CLIENT}{sql_of.take_turn(history)}
   {sql_of.insist_on(history)}{sql_of.create(history)}{sql_of.insert(history, migration)}{job.set_path(local=True)}
 END"""
     message = Message(f"{sql_of.label(history.schema or '', migration)} BEGIN ISOLATION LEVEL READ COMMITTED; ")
@@ -196,13 +194,13 @@ def meaning(error: ServerError, job: Job, message: Message, running: int, *, cou
     """Tell apart what the server refused: our own preamble, a statement of the script, or the end."""
     offset = message.script_offset(error.position, counts_bytes=counts_bytes) if error.position else None
     if running < 0 and offset is None:
-        if error.sqlstate in (sql_of.BUSY, sql_of.MOVED) or (
-            sql_of.TABLE in error.message and error.sqlstate in ("23505", "42P01")
-        ):
-            return TurnTaken(error.message)
+        away = sql_of.turned_away(error, job.history)
+        if away is not None:
+            return away
         if error.sqlstate not in (LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED):
             return translate(error)
     at_end = running >= len(job.script.statements)
     statement = None if at_end or running < 0 else job.script.statements[running]
-    meant = failure(error, job.script.migration, statement, offset, aftermath=ROLLED_BACK)
-    return LockUnavailable(meant) if error.sqlstate in (LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED) else meant
+    if error.sqlstate in (LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED):
+        return LockUnavailable(failure(error, job.script.migration, statement, offset, aftermath=NOTHING_KEPT))
+    return failure(error, job.script.migration, statement, offset, aftermath=ROLLED_BACK)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TextIO, TypeVar
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
-from .errors import AmpdError
+from .errors import AmpdError, ConfigError, MigrationInterrupted
 from .version import VERSION
 
 if TYPE_CHECKING:
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
 
     from .config import MetadataDb
     from .progress import Progress
-    from .report import Status
+    from .report import AppliedNow, PendingMigration, Status
 
 T = TypeVar("T")
 
@@ -33,7 +36,7 @@ app = App(
 )
 app.meta.version_flags = ()
 
-_Flag = Parameter(negative=())
+_Flag = Parameter(negative=(), show_default=False)
 _Hidden = Parameter(parse=False)
 MigrationsOption = Annotated[
     Path | None, Parameter(help="Folder of migration files [default: the ones packaged with ampd].")
@@ -67,23 +70,18 @@ def migrate(
         Stop after this version.
     """
     from . import migrator
-    from .report import Result, migrate_json
 
     progress = _progress()
-    try:
-        metadata_db = _configure(config, migrations)
-        if check or dry_run:
-            found = _run(progress, lambda: migrator.status(metadata_db, target=target, on_event=progress))
-            return _examined(found, check=check, json=json)
-        report = _run(progress, lambda: migrator.migrate(metadata_db, target=target, on_event=progress))
-    except AmpdError as error:
-        if json:
-            known = error.report
-            facts = (known.current_version, known.applied, known.pending) if known else (None, (), ())
-            _print(migrate_json(Result.FAILED, *facts, error).decode())
-        raise
+    metadata_db = _configure(config, migrations)
+    if check or dry_run:
+        found = _run(progress, lambda: migrator.status(metadata_db, target=target, on_event=progress))
+        return _examined(found, check=check, json=json)
+    report = _run(progress, lambda: migrator.migrate(metadata_db, target=target, on_event=progress))
     progress.clear()
-    _print(report.json().decode() if json else report.text())
+    if json:
+        _print_json(report.json())
+    else:
+        _print(report.text())
     return 0
 
 
@@ -105,13 +103,17 @@ def status(
     progress = _progress()
     metadata_db = _configure(config, migrations)
     found = _run(progress, lambda: migrator.status(metadata_db, on_event=progress))
-    _print(found.json().decode() if json else found.text())
+    if json:
+        _print_json(found.json())
+    else:
+        _print(found.text())
     return 0
 
 
 @app.command
 def resolve(
     version: int,
+    /,
     *,
     applied: Annotated[bool, _Flag] = False,
     rolled_back: Annotated[bool, _Flag] = False,
@@ -134,7 +136,6 @@ def resolve(
         None of it is left: forget it, and let the next `ampd migrate` run it from the beginning.
     """
     from . import migrator
-    from .errors import ConfigError
     from .plan import Settlement
 
     if applied == rolled_back:
@@ -181,7 +182,7 @@ def solo(
         progress.clear()
         _print(standing.text() if once else f"{standing.summary()}\n{url}")
         if not once:
-            print("ready; Ctrl+C stops it", file=sys.stderr, flush=True)
+            _say("ready; Ctrl+C stops it")
 
     _run(progress, lambda: _keep_up(metadata_db, amp_dir, once=once, progress=progress, on_up=up), stopping=True)
     return 0
@@ -226,20 +227,53 @@ def _launch(
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; whatever a person can provoke ends in a message."""
+    _settle_streams()
+    code = _outcome(arguments)
     try:
-        return int(app.meta(list(arguments), exit_on_error=False) or 0)
-    except CycloptsError:
-        return 1  # cyclopts has said why
+        sys.stderr.flush()
+    except OSError:
+        _abandon(sys.stderr)  # else the interpreter would fail on what is still buffered
+    return code
+
+
+def _outcome(arguments: Sequence[str]) -> int:
+    try:
+        try:
+            return int(app.meta(list(arguments), exit_on_error=False, print_error=False) or 0)
+        except CycloptsError as error:
+            raise _bad_command_line(error) from None
     except AmpdError as error:
+        if "--json" in arguments:
+            known = error.report
+            _print_failure(error, *((known.current_version, known.applied, known.pending) if known else ()))
         _complain(error)
         return 1
     except _Signalled as signalled:
+        if "--json" in arguments:
+            newest = signalled.applied[-1].version if signalled.applied else None
+            _print_failure(MigrationInterrupted(signalled.told, conflicts=()), newest, signalled.applied)
+        _say(signalled.told)
         return 128 + signalled.number
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever read our output has heard enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno not in _NOWHERE_TO_WRITE:
+            raise
+        _abandon(sys.stdout)
+        if error.errno != errno.EPIPE:  # else whoever read our output has heard enough
+            _say(f"error: the output cannot be written: {error.strerror}")
         return 1
+
+
+_NOWHERE_TO_WRITE = (errno.EPIPE, errno.ENOSPC, errno.EBADF, errno.EIO)
+
+
+def _bad_command_line(error: CycloptsError) -> ConfigError:
+    message = str(error).removesuffix(".")
+    if isinstance(error, UnusedCliTokensError):
+        message = f"unexpected argument: {' '.join(error.unused_tokens or ())}"
+    command = " ".join(("ampd", *(error.command_chain or ())))
+    return ConfigError(message[:1].lower() + message[1:], hint=f"`{command} --help` shows what there is")
 
 
 def _configure(
@@ -253,7 +287,7 @@ def _configure(
 
     found, remarks = read_config(config, os.environ, defaults=defaults)
     for remark in remarks:
-        print(f"warning: {remark}", file=sys.stderr)
+        _say(f"warning: {remark}")
     if url_needed:
         found.metadata_db.require_url()
     return with_directory(found.metadata_db, migrations)
@@ -262,12 +296,17 @@ def _configure(
 def _examined(found: Status, *, check: bool, json: bool) -> int:
     """Print what `--check` and `--dry-run` have found, by the very plan that a run would follow."""
     from .migrator import prepare, refuse_conflicts
-    from .report import dry_run_text, examined_json
+    from .report import Report, dry_run_text, examined_json, pending_of
 
-    refuse_conflicts(found.plan)
-    prepare(found.plan.pending)
+    plan = found.plan
+    try:
+        refuse_conflicts(plan)
+        prepare(plan.pending)
+    except AmpdError as error:
+        error.report = Report(found.database, found.schema, plan.current_version, (), pending_of(plan.pending))
+        raise
     if json:
-        _print(examined_json(found).decode())
+        _print_json(examined_json(found))
     elif check:
         _print(f"{found.database}: {found.summary()}")
     else:
@@ -276,9 +315,13 @@ def _examined(found: Status, *, check: bool, json: bool) -> int:
 
 
 class _Signalled(Exception):
-    def __init__(self, number: int) -> None:
+    """A signal has ended the command: which one, what there is to say, what had been applied by then."""
+
+    def __init__(self, number: int, told: str = "", applied: tuple[AppliedNow, ...] = ()) -> None:
         super().__init__(number)
         self.number = number
+        self.told = told
+        self.applied = applied
 
 
 def _run(progress: Progress, work: Callable[[], Awaitable[T]], *, stopping: bool = False) -> T:
@@ -320,8 +363,8 @@ def _run(progress: Progress, work: Callable[[], Awaitable[T]], *, stopping: bool
     except _Signalled as signalled:
         progress.clear()
         name = signal.Signals(signalled.number).name
-        print(f"{name}: {'stopped' if stopping and progress.idle else progress.interrupted()}", file=sys.stderr)
-        raise
+        told = "stopped" if stopping and progress.idle else progress.interrupted()
+        raise _Signalled(signalled.number, f"{name}: {told}", progress.applied_now) from None
 
 
 def _progress() -> Progress:
@@ -330,12 +373,49 @@ def _progress() -> Progress:
     return Progress()
 
 
+def _settle_streams() -> None:
+    """See to it that both streams are there, and take any text, whatever the locale."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, stream)
+
+
+def _abandon(stream: TextIO) -> None:
+    """Let what is still buffered go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _print_failure(
+    error: AmpdError,
+    current_version: int | None = None,
+    applied: tuple[AppliedNow, ...] = (),
+    pending: tuple[PendingMigration, ...] = (),
+) -> None:
+    from .report import Result, migrate_json
+
+    _print_json(migrate_json(Result.FAILED, current_version, applied, pending, error))
+
+
 def _complain(error: AmpdError) -> None:
     from .progress import Progress
 
     Progress().clear()
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    _say(f"error: {error}")
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):  # that nobody listens changes nothing
+        print(text, file=sys.stderr, flush=True)
 
 
 def _print(text: str) -> None:
     print(text, flush=True)
+
+
+def _print_json(document: bytes) -> None:
+    """Print a document in UTF-8, as JSON is, whatever the locale."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(document + b"\n")
+    sys.stdout.buffer.flush()

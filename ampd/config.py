@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
-from urllib.parse import parse_qsl, quote, unquote
+from urllib.parse import quote, unquote
 
 import msgspec
 
@@ -16,22 +16,24 @@ if TYPE_CHECKING:
 
 PREFIX = "AMP_CONFIG_"
 FLAT_URL = "metadata_db_url"
+_FLAT_VARIABLE = "AMP_CONFIG_METADATA_DB_URL"
 
 _HIDDEN = "***"
-_SECRET_PARAMETERS = frozenset({"password", "sslpassword"})
+_ENCODE = "if the password holds any of : / ? # @ % &, write those percent-encoded (%3A %2F %3F %23 %40 %25 %26)"
 
 
 class DatabaseUrl:
     """A PostgreSQL URL that cannot print its password: `str()` and `repr()` show `***` in its place.
 
     Takes what libpq takes: `postgresql://user:pass@host:5432/db?sslmode=…`, `postgres://…`, several hosts separated by
-    commas, and `postgresql:///db?host=/socket/dir`.
+    commas, and `postgresql:///db?host=/socket/dir`. As in libpq a parameter wins over what stands before the `?`, and
+    `+` is a plus sign. An empty host is the default one.
 
     Raises:
         ConfigError: not such a URL. The message never repeats it, for it may hold a password.
     """
 
-    __slots__ = ("database", "hosts", "parameters", "password", "user")
+    __slots__ = ("_secrets", "database", "hosts", "parameters", "password", "user")
 
     def __init__(self, url: str) -> None:
         scheme, separator, rest = url.strip().partition("://")
@@ -42,15 +44,23 @@ class DatabaseUrl:
             )
         rest, _, query = rest.partition("?")
         authority, _, path = rest.partition("/")
+        if "@" in path:
+            raise ConfigError("the database URL has an @ behind the host", hint=_ENCODE)
         credentials, _, hostspec = authority.rpartition("@")
         user, _, password = credentials.partition(":")
-        self.parameters = dict(parse_qsl(query, keep_blank_values=True))
-        self.user = self.parameters.pop("user", None) or unquote(user) or None
-        self.password = self.parameters.pop("password", None) or unquote(password) or None
-        self.database = self.parameters.pop("dbname", None) or unquote(path) or None
-        hosts = self.parameters.pop("host", None)
-        ports = self.parameters.pop("port", None)
-        self.hosts = tuple(_hosts(hosts if hosts is not None else hostspec, ports))
+        given = _parameters(query)
+        parameters = {key: _decoded(value) for key, value in given}
+        self.user = parameters.pop("user", None) or _decoded(user) or None
+        self.password = parameters.pop("password", None) or _decoded(password) or None
+        self.database = parameters.pop("dbname", None) or _decoded(path) or None
+        ports = parameters.pop("port", "").split(",")
+        if "host" in parameters:
+            self.hosts = _hosts([_named(spec) for spec in parameters.pop("host").split(",")], ports)
+        else:
+            self.hosts = _hosts([_located(spec) for spec in hostspec.split(",")], ports)
+        self.parameters = parameters
+        written = {password, *(value for key, value in given if _is_secret(key))} - {""}
+        self._secrets = written | {form for secret in written for form in (_decoded(secret), _quoted(_decoded(secret)))}
 
     def __str__(self) -> str:
         return self._render(lambda _: _HIDDEN)
@@ -66,7 +76,7 @@ class DatabaseUrl:
 
     def reveal(self) -> str:
         """Return the URL with its password, normalised: the one way to get at it, for the driver alone."""
-        return self._render(lambda secret: quote(secret, safe=""))
+        return self._render(_quoted)
 
     def with_parameters(self, parameters: Mapping[str, str]) -> DatabaseUrl:
         """Return the same URL with other query parameters."""
@@ -75,65 +85,111 @@ class DatabaseUrl:
         return url
 
     def _render(self, show: Callable[[str], str]) -> str:
-        user = quote(self.user, safe="") if self.user else ""
-        password = f":{show(self.password)}" if self.password else ""
+        credentials = _quoted(self.user or "") + (f":{show(self.password)}" if self.password else "")
         parameters = dict(self.parameters)
         hosts = ""
-        if any(host.startswith("/") for host, _ in self.hosts):
-            parameters["host"] = ",".join(host for host, _ in self.hosts)
+        # What neither the driver nor Python's URL parser takes before the `/` goes behind the `?`.
+        if any(host.startswith("/") or not host or (":" in host and len(self.hosts) > 1) for host, _ in self.hosts):
+            if names := ",".join(_bracketed(host) for host, _ in self.hosts):
+                parameters["host"] = names
             if any(port for _, port in self.hosts):
-                parameters["port"] = ",".join(str(port or "") for _, port in self.hosts)
+                parameters["port"] = ",".join(str(port) for _, port in self.hosts)
         else:
             hosts = ",".join(
-                (f"[{host}]" if ":" in host else quote(host, safe="")) + (f":{port}" if port else "")
-                for host, port in self.hosts
+                quote(_bracketed(host), safe="[:]") + (f":{port}" if port else "") for host, port in self.hosts
             )
         query = "&".join(
-            f"{quote(key)}={show(value) if key in _SECRET_PARAMETERS else quote(value)}"
-            for key, value in parameters.items()
+            f"{quote(key)}={show(value) if _is_secret(key) else quote(value)}" for key, value in parameters.items()
         )
         return (
-            f"postgresql://{user}{password}{'@' if user or password else ''}{hosts}"
-            f"/{quote(self.database or '', safe='')}{'?' if query else ''}{query}"
+            f"postgresql://{credentials}{'@' if credentials else ''}{hosts}"
+            f"{f'/{_quoted(self.database)}' if self.database else ''}{'?' if query else ''}{query}"
         )
 
     @property
     def label(self) -> str:
         """Return `host:port/database`, as reports and errors show it."""
-        hosts = self.hosts or ((os.environ.get("PGHOST", "localhost"), None),)
-        default_port = os.environ.get("PGPORT", "5432")
-        shown = ",".join(f"{f'[{host}]' if ':' in host else host}:{port or default_port}" for host, port in hosts)
-        return f"{shown}/{self.database or os.environ.get('PGDATABASE') or self.user or ''}"
+        default_host, default_port = os.environ.get("PGHOST", "localhost"), os.environ.get("PGPORT", "5432")
+        hosts = self.hosts or (("", None),)
+        shown = ",".join(f"{_bracketed(host or default_host)}:{port or default_port}" for host, port in hosts)
+        database = self.database or os.environ.get("PGDATABASE") or self.user or os.environ.get("PGUSER", "")
+        return f"{shown}/{database}"
 
     def redact(self, text: str) -> str:
         """Return `text` with every form of the URL's secrets replaced."""
-        secrets = [self.password, *(value for key, value in self.parameters.items() if key in _SECRET_PARAMETERS)]
-        for secret in secrets:
-            for form in {secret, quote(secret, safe=""), quote(secret)} if secret else ():
-                text = text.replace(form, _HIDDEN)
+        for secret in sorted(self._secrets, key=len, reverse=True):  # one may be a part of another
+            text = text.replace(secret, _HIDDEN)
         return text
 
 
-def _hosts(hostspec: str, ports: str | None) -> Iterator[tuple[str, int | None]]:
-    shared = (ports or "").split(",")
-    for index, spec in enumerate(hostspec.split(",") if hostspec else ()):
-        if spec.startswith("["):
-            host, _, port = spec[1:].partition("]")
-            port = port.removeprefix(":")
-        elif spec.startswith("/"):
-            host, port = spec, ""
-        else:
-            host, _, port = spec.partition(":")
-        port = port or shared[min(index, len(shared) - 1)]
-        if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-            raise ConfigError(
-                "the port in the database URL is not a number from 1 to 65535",
-                hint="if the password holds any of : / ? # @ %, write those percent-encoded (%3A %2F %3F %23 %40 %25)",
-            )
-        yield unquote(host), int(port) if port else None
+def _parameters(query: str) -> list[tuple[str, str]]:
+    """Return key and value of each parameter, the values still percent-encoded."""
+    parts = [part.partition("=") for part in query.split("&") if part]
+    if not all(separator for _, separator, _ in parts):
+        raise ConfigError("the database URL has a parameter without a value behind the ?", hint=_ENCODE)
+    return [(_decoded(key), value) for key, _, value in parts]
 
 
-Seconds = Annotated[float, msgspec.Meta(ge=0)]
+def _is_secret(key: str) -> bool:
+    return "passw" in key.lower()
+
+
+def _quoted(text: str) -> str:
+    return quote(text, safe="")
+
+
+def _decoded(text: str) -> str:
+    try:
+        decoded = unquote(text, errors="strict")
+    except UnicodeDecodeError:
+        decoded = None
+    if decoded is None or "\0" in decoded:
+        raise ConfigError("the database URL holds a NUL byte, or bytes that are not UTF-8", hint=_ENCODE)
+    return decoded
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host and not host.startswith("/") else host
+
+
+def _named(spec: str) -> tuple[str, str]:
+    """Return host and port of one host that a parameter gives, where an IPv6 address may stand without brackets."""
+    return (spec, "") if spec.startswith("/") or (spec.count(":") > 1 and spec[0] != "[") else _located(spec)
+
+
+def _located(spec: str) -> tuple[str, str]:
+    """Return host and port of one host that stands before the path."""
+    if spec.startswith("["):
+        host, bracket, port = spec[1:].partition("]")
+        if not bracket or port[:1] not in ("", ":"):
+            raise ConfigError("the database URL has an IPv6 address without its closing bracket", hint=_ENCODE)
+        return _decoded(host), port[1:]
+    host, _, port = spec.partition(":")
+    return _decoded(host), port
+
+
+def _hosts(specs: list[tuple[str, str]], ports: list[str]) -> tuple[tuple[str, int | None], ...]:
+    if len(ports) not in (1, len(specs)):
+        raise ConfigError(f"the database URL gives {len(ports)} ports for {len(specs)} hosts", hint="give each its own")
+    shared = ports * len(specs) if len(ports) == 1 else ports
+    hosts = tuple((host, _port(port or default)) for (host, port), default in zip(specs, shared, strict=True))
+    if len(hosts) > 1 and any(not host for host, _ in hosts):
+        raise ConfigError("the database URL has a list of hosts with an empty place in it", hint="name each of them")
+    if any(port for _, port in hosts):
+        return tuple((host, port or 5432) for host, port in hosts)
+    return () if hosts == (("", None),) else hosts
+
+
+def _port(text: str) -> int | None:
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 65536):
+        raise ConfigError("the port in the database URL is not a number from 1 to 65535", hint=_ENCODE)
+    return int(text)
+
+
+# The server counts its timeouts in milliseconds, in 32 bits.
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=2_147_483)]
 
 
 class Migrations(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -209,29 +265,27 @@ def read_config(
     file = Path(path) if path else None
     document = _read_toml(file) if file else {}
     remarks: list[str] = []
+    variables: dict[tuple[str, ...], str] = {}
 
-    section = document.get("metadata_db", {})
-    if not isinstance(section, dict):
-        raise ConfigError(f"{file}: metadata_db is not a table", file=str(file), hint="write it as [metadata_db]")
-    if isinstance(section.get("migrations", {}), dict):
-        section = section | {"migrations": dict(section.get("migrations", {}))}
-    section = dict(defaults or {}) | section
-    sources: dict[tuple[str, ...], str] = {}
-
-    flat = environ.get(PREFIX + FLAT_URL.upper()) or document.get(FLAT_URL)
-    if flat is not None:
+    section = dict(defaults or {}) | _table(document, "metadata_db", "metadata_db", file)
+    section["migrations"] = _table(section, "migrations", "metadata_db.migrations", file)
+    if value := environ.get(_FLAT_VARIABLE):
+        remarks.append(f"{_FLAT_VARIABLE} is deprecated: set {PREFIX}METADATA_DB__URL")
+        if "url" not in section:
+            section["url"], variables["url",] = value, _FLAT_VARIABLE
+    if FLAT_URL in document:
         remarks.append(f"{FLAT_URL} is deprecated: write url = … under [metadata_db]")
-        section.setdefault("url", flat)
+        section.setdefault("url", document[FLAT_URL])
     for variable, keys, value in _overlay(environ):
         table: Any = section
         for key in keys[:-1]:
             table = table.setdefault(key, {})
         table[keys[-1]] = value
-        sources[keys] = variable
+        variables[keys] = variable
 
-    metadata_db = _convert(section, file, sources)
+    metadata_db = _convert(section, file, variables)
     directory = metadata_db.migrations.dir
-    if directory is not None and file is not None and ("migrations", "dir") not in sources:
+    if directory is not None and file is not None and ("migrations", "dir") not in variables:
         metadata_db = with_directory(metadata_db, file.parent / directory)
     return Config(metadata_db), tuple(remarks)
 
@@ -248,9 +302,13 @@ def _read_toml(file: Path) -> dict[str, Any]:
     import tomllib
 
     try:
-        return tomllib.loads(file.read_bytes().decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        content = file.read_bytes()
+        return tomllib.loads(content.decode("utf-8-sig"))
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file}: not valid TOML: {error}", file=str(file), hint="mend the line it names") from None
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{file}: not UTF-8 text (line {line})", file=str(file), hint="save it as UTF-8") from None
     except OSError as error:
         raise ConfigError(
             f"{file}: the configuration file cannot be read: {error.strerror or error}",
@@ -259,13 +317,21 @@ def _read_toml(file: Path) -> dict[str, Any]:
         ) from error
 
 
+def _table(parent: Mapping[str, Any], key: str, path: str, file: Path | None) -> dict[str, Any]:
+    table = parent.get(key, {})
+    if not isinstance(table, dict):
+        problem = f"{file}: {path}: expected a table, got `{type(table).__name__}`"
+        raise ConfigError(problem, file=str(file), hint=f"write it as [{path}]")
+    return dict(table)
+
+
 def _overlay(environ: Mapping[str, str]) -> Iterator[tuple[str, tuple[str, ...], Any]]:
     """Yield variable, key path and value for each variable that sets a key of ours."""
     prefix = f"{PREFIX}METADATA_DB__"
     for variable in sorted(environ):
         if variable.startswith(prefix):
             keys = tuple(variable.removeprefix(prefix).lower().split("__"))
-            _check_known(keys, variable)
+            _check_known(keys, variable, None)
             yield variable, keys, _lax(keys, environ[variable])
 
 
@@ -284,7 +350,7 @@ def _lax(keys: tuple[str, ...], value: str) -> object:
         return value
 
 
-def _check_known(keys: tuple[str, ...], where: str) -> None:
+def _check_known(keys: tuple[str, ...], where: str, file: Path | None) -> None:
     table = _TABLES.get(keys[:-1])
     known = () if table is None else table.__struct_fields__
     if keys[-1] in known and keys not in _TABLES:
@@ -292,6 +358,7 @@ def _check_known(keys: tuple[str, ...], where: str) -> None:
     every = [".".join((*above, field)) for above, struct in _TABLES.items() for field in struct.__struct_fields__]
     raise ConfigError(
         f"{where}: unknown key metadata_db.{'.'.join(keys)}",
+        file=str(file) if file else None,
         hint=_nearest(".".join(keys), [name for name in every if name != "migrations"]),
     )
 
@@ -299,38 +366,40 @@ def _check_known(keys: tuple[str, ...], where: str) -> None:
 def _nearest(key: str, known: list[str]) -> str:
     from difflib import get_close_matches
 
-    close = get_close_matches(key, known, n=1, cutoff=0.5)
-    last = {name.rpartition(".")[2]: name for name in known}
-    close = close or [last[name] for name in get_close_matches(key.rpartition(".")[2], list(last), n=1)]
+    own, homes = key.rpartition(".")[2], {name.rpartition(".")[2]: name for name in known}
+    close = [own] if own in homes else get_close_matches(key, known, n=1, cutoff=0.5)
+    close = close or get_close_matches(own, list(homes), n=1)
     if close:
-        return f"did you mean metadata_db.{close[0]}?"
+        return f"did you mean metadata_db.{homes.get(close[0], close[0])}?"
     return f"known keys: {', '.join(f'metadata_db.{name}' for name in known)}"
 
 
-def _convert(section: dict[str, Any], file: Path | None, sources: Mapping[tuple[str, ...], str]) -> MetadataDb:
-    for above, table in (((), section), (("migrations",), section.get("migrations", {}))):
-        for key in table if isinstance(table, dict) else ():
+def _convert(section: dict[str, Any], file: Path | None, variables: Mapping[tuple[str, ...], str]) -> MetadataDb:
+    for above, table in (((), section), (("migrations",), section["migrations"])):
+        for key in table:
             if (*above, key) not in _TABLES:
-                _check_known((*above, key), str(file))
+                _check_known((*above, key), str(file), file)
     try:
         return msgspec.convert(section, MetadataDb, dec_hook=_decode)
+    except ConfigError as error:  # of the one value that is more than a scalar
+        keys: tuple[str, ...] = ("url",)
+        problem, hint = error.message, error.hint
     except msgspec.ValidationError as error:
         # msgspec ends its messages with the path of the key: "Expected `int`, got `str` - at `$.pool_size`".
-        expected, _, path = str(error).partition(" - at `$")
+        problem, _, path = str(error).replace("`object`", "a table").replace(" | null`", "`").partition(" - at `$")
         keys = tuple(path.rstrip("`").split(".")[1:])
-        where = sources.get(keys) or str(file)
-        key = ".".join(("metadata_db", *keys))
-        raise ConfigError(
-            f"{where}: {key}: {expected[:1].lower()}{expected[1:]}",
-            file=str(file) if file and keys not in sources else None,
-            hint=f"see the configuration section of the README for {key}",
-        ) from None
+        problem = problem[:1].lower() + problem[1:]
+        hint = f"see the configuration section of the README for {'.'.join(('metadata_db', *keys))}"
+    # A problem between two keys has no path but names them.
+    to_blame = [variable for path, variable in variables.items() if path == keys or (not keys and path[-1] in problem)]
+    raise ConfigError(
+        f"{', '.join(to_blame) or file}: {'.'.join(('metadata_db', *keys))}: {problem}",
+        hint=hint,
+        file=str(file) if file and not to_blame else None,
+    )
 
 
 def _decode(kind: type, value: object) -> object:
     if not isinstance(value, str):
         raise ValueError(f"expected `str`, got `{type(value).__name__}`")
-    try:
-        return kind(value)
-    except ConfigError as error:
-        raise ValueError(f"{error.message}; {error.hint}") from None
+    return kind(value)

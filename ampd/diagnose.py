@@ -79,8 +79,8 @@ def failure(
         offset = statement.start
     line, column = sql.locate(migration.sql, offset) if offset is not None else (None, None)
     where = migration.file if line is None else f"{migration.file}:{line}"
-    when = " at the end of the migration" if offset is None else ""
-    hint = error.hint or _HINTS.get(error.sqlstate)
+    when = " at the end of the migration" if offset is None else _in_function(error.context)
+    hint = (error.hint or _HINTS.get(error.sqlstate, "")).removesuffix(".")
     facts: dict[str, Any] = {
         "version": migration.version,
         "file": migration.file,
@@ -101,9 +101,17 @@ def failure(
     return MigrationFailed(message, hint=f"{hint}; {aftermath}" if hint else aftermath, **facts)
 
 
+def _in_function(context: str) -> str:
+    """Return the line of the function that the statement has called and that failed, if its context names one."""
+    innermost = re.search(r"function (\S.*\)) line (\d+)", context)
+    return f" in function {innermost[1]} line {innermost[2]}" if innermost else ""
+
+
 def _line_in_block(context: str, script: str, statement: sql.Statement) -> int | None:
     """Return the offset of the line that PL/pgSQL complains of, if it is one of the statement's own DO block."""
-    complaint = re.search(r"function inline_code_block line (\d+)", context)
+    complaint = re.search(
+        r"inline_code_block[^\d\n]+(\d+)", context
+    )  # the words around it are in the server's language
     body = re.search(r"\$(?:[^\W\d]\w*)?\$", statement.text)
     if not complaint or not body or statement.words[:1] != ("DO",):
         return None

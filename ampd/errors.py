@@ -11,7 +11,7 @@
     │   └── ReadOnlyServer              a standby, or a database set to read-only
     ├── PermissionDenied            the role lacks a privilege; the hint holds the GRANT
     ├── MigrationConflict           history and files disagree
-    ├── MigrationInterrupted        a no-transaction migration was started and did not finish
+    │   └── MigrationInterrupted        a no-transaction migration was started and did not finish
     ├── MigrationFailed             PostgreSQL refused a statement
     ├── LockTimeout                 a table lock could not be had in time
     └── TurnTimeout                 another runner held the advisory lock for too long
@@ -130,6 +130,16 @@ class MigrationConflict(AmpdError):
     def __init__(self, message: str, *, conflicts: tuple[Conflict, ...], hint: str | None = None) -> None:
         super().__init__(message, hint=hint, version=conflicts[0].version if conflicts else None)
         self.conflicts = conflicts
+
+    def __str__(self) -> str:
+        parts = [self.message]
+        if len(self.conflicts) == 1:  # the message and the hint are its own
+            parts.append(self.conflicts[0].evidence)
+        else:
+            parts.extend(f"{each.message}\n{each.evidence}\n  to do:   {each.hint}" for each in self.conflicts)
+        if self.hint:
+            parts.append(f"hint: {self.hint}")
+        return "\n".join(parts)
 
     def fields(self) -> dict[str, object]:
         """Return what the JSON document shows under `error`."""

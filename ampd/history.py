@@ -26,7 +26,7 @@ from .version import VERSION
 
 if TYPE_CHECKING:
     from .migration import Migration
-    from .postgres import Session
+    from .postgres import ServerError, Session
 
 TABLE = "ampd_schema_migrations"
 
@@ -34,10 +34,15 @@ TABLE = "ampd_schema_migrations"
 BUSY = "AM001"  # another runner holds the lock
 MOVED = "AM002"  # the history is not what the plan was made from
 ESCAPED = "AM003"  # the migration ended the transaction that it ran in
+STRANGER = "AM004"  # the history table belongs to somebody whose triggers must not run with our rights
 
 _UNSIGNED = 0xFFFF_FFFF_FFFF_FFFF
 
 GUARD_LEASE_SECS = 20  # a guard that is silent for so long has lost its client
+
+
+class TurnTaken(Exception):
+    """Another runner has the lock, or has added to the history: read it again."""
 
 
 class Holder(msgspec.Struct, frozen=True):
@@ -63,19 +68,18 @@ class History(msgspec.Struct, frozen=True):
 
     database: str
     user: str
-    address: str
+    host: str | None
+    port: int | None
     pid: int
     read_only: bool
     schema: str | None
     schema_exists: bool
     table_exists: bool
-    kind: str | None = None
-    row_security: bool = False
-    owner: str | None = None
-    trusted: bool = True
+    owner: str | None
+    plain: bool | None
+    holder_known: bool
+    holder: Holder | None
     applied: tuple[AppliedMigration, ...] = ()
-    holder: Holder | None = None
-    holder_known: bool = False
 
     def with_row(self, row: AppliedMigration) -> History:
         """Return the history as it is after one more migration, told from our own commit without asking again."""
@@ -83,10 +87,49 @@ class History(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, applied=rows, table_exists=True, schema_exists=True)
 
     @property
+    def address(self) -> str:
+        """Return `host:port/database` as the server sees itself."""
+        return f"{self.host}:{self.port}/{self.database}" if self.host else f"local/{self.database}"
+
+    @property
     def name(self) -> str:
         """Return the history table's qualified and quoted name."""
         assert self.schema is not None
         return f"{identifier(self.schema)}.{TABLE}"
+
+
+class _Row(msgspec.Struct, frozen=True):
+    """A row of the history table as JSON has it: bytes are `\\x` and hexadecimal digits."""
+
+    version: int
+    name: str
+    checksum: str
+    started_at: datetime
+    finished_at: datetime | None
+    statements_done: int
+    applied_by: str
+    ampd_version: str
+    done_checksum: str | None = None
+
+    def migration(self) -> AppliedMigration:
+        return AppliedMigration(
+            version=self.version,
+            name=self.name,
+            checksum=bytes.fromhex(self.checksum[2:]),
+            started_at=self.started_at,
+            finished_at=self.finished_at,
+            statements_done=self.statements_done,
+            applied_by=self.applied_by,
+            ampd_version=self.ampd_version,
+            done_checksum=None if self.done_checksum is None else bytes.fromhex(self.done_checksum[2:]),
+        )
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    """What the server answers to a read."""
+
+    history: History
+    rows: tuple[_Row, ...] | None
 
 
 def lock_key(schema: str) -> int:
@@ -101,14 +144,15 @@ async def read(session: Session, schema: str | None, *, who: str | None = None) 
         ConfigError: the search path names no schema to keep a history in, or the table is not one of ampd's.
         PermissionDenied: the role may not read the table.
     """
-    history = await session.ask(_read_message(session, schema, who), History)
+    answer = await session.ask(_read_message(session, schema, who), _Answer)
+    history = msgspec.structs.replace(answer.history, applied=tuple(row.migration() for row in answer.rows or ()))
     session.role = history.user
     if history.schema is None:
         raise ConfigError(
             f"the search path of role {history.user} names no schema that it may use",
             hint="set metadata_db.schema, or GRANT USAGE, CREATE ON SCHEMA public to the role",
         )
-    if history.table_exists and (history.kind != "r" or history.row_security):
+    if history.table_exists and not history.plain:
         raise ConfigError(
             f"{history.name} (owner {history.owner}) is not a plain table, so it is not read as ampd's history",
             hint="if it is not yours, drop it; or keep the history elsewhere with metadata_db.schema",
@@ -117,76 +161,77 @@ async def read(session: Session, schema: str | None, *, who: str | None = None) 
 
 
 def refuse_to_write(history: History) -> None:
-    """Refuse to write to a server that takes no writes, or to a table that a stranger has put in our way.
+    """Refuse to write to a server that takes no writes.
 
     Raises:
         ReadOnlyServer: a standby, or a database set to read-only.
-        PermissionDenied: a trigger or default of such a table would run with the migrator's rights.
     """
     if history.read_only:
-        raise read_only(f"{history.address}/{history.database} takes no writes: a standby, or read-only by default")
-    if history.table_exists and not history.trusted:
-        raise PermissionDenied(
-            f"the history table {history.name} belongs to {history.owner}, who is neither a superuser, nor the owner "
+        raise read_only(f"{history.address} takes no writes: a standby, or read-only by default")
+
+
+def turned_away(error: ServerError, history: History) -> Exception | None:
+    """Return what it means that `take_turn` or `insist_on` has refused; None for any other error."""
+    if error.sqlstate in (BUSY, MOVED) or (TABLE in error.message and error.sqlstate in ("23505", "42P01")):
+        return TurnTaken(error.message)
+    if error.sqlstate == STRANGER:
+        return PermissionDenied(
+            f"the history table {history.name} belongs to {error.message}, who is neither a superuser, nor the owner "
             f"of the database or the schema, nor a role that {history.user} is a member of",
             hint=f"if it is rightly yours: ALTER TABLE {history.name} OWNER TO {identifier(history.user)}; "
             "if not, drop it, and REVOKE CREATE ON SCHEMA public FROM PUBLIC",
         )
+    return None
 
 
 def _read_message(session: Session, schema: str | None, who: str | None) -> str:
-    # Nothing may be looked up on the search path before the block has replaced it, types included.
+    # Nothing may be looked up on the search path before the block has replaced it, types included; and every catalog
+    # that a fresh backend need not open saves a tenth of a millisecond.
     places = "pg_catalog.current_schemas(false)" if schema is None else f"ARRAY[{literal(schema)}::pg_catalog.name]"
-    holder = "" if who is None else _holder(who)
+    holder = "NULL" if who is None else _holder(who)
+    document = f"""jsonb_build_object('rows', applied, 'history', jsonb_build_object(
+    'database', current_database(), 'user', current_user, 'pid', pg_backend_pid(),
+    'host', host(inet_server_addr()), 'port', inet_server_port(),
+    'read_only', pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on',
+    'schema', CASE WHEN home IS NULL THEN places[1] ELSE place END,
+    'schema_exists', to_regnamespace(quote_ident(places[1])) IS NOT NULL,
+    'table_exists', home IS NOT NULL, 'plain', plain, 'owner', owner,
+    'holder_known', {"false" if who is None else "true"}, 'holder', {holder}))"""
     body = f"""
 DECLARE
   places pg_catalog.name[] := {places};
-  home pg_catalog.record;
-  document pg_catalog.jsonb;
+  place pg_catalog.name;
+  home pg_catalog.regclass;
+  plain pg_catalog.bool;
+  owner pg_catalog.name;
   applied pg_catalog.jsonb;
 BEGIN
   PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true),
           pg_catalog.set_config('bytea_output', 'hex', true),
           pg_catalog.set_config('lock_timeout', '10s', true), pg_catalog.set_config('statement_timeout', '30s', true);
-  SELECT n.nspname, c.relkind, c.relrowsecurity, c.relowner, n.nspowner INTO home
-    FROM unnest(places) WITH ORDINALITY AS place (name, rank)
-    JOIN pg_namespace n ON n.nspname = place.name
-    JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = '{TABLE}' AND c.relpersistence <> 't'
-    ORDER BY place.rank LIMIT 1;
-  document := jsonb_build_object(
-    'database', current_database(), 'user', current_user, 'pid', pg_backend_pid(),
-    'address', coalesce(host(inet_server_addr()) || ':' || inet_server_port(), 'local'),
-    'read_only', pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on',
-    'schema', coalesce(home.nspname, places[1]), 'table_exists', home.nspname IS NOT NULL,
-    'schema_exists', EXISTS (SELECT FROM pg_namespace WHERE nspname = places[1]));
-  IF home.nspname IS NOT NULL THEN
-    document := document || jsonb_build_object(
-      'kind', home.relkind, 'row_security', home.relrowsecurity, 'owner', pg_get_userbyid(home.relowner),
-      'trusted', (
-        SELECT home.relowner IN (me.oid, home.nspowner, d.datdba)
-            OR (SELECT o.rolsuper FROM pg_roles o WHERE o.oid = home.relowner)
-            OR NOT me.rolsuper AND pg_has_role(home.relowner, 'MEMBER')
-        FROM pg_roles me, pg_database d WHERE me.rolname = current_user AND d.datname = current_database()));
-    IF home.relkind = 'r' AND NOT home.relrowsecurity THEN
-      EXECUTE format($q$
-        SELECT jsonb_agg(to_jsonb(h) || jsonb_build_object('checksum', encode(h.checksum, 'base64'),
-          'done_checksum', encode(decode(substr(to_jsonb(h) ->> 'done_checksum', 3), 'hex'), 'base64'))
-          ORDER BY h.version)
-        FROM %I.{TABLE} h$q$, home.nspname) INTO applied;
-      document := document || jsonb_build_object('applied', coalesce(applied, '[]'));
+  FOREACH place IN ARRAY places LOOP
+    home := to_regclass(quote_ident(place) || '.{TABLE}');
+    EXIT WHEN home IS NOT NULL AND NOT starts_with(place, 'pg_temp_');
+    home := NULL;
+  END LOOP;
+  IF home IS NOT NULL THEN
+    -- A view, a policy, and a cast to json of a type that is not built in would all run a stranger's code.
+    SELECT pg_get_userbyid(relowner), relkind = 'r' AND NOT relrowsecurity AND NOT EXISTS (
+        SELECT FROM pg_attribute WHERE attrelid = home AND attnum > 0 AND atttypid >= 16384)
+      INTO owner, plain FROM pg_class WHERE oid = home;
+    IF plain THEN
+      EXECUTE 'SELECT jsonb_agg(h) FROM ' || quote_ident(place) || '.{TABLE} h' INTO applied;
     END IF;
   END IF;
-  {holder}
-  {session.note("document")}
+  {session.note(document)}
 END"""
     return f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {do_block(body)}; COMMIT"
 
 
 def _holder(schema: str) -> str:
-    """Return PL/pgSQL that adds who holds the lock, or runs a statement on behalf of a runner that is gone."""
+    """Return an expression for who holds the lock, or runs a statement on behalf of a runner that is gone."""
     key = lock_key(schema)
-    return f"""
-  document := document || jsonb_build_object('holder_known', true, 'holder', (
+    return f"""(
     SELECT jsonb_build_object('pid', coalesce(a.pid, l.pid), 'user', a.usename, 'application', a.application_name,
       'client', coalesce(a.client_hostname, host(a.client_addr)), 'since', a.xact_start, 'query', left(a.query, 300))
     FROM pg_stat_activity a FULL JOIN (
@@ -194,8 +239,9 @@ def _holder(schema: str) -> str:
           AND classid = {(key >> 32) & 0xFFFFFFFF} AND objid = {key & 0xFFFFFFFF}
           AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) l ON l.pid = a.pid
     WHERE l.pid IS NOT NULL
-       OR a.state = 'active' AND a.pid <> pg_backend_pid() AND starts_with(a.query, '/* ampd {key & _UNSIGNED:x} ')
-    ORDER BY starts_with(a.query, '/* ampd ') DESC NULLS LAST LIMIT 1));"""
+       OR a.state = 'active' AND a.pid <> pg_backend_pid() AND a.datname = current_database()
+          AND starts_with(a.query, '/* ampd {key & _UNSIGNED:x} ')
+    ORDER BY l.pid IS NULL, a.xact_start LIMIT 1)"""
 
 
 def label(schema: str, migration: Migration) -> str:
@@ -214,8 +260,10 @@ def take_turn(history: History) -> str:
 
 
 def insist_on(history: History) -> str:
-    """Return PL/pgSQL that checks, under the lock, that the history has not moved since it was read."""
+    """Return PL/pgSQL that checks, under the lock, that the history is ours to write and as it was when it was read."""
+    ours = ""
     if history.table_exists:
+        ours = _insist_on_owner(history)
         finished = sum(1 for row in history.applied if row.finished_at is not None)
         newest = max((row.version for row in history.applied), default=-1)
         moved = f"""(SELECT pg_catalog.count(*) OPERATOR(pg_catalog.<>) {len(history.applied)}
@@ -224,10 +272,33 @@ def insist_on(history: History) -> str:
       FROM {history.name} h)"""
     else:
         moved = f"pg_catalog.to_regclass({literal(history.name)}) IS NOT NULL"
-    return f"""
+    return f"""{ours}
   IF {moved} THEN
     RAISE EXCEPTION 'the history has moved' USING ERRCODE = '{MOVED}';
   END IF;"""
+
+
+def _insist_on_owner(history: History) -> str:
+    return f"""
+  DECLARE
+    stranger pg_catalog.name := (
+      SELECT owner.rolname
+      FROM pg_catalog.pg_class c
+      JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+      JOIN pg_catalog.pg_roles owner ON owner.oid OPERATOR(pg_catalog.=) c.relowner
+      JOIN pg_catalog.pg_roles me ON me.rolname OPERATOR(pg_catalog.=) CURRENT_USER
+      JOIN pg_catalog.pg_database d ON d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
+      WHERE c.oid OPERATOR(pg_catalog.=) {literal(history.name)}::pg_catalog.regclass AND NOT (
+        owner.rolsuper
+        OR owner.oid OPERATOR(pg_catalog.=) me.oid
+        OR owner.oid OPERATOR(pg_catalog.=) n.nspowner
+        OR owner.oid OPERATOR(pg_catalog.=) d.datdba
+        OR (NOT me.rolsuper AND pg_catalog.pg_has_role(owner.oid, 'MEMBER'))));
+  BEGIN
+    IF stranger IS NOT NULL THEN
+      RAISE EXCEPTION '%', stranger USING ERRCODE = '{STRANGER}';
+    END IF;
+  END;"""
 
 
 def create(history: History) -> str:

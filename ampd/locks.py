@@ -65,6 +65,8 @@ class Watch:
         while not self._session.is_closed():
             try:
                 async with self._source.second_session(_ANSWER_SECS) as eye:
+                    if self._source.pool_size is None:
+                        silent_since = None  # the server has greeted: without an answer we stand in a pooler's queue
                     missed = 0
                     while missed < 3:
                         sight = await eye.ask(self._question(eye), Sight, timeout=_ANSWER_SECS)
@@ -72,6 +74,7 @@ class Watch:
                         missed = missed + 1 if self._session.busy and not sight.alive else 0
                         self._see(sight, interval)
                         await anyio.sleep(interval)
+                        interval = min(interval * 1.2, _LOOK_EVERY_SECS)
                     return self._session.give_up("the server no longer works for this connection")
             except NoAnswer:
                 silent_since = silent_since or monotonic()
@@ -83,9 +86,12 @@ class Watch:
 
     def _question(self, eye: Session) -> str:
         pid = str(self._session.backend_pid)
-        if self._session.backend_pid is None:  # outside of a transaction nothing but its label tells the backend
+        if (
+            self._session.backend_pid is None
+        ):  # until a transaction has told it, nothing but the label tells the backend
             label = literal(sql_of.label(self._job.history.schema or "", self._job.script.migration))
-            pid = f"(SELECT pid FROM pg_stat_activity WHERE starts_with(query, {label}) AND state = 'active' LIMIT 1)"
+            here = "state = 'active' AND datname = current_database()"
+            pid = f"(SELECT pid FROM pg_stat_activity WHERE starts_with(query, {label}) AND {here} LIMIT 1)"
         sight = """jsonb_build_object(
     'alive', EXISTS (SELECT FROM pg_stat_activity WHERE pid = worker AND state IS DISTINCT FROM 'idle'),
     'queued', (SELECT count(*) FROM pg_stat_activity
@@ -144,30 +150,44 @@ class Watch:
 
 
 async def with_lock_retries(
-    source: Database, session: Session, job: Job, attempt: Callable[[Session, Job], Awaitable[T]]
-) -> T:
+    source: Database,
+    session: Session,
+    job: Job,
+    attempt: Callable[[Session, Job], Awaitable[None]],
+    *,
+    at_length: AmpdError | None = None,
+) -> None:
     """Make attempts, each under `lock_timeout_secs`, until one succeeds or `lock_retry_secs` have passed.
 
-    Between two attempts nothing is held and nothing waits, so that whoever queued behind us gets through.
+    Between two attempts nothing is held and nothing waits, so that whoever queued behind us gets through. An attempt
+    that no lock_timeout ends is cancelled when it has been blocked for `lock_retry_secs`, and `at_length` is why.
 
     Raises:
         LockTimeout: no attempt succeeded in time; says who was in the way.
     """
     limit, begun, rest = job.limits.lock_retry_secs, monotonic(), _FIRST_REST
     watch = Watch(source, session, job, limit)
-    first_look = min(_QUIET_SECS, job.lock_timeout_secs / 2 or _QUIET_SECS)
-    async with alongside(partial(watch.keep, first_look)):
-        while True:
-            try:
-                return await attempt(session, job)
-            except LockUnavailable as busy:
-                waited = monotonic() - begun
-                pause = rest * random.uniform(0.5, 1.5)
-                if waited + pause >= limit:
-                    raise _gave_up(busy.error, watch, waited) from busy
-                job.on_event(LockRetry(version=job.script.migration.version, delay=pause, waited=waited, limit=limit))
-            await anyio.sleep(pause)
-            rest = min(rest * 2, _LONGEST_REST)
+    first_look = _QUIET_SECS if at_length else min(_QUIET_SECS, job.lock_timeout_secs / 2 or _QUIET_SECS)
+    with anyio.CancelScope() as patience:
+        if at_length is not None:
+            watch.out_of_patience = patience.cancel
+        async with alongside(partial(watch.keep, first_look)):
+            while True:
+                session.backend_pid = None  # behind a pooler it can be another one each time
+                try:
+                    return await attempt(session, job)
+                except LockUnavailable as busy:
+                    waited = monotonic() - begun
+                    pause = rest * random.uniform(0.5, 1.5)
+                    if waited + pause >= limit:
+                        raise _gave_up(busy.error, watch, waited) from busy
+                    version = job.script.migration.version
+                    job.on_event(LockRetry(version=version, delay=pause, waited=waited, limit=limit))
+                await anyio.sleep(pause)
+                rest = min(rest * 2, _LONGEST_REST)
+    assert at_length is not None
+    await session.recover()
+    raise _gave_up(at_length, watch, watch.blocked_secs)
 
 
 @asynccontextmanager

@@ -11,14 +11,12 @@ import msgspec
 FILE_NAME = re.compile(r"(?P<version>[0-9]{1,18})_(?P<name>.+?)(?:\.up)?\.sql", re.DOTALL)
 BOM = b"\xef\xbb\xbf"
 
-# Everything before the first token: white space, line comments, block comments (nested ones end the match early, which
-# only means that directives behind them are not looked for).
-_LEADING = re.compile(r"(?:\s+|--[^\r\n]*|/\*.*?\*/)*", re.DOTALL)
-_DIRECTIVE = re.compile(
-    r"^[^\S\n]*--[^\S\n]*(no-transaction|lock-timeout|statement-timeout)\b[^\S\n]*:?(.*)$", re.MULTILINE
-)
-_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|min|h)?\s*", re.IGNORECASE)
+# What may stand before the first statement. A nested block comment ends early here; who writes directives behind one?
+_LEADING = re.compile(r"\s+|(?P<comment>--[^\r\n]*)|/\*.*?\*/", re.DOTALL)
+_DIRECTIVE = re.compile(r"--\s*(no-transaction|lock-timeout|statement-timeout)(?![\w-])\s*:?\s*(.*?)\s*")
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|min|h)?", re.IGNORECASE)
 _UNIT = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
+_LONGEST = 2_147_483  # seconds: the server counts milliseconds in 32 bits
 
 
 class Migration(msgspec.Struct, frozen=True):
@@ -92,22 +90,25 @@ def directives(sql: str) -> Directives:
     """Read `-- no-transaction`, `-- lock-timeout: 2s` and `-- statement-timeout: 10min` from the leading comments.
 
     Raises:
-        DirectiveError: a duration that is not a number with one of the units ms, s, min, h (seconds without one).
+        DirectiveError: a duration that is not a number with one of the units ms, s, min, h (seconds without one), or
+            that is longer than the server's timeouts can be.
     """
-    leading = _LEADING.match(sql)
     found: dict[str, float | bool] = {}
-    for match in _DIRECTIVE.finditer(leading[0] if leading else ""):
+    position = 0
+    while leading := _LEADING.match(sql, position):
+        position = leading.end()
+        match = _DIRECTIVE.fullmatch(leading["comment"] or "")
+        if not match:
+            continue
         directive, value = match.groups()
         if directive == "no-transaction":
             found["no_transaction"] = True
-        else:
-            duration = _DURATION.fullmatch(value)
-            if not duration:
-                line = sql.count("\n", 0, match.start()) + 1
-                raise DirectiveError(
-                    f"`-- {directive}:` needs a duration such as 500ms, 2s or 10min, not {value.strip()!r}",
-                    line,
-                    match.start(),
-                )
-            found[directive.replace("-", "_")] = float(duration[1]) * _UNIT[(duration[2] or "s").lower()]
+            continue
+        duration = _DURATION.fullmatch(value)
+        seconds = float(duration[1]) * _UNIT[(duration[2] or "s").lower()] if duration else -1
+        if not 0 <= seconds <= _LONGEST:
+            wanted = "at most 596h" if duration else "a duration such as 500ms, 2s or 10min"
+            line = sql.count("\n", 0, leading.start()) + 1
+            raise DirectiveError(f"`-- {directive}:` needs {wanted}, not {value!r}", line, leading.start())
+        found[directive.replace("-", "_")] = seconds
     return msgspec.convert(found, Directives)

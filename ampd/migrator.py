@@ -11,13 +11,13 @@ import anyio
 from .config import DatabaseUrl, MetadataDb, Migrations
 from .errors import AmpdError, ConfigError, InvalidMigration, MigrationConflict, MigrationInterrupted
 from .events import Applied, OnEvent, Starting, Warned, ignore
-from .history import History, read, refuse_to_write
+from .history import History, TurnTaken, read, refuse_to_write
 from .migration import AppliedMigration, DirectiveError, Directives, Migration, directives
 from .plan import Order, Plan, Settlement, State, Step, plan
 from .postgres import GOODBYE_SECS, Database, Session
 from .report import AppliedNow, Report, Status, count, pending_of
 from .source import read_migrations
-from .turn import Turn, TurnTaken
+from .turn import Turn
 from .version import VERSION
 
 # With nothing pending, which is nearly every start, nothing is split or applied: sql, apply, locks and stepwise are
@@ -184,7 +184,7 @@ class _Run:
     @property
     def shown(self) -> str:
         if self.source.label is None and self.history:
-            return f"{self.history.address}/{self.history.database}"
+            return self.history.address
         return self.source.label or "the pool's database"
 
     def report(self) -> Report:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from .migration import AppliedMigration, Migration
+from .migration import AppliedMigration, DirectiveError, Migration, directives
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -52,16 +52,17 @@ class Step(msgspec.Struct, frozen=True):
 
     @property
     def version(self) -> int:
-        """Return the version that file and history agree on."""
-        return self._known.version
+        """Return the version that file and history have in common."""
+        return self.known.version
 
     @property
     def name(self) -> str:
         """Return the name in the file, or in the history where there is no file."""
-        return self._known.name
+        return self.known.name
 
     @property
-    def _known(self) -> Migration | AppliedMigration:
+    def known(self) -> Migration | AppliedMigration:
+        """Return the file, or the history's row where there is no file."""
         known = self.migration or self.applied
         assert known is not None
         return known
@@ -78,6 +79,17 @@ class Conflict(msgspec.Struct, frozen=True):
     def version(self) -> int:
         """Return the version in conflict."""
         return self.step.version
+
+    @property
+    def evidence(self) -> str:
+        """Return what the folder and the history say of it, a line each, for a person to compare."""
+        migration, applied = self.step.migration, self.step.applied
+        file = f"{migration.file}, SHA-256 {migration.checksum.hex()}" if migration else "none"
+        if applied is None:
+            return f"  file:    {file}\n  applied: never"
+        word, when = ("applied", applied.finished_at) if applied.finished_at else ("started", applied.started_at)
+        by = f"{when:%Y-%m-%d %H:%M:%S%z} by {applied.applied_by}, SHA-256 {applied.checksum.hex()}"
+        return f"  file:    {file}\n  {word}: {by}"
 
     def fields(self) -> dict[str, object]:
         """Return what the JSON document shows."""
@@ -137,14 +149,13 @@ def plan(
     """
     files = {migration.version: migration for migration in migrations}
     rows = {row.version: row for row in applied}
-    newest_file = max(files, default=-1)
-    newest_applied = max(rows, default=-1)
+    newest_file, newest_applied = max(files, default=None), max(rows, default=None)
 
-    steps = tuple(
-        Step(_state(files.get(version), rows.get(version), newest_file, newest_applied, order), files.get(version),
-             rows.get(version), newest_applied if rows else None)
-        for version in sorted(files.keys() | rows.keys())
-    )  # fmt: skip
+    def step_of(version: int) -> Step:
+        file, row = files.get(version), rows.get(version)
+        return Step(_state(file, row, newest_file, newest_applied, order), file, row, newest_applied)
+
+    steps = tuple(map(step_of, sorted(files.keys() | rows.keys())))
     ahead = any(step.state is State.AHEAD for step in steps)
     pending = tuple(
         step
@@ -159,16 +170,20 @@ def plan(
 
 
 def _state(
-    file: Migration | None, row: AppliedMigration | None, newest_file: int, newest_applied: int, order: Order
+    file: Migration | None,
+    row: AppliedMigration | None,
+    newest_file: int | None,
+    newest_applied: int | None,
+    order: Order,
 ) -> State:
     if row is None:
         assert file is not None
-        late = file.version < newest_applied and order is Order.STRICT
-        return State.OUT_OF_ORDER if late else State.PENDING
+        late = newest_applied is not None and file.version < newest_applied
+        return State.OUT_OF_ORDER if late and order is Order.STRICT else State.PENDING
     if row.finished_at is None:
         return State.INTERRUPTED
     if file is None:
-        return State.AHEAD if row.version > newest_file else State.MISSING
+        return State.AHEAD if newest_file is None or row.version > newest_file else State.MISSING
     return State.APPLIED if file.checksum == row.checksum else State.CHANGED
 
 
@@ -183,21 +198,25 @@ class Resumption(msgspec.Struct, frozen=True):
 
 
 def done_checksum(statements: Iterable[Statement]) -> bytes:
-    """Return the SHA-256 that identifies the statements of a no-transaction migration that were begun or done."""
-    return sha256(b"\0".join(statement.text.encode() for statement in statements)).digest()
+    """Return the SHA-256 that identifies the statements of a no-transaction migration that were begun or done.
+
+    As with the checksum of a file, line ends do not count.
+    """
+    return sha256(b"\0".join(each.text.encode().replace(b"\r\n", b"\n") for each in statements)).digest()
 
 
 def resumption(migration: Migration, row: AppliedMigration) -> Resumption | None:
     """Return where to go on with an interrupted migration; None if that is not provably safe.
 
-    It is when every statement that was done stands in the file unchanged, and likewise the one that was begun, and that
-    one can either be run again or leaves traces by which to tell whether it must be.
+    It is when the file still runs statement by statement, every statement that was done stands in it unchanged, and
+    likewise the one that was begun, and that one can either be run again or leaves traces by which to tell whether it
+    must be.
     """
     from .sql import Kind, kind, split
 
     statements = split(migration.sql)
     done = row.statements_done
-    if done > len(statements):
+    if not 0 <= done <= len(statements) or _runs_in_a_transaction(migration):
         return None
     if row.done_checksum == done_checksum(statements[:done]):
         return Resumption(done, in_doubt=False)
@@ -209,6 +228,13 @@ def resumption(migration: Migration, row: AppliedMigration) -> Resumption | None
     if not unchanged or (len(begun) > done and kind(begun[done]) is Kind.OPAQUE):
         return None
     return Resumption(done, in_doubt=len(begun) > done)
+
+
+def _runs_in_a_transaction(migration: Migration) -> bool:
+    try:
+        return not directives(migration.sql).no_transaction
+    except DirectiveError:
+        return False  # nobody can tell; it will be refused for that, with the line
 
 
 def resumable(step: Step) -> bool:

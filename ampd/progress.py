@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import suppress
 from typing import TextIO
 
 from .events import (
@@ -17,6 +19,7 @@ from .events import (
     Waiting,
     Warned,
 )
+from .report import AppliedNow
 from .turn import describe
 
 _ERASE = "\r\x1b[2K"
@@ -27,7 +30,7 @@ class Progress:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
-        self._live = self._stream.isatty()
+        self._live = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         self._running: Starting | None = None
         self.applied: list[Applied] = []
 
@@ -35,6 +38,11 @@ class Progress:
     def idle(self) -> bool:
         """Tell whether no migration is running."""
         return self._running is None
+
+    @property
+    def applied_now(self) -> tuple[AppliedNow, ...]:
+        """Return what was applied, as the report has it."""
+        return tuple(AppliedNow(each.version, each.name, each.duration_ms) for each in self.applied)
 
     def interrupted(self) -> str:
         """Return what to say when a signal has ended the run."""
@@ -79,14 +87,23 @@ class Progress:
     def clear(self) -> None:
         """Take the live line away, before something else is printed."""
         if self._live:
-            self._stream.write(_ERASE)
-            self._stream.flush()
+            self._write(_ERASE)
 
     def _line(self, text: str) -> None:
         self.clear()
-        print(text, file=self._stream, flush=True)
+        self._write(f"{text}\n")
 
     def _now(self, text: str) -> None:
         if self._live:
-            self._stream.write(_ERASE + text[:120])
+            self._write(_ERASE + text[: self._columns() - 1])
+
+    def _write(self, text: str) -> None:
+        with suppress(OSError):  # that nobody listens any more is no reason to stop a migration
+            self._stream.write(text)
             self._stream.flush()
+
+    def _columns(self) -> int:
+        try:
+            return os.get_terminal_size(self._stream.fileno()).columns or 80
+        except OSError:
+            return 80

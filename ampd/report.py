@@ -174,19 +174,19 @@ def count(number: int, noun: str) -> str:
 
 
 def _fields(step: Step) -> dict[str, object]:
-    migration, applied = step.migration, step.applied
+    applied = step.applied
     return {
         "version": step.version,
         "name": step.name,
         "state": step.state.value,
-        "checksum": (migration or applied).checksum.hex(),  # type: ignore[union-attr]
+        "checksum": step.known.checksum.hex(),
         "applied_checksum": applied.checksum.hex() if applied else None,
-        "applied_at": (applied.finished_at.isoformat() if applied and applied.finished_at else None),
+        "applied_at": applied.finished_at.isoformat() if applied and applied.finished_at else None,
         "started_at": applied.started_at.isoformat() if applied else None,
         "duration_ms": applied.duration_ms if applied else None,
         "applied_by": applied.applied_by if applied else None,
         "statements_done": applied.statements_done if applied else None,
-        "file": migration.file if migration else None,
+        "file": step.migration.file if step.migration else None,
     }
 
 
@@ -200,4 +200,11 @@ def _columns(step: Step) -> tuple[str, str, str, str]:
 
 
 def _pretty(document: object) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(document), indent=2)
+    try:
+        encoded = msgspec.json.encode(document)
+    except UnicodeEncodeError:  # a path or an argument that is not UTF-8; JSON is
+        import json
+
+        text = json.dumps(msgspec.to_builtins(document), ensure_ascii=False)
+        encoded = text.encode(errors="surrogateescape").decode(errors="replace").encode()
+    return msgspec.json.format(encoded, indent=2)

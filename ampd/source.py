@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from errno import ENOENT, ENOTDIR
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +11,6 @@ from .errors import InvalidMigration
 from .migration import BOM, Migration, checksum, parse_file_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from importlib.resources.abc import Traversable
 
 
@@ -19,21 +20,12 @@ def read_migrations(directory: str | Path | None = None) -> tuple[Migration, ...
     Files that are not `.sql`, `*.down.sql` files and subfolders are ignored.
 
     Raises:
-        InvalidMigration: no such folder; or names outside `<version>_<name>.sql`, two files with one version, text that
-            is not UTF-8 or holds a NUL byte. All offenders are named at once.
+        InvalidMigration: no such folder; or files not named `<version>_<name>.sql`, two with one version, some that
+            cannot be read, are not UTF-8 or hold a NUL byte. All offenders are named at once.
     """
     if directory is None:
         return _read(_packaged(), "ampd/migrations")
-    folder = Path(directory)
-    if not folder.is_dir():
-        what = "is not a folder" if folder.exists() else "does not exist"
-        raise InvalidMigration(
-            f"the migrations folder {folder} {what}",
-            file=str(folder),
-            hint="give it with --migrations DIR or metadata_db.migrations.dir; "
-            "a relative path in the configuration file is relative to that file",
-        )
-    return _read(folder, str(folder))
+    return _read(Path(directory), str(Path(directory)))
 
 
 def _packaged() -> Path | Traversable:
@@ -47,56 +39,71 @@ def _packaged() -> Path | Traversable:
 
 
 def _read(folder: Path | Traversable, shown: str) -> tuple[Migration, ...]:
-    try:
-        entries = sorted(
-            (entry.name, entry.read_bytes())
-            for entry in folder.iterdir()
-            if entry.name.endswith(".sql") and not entry.name.endswith(".down.sql") and not entry.is_dir()
-        )
-    except OSError as error:
-        raise InvalidMigration(
-            f"the migrations in {shown} cannot be read: {error.strerror or error}",
-            file=str(getattr(error, "filename", None) or shown),
-            hint="check the permissions of the folder and its files",
-        ) from error
-    migrations, offences = _parse(entries, shown)
-    if offences:
-        first_file = f"{shown}/{offences[0][0]}"
-        if len(offences) == 1:
-            message = f"{first_file} {offences[0][1]}"
-        else:
-            listed = "".join(f"\n  {name} {what}" for name, what in offences)
-            message = f"{len(offences)} files in {shown} cannot be used as migrations:{listed}"
-        raise InvalidMigration(
-            message,
-            file=first_file,
-            hint="a migration file is named <version>_<name>.sql, with a version of 1 to 18 digits that no other file "
-            "has, and is UTF-8 text",
-        )
-    return migrations
-
-
-def _parse(entries: Iterable[tuple[str, bytes]], shown: str) -> tuple[tuple[Migration, ...], list[tuple[str, str]]]:
-    by_version: dict[int, Migration] = {}
+    migrations: list[Migration] = []
+    taken: dict[int, str] = {}
     offences: list[tuple[str, str]] = []
-    for file_name, content in entries:
+    for entry in _files(folder, shown):
+        name_bytes = os.fsencode(entry.name)
+        file_name = name_bytes.decode(errors="backslashreplace")
         parsed = parse_file_name(file_name)
         if parsed is None:
             offences.append((file_name, "is not named <version>_<name>.sql"))
             continue
         version, name = parsed
-        if version in by_version:
-            twin = by_version[version].file.rpartition("/")[2]
+        if name_bytes != file_name.encode():
+            offences.append((file_name, "has a name that is not UTF-8"))
+        if (twin := taken.setdefault(version, file_name)) != file_name:
             offences.append((file_name, f"has version {version}, and so has {twin}"))
-        if b"\0" in content:
-            line = content.count(b"\n", 0, content.index(b"\0")) + 1
-            offences.append((file_name, f"holds a NUL byte in line {line}"))
-            continue
         try:
-            sql = content.removeprefix(BOM).decode()
-        except UnicodeDecodeError as error:
-            line = content.removeprefix(BOM).count(b"\n", 0, error.start) + 1
-            offences.append((file_name, f"is not UTF-8 text (line {line})"))
+            content = entry.read_bytes()
+            text = content.removeprefix(BOM)
+            sql = text.decode()
+        except OSError as error:
+            offences.append((file_name, f"cannot be read: {error.strerror or error}"))
             continue
-        by_version.setdefault(version, Migration(version, name, f"{shown}/{file_name}", sql, checksum(content)))
-    return tuple(by_version[version] for version in sorted(by_version)), offences
+        except UnicodeDecodeError as error:
+            offences.append((file_name, f"is not UTF-8 text (line {_line(text, error.start)})"))
+            continue
+        if b"\0" in text:
+            offences.append((file_name, f"holds a NUL byte in line {_line(text, text.index(0))}"))
+        migrations.append(Migration(version, name, f"{shown}/{file_name}", sql, checksum(content)))
+    if offences:
+        raise _unusable(offences, shown)
+    return tuple(sorted(migrations, key=lambda migration: migration.version))
+
+
+def _files(folder: Path | Traversable, shown: str) -> list[Path | Traversable]:
+    try:
+        entries: list[Path | Traversable] = [
+            entry
+            for entry in folder.iterdir()
+            if entry.name.endswith(".sql") and not entry.name.endswith(".down.sql") and not entry.is_dir()
+        ]
+    except OSError as error:
+        what = {ENOENT: "does not exist", ENOTDIR: "is not a folder"}.get(error.errno or 0)
+        raise InvalidMigration(
+            f"the migrations folder {shown} {what or f'cannot be read: {error.strerror or error}'}",
+            file=shown,
+            hint="give it with --migrations DIR or metadata_db.migrations.dir; "
+            "a relative path in the configuration file is relative to that file",
+        ) from error
+    return sorted(entries, key=lambda entry: entry.name)
+
+
+def _line(text: bytes, offset: int) -> int:
+    return text.count(b"\n", 0, offset) + 1
+
+
+def _unusable(offences: list[tuple[str, str]], shown: str) -> InvalidMigration:
+    first_name, first_offence = offences[0]
+    if len(offences) == 1:
+        message = f"{shown}/{first_name} {first_offence}"
+    else:
+        listed = "".join(f"\n  {name} {what}" for name, what in offences)
+        message = f"{len(offences)} faults in the files of {shown}:{listed}"
+    return InvalidMigration(
+        message,
+        file=f"{shown}/{first_name}",
+        hint="a migration file is named <version>_<name>.sql, with a version of 1 to 18 digits that no other file has, "
+        "and is UTF-8 text",
+    )

@@ -20,17 +20,18 @@ import msgspec
 
 from . import history as sql_of
 from . import sql
-from .apply import Course, LockUnavailable, leave_no_trace, meaning, milliseconds
+from .apply import NOTICE_A_DEAD_CLIENT, Course, LockUnavailable, leave_no_trace, meaning, milliseconds
 from .diagnose import Message, failure
 from .errors import AmpdError, ConfigError, ConnectionFailed, LockTimeout, MigrationFailed, MigrationInterrupted
 from .events import StatementStarted, Warned
-from .locks import Watch, alongside, with_lock_retries
+from .history import TurnTaken
+from .locks import alongside, with_lock_retries
 from .plan import Resumption, conflict_of, done_checksum, resumption
-from .postgres import ServerError, do_block, identifier, literal, translate
+from .postgres import GOODBYE_SECS, ServerError, do_block, identifier, literal
 from .sql import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
 
     from .apply import Job
     from .postgres import Database, Session
@@ -136,8 +137,24 @@ async def apply_stepwise(source: Database, session: Session, job: Job) -> None:
     async with source.session() as guarding:
         guard = Guard(guarding)
         await guard.take(job)
+        if job.script.step.applied is not None:
+            await _look_again(session, job)
         async with alongside(guard.keep):
             await _Steps(source, session, guard, job).run()
+
+
+async def _look_again(session: Session, job: Job) -> None:
+    """Make sure, now that nobody else can begin anything, that what is to be resumed rests where it was seen to rest.
+
+    Raises:
+        TurnTaken: another runner has gone on with it, or the server still works for one that is gone.
+    """
+    now = await sql_of.read(session, job.schema, who=job.history.schema)
+    row = next((row for row in now.applied if row.version == job.script.migration.version), None)
+    if row != job.script.step.applied:
+        raise TurnTaken("another runner has gone on with it")
+    if now.holder is not None and now.holder.migration is not None:
+        raise TurnTaken("a statement of a runner that is gone still runs")
 
 
 class _Steps:
@@ -151,6 +168,7 @@ class _Steps:
         self._migration = job.script.migration
         self._statements = job.script.statements
         self._label = sql_of.label(job.history.schema or "", self._migration)
+        self._in_doubt = False  # whether the statement to run next was begun before
         # What the file sets for itself is not ours to set.
         changes = " ".join(each.text.lower() for each in self._statements if sql.kind(each) is Kind.SESSION)
         self._limits = {
@@ -169,28 +187,39 @@ class _Steps:
             start += sql_of.insert(job.history, self._migration)
         else:
             resume = resumption(self._migration, row) or resume
-        start += sql_of.make_room(job.history) + job.set_path(local=False)
-        begin = f"BEGIN ISOLATION LEVEL READ COMMITTED; {job.set_limits()}{do_block(f'BEGIN {start} END')}; COMMIT"
+        await self._write(start + sql_of.make_room(job.history) + job.set_path(local=False))
         try:
-            await self._session.run(begin)
-        except ServerError as error:
-            await self._session.recover()
-            raise meaning(error, job, Message(), -1) from error
-        try:
+            self._in_doubt = resume.in_doubt
             for unit in units(self._statements, resume.done):
-                await self._guard.check()
-                self._tell(unit)
-                if not (resume.in_doubt and unit.first == resume.done and await self._is_done(unit)):
-                    if unit.transactional:
-                        await with_lock_retries(self._source, self._session, job, partial(self._together, unit))
-                        continue
-                    await self._alone(unit)
-                await self._send(self._record(unit.past, unit.past))
+                if unit.transactional:
+                    await self._with_lock_retries(partial(self._together, unit))
+                else:
+                    await self._outside(unit)
+                self._in_doubt = False
             await self._guard.check()
-            await self._send(sql_of.finish_stepwise(job.history, self._migration, len(self._statements)))
+            await self._write(f"{sql_of.finish_stepwise(job.history, self._migration, len(self._statements))};")
         finally:
-            with suppress(AmpdError):
-                await self._send(leave_no_trace(self._statements))
+            with anyio.CancelScope(shield=True), anyio.move_on_after(GOODBYE_SECS), suppress(ServerError, AmpdError):
+                if await self._session.recover():
+                    await self._session.run(leave_no_trace(self._statements))
+
+    async def _with_lock_retries(
+        self, attempt: Callable[[Session, Job], Awaitable[None]], *, at_length: AmpdError | None = None
+    ) -> None:
+        await with_lock_retries(self._source, self._session, self._job, attempt, at_length=at_length)
+
+    async def _write(self, body: str) -> None:
+        """Run PL/pgSQL of our own in a transaction."""
+        await self._with_lock_retries(partial(self._written, body))
+
+    async def _written(self, body: str, session: Session, job: Job) -> None:
+        block = do_block(f"BEGIN {session.note_pid()} {body} END")
+        message = f"{self._label} BEGIN ISOLATION LEVEL READ COMMITTED; {job.set_limits()}{block}; COMMIT"
+        try:
+            await session.run(message, on_note=Course(session, job))
+        except ServerError as error:
+            await session.recover()
+            raise meaning(error, job, Message(), -1) from error
 
     def _tell(self, unit: Unit) -> None:
         self._job.on_event(
@@ -205,18 +234,11 @@ class _Steps:
     def _record(self, done: int, begun: int) -> str:
         return sql_of.record(self._job.history, self._migration, done, done_checksum(self._statements[:begun]))
 
-    async def _send(self, message: str) -> None:
-        """Run a message of our own."""
-        try:
-            await self._session.run(message)
-        except ServerError as error:
-            await self._session.recover()
-            raise translate(error) from error
-
     async def _together(self, unit: Unit, session: Session, job: Job) -> None:
         """Run a unit and the record that it is done in one transaction."""
+        await self._guard.check()
         limits = "".join(f"SET LOCAL {name} = {milliseconds(secs)}; " for name, secs in self._limits.items())
-        limits += f"{do_block(f'BEGIN {session.note_pid()} END')}; "
+        limits += f"{do_block(f'BEGIN {session.note_pid()}{NOTICE_A_DEAD_CLIENT} END')}; "
         message = Message(f"{self._label} ")
         explicit = unit.kind is Kind.COMMIT
         if not explicit:
@@ -237,44 +259,40 @@ class _Steps:
             await session.recover()
             raise self._refused(error, message, course.running, UNFINISHED) from error
 
-    async def _alone(self, unit: Unit) -> None:
+    async def _outside(self, unit: Unit) -> None:
         """Run a unit outside of a transaction of ours; that it was begun is recorded first."""
-        job, session = self._job, self._session
-        opaque = unit.kind is Kind.OPAQUE
+        opaque, statement = unit.kind is Kind.OPAQUE, unit.statements[0]
         # lock_timeout inside a concurrent build would leave an INVALID index: its waiting is watched instead.
-        limits = (
-            self._limits
-            if opaque
-            else {name: 0.0 if name == "lock_timeout" else secs for name, secs in self._limits.items()}
+        limits = {name: 0.0 if name == "lock_timeout" and not opaque else secs for name, secs in self._limits.items()}
+        await self._guard.check()
+        await self._write(f"{self._record(unit.first, unit.past)}; {_set_for_session(limits)}")
+        self._tell(unit)
+        blocked = LockTimeout(
+            f"{self._migration.file}:{statement.line}: blocked by other sessions",
+            hint=UNFINISHED,
+            version=self._migration.version,
+            file=self._migration.file,
+            line=statement.line,
+            excerpt=sql.excerpt(self._migration.sql, statement.start, file=self._migration.file),
         )
-        await self._send(do_block(f"BEGIN {self._record(unit.first, unit.past)}; {_set_for_session(limits)} END"))
+        await self._with_lock_retries(partial(self._alone, unit), at_length=None if opaque else blocked)
+        await self._write(f"{self._record(unit.past, unit.past)};")
+
+    async def _alone(self, unit: Unit, session: Session, job: Job) -> None:
+        """Run a unit as it stands, unless it was begun before and turns out to be done."""
+        await self._guard.check()
         message = Message(f"{self._label} ")
         for statement in unit.statements:
             message.add_statement(statement)
-        session.backend_pid = None  # behind a pooler any: to be found by the label
-        watch = Watch(self._source, session, job, job.limits.lock_retry_secs)
-        with anyio.CancelScope() as patience:
-            if not opaque:
-                watch.out_of_patience = patience.cancel
-            try:
-                async with alongside(partial(watch.keep, 1.0)):
-                    await session.run(str(message), on_event=job.on_event)
-            except ServerError as error:
-                await session.recover()
-                raise self._refused(error, message, unit.first, UNKNOWN if opaque else UNFINISHED) from error
-        if patience.cancelled_caught:
+        aftermath = UNKNOWN if unit.kind is Kind.OPAQUE else UNFINISHED
+        try:
+            if self._in_doubt and await self._is_done(unit):
+                return
+            self._in_doubt = True
+            await session.run(str(message), on_event=job.on_event)
+        except ServerError as error:
             await session.recover()
-            statement = unit.statements[0]
-            raise LockTimeout(
-                f"{self._migration.file}:{statement.line}: waited for others for {watch.blocked_secs:.0f} s"
-                f" and was cancelled{watch.said()}",
-                hint=f"{watch.hint()}; {UNFINISHED}",
-                blockers=watch.blockers,
-                version=self._migration.version,
-                file=self._migration.file,
-                line=statement.line,
-                excerpt=sql.excerpt(self._migration.sql, statement.start, file=self._migration.file),
-            )
+            raise self._refused(error, message, unit.first, aftermath) from error
         if unit.kind is Kind.CREATE_INDEX_CONCURRENTLY:
             await self._insist_on_valid(unit.statements[0])
 
@@ -299,11 +317,7 @@ class _Steps:
                 raise self._cannot_tell()
             index = await self._index(build)
             if index.name is not None and not index.valid:
-                self._job.on_event(
-                    Warned(message=f"dropping the INVALID index {index.name} that an interrupted run left")
-                )
-                await self._send(do_block(f"BEGIN {_set_for_session({'lock_timeout': 0.0})} END"))
-                await self._send(f"DROP INDEX CONCURRENTLY {index.name}")
+                await self._drop(index.name)
                 return False
             return index.name is not None
         if unit.kind is Kind.DROP_INDEX_CONCURRENTLY:
@@ -312,7 +326,25 @@ class _Steps:
                 raise self._cannot_tell()
             shown = ", ".join(f"pg_catalog.to_regclass({literal('.'.join(map(identifier, name)))})" for name in names)
             return not (await self._ask(f"pg_catalog.num_nonnulls({shown})", int))
+        if statement.words[:1] == ("REINDEX",):
+            for name in await self._ask(self._half_rebuilt(), list[str]):
+                await self._drop(name)
         return False
+
+    async def _drop(self, index: str) -> None:
+        self._job.on_event(Warned(message=f"dropping the INVALID index {index} that an interrupted run left"))
+        await self._session.run(f"{self._label} DROP INDEX CONCURRENTLY IF EXISTS {index}")
+
+    def _half_rebuilt(self) -> str:
+        """Return an expression for the INVALID copies that REINDEX CONCURRENTLY has made since its row was written."""
+        return f"""(SELECT COALESCE(pg_catalog.jsonb_agg(pg_catalog.format('%I.%I', n.nspname, c.relname)), '[]')
+            FROM pg_catalog.pg_index i
+            JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) i.indexrelid
+            JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+            JOIN {self._job.history.name} h ON h.version OPERATOR(pg_catalog.=) {self._migration.version}
+            WHERE NOT i.indisvalid AND n.nspname OPERATOR(pg_catalog.<>) 'pg_toast'
+              AND c.relname OPERATOR(pg_catalog.~) '_cc(new|old)[0-9]*$'
+              AND pg_catalog.age(i.xmin) OPERATOR(pg_catalog.<=) pg_catalog.age(h.xmin))"""
 
     def _cannot_tell(self) -> MigrationInterrupted:
         conflict = conflict_of(self._job.script.step)

@@ -20,10 +20,6 @@ _QUIET_SECS = 1.0  # a shorter wait is not worth a word
 _TELL_EVERY_SECS = 5.0
 
 
-class TurnTaken(Exception):
-    """Another runner has the lock, or has added to the history: read it again."""
-
-
 class Turn:
     """The patience of one runner: how long it has waited for others since it last got its turn."""
 

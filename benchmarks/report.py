@@ -58,8 +58,8 @@ def _start(record: PeersRecord) -> str:
     ratios = record.ratios(AMPD.name, FLOOR, "start", 0)
     low, middle, high = quantiles(ratios, n=4)
     return (
-        f"`ampd migrate` with nothing pending takes {middle:.3f} times as long as a script that imports the four packages, "
-        f"connects, selects 1 and exits (quartiles of {len(ratios)} pairs {low:.3f} and {high:.3f}; medians "
+        f"`ampd migrate` with nothing pending takes {middle:.3f} times as long as a script that imports the four "
+        f"packages, connects, selects 1 and exits (quartiles of {len(ratios)} pairs {low:.3f} and {high:.3f}; medians "
         f"{_duration(ampd)} and {_duration(floor)})."
     )
 

@@ -68,7 +68,7 @@ LIFE = """
     INSERT INTO physical_table_revisions (path, writer) VALUES ('space/blocks/1', 1);
     INSERT INTO physical_tables (dataset_namespace, dataset_name, table_name, manifest_hash, active_revision_id)
         VALUES ('space', 'blocks', 'headers', 'hash', 1);
-    INSERT INTO file_metadata (location_id, file_name, metadata, url) VALUES (1, 'a.parquet', '{}', 'file:///a.parquet');
+    INSERT INTO file_metadata (location_id, file_name, metadata, url) VALUES (1, 'a.parquet', '{}', 's3://a.parquet');
     INSERT INTO footer_cache (file_id, footer) VALUES (1, 'PAR1');
     INSERT INTO gc_manifest (location_id, file_id, file_path, expiration)
         VALUES (1, 1, 'a.parquet', (now() AT TIME ZONE 'utc') + interval '1 hour');

@@ -1,0 +1,256 @@
+"""Locks under live traffic: short attempts, rests between them, and the names of those who stand in the way."""
+
+import re
+from datetime import UTC, datetime
+
+import anyio
+import asyncpg
+import pytest
+
+import ampd as library
+from ampd import Blocked, LockRetry, LockTimeout, MigrationFailed, StatementStarted
+from ampd.config import Migrations
+from ampd.events import Event
+from tests.scenes import (
+    Heard,
+    ampds,
+    assert_no_trace,
+    history,
+    meanwhile,
+    scripts,
+    transaction,
+    until,
+    waiting_for_a_lock,
+)
+from tests.servers import Database
+
+pytestmark = pytest.mark.anyio
+
+ADD = "ALTER TABLE t ADD COLUMN added integer"
+BRIEF = Migrations(lock_timeout_secs=0.1, lock_retry_secs=60)
+
+
+@pytest.fixture
+async def table(database: Database) -> Database:
+    """A database with a table `t` that is in use."""
+    await database.execute("CREATE TABLE t (id integer)")
+    return database
+
+
+async def test_a_busy_table_is_tried_again_until_it_is_free(table: Database) -> None:
+    """A lock that cannot be had in time is tried for again and again, and the migration is applied once in the end."""
+    heard = Heard()
+    async with transaction(table, "SELECT FROM t") as reader, anyio.create_task_group() as tasks:
+
+        async def free_it() -> None:
+            async def tried_thrice() -> bool:
+                return len(heard.of(LockRetry)) >= 3
+
+            await until(tried_thrice)
+            await reader.execute("COMMIT")
+
+        tasks.start_soon(free_it)
+        report = await library.migrate(table.url, migrations=scripts(ADD), limits=BRIEF, on_event=heard)
+    assert [each.version for each in report.applied] == [1]
+    assert await history(table) == [(1, True, 1)]
+    delays = [event.delay for event in heard.of(LockRetry)]
+    assert 0.05 <= delays[0] <= 0.15
+    assert delays[2] > delays[0]
+
+
+async def test_nothing_is_held_while_resting(table: Database) -> None:
+    """Between two attempts the runner has no transaction, no lock and no snapshot, and a reader gets through."""
+    seen: list[tuple[object, ...]] = []
+
+    async def look() -> None:
+        for pid in await ampds(table):
+            activity = "SELECT state, xact_start, backend_xmin FROM pg_stat_activity WHERE pid = $1"
+            locks = "SELECT count(*) FROM pg_locks WHERE pid = $1"
+            seen.append((*(await table.fetch(activity, pid))[0].values(), await table.fetchval(locks, pid)))
+        async with table.connect() as reader:
+            await reader.execute("SET lock_timeout = '1ms'")
+            await reader.execute("SELECT FROM t")
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, LockRetry):
+            meanwhile(look)
+
+    limits = Migrations(lock_timeout_secs=0.1, lock_retry_secs=0.5)
+    async with transaction(table, "SELECT FROM t"):
+        with pytest.raises(LockTimeout):
+            await library.migrate(table.url, migrations=scripts(ADD), limits=limits, on_event=on_event)
+    assert set(seen) == {("idle", None, None, 0)}
+
+
+async def test_giving_up_names_who_is_in_the_way(table: Database) -> None:
+    """While it waits and when it gives up, the runner names the blocking session and counts those queued behind."""
+    limits, heard = Migrations(lock_timeout_secs=2, lock_retry_secs=2), Heard()
+    settings = {"application_name": "nightly report"}
+    before = datetime.now(UTC)
+    async with (
+        transaction(table, "SELECT\n  1 FROM   t", server_settings=settings) as reader,
+        table.connect() as queued,
+        anyio.create_task_group() as tasks,
+    ):
+
+        async def queue_up() -> None:
+            await waiting_for_a_lock(table)
+            await queued.execute("SELECT FROM t")
+
+        tasks.start_soon(queue_up)
+        with pytest.raises(LockTimeout) as raised:
+            await library.migrate(table.url, migrations=scripts(f"\n{ADD}"), limits=limits, on_event=heard)
+        pid = reader.get_server_pid()
+    (blocked,) = heard.of(Blocked)
+    (blocker,) = blocked.blockers
+    assert (blocked.version, blocked.limit, blocked.queued) == (1, 2, 1)
+    assert (blocker.pid, blocker.user, blocker.application) == (pid, "postgres", "nightly report")
+    assert (blocker.client, blocker.state, blocker.own_pool) == ("127.0.0.1", "idle in transaction", False)
+    assert blocker.query == "BEGIN ISOLATION LEVEL REPEATABLE READ;SELECT 1 FROM t"
+    assert blocker.since is not None
+    assert before <= blocker.since <= datetime.now(UTC)
+    error = raised.value
+    assert re.sub(r"\d\.\d s", "N s", str(error)) == (
+        "1_step.sql:2: canceling statement due to lock timeout (SQLSTATE 55P03); gave up after N s\n"
+        f"  blocked by pid {pid}: user postgres, application nightly report, from 127.0.0.1, idle in transaction, "
+        f"since {blocker.since:%Y-%m-%d %H:%M:%S%z}, BEGIN ISOLATION LEVEL REPEATABLE READ;SELECT 1 FROM t\n"
+        "  1 session queued behind this migration\n"
+        "1_step.sql:2:1\n"
+        "  |\n"
+        "2 | ALTER TABLE t ADD COLUMN added integer\n"
+        "  | ^\n"
+        f"hint: wait for the blocking transaction, or end it (pg_terminate_backend of {pid}), and run again; "
+        "nothing of this migration was kept"
+    )
+    assert (error.code, error.sqlstate, error.version, error.line) == ("lock_timeout", "55P03", 1, 2)
+    assert error.fields()["blockers"] == [blocker]
+    await assert_no_trace(table)
+
+
+async def test_a_short_wait_needs_no_second_connection(table: Database) -> None:
+    """A lock that is had within a second is not worth a look from outside."""
+    heard = Heard()
+    most = 0
+    async with transaction(table, "SELECT FROM t") as reader, anyio.create_task_group() as tasks:
+
+        async def free_it() -> None:
+            nonlocal most
+            await waiting_for_a_lock(table)
+            most = len(await ampds(table))
+            await reader.execute("COMMIT")
+
+        tasks.start_soon(free_it)
+        await library.migrate(table.url, migrations=scripts(ADD), on_event=heard)
+    assert most == 1
+    assert not heard.of(Blocked)
+
+
+async def test_the_own_pool_in_the_way_is_named(table: Database) -> None:
+    """A service that blocks itself through the pool it lends is told so."""
+    limits = Migrations(lock_timeout_secs=0.5, lock_retry_secs=0.6)
+    async with asyncpg.create_pool(table.url, min_size=1, max_size=4) as pool, pool.acquire() as connection:
+        async with connection.transaction():
+            await connection.execute("SELECT FROM t")
+            with pytest.raises(LockTimeout) as raised:
+                await library.migrate(pool, migrations=scripts(ADD), limits=limits)
+        pid = connection.get_server_pid()
+    (blocker,) = raised.value.blockers
+    assert (blocker.pid, blocker.own_pool) == (pid, True)
+    assert (
+        f"blocked by pid {pid}, a connection of this very process's own pool, idle in transaction\n"
+        in raised.value.message
+    )
+    assert raised.value.hint is not None
+    assert raised.value.hint.startswith("the service blocks itself: migrate before it uses its pool")
+
+
+async def test_a_deadlock_is_tried_again(table: Database) -> None:
+    """A deadlock that goes against the migration rolls it back, and it is applied at the next attempt."""
+    await table.execute(
+        f"CREATE TABLE u (); ALTER DATABASE {table.name} SET deadlock_timeout = '50ms'; SELECT pg_advisory_lock(1)"
+    )
+    heard = Heard()
+    script = "LOCK TABLE t; SELECT pg_advisory_xact_lock(1); LOCK TABLE u; CREATE TABLE made ()"
+    async with (
+        table.connect() as gate,
+        table.connect(server_settings={"deadlock_timeout": "1h"}) as other,
+        anyio.create_task_group() as tasks,
+    ):
+        await gate.execute("SELECT pg_advisory_lock(1)")
+
+        async def cross() -> None:
+            await other.execute("BEGIN; LOCK TABLE u")
+            await waiting_for_a_lock(table)  # the migration has t and stands at the gate
+            async with anyio.create_task_group() as crossing:
+                crossing.start_soon(other.execute, "LOCK TABLE t; COMMIT")
+                await waiting_for_a_lock(table, count=2)
+                await gate.execute("SELECT pg_advisory_unlock(1)")
+
+        tasks.start_soon(cross)
+        report = await library.migrate(table.url, migrations=scripts(script), on_event=heard)
+    assert len(report.applied) == 1
+    assert len(heard.of(LockRetry)) == 1
+    assert await history(table) == [(1, True, 4)]
+
+
+@pytest.mark.parametrize(
+    ("directives", "lock_timeout", "statement_timeout"),
+    [
+        ("", "1500ms", "2h"),
+        ("-- lock-timeout: 250ms\n", "250ms", "2h"),
+        ("-- a remark\n-- statement-timeout: 10min\n", "1500ms", "10min"),
+        ("-- lock-timeout: 0\n-- statement-timeout: 1.5s\n", "0", "1500ms"),
+        ("-- no-transaction\n-- lock-timeout: 2\n-- statement-timeout: 3min\n", "2s", "3min"),
+        ("-- no-transaction\n", "1500ms", "2h"),
+    ],
+)
+async def test_directives_override_the_configured_limits(
+    database: Database, directives: str, lock_timeout: str, statement_timeout: str
+) -> None:
+    """A file runs under the configured limits, except for those that its leading comments set."""
+    script = "CREATE TABLE seen AS SELECT current_setting('lock_timeout'), current_setting('statement_timeout') AS s"
+    limits = Migrations(lock_timeout_secs=1.5, statement_timeout_secs=7200)
+    await library.migrate(database.url, migrations=scripts(directives + script), limits=limits)
+    assert [tuple(row) for row in await database.fetch("TABLE seen")] == [(lock_timeout, statement_timeout)]
+
+
+async def test_a_statement_that_takes_too_long_fails(database: Database) -> None:
+    """Beyond its statement timeout a migration fails, is rolled back, and is told how to get more time."""
+    with pytest.raises(MigrationFailed) as raised:
+        await library.migrate(
+            database.url, migrations=scripts("-- statement-timeout: 100ms\nCREATE TABLE t (); SELECT pg_sleep(60)")
+        )
+    assert (raised.value.sqlstate, raised.value.line) == ("57014", 2)
+    assert raised.value.hint == (
+        "if it needs longer, raise statement_timeout_secs or begin the file with `-- statement-timeout: 10min`; "
+        "nothing of this migration was kept: mend the file and run again"
+    )
+    assert await database.fetchval("SELECT to_regclass('t')") is None
+
+
+async def test_a_busy_history_table_is_a_lock_like_any_other(table: Database) -> None:
+    """A dump that reads the history keeps a migration waiting as long as any other blocker, and no longer."""
+    files = scripts(ADD, "-- no-transaction\nVACUUM t", "-- no-transaction\nSELECT 1")
+    await library.migrate(table.url, migrations=files[:1])
+    heard = Heard()
+    dump = "LOCK TABLE ampd_schema_migrations IN ACCESS SHARE MODE"
+    async with transaction(table, dump) as reader, anyio.create_task_group() as tasks:
+
+        async def free_it() -> None:
+            await heard.first(LockRetry)
+            await reader.execute("COMMIT")
+
+        tasks.start_soon(free_it)
+        report = await library.migrate(table.url, migrations=files, limits=BRIEF, on_event=heard)
+    assert [each.version for each in report.applied] == [2, 3]
+    heard.clear()
+    async with transaction(table, "LOCK TABLE ampd_schema_migrations IN SHARE MODE"):
+        with pytest.raises(LockTimeout) as raised:
+            await library.migrate(
+                table.url,
+                migrations=(*files, *scripts(*["SELECT 1"] * 4)[3:]),
+                limits=Migrations(lock_timeout_secs=0.1, lock_retry_secs=0.3),
+                on_event=heard,
+            )
+    assert raised.value.version == 4
+    assert not heard.of(StatementStarted)

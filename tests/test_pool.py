@@ -1,0 +1,413 @@
+"""Embedded, in one process: the pool that `open_pool` makes, and a pool of the service's own lent to `migrate`."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import asyncpg
+import pytest
+from msgspec.structs import replace
+
+import ampd
+from ampd.history import lock_key
+from ampd.migration import checksum
+from tests.servers import Database, Role, pgbouncer
+
+pytestmark = pytest.mark.anyio
+
+
+def migration(version: int, name: str, sql: str) -> ampd.Migration:
+    """Return a migration as its file would give it."""
+    return ampd.Migration(version, name, f"{version}_{name}.sql", sql, checksum(sql.encode()))
+
+
+ONE = migration(1, "jobs", "CREATE TABLE jobs (id int);\nINSERT INTO jobs VALUES (1);\n")
+TWO = migration(2, "job_state", "ALTER TABLE jobs ADD COLUMN state text DEFAULT 'new';\n")
+INDEX = migration(3, "job_index", "-- no-transaction\nCREATE INDEX CONCURRENTLY jobs_id ON jobs (id);\n")
+
+
+@pytest.fixture
+def configured(database: Database, tmp_path: Path) -> Callable[..., ampd.MetadataDb]:
+    """A function from migrations and keys to the configuration of a service that has these."""
+
+    def configure(*migrations: ampd.Migration, url: str = database.url, **keys: Any) -> ampd.MetadataDb:
+        folder = tmp_path / "migrations"
+        folder.mkdir(exist_ok=True)
+        for file in folder.iterdir():
+            file.unlink()
+        for each in migrations:
+            (folder / each.file).write_text(each.sql)
+        limits = ampd.Migrations(dir=folder, connect_wait_secs=0)
+        return ampd.MetadataDb(url=ampd.DatabaseUrl(url), migrations=limits, **keys)
+
+    return configure
+
+
+@asynccontextmanager
+async def lent_pool(database: Database, **options: Any) -> AsyncIterator[asyncpg.Pool]:
+    """Hold a pool such as a service makes for itself, prepared statements and all."""
+    async with asyncpg.create_pool(database.url, **{"min_size": 2, "max_size": 2, **options}) as pool:
+        yield pool
+
+
+async def on_each(pool: asyncpg.Pool, query: str, *, in_transaction: bool = False) -> list[list[Any]]:
+    """Return the rows of a query on every connection of a pool, all of them held at the same time."""
+    connections = [await pool.acquire() for _ in range(pool.get_max_size())]
+    try:
+        found = []
+        for connection in connections:
+            if in_transaction:
+                async with connection.transaction():
+                    found.append([tuple(row) for row in await connection.fetch(query)])
+            else:
+                found.append([tuple(row) for row in await connection.fetch(query)])
+        return found
+    finally:
+        for connection in connections:
+            await pool.release(connection)
+
+
+async def until_none_is_left(count: Callable[[], Awaitable[int]]) -> None:
+    """Wait for a number to become 0."""
+    with anyio.fail_after(20):
+        while True:
+            if await count() == 0:
+                return
+            await anyio.sleep(0.01)
+
+
+async def _size(pool: asyncpg.Pool) -> int:
+    return int(pool.get_size())
+
+
+async def tables(database: Database) -> list[str]:
+    """Return the names of the tables in the schema public."""
+    return [row[0] for row in await database.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")]
+
+
+async def advisory_locks(database: Database) -> int:
+    """Return how many advisory locks are held in a database."""
+    held: int = await database.fetchval(
+        "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database "
+        "WHERE locktype = 'advisory' AND datname = current_database()"
+    )
+    return held
+
+
+async def test_opens_on_a_schema_that_it_has_migrated(
+    configured: Callable[..., ampd.MetadataDb], database: Database
+) -> None:
+    """With auto_migrate the pool comes with the schema in place, and the end of the block closes its connections."""
+    async with ampd.open_pool(configured(ONE, TWO, auto_migrate=True)) as pool:
+        assert await pool.fetch("SELECT id, state FROM jobs") == [(1, "new")]
+    assert await database.fetchval(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() "
+        "AND backend_type = 'client backend'"
+    ) == 0  # fmt: skip
+
+
+async def test_refuses_a_schema_that_is_behind(configured: Callable[..., ampd.MetadataDb], database: Database) -> None:
+    """Without auto_migrate a schema that is behind is an error that names the command, and nothing is written."""
+    await ampd.migrate(database.url, migrations=[ONE])
+    with pytest.raises(ampd.MigrationConflict) as caught:
+        async with ampd.open_pool(configured(ONE, TWO, INDEX)):
+            pass
+    assert (caught.value.code, caught.value.message, caught.value.hint) == (
+        "conflict",
+        f"the schema of 127.0.0.1:{database.server.port}/{database.name} is behind: 2 migrations pending "
+        "(from 2 job_state)",
+        "run `ampd migrate` before the service starts, or set auto_migrate = true",
+    )
+    assert await database.fetch("SELECT version FROM ampd_schema_migrations") == [(1,)]
+
+
+async def test_leaves_an_empty_database_empty(configured: Callable[..., ampd.MetadataDb], database: Database) -> None:
+    """Without auto_migrate not even the history table is made."""
+    with pytest.raises(ampd.MigrationConflict, match="is behind: 1 migration pending"):
+        async with ampd.open_pool(configured(ONE)):
+            pass
+    assert await tables(database) == []
+
+
+@pytest.mark.parametrize("auto_migrate", [False, True])
+async def test_needs_no_more_than_select_when_current(
+    configured: Callable[..., ampd.MetadataDb], database: Database, reader: Role, auto_migrate: bool
+) -> None:
+    """Once the schema is current a role that may only read opens its pool, with auto_migrate and without."""
+    await ampd.migrate(database.url, migrations=[ONE])
+    async with ampd.open_pool(configured(ONE, url=reader.url, auto_migrate=auto_migrate)) as pool:
+        assert await pool.fetchval("SELECT id FROM jobs") == 1
+
+
+@pytest.mark.parametrize(("auto_migrate", "added"), [(False, ""), (True, "; nothing is applied")])
+async def test_lets_an_old_build_in_with_a_warning(
+    configured: Callable[..., ampd.MetadataDb], database: Database, auto_migrate: bool, added: str
+) -> None:
+    """A database that is ahead of the build is warned of and used: old replicas restart during a rollout."""
+    await ampd.migrate(database.url, migrations=[ONE, TWO])
+    events: list[ampd.Event] = []
+    async with ampd.open_pool(configured(ONE, auto_migrate=auto_migrate), on_event=events.append) as pool:
+        assert await pool.fetchval("SELECT id FROM jobs") == 1
+    assert events == [ampd.Warned(message=f"the database is ahead of this build by 1 migration (newest: 2){added}")]
+
+
+@pytest.mark.parametrize("auto_migrate", [False, True])
+async def test_refuses_a_conflict(
+    configured: Callable[..., ampd.MetadataDb], database: Database, auto_migrate: bool
+) -> None:
+    """A file that has changed since it was applied keeps the service from starting, with auto_migrate and without."""
+    await ampd.migrate(database.url, migrations=[ONE])
+    with pytest.raises(ampd.MigrationConflict, match="1 jobs was applied and its file has changed since"):
+        async with ampd.open_pool(configured(replace(ONE, sql="SELECT 2"), TWO, auto_migrate=auto_migrate)):
+            pass
+
+
+async def test_is_as_large_as_configured(configured: Callable[..., ampd.MetadataDb]) -> None:
+    """The sizes of the configuration are the pool's."""
+    async with ampd.open_pool(configured(pool_size=5, min_connections=2)) as pool:
+        assert (pool.get_size(), pool.get_min_size(), pool.get_max_size()) == (2, 2, 5)
+
+
+async def test_idle_connections_end(configured: Callable[..., ampd.MetadataDb]) -> None:
+    """Connections beyond min_connections are closed when they have been idle for idle_timeout_secs."""
+    async with ampd.open_pool(configured(pool_size=2, min_connections=0, idle_timeout_secs=0.05)) as pool:
+        await on_each(pool, "SELECT 1")
+        await until_none_is_left(lambda: _size(pool))
+
+
+async def test_connections_are_renewed(configured: Callable[..., ampd.MetadataDb]) -> None:
+    """After max_lifetime_secs a connection is replaced, but never one that is in use."""
+    async with ampd.open_pool(configured(pool_size=2, min_connections=1, max_lifetime_secs=0.2)) as pool:
+        async with pool.acquire() as used:
+            first = await used.fetchval("SELECT pg_backend_pid()")
+            seen = {await pool.fetchval("SELECT pg_backend_pid()")}
+            with anyio.fail_after(20):
+                while len(seen) < 3:
+                    seen.add(await pool.fetchval("SELECT pg_backend_pid()"))
+                    await anyio.sleep(0.01)
+            assert await used.fetchval("SELECT pg_backend_pid()") == first
+        assert first not in {row[0] for rows in await on_each(pool, "SELECT pg_backend_pid()") for row in rows}
+
+
+async def test_what_the_block_raises_comes_through(configured: Callable[..., ampd.MetadataDb]) -> None:
+    """An error of the service is its own, and the pool is closed all the same."""
+    pools: list[asyncpg.Pool] = []
+
+    async def serve() -> None:
+        async with ampd.open_pool(configured()) as pool:
+            pools.append(pool)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await serve()
+    assert pools[0].is_closing()
+
+
+async def test_works_in_the_configured_schema(configured: Callable[..., ampd.MetadataDb], database: Database) -> None:
+    """`schema` is made when missing, holds tables and history, and is where the pool's queries look first."""
+    async with ampd.open_pool(configured(ONE, schema='the "amp"', auto_migrate=True)) as pool:
+        assert await on_each(pool, "SELECT id FROM jobs") == [[(1,)]] * 10
+    assert await database.fetch(
+        "SELECT schemaname, tablename FROM pg_tables WHERE schemaname !~ '^pg_|^information' ORDER BY 2"
+    ) == [('the "amp"', "ampd_schema_migrations"), ('the "amp"', "jobs")]
+
+
+async def test_takes_the_drivers_options(configured: Callable[..., ampd.MetadataDb]) -> None:
+    """Options go to asyncpg, and settings of the service's own do not displace the schema."""
+    options: dict[str, Any] = {
+        "server_settings": {"application_name": "billing"},
+        "statement_cache_size": 100,
+        "max_size": 1,
+    }
+    config = configured(ONE, schema="amp", auto_migrate=True, min_connections=1)
+    async with ampd.open_pool(config, **options) as pool:
+        assert pool.get_max_size() == 1
+        assert await pool.fetchval("SELECT current_setting('application_name')") == "billing"
+        assert await pool.fetchval("SELECT id FROM jobs") == 1
+        assert await pool.fetchval("SELECT count(*) FROM pg_prepared_statements") > 0
+
+
+async def test_no_prepared_statements_by_default(configured: Callable[..., ampd.MetadataDb]) -> None:
+    """Behind a pooler in transaction mode prepared statements would be some other client's: there are none."""
+    async with ampd.open_pool(configured(pool_size=1)) as pool:
+        assert await pool.fetchval("SELECT 1 + $1::int", 1) == 2
+        assert await pool.fetchval("SELECT count(*) FROM pg_prepared_statements WHERE name <> ''") == 0
+
+
+async def test_works_behind_a_pooler(configured: Callable[..., ampd.MetadataDb], database: Database) -> None:
+    """Behind PgBouncer in transaction mode the pool migrates, opens and serves."""
+    with pgbouncer(database.server) as bouncer:
+        url = bouncer.url(database.name)
+        async with ampd.open_pool(configured(ONE, TWO, INDEX, url=url, auto_migrate=True)) as pool:
+            values = await asyncio.gather(*(pool.fetchval("SELECT id + $1::int FROM jobs", n) for n in range(20)))
+        assert values == list(range(1, 21))
+
+
+async def test_says_so_when_the_server_is_full(configured: Callable[..., ampd.MetadataDb], database: Database) -> None:
+    """A pool that cannot have its connections is a ConnectionFailed with a hint, and closes the ones it got."""
+    role = await database.role("few", "ALL ON SCHEMA public")
+    await database.execute(f"ALTER ROLE {role.name} CONNECTION LIMIT 2")
+    with pytest.raises(ampd.ConnectionFailed) as caught:
+        async with ampd.open_pool(configured(url=role.url, min_connections=4)):
+            pass
+    assert (caught.value.sqlstate, caught.value.hint) == (
+        "53300",
+        "close idle connections, or raise max_connections (or the role's or database's CONNECTION LIMIT)",
+    )
+    await until_none_is_left(
+        lambda: database.fetchval("SELECT count(*) FROM pg_stat_activity WHERE usename = $1", role.name)
+    )
+
+
+async def test_events_tell_the_run_in_order(database: Database) -> None:
+    """Each migration is announced, told statement by statement and reported as applied before the next begins."""
+    events: list[ampd.Event] = []
+    report = await ampd.migrate(database.url, migrations=[ONE, TWO, INDEX], on_event=events.append)
+    durations = [done.duration_ms for done in report.applied]
+    assert events == [
+        ampd.Starting(version=1, name="jobs", number=1, total=3, statements=2),
+        ampd.StatementStarted(version=1, number=1, statements=2, line=1),
+        ampd.StatementStarted(version=1, number=2, statements=2, line=2),
+        ampd.Applied(version=1, name="jobs", number=1, total=3, duration_ms=durations[0]),
+        ampd.Starting(version=2, name="job_state", number=2, total=3, statements=1),
+        ampd.StatementStarted(version=2, number=1, statements=1, line=1),
+        ampd.Applied(version=2, name="job_state", number=2, total=3, duration_ms=durations[1]),
+        ampd.Starting(version=3, name="job_index", number=3, total=3, statements=1, transactional=False),
+        ampd.StatementStarted(version=3, number=1, statements=1, line=2),
+        ampd.Applied(version=3, name="job_index", number=3, total=3, duration_ms=durations[2]),
+    ]
+
+
+async def test_events_pass_on_what_the_server_says(database: Database) -> None:
+    """Notices of a migration arrive as events between its statements, and are the only ones from the server."""
+    events: list[ampd.Event] = []
+    noisy = migration(1, "noisy", "DO $$BEGIN RAISE NOTICE 'half way'; END$$;\nDROP TABLE IF EXISTS nothing;")
+    await ampd.migrate(database.url, migrations=[noisy], on_event=events.append)
+    assert [event for event in events if isinstance(event, ampd.ServerMessage)] == [
+        ampd.ServerMessage(severity="NOTICE", message="half way"),
+        ampd.ServerMessage(severity="NOTICE", message='table "nothing" does not exist, skipping'),
+    ]
+
+
+@pytest.mark.parametrize("size", [1, 2])
+async def test_a_lent_pool_comes_back_as_it_was(database: Database, size: int) -> None:
+    """After a run every connection has its settings, its codecs and no lock, and the pool is open; one is enough."""
+
+    async def prepare(connection: asyncpg.Connection) -> None:
+        await connection.set_type_codec("json", schema="pg_catalog", encoder=str, decoder=lambda text: f"<{text}>")
+
+    async with lent_pool(database, min_size=size, max_size=size, init=prepare) as pool:
+        settings = """SELECT pg_backend_pid(), current_user, '1'::json, (
+            SELECT json_object_agg(name, setting ORDER BY name) FROM pg_settings WHERE source = 'session')"""
+        before = await on_each(pool, settings)
+        wild = migration(
+            9,
+            "wild",
+            "SET search_path = pg_catalog; SET statement_timeout = '1h'; SET ROLE pg_monitor; LISTEN noise; "
+            "SELECT pg_advisory_lock(7); PREPARE mine AS SELECT 1;",
+        )
+        report = await ampd.migrate(pool, migrations=[ONE, TWO, wild])
+        assert [done.version for done in report.applied] == [1, 2, 9]
+        assert report.database == f"127.0.0.1:{database.server.port}/{database.name}"
+        assert sorted(await on_each(pool, settings)) == sorted(before)
+        assert await on_each(pool, "SELECT pg_listening_channels()") == [[]] * size
+        assert await advisory_locks(database) == 0
+        assert (await ampd.status(pool, migrations=[ONE, TWO, wild])).up_to_date
+
+
+@pytest.mark.parametrize("in_transaction", [False, True])
+async def test_cached_statements_survive_the_change(database: Database, in_transaction: bool) -> None:
+    """No connection of a lent pool stumbles over a statement that it had prepared on the old schema."""
+    await ampd.migrate(database.url, migrations=[ONE])
+    async with lent_pool(database) as pool:
+        assert await on_each(pool, "SELECT * FROM jobs") == [[(1,)]] * 2
+        await ampd.migrate(pool, migrations=[ONE, TWO])
+        assert await on_each(pool, "SELECT * FROM jobs", in_transaction=in_transaction) == [[(1, "new")]] * 2
+
+
+async def test_a_pool_of_one_cannot_run_outside_of_a_transaction(database: Database) -> None:
+    """A no-transaction file needs a second connection: a pool of one is told so before anything of it is recorded."""
+    async with lent_pool(database, min_size=1, max_size=1) as pool:
+        with pytest.raises(ampd.ConfigError) as caught:
+            await ampd.migrate(pool, migrations=[ONE, INDEX])
+        assert (caught.value.message, caught.value.hint) == (
+            "3 job_index runs outside of a transaction and needs two connections; the pool has one",
+            "give `ampd.migrate` a pool with max_size of at least 2, or the URL",
+        )
+        assert await pool.fetch("SELECT version FROM ampd_schema_migrations") == [(1,)]
+        assert caught.value.report is not None
+        assert [each.version for each in caught.value.report.pending] == [3]
+
+
+async def test_a_pool_of_two_runs_outside_of_a_transaction(database: Database) -> None:
+    """Two connections of a lent pool are enough for a no-transaction file, and both come back clean."""
+    async with lent_pool(database) as pool:
+        settings = "SELECT count(*) FROM pg_settings WHERE source = 'session' AND name ~ 'timeout|search_path'"
+        before = await on_each(pool, settings)
+        await ampd.migrate(pool, migrations=[ONE, INDEX], schema="amp")
+        assert await pool.fetchval("SELECT indisvalid FROM pg_index WHERE indexrelid = 'amp.jobs_id'::regclass")
+        assert await on_each(pool, settings) == before
+        assert await advisory_locks(database) == 0
+
+
+async def test_a_waiting_run_lets_the_service_use_its_pool(database: Database) -> None:
+    """While a run waits for another runner the pool's other connections serve, and the run follows when it may."""
+    async with lent_pool(database) as pool, database.connect() as other, other.transaction():
+        await other.execute(f"SELECT pg_advisory_xact_lock({lock_key('public')})")
+        run = asyncio.create_task(ampd.migrate(pool, migrations=[ONE]))
+        for _ in range(50):
+            assert await pool.fetchval("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == 0
+        assert not run.done()
+        await other.execute("COMMIT; BEGIN")
+        assert (await run).current_version == 1
+
+
+async def cancel_by_asyncio(run: Callable[[], Coroutine[Any, Any, Any]], begun: asyncio.Event) -> None:
+    """Cancel as asyncio does, by the task."""
+    task = asyncio.create_task(run())
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def cancel_by_anyio(run: Callable[[], Coroutine[Any, Any, Any]], begun: asyncio.Event) -> None:
+    """Cancel as anyio does, by the scope, and so at every await from then on."""
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run)
+        await begun.wait()
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("cancel", [cancel_by_asyncio, cancel_by_anyio])
+@pytest.mark.parametrize(
+    ("directive", "left"),
+    [("", []), ("-- no-transaction\n", [(4, 1, False)])],
+)
+async def test_a_cancelled_run_gives_clean_connections_back(
+    database: Database, cancel: Callable[..., Awaitable[None]], directive: str, left: list[tuple[object, ...]]
+) -> None:
+    """Cancelled in mid-statement, a run stops it, keeps what was done, and returns the connections fit for use."""
+    slow = migration(4, "slow", f"{directive}CREATE TABLE slow (id int);\nSELECT pg_sleep(600);\n")
+    begun = asyncio.Event()
+    events: list[ampd.Event] = []
+
+    def listen(event: ampd.Event) -> None:
+        events.append(event)
+        if isinstance(event, ampd.StatementStarted) and (event.version, event.number) == (4, 2):
+            begun.set()
+
+    async with lent_pool(database) as pool:
+        with anyio.fail_after(30):
+            await cancel(lambda: ampd.migrate(pool, migrations=[ONE, slow], on_event=listen), begun)
+        assert await on_each(pool, "SELECT 1") == [[(1,)]] * 2
+        assert await pool.fetch(
+            "SELECT version, statements_done, finished_at IS NOT NULL FROM ampd_schema_migrations ORDER BY version"
+        ) == [(1, 2, True), *left]
+        assert await pool.fetchval("SELECT to_regclass('slow') IS NOT NULL") == bool(left)
+        assert await pool.fetchval("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'") == 0
+        assert await advisory_locks(database) == 0
+    assert [event.version for event in events if isinstance(event, ampd.Applied)] == [1]

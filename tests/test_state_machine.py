@@ -1,0 +1,453 @@
+"""Whatever a team does to its files and its runs: Hypothesis plays it out against the contract's table of conflicts.
+
+Each game has a folder and a schema of its own. The model knows the files and the history, and says what the contract
+wants; ampd runs for real, on a pool that all games share. Every migration writes its identity into a ledger, so that
+one which ran twice, or in part, or not at all, is seen.
+"""
+
+import asyncio
+import itertools
+import shutil
+import tempfile
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import anyio
+import asyncpg
+import msgspec
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from hypothesis import HealthCheck, note, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+import ampd
+from ampd.plan import State
+from tests.servers import Database
+
+GAMES, MOVES = 40, 25
+LONGEST_MOVE_SECS = 30  # a move that takes longer hangs
+VERSIONS = st.integers(1, 6)
+
+
+class File(msgspec.Struct, frozen=True):
+    """A migration file; `identity` never changes, `edition` is how it begins, `broken` how it ends."""
+
+    version: int
+    name: str
+    identity: int
+    edition: int = 0
+    broken: bool = False
+    stepwise: bool = False
+
+    def path(self, folder: Path) -> Path:
+        """Return where it lies."""
+        return folder / f"{self.version}_{self.name}.sql"
+
+    def text(self) -> str:
+        """Return what it says: a line for the ledger, a table, and an end that may fail or be interrupted."""
+        end = f"CREATE INDEX CONCURRENTLY m{self.identity}_i ON m{self.identity} (id);" if self.stepwise else ""
+        return (
+            f"{'-- no-transaction' if self.stepwise else '--'}\n"
+            f"INSERT INTO public.ledger VALUES (current_schema(), {self.identity}); -- edition {self.edition}\n"
+            f"CREATE TABLE m{self.identity} (id int);\n"
+            f"{'SELECT 1 / 0;' if self.broken else end}\n"
+        )
+
+
+class Row(msgspec.Struct, frozen=True):
+    """What the history should remember of a migration; `killed` when it was interrupted from outside."""
+
+    file: File
+    finished: bool = True
+    killed: bool = False
+
+
+class Expectation(msgspec.Struct, frozen=True):
+    """What the contract wants of the files and the history as they are."""
+
+    states: dict[int, State]
+    pending: tuple[int, ...]
+    conflicts: dict[int, State]
+    ahead: bool
+
+
+def expect(files: dict[int, File], rows: dict[int, Row], *, out_of_order: bool) -> Expectation:
+    """Return what the contract's table says, in its own words and order."""
+    newest_file, newest_row = max(files, default=-1), max(rows, default=-1)
+    states: dict[int, State] = {}
+    for version in sorted(files.keys() | rows.keys()):
+        file, row = files.get(version), rows.get(version)
+        if row is None:
+            late = version < newest_row and not out_of_order
+            states[version] = State.OUT_OF_ORDER if late else State.PENDING
+        elif not row.finished:
+            states[version] = State.INTERRUPTED
+        elif file is None:
+            states[version] = State.MISSING if version <= newest_file else State.AHEAD
+        else:
+            same = (file.identity, file.edition, file.broken) == (row.file.identity, row.file.edition, row.file.broken)
+            states[version] = State.APPLIED if same else State.CHANGED
+    ahead = State.AHEAD in states.values()
+    resumed = {
+        version
+        for version, row in rows.items()
+        if not row.finished and not ahead and (file := files.get(version)) is not None and provably_safe(file, row)
+    }
+    pending = tuple(v for v, state in states.items() if v in resumed or (state is State.PENDING and not ahead))
+    harmless = (State.APPLIED, State.PENDING, State.AHEAD)
+    conflicts = {v: state for v, state in states.items() if state not in harmless and v not in resumed}
+    return Expectation(states, pending, conflicts, ahead)
+
+
+def provably_safe(file: File, row: Row) -> bool:
+    """Tell whether an interrupted migration may be resumed: nothing that was done or begun has been edited."""
+    head = (file.identity, file.edition) == (row.file.identity, row.file.edition)
+    return head and (file.broken == row.file.broken or not row.killed)
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What a run came to, told by itself."""
+
+    applied: tuple[int, ...]
+    error: BaseException | None
+    told: tuple[int, ...]  # by its events
+    warned: bool  # of a database that is ahead
+
+
+class Table:
+    """What the games share: a database, a pool that stays open from one to the next, and an event loop."""
+
+    def __init__(self, database: Database, portal: BlockingPortal) -> None:
+        self._database = database
+        self._portal = portal
+        self._numbers = itertools.count(1)
+
+    def open(self) -> None:
+        """Connect."""
+        self.pool: asyncpg.Pool = self.run(self._open)
+
+    async def _open(self) -> asyncpg.Pool:
+        await self._database.execute("CREATE TABLE ledger (schema text NOT NULL, identity int NOT NULL)")
+        return await asyncpg.create_pool(self._database.url, min_size=0, max_size=6)
+
+    def close(self) -> None:
+        """Disconnect."""
+        self.run(self.pool.close)
+
+    def number(self) -> int:
+        """Return a number that nothing else has."""
+        return next(self._numbers)
+
+    def run(self, function: Any, *arguments: Any) -> Any:
+        """Run a coroutine function in the event loop, to its end."""
+
+        async def in_time() -> Any:
+            with anyio.fail_after(LONGEST_MOVE_SECS):
+                return await function(*arguments)
+
+        return self._portal.call(in_time)
+
+
+class Game(RuleBasedStateMachine):
+    """One folder, one schema, and the people and machines at work on them."""
+
+    table: Table
+
+    @initialize(out_of_order=st.booleans())
+    def begin(self, out_of_order: bool) -> None:
+        """Begin with nothing."""
+        self.files: dict[int, File] = {}
+        self.rows: dict[int, Row] = {}
+        self.schema = f"game_{self.table.number()}"
+        self.folder = Path(tempfile.mkdtemp(prefix="ampd-game-"))
+        self.limits = ampd.Migrations(
+            dir=self.folder, allow_out_of_order=out_of_order, connect_wait_secs=0, turn_wait_secs=LONGEST_MOVE_SECS
+        )
+
+    def teardown(self) -> None:
+        """Leave nothing, and see that the runs have left nothing either."""
+        shutil.rmtree(self.folder)
+        self.table.run(self._reset)
+        assert (
+            self.table.run(
+                self._fetch,
+                "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND database = "
+                "(SELECT oid FROM pg_database WHERE datname = current_database())",
+            )
+            == []
+        )
+        assert (
+            self.table.run(
+                self._fetch,
+                "SELECT pid FROM pg_stat_activity WHERE state ~ '^idle in' AND datname = current_database()",
+            )
+            == []
+        )
+
+    # What people do to the files.
+
+    @rule(version=VERSIONS, broken=st.sampled_from([False, False, False, True]), stepwise=st.booleans())
+    def add(self, version: int, broken: bool, stepwise: bool) -> None:
+        """Write a new file, if the version is free."""
+        if version not in self.files:
+            identity = self.table.number()
+            self._write(File(version, f"file_{identity}", identity, broken=broken, stepwise=stepwise))
+
+    @rule(version=VERSIONS)
+    def edit(self, version: int) -> None:
+        """Change how a file begins."""
+        if file := self._delete(version):
+            self._write(msgspec.structs.replace(file, edition=file.edition + 1))
+
+    @rule(version=VERSIONS)
+    def mend_or_break(self, version: int) -> None:
+        """Change how a file ends."""
+        row = self.rows.get(version)
+        if not (row and not row.finished and row.killed) and (file := self._delete(version)):
+            self._write(msgspec.structs.replace(file, broken=not file.broken))
+
+    @rule(version=VERSIONS)
+    def delete(self, version: int) -> None:
+        """Delete a file."""
+        self._delete(version)
+
+    @rule(version=VERSIONS, to=VERSIONS)
+    def rename(self, version: int, to: int) -> None:
+        """Give a file another version if that is free, or another name."""
+        if (to == version or to not in self.files) and (file := self._delete(version)):
+            self._write(msgspec.structs.replace(file, version=to, name=f"{file.name}x"))
+
+    @rule()
+    def restore(self) -> None:
+        """Follow the advice: restore the original files."""
+        originals = {row.file.identity for row in self.rows.values()}
+        for version, file in list(self.files.items()):
+            if version in self.rows or file.identity in originals:
+                self._delete(version)
+        for row in self.rows.values():
+            self._write(row.file)
+
+    @rule()
+    def reset(self) -> None:
+        """Follow the other advice: reset the database."""
+        self.table.run(self._reset)
+        self.rows.clear()
+
+    # What ampd does.
+
+    @rule()
+    def status(self) -> None:
+        """See each version's state, and the plan."""
+        expected = self._expected()
+        found = self.table.run(self._status)
+        assert {step.version: step.state for step in found.plan.steps} == expected.states
+        assert tuple(step.version for step in found.plan.pending) == expected.pending
+        assert {conflict.version: conflict.step.state for conflict in found.plan.conflicts} == expected.conflicts
+        assert found.up_to_date == (set(expected.states.values()) <= {State.APPLIED})
+        assert found.current_version == max((v for v, row in self.rows.items() if row.finished), default=None)
+
+    @rule()
+    def migrate(self) -> None:
+        """Migrate alone."""
+        expected = self._expected()
+        applied, failing = self._course(expected)
+        self._check(expected, self.table.run(self._run), applied, failing)
+        self._remember(applied, failing)
+
+    @rule(runners=st.integers(2, 3))
+    def race(self, runners: int) -> None:
+        """Migrate several times at once: between them they do what one would do alone."""
+        expected = self._expected()
+        applied, failing = self._course(expected)
+        outcomes = self.table.run(self._race, runners)
+        for outcome in outcomes:
+            self._check(expected, outcome, None, failing)
+        assert sorted(version for outcome in outcomes for version in outcome.applied) == sorted(applied)
+        self._remember(applied, failing)
+
+    @rule(
+        events=st.integers(1, 12), delay=st.sampled_from([None, 0.0, 0.0005, 0.001, 0.002, 0.005]), scope=st.booleans()
+    )
+    def kill(self, events: int, delay: float | None, scope: bool) -> None:
+        """Cancel a run, at an event or some time after it: what it says it has applied is applied, and nothing else."""
+        expected = self._expected()
+        applied, failing = self._course(expected)
+        outcome = self.table.run(self._run, events, delay, scope)
+        if not isinstance(outcome.error, asyncio.CancelledError):
+            self._check(expected, outcome, applied, failing)
+            self._remember(applied, failing)
+            return
+        note(f"killed; it had applied {outcome.told}")
+        assert outcome.told == applied[: len(outcome.told)]
+        self._remember(outcome.told, None)
+        unfinished = {version for version, row in self.table.run(self._history).items() if not row["finished"]}
+        for version in unfinished - self.rows.keys():
+            assert version == expected.pending[len(outcome.told)]
+            assert self.files[version].stepwise
+        for version in unfinished & set(expected.pending):
+            self.rows[version] = Row(self.files[version], finished=False, killed=True)
+
+    @rule(version=VERSIONS, settlement=st.sampled_from(list(ampd.Settlement)))
+    def resolve(self, version: int, settlement: ampd.Settlement) -> None:
+        """Finish or undo an interrupted migration by hand and say so; nothing else can be resolved."""
+        row = self.rows.get(version)
+        if row is None or row.finished:
+            assert isinstance(self.table.run(self._resolve, version, settlement), ampd.ConfigError)
+            return
+        settled = self.files.get(version, row.file) if settlement is ampd.Settlement.APPLIED else None
+        self.table.run(self._by_hand, row.file, settled)
+        assert self.table.run(self._resolve, version, settlement) is None
+        if settled:
+            self.rows[version] = Row(settled)
+        else:
+            del self.rows[version]
+
+    @invariant()
+    def the_database_is_as_the_model_has_it(self) -> None:
+        """The history has each row that it should, and the ledger shows each migration once."""
+        history = self.table.run(self._history)
+        assert {
+            version: (row["finished"], row["finished"] and row["checksum"]) for version, row in history.items()
+        } == {
+            version: (row.finished, row.finished and sha256(row.file.text().encode()).digest())
+            for version, row in self.rows.items()
+        }
+        ledger = self.table.run(self._fetch, "SELECT identity FROM ledger WHERE schema = $1", self.schema)
+        assert sorted(identity for (identity,) in ledger) == sorted(
+            row.file.identity
+            for version, row in self.rows.items()
+            if row.finished or history[version]["statements_done"]
+        )
+
+    # How the model goes on.
+
+    def _expected(self) -> Expectation:
+        expected = expect(self.files, self.rows, out_of_order=self.limits.allow_out_of_order)
+        note(f"expected: {expected}")
+        return expected
+
+    def _course(self, expected: Expectation) -> tuple[tuple[int, ...], int | None]:
+        """Return what a run should apply, and where it should fail."""
+        if expected.conflicts:
+            return (), None
+        failing = next((version for version in expected.pending if self.files[version].broken), None)
+        return tuple(version for version in expected.pending if failing is None or version < failing), failing
+
+    def _check(
+        self, expected: Expectation, outcome: Outcome, applied: tuple[int, ...] | None, failing: int | None
+    ) -> None:
+        match outcome.error:
+            case ampd.MigrationConflict():
+                interrupted = set(expected.conflicts.values()) == {State.INTERRUPTED}
+                assert {each.version: each.step.state for each in outcome.error.conflicts} == expected.conflicts
+                assert isinstance(outcome.error, ampd.MigrationInterrupted) == interrupted
+            case ampd.MigrationFailed():
+                assert outcome.error.version == failing
+            case _:
+                assert (outcome.error, expected.conflicts, failing) == (None, {}, None)
+        assert outcome.told == outcome.applied
+        assert outcome.warned == (expected.ahead and not expected.conflicts)
+        assert applied is None or outcome.applied == applied
+
+    def _remember(self, applied: tuple[int, ...], failing: int | None) -> None:
+        self.rows |= {version: Row(self.files[version]) for version in applied}
+        if failing is not None and self.files[failing].stepwise:
+            self.rows[failing] = Row(self.files[failing], finished=False)
+
+    def _write(self, file: File) -> None:
+        self.files[file.version] = file
+        file.path(self.folder).write_text(file.text())
+
+    def _delete(self, version: int) -> File | None:
+        file = self.files.pop(version, None)
+        if file:
+            file.path(self.folder).unlink()
+        return file
+
+    # How it is done; all of this in the event loop.
+
+    async def _run(self, events: int = 0, delay: float | None = None, scope: bool = False) -> Outcome:
+        """Migrate; stop it at the given number of events, or some seconds later."""
+        told: list[ampd.Event] = []
+        loop = asyncio.get_running_loop()
+        cancel_scope = anyio.CancelScope()
+
+        async def migrate() -> ampd.Report:
+            with cancel_scope:
+                return await ampd.migrate(self.table.pool, schema=self.schema, limits=self.limits, on_event=listen)
+            raise asyncio.CancelledError
+
+        def listen(event: ampd.Event) -> None:
+            told.append(event)
+            if len(told) == events:
+                stop = cancel_scope.cancel if scope else run.cancel
+                loop.call_later(delay, stop) if delay is not None else stop()
+
+        run = asyncio.create_task(migrate())
+        await asyncio.wait([run])
+        error = asyncio.CancelledError() if run.cancelled() else run.exception()
+        report = run.result() if error is None else getattr(error, "report", None)
+        return Outcome(
+            applied=tuple(done.version for done in report.applied) if report else (),
+            error=error,
+            told=tuple(event.version for event in told if isinstance(event, ampd.Applied)),
+            warned=any(isinstance(event, ampd.Warned) and "is ahead of this build" in event.message for event in told),
+        )
+
+    async def _race(self, runners: int) -> list[Outcome]:
+        return await asyncio.gather(*(self._run() for _ in range(runners)))
+
+    async def _status(self) -> ampd.Status:
+        return await ampd.status(self.table.pool, schema=self.schema, limits=self.limits)
+
+    async def _resolve(self, version: int, settlement: ampd.Settlement) -> ampd.AmpdError | None:
+        try:
+            await ampd.resolve(self.table.pool, version, settlement, schema=self.schema, limits=self.limits)
+        except ampd.ConfigError as error:
+            return error
+        return None
+
+    async def _by_hand(self, old: File, new: File | None) -> None:
+        """Undo what an interrupted migration has done, and do what another one would."""
+        await self.table.pool.execute(f"DROP TABLE IF EXISTS {self.schema}.m{old.identity}")
+        await self.table.pool.execute(
+            "DELETE FROM ledger WHERE schema = $1 AND identity = $2", self.schema, old.identity
+        )
+        if new:
+            await self.table.pool.execute("INSERT INTO ledger VALUES ($1, $2)", self.schema, new.identity)
+
+    async def _reset(self) -> None:
+        await self.table.pool.execute(f"DROP SCHEMA IF EXISTS {self.schema} CASCADE")
+        await self.table.pool.execute("DELETE FROM ledger WHERE schema = $1", self.schema)
+
+    async def _fetch(self, query: str, *arguments: Any) -> list[asyncpg.Record]:
+        rows: list[asyncpg.Record] = await self.table.pool.fetch(query, *arguments)
+        return rows
+
+    async def _history(self) -> dict[int, asyncpg.Record]:
+        table = f"{self.schema}.ampd_schema_migrations"
+        if await self.table.pool.fetchval("SELECT to_regclass($1)", table) is None:
+            return {}
+        query = f"SELECT version, checksum, statements_done, finished_at IS NOT NULL AS finished FROM {table}"
+        return {row["version"]: row for row in await self.table.pool.fetch(query)}
+
+
+def test_files_and_runs_in_any_order(database: Database) -> None:
+    """Whatever is done to the files, by however many and however rudely, the contract's table says what comes of it."""
+    with start_blocking_portal() as portal:
+        table = Table(database, portal)
+        table.open()
+        try:
+            run_state_machine_as_test(
+                type("GameAtTheTable", (Game,), {"table": table}),
+                settings=settings(
+                    max_examples=GAMES,
+                    stateful_step_count=MOVES,
+                    deadline=None,
+                    suppress_health_check=list(HealthCheck),
+                ),
+            )
+        finally:
+            table.close()

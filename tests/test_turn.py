@@ -1,0 +1,181 @@
+"""Waiting for one's turn: whom for, how long, and not a moment longer than the schema needs."""
+
+import re
+
+import anyio
+import pytest
+
+import ampd as library
+from ampd import Report, Waiting, Warned
+from ampd.events import Event
+from tests.scenes import (
+    Heard,
+    ampds,
+    assert_no_trace,
+    history,
+    meanwhile,
+    scripts,
+    transaction,
+    until,
+    waiting_for_a_lock,
+)
+from tests.servers import Ampd, Database
+
+pytestmark = pytest.mark.anyio
+
+GATE = "SELECT pg_advisory_xact_lock(1)"
+AT_THE_GATE = f"CREATE TABLE t (id integer); {GATE}"
+
+
+@pytest.mark.parametrize(
+    "script", [AT_THE_GATE, f"-- no-transaction\n{AT_THE_GATE}"], ids=["transactional", "stepwise"]
+)
+async def test_a_waiter_says_whom_it_waits_for(database: Database, script: str) -> None:
+    """Whoever waits for over a second names pid, host, application, migration and since when; then it is done."""
+    heard, reports = Heard(), list[Report]()
+    files = scripts(script)
+    async with transaction(database, GATE) as gate, anyio.create_task_group() as tasks:
+
+        async def run(events: Heard) -> None:
+            reports.append(await library.migrate(database.url, migrations=files, on_event=events))
+
+        tasks.start_soon(run, Heard())
+        (worker,) = await waiting_for_a_lock(database)
+        tasks.start_soon(run, heard)
+        waiting = await heard.first(Waiting)
+        since = await database.fetchval("SELECT xact_start FROM pg_stat_activity WHERE pid = $1", worker)
+        await gate.execute("COMMIT")
+    assert (waiting.pid, waiting.client, waiting.application) == (worker, "127.0.0.1", "ampd")
+    assert (waiting.migration, waiting.since, waiting.limit) == ("1 step", since, 600)
+    assert 1 <= waiting.waited < 600
+    assert [len(report.applied) for report in reports] == [1, 0]
+    assert [report.current_version for report in reports] == [1, 1]
+    await assert_no_trace(database)
+
+
+async def test_a_waiter_holds_nothing(database: Database) -> None:
+    """A waiting runner has no transaction open: nobody's CREATE INDEX CONCURRENTLY could wait for it."""
+    files, seen = scripts(AT_THE_GATE), list[tuple[object, ...]]()
+
+    async def look() -> None:
+        (worker,) = await waiting_for_a_lock(database)
+        for pid in set(await ampds(database)) - {worker}:
+            activity = "SELECT state, xact_start, backend_xmin FROM pg_stat_activity WHERE pid = $1"
+            seen.append(tuple((await database.fetch(activity, pid))[0].values()))
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, Waiting):
+            meanwhile(look)
+
+    async with transaction(database, GATE) as gate, anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: library.migrate(database.url, migrations=files))
+        await waiting_for_a_lock(database)
+        tasks.start_soon(lambda: library.migrate(database.url, migrations=files, on_event=on_event))
+
+        async def looked() -> bool:
+            return bool(seen)
+
+        await until(looked)
+        await gate.execute("COMMIT")
+    assert set(seen) == {("idle", None, None)}
+
+
+async def test_a_runner_in_another_database_is_nobodys_business(database: Database) -> None:
+    """A migration that runs in another database of the same server keeps no one waiting and is never named."""
+    other = Database(database.server, f"{database.name}_other")
+    files, heard = scripts(AT_THE_GATE), Heard()
+    await database.execute(f"CREATE DATABASE {other.name}")
+    try:
+        async with transaction(other, GATE) as gate, anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: library.migrate(other.url, migrations=files))
+            await waiting_for_a_lock(other)
+            async with transaction(database, GATE) as own_gate, anyio.create_task_group() as own_tasks:
+                own_tasks.start_soon(lambda: library.migrate(database.url, migrations=files))
+                (worker,) = await waiting_for_a_lock(database)
+                own_tasks.start_soon(lambda: library.migrate(database.url, migrations=files, on_event=heard))
+                assert (await heard.first(Waiting)).pid == worker
+                await own_gate.execute("COMMIT")
+            await gate.execute("COMMIT")
+    finally:
+        await database.execute(f"DROP DATABASE {other.name} WITH (FORCE)")
+
+
+async def test_a_waiter_gives_up_in_time(database: Database, ampd: Ampd) -> None:
+    """After turn_wait_secs a waiter gives up with the code turn_timeout, names the holder and how to end it."""
+    files = scripts(AT_THE_GATE)
+    (ampd.folder / files[0].file).write_text(files[0].sql)
+    async with transaction(database, GATE) as gate, anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: library.migrate(database.url, migrations=files))
+        (worker,) = await waiting_for_a_lock(database)
+        patience = {"AMP_CONFIG_METADATA_DB__MIGRATIONS__TURN_WAIT_SECS": "1.2"}
+        ended = await anyio.to_thread.run_sync(
+            lambda: ampd("migrate", "--json", "--migrations", ".", url=database.url, env=patience)
+        )
+        await gate.execute("COMMIT")
+    assert ended.returncode == 1
+    assert '"code":"turn_timeout"' in re.sub(r":\s+", ":", ended.stdout)
+    told = re.sub(r"since [-\d]+ [:\d]+\+\d+", "since T", ended.stderr)
+    whom = f"pid {worker}, on 127.0.0.1, application ampd, migration 1 step, since T"
+    assert told == (
+        f"another runner has its turn ({whom}); waiting 1 s so far\n"
+        f"error: another runner has had its turn for 1 s ({whom})\n"
+        "hint: wait for it and run again, raise turn_wait_secs, or end it: "
+        f"SELECT pg_terminate_backend({worker})\n"
+    )
+
+
+async def test_a_waiter_stops_when_its_schema_is_current(database: Database) -> None:
+    """A waiter whose own migrations are done does not wait for the rest of what another runner has to do."""
+    first, second = "SELECT pg_advisory_xact_lock(1)", "SELECT pg_advisory_xact_lock(2)"
+    files, heard = scripts(first, second), Heard()
+    async with (
+        transaction(database, first) as gate,
+        transaction(database, second) as next_gate,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(lambda: library.migrate(database.url, migrations=files))
+        await waiting_for_a_lock(database)
+
+        async def open_the_first() -> None:
+            await heard.first(Waiting)
+            await gate.execute("COMMIT")
+
+        tasks.start_soon(open_the_first)
+        report = await library.migrate(database.url, migrations=files, target=1, on_event=heard)
+        assert (report.current_version, report.applied) == (1, ())
+        assert await history(database) == [(1, True, 1)]  # and the second is still at its gate
+        await waiting_for_a_lock(database)
+        await next_gate.execute("COMMIT")
+    assert await history(database) == [(1, True, 1), (2, True, 1)]
+
+
+async def test_old_replicas_start_while_a_newer_one_migrates(database: Database) -> None:
+    """A build that the database is ahead of starts with a warning, waits for nobody and applies nothing."""
+    files, heard = scripts("CREATE TABLE a ()", "CREATE TABLE b ()", GATE), Heard()
+    await library.migrate(database.url, migrations=files[:2])
+    async with transaction(database, GATE) as gate, anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: library.migrate(database.url, migrations=files))
+        await waiting_for_a_lock(database)
+        report = await library.migrate(database.url, migrations=files[:1], on_event=heard)
+        await gate.execute("COMMIT")
+    assert (report.current_version, report.applied, report.ahead) == (2, (), (2,))
+    assert [event.message for event in heard.of(Warned)] == [
+        "the database is ahead of this build by 1 migration (newest: 2); nothing is applied"
+    ]
+    assert not heard.of(Waiting)
+
+
+async def test_fifteen_runners_take_turns(database: Database) -> None:
+    """Runners that start together on an empty database apply each migration once, and all report the same version."""
+    files = scripts(*(f"CREATE TABLE t{number} ()" for number in range(12)))
+    reports = list[Report]()
+
+    async def run() -> None:
+        reports.append(await library.migrate(database.url, migrations=files))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(15):
+            tasks.start_soon(run)
+    assert sorted(each.version for report in reports for each in report.applied) == list(range(1, 13))
+    assert {report.current_version for report in reports} == {12}
+    await assert_no_trace(database)
