@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from . import history as sql_of
 from . import sql
-from .diagnose import DEADLOCK_DETECTED, LOCK_NOT_AVAILABLE, Message, failure
+from .diagnose import CHARACTER_NOT_IN_REPERTOIRE, DEADLOCK_DETECTED, LOCK_NOT_AVAILABLE, Message, failure
 from .errors import AmpdError
 from .events import OnEvent, StatementStarted
 from .migration import Directives, Migration
@@ -197,6 +198,8 @@ def meaning(error: ServerError, job: Job, message: Message, running: int, *, cou
         away = sql_of.turned_away(error, job.history)
         if away is not None:
             return away
+        if error.sqlstate == CHARACTER_NOT_IN_REPERTOIRE:  # refused while still being read, and without a position
+            return failure(error, job.script.migration, _with_byte_escape(job.script), None, aftermath=ROLLED_BACK)
         if error.sqlstate not in (LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED):
             return translate(error)
     at_end = running >= len(job.script.statements)
@@ -204,3 +207,8 @@ def meaning(error: ServerError, job: Job, message: Message, running: int, *, cou
     if error.sqlstate in (LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED):
         return LockUnavailable(failure(error, job.script.migration, statement, offset, aftermath=NOTHING_KEPT))
     return failure(error, job.script.migration, statement, offset, aftermath=ROLLED_BACK)
+
+
+def _with_byte_escape(script: Script) -> sql.Statement | None:
+    """Return the first statement with an escape such as \\0 or \\xff in a string: it may name no character."""
+    return next((each for each in script.statements if re.search(r"\be'[^']*\\[0-7x]", each.text, re.IGNORECASE)), None)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 LOCK_NOT_AVAILABLE = "55P03"
 DEADLOCK_DETECTED = "40P01"
+CHARACTER_NOT_IN_REPERTOIRE = "22021"
 
 _OUTSIDE = "the server will not run it in a transaction: make `-- no-transaction` the first line of the file"
 _ENUM = "commit the new enum value before it is used: put it in a migration of its own, before this one"

@@ -241,7 +241,7 @@ def _holder(schema: str) -> str:
     WHERE l.pid IS NOT NULL
        OR a.state = 'active' AND a.pid <> pg_backend_pid() AND a.datname = current_database()
           AND starts_with(a.query, '/* ampd {key & _UNSIGNED:x} ')
-    ORDER BY l.pid IS NULL, a.xact_start LIMIT 1)"""
+    ORDER BY starts_with(a.query, '/* ampd ') DESC NULLS LAST, l.pid IS NULL LIMIT 1)"""
 
 
 def label(schema: str, migration: Migration) -> str:
