@@ -141,16 +141,17 @@ async def read(session: Session, schema: str | None, *, who: str | None = None) 
     """Read the history in one round trip, in a read-only transaction; with `who` (a schema) also who has its turn.
 
     Raises:
-        ConfigError: the search path names no schema to keep a history in, or the table is not one of ampd's.
-        PermissionDenied: the role may not read the table.
+        ConfigError: the table is not one of ampd's.
+        PermissionDenied: the role may not read the table, or use any schema of its search path.
     """
     answer = await session.ask(_read_message(session, schema, who), _Answer)
     history = msgspec.structs.replace(answer.history, applied=tuple(row.migration() for row in answer.rows or ()))
     session.role = history.user
     if history.schema is None:
-        raise ConfigError(
+        role = identifier(history.user)
+        raise PermissionDenied(
             f"the search path of role {history.user} names no schema that it may use",
-            hint="set metadata_db.schema, or GRANT USAGE, CREATE ON SCHEMA public to the role",
+            hint=f"as its owner: GRANT USAGE, CREATE ON SCHEMA public TO {role}; or set metadata_db.schema",
         )
     if history.table_exists and not history.plain:
         raise ConfigError(

@@ -10,7 +10,7 @@ import os
 import socket
 import ssl
 import stat
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 from time import monotonic
@@ -113,7 +113,7 @@ class Session:
             await self._connection.execute(message)
             self._unanswered = False
         except (OSError, asyncpg.InterfaceError, *_LOST) as error:
-            self._connection.terminate()
+            _terminate(self._connection)
             raise lost(self._given_up or str(error), self._redact, getattr(error, "sqlstate", None)) from error
         except asyncpg.PostgresError as error:
             self._unanswered = False
@@ -137,7 +137,7 @@ class Session:
     def give_up(self, reason: str) -> None:
         """Close the connection under a `run` that would wait for ever; it raises ConnectionFailed for this reason."""
         self._given_up = reason
-        self._connection.terminate()
+        _terminate(self._connection)
 
     async def ask(self, message: str, kind: type[T], *, timeout: float = ANSWER_SECS) -> T:
         """Send a message that notes one JSON document and return that document; timeout in seconds.
@@ -150,7 +150,7 @@ class Session:
             with anyio.fail_after(timeout):
                 await self.run(message, on_note=answers.append)
         except TimeoutError as error:
-            self._connection.terminate()
+            _terminate(self._connection)
             raise NoAnswer(f"the server has not answered for {timeout:g} s", hint=RUN_AGAIN) from error
         except ServerError as error:
             await self.recover()
@@ -159,7 +159,7 @@ class Session:
 
     async def recover(self) -> bool:
         """End a failed transaction, even while being cancelled; False if the connection had to be given up."""
-        if self._connection.is_closed():
+        if self.is_closed():
             return False
         if not self._unanswered and not self._connection.is_in_transaction():
             return True
@@ -167,10 +167,10 @@ class Session:
             with anyio.CancelScope(shield=True), anyio.fail_after(GOODBYE_SECS):
                 await self._connection.execute("ROLLBACK")
         except (TimeoutError, OSError, asyncpg.InterfaceError, asyncpg.PostgresError):
-            self._connection.terminate()
+            _terminate(self._connection)
             return False
         except BaseException:  # cancelled again, from outside of anyio
-            self._connection.terminate()
+            _terminate(self._connection)
             raise
         return True
 
@@ -191,7 +191,10 @@ class Session:
 
     def is_closed(self) -> bool:
         """Tell whether the connection is known to be gone."""
-        return bool(self._connection.is_closed())
+        try:
+            return bool(self._connection.is_closed())
+        except asyncpg.InterfaceError:  # its pool knew first, and has taken it back
+            return True
 
     def listen(self) -> None:
         """Begin to hear notices."""
@@ -199,7 +202,7 @@ class Session:
 
     def hush(self) -> None:
         """Stop hearing notices: a pool wants its connections back as they were."""
-        if not self._connection.is_closed():
+        if not self.is_closed():
             self._connection.remove_log_listener(self._hear)
 
     def _hear(self, _: object, message: Any) -> None:
@@ -208,7 +211,13 @@ class Session:
             if self._on_note:
                 self._on_note(text[len(self._mark) + 1 :])
         else:
-            self._on_event(ServerMessage(severity=message.severity_en or message.severity, message=text))
+            self._on_event(ServerMessage(severity=message.severity_en or message.severity, message=self._redact(text)))
+
+
+def _terminate(connection: Any) -> None:
+    """Close a connection at once; one that its pool has taken back is closed already, and no longer answers to us."""
+    with suppress(asyncpg.InterfaceError):
+        connection.terminate()
 
 
 _LOST = (
@@ -281,7 +290,7 @@ class Database:
             yield session
         finally:
             session.hush()
-            await self._farewell(connection)
+            await self._farewell(session, connection)
 
     async def _connect(self, patience: float, timeout: float) -> asyncpg.Connection:
         arguments, remarks = driver_arguments(self._url, timeout)
@@ -323,15 +332,14 @@ class Database:
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise connection_failure(error, None)[0] from error
 
-    async def _farewell(self, connection: Any) -> None:
+    async def _farewell(self, session: Session, connection: Any) -> None:
         try:
             with anyio.CancelScope(shield=True), anyio.move_on_after(GOODBYE_SECS):
                 if self._pool is None:
                     await connection.close()
-                else:
+                elif await session.recover():  # a pool wants no open transaction back
                     # The schema has changed under the pool's cached plans and types.
-                    if not connection.is_closed():
-                        await connection.reload_schema_state()
+                    await connection.reload_schema_state()
                     await self._pool.release(connection)
                 return
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):

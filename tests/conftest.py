@@ -41,11 +41,12 @@ def _server(config: pytest.Config) -> Server:
     if _SERVER not in config.stash:
         stack = ExitStack()
         config.add_cleanup(stack.close)
-        config.stash[_SERVER] = _start(stack)
+        config.stash[_SERVER] = start_server(stack)
     return config.stash[_SERVER]
 
 
-def _start(stack: ExitStack) -> Server:
+def start_server(stack: ExitStack) -> Server:
+    """Start a server that ends with the stack; AMPD_TEST_BINDIR says which PostgreSQL."""
     folder = Path(tempfile.mkdtemp(prefix="ampd-tests-"))
     stack.callback(shutil.rmtree, folder)
     folder.chmod(0o711)

@@ -1,0 +1,169 @@
+"""Long campaigns that a test suite has no time for: kills, races and waiting builds by the hundred.
+
+    python -m tests.campaign kills --folder DIR [--kills 1000] [--prepare SQL] [--psql PROGRAM]
+    python -m tests.campaign races [--processes 100] [--rounds 50] [--pooled]
+    python -m tests.campaign builds [--waiters 50] [--rounds 20]
+
+Each prints one line of figures, and exits 1 if anything went wrong.
+"""
+
+import asyncio
+import contextlib
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import asyncpg
+from cyclopts import App, Parameter
+
+from tests.conftest import start_server
+from tests.servers import Ampd, Server, pgbouncer
+
+app = App(name="campaign", help=__doc__, result_action="return_value")
+
+CATALOG = """
+SELECT n.nspname, c.relname, c.relkind::text, c.relpersistence::text,
+       (SELECT array_agg(row(a.attname, a.atttypid::regtype, a.attnotnull, pg_get_expr(d.adbin, d.adrelid))::text
+                         ORDER BY a.attnum)
+          FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) AS columns,
+       (SELECT array_agg(pg_get_constraintdef(k.oid) ORDER BY 1) FROM pg_constraint k WHERE k.conrelid = c.oid) AS rules,
+       CASE WHEN c.relkind IN ('i', 'I') THEN pg_get_indexdef(c.oid) END AS index,
+       (SELECT i.indisvalid FROM pg_index i WHERE i.indexrelid = c.oid) AS valid,
+       obj_description(c.oid, 'pg_class') AS comment
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE n.nspname !~ '^(pg_|information_schema)' AND c.relname !~ '^ampd_schema_migrations'
+ ORDER BY 1, 2, 3"""
+FUNCTIONS = """
+SELECT n.nspname, p.proname, pg_get_function_identity_arguments(p.oid), p.prosrc FROM pg_proc p
+  JOIN pg_namespace n ON n.oid = p.pronamespace
+ WHERE n.nspname !~ '^(pg_|information_schema)' ORDER BY 1, 2, 3, 4"""
+
+
+@app.command
+def kills(*, folder: Path, kills: int = 1000, prepare: Path | None = None, seed: int = 1) -> int:
+    """Kill `ampd migrate` at random instants until it is through, again and again, and compare what it has built."""
+    chance = random.Random(seed)
+    folder = folder.absolute()
+    with _server() as server, tempfile.TemporaryDirectory() as scratch:
+        ampd = Ampd(Path(scratch))
+        whole = _fresh(server, "whole", prepare)
+        begun = time.monotonic()
+        assert ampd("migrate", "--migrations", folder, url=whole).returncode == 0
+        longest = time.monotonic() - begun
+        reference = asyncio.run(_catalog(whole))
+        killed = databases = different = interrupted = 0
+        while killed < kills:
+            url = _fresh(server, "killed", prepare)
+            databases += 1
+            while True:
+                process = ampd.start("migrate", "--migrations", folder, url=url)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.communicate(timeout=chance.uniform(0.1, longest))
+                    break
+                process.kill()
+                process.communicate()
+                killed += 1
+                if chance.random() < 0.05:  # now and then the next one is let through
+                    break
+            last = ampd("migrate", "--migrations", folder, url=url)
+            interrupted += "ampd resolve" in last.stderr
+            if last.returncode != 0 or asyncio.run(_catalog(url)) != reference:
+                different += 1
+                print(last.stderr, file=sys.stderr)
+        print(f"kills {killed}, databases {databases}, differences {different}, interrupted {interrupted}")
+        return int(different > 0)
+
+
+@app.command
+def races(*, processes: int = 100, rounds: int = 50, pooled: Annotated[bool, Parameter(negative=())] = False) -> int:
+    """Start many runners at once on an empty database, and count."""
+    with _server() as server, contextlib.ExitStack() as stack, tempfile.TemporaryDirectory() as scratch:
+        front = stack.enter_context(pgbouncer(server, "transaction")) if pooled else server
+        ampd = Ampd(Path(scratch))
+        failures = wrong = 0
+        for _ in range(rounds):
+            url = _fresh(server, "race")
+            runners = [ampd.start("migrate", "--json", url=front.url("race")) for _ in range(processes)]
+            codes = Counter[int]()
+            for runner in runners:
+                _, said = runner.communicate(timeout=300)
+                codes[runner.returncode] += 1
+                if runner.returncode:
+                    print(said, file=sys.stderr)
+            failures += processes - codes[0]
+            wrong += asyncio.run(_count(url)) != (7, 7, 0)
+        print(f"processes {processes}, rounds {rounds}, pooled {pooled}: failures {failures}, wrong databases {wrong}")
+        return int(failures + wrong > 0)
+
+
+@app.command
+def builds(*, waiters: int = 50, rounds: int = 20) -> int:
+    """Let many runners wait while one builds an index concurrently, and count deadlocks."""
+    with _server() as server, tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "migrations"
+        folder.mkdir()
+        (folder / "1_table.sql").write_text("CREATE TABLE t AS SELECT g AS x FROM generate_series(1, 200000) g;\n")
+        (folder / "2_index.sql").write_text("-- no-transaction\nCREATE INDEX CONCURRENTLY t_x ON t (x);\n")
+        ampd = Ampd(Path(scratch))
+        failures = wrong = 0
+        for _ in range(rounds):
+            url = _fresh(server, "build")
+            runners = [ampd.start("migrate", "--migrations", folder, url=url) for _ in range(waiters)]
+            for runner in runners:
+                _, said = runner.communicate(timeout=300)
+                if runner.returncode:
+                    failures += 1
+                    print(said, file=sys.stderr)
+            wrong += asyncio.run(_count(url)) != (2, 2, 0)
+        print(f"waiters {waiters}, rounds {rounds}: failures {failures}, wrong databases {wrong}")
+        return int(failures + wrong > 0)
+
+
+@contextlib.contextmanager
+def _server() -> Iterator[Server]:
+    with contextlib.ExitStack() as stack:
+        yield start_server(stack)
+
+
+def _fresh(server: Server, name: str, prepare: Path | None = None) -> str:
+    async def make() -> None:
+        admin = await asyncpg.connect(server.url("postgres"))
+        await admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        await admin.execute(f"CREATE DATABASE {name}")
+        await admin.close()
+        if prepare is not None:
+            connection = await asyncpg.connect(server.url(name))
+            await connection.execute(prepare.read_text())
+            await connection.close()
+
+    asyncio.run(make())
+    return server.url(name)
+
+
+async def _catalog(url: str) -> list[tuple[object, ...]]:
+    connection = await asyncpg.connect(url)
+    rows = [*await connection.fetch(CATALOG), *await connection.fetch(FUNCTIONS)]
+    unfinished = await connection.fetchval("SELECT count(*) FROM ampd_schema_migrations WHERE finished_at IS NULL")
+    await connection.close()
+    return [*(tuple(row) for row in rows), (unfinished,)]
+
+
+async def _count(url: str) -> tuple[int, int, int]:
+    connection = await asyncpg.connect(url)
+    row = await connection.fetchrow(
+        "SELECT count(*), count(finished_at), (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory')"
+        " FROM ampd_schema_migrations"
+    )
+    await connection.close()
+    return tuple(row)
+
+
+if __name__ == "__main__":
+    sys.exit(app())
