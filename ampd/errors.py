@@ -127,7 +127,7 @@ class MigrationConflict(AmpdError):
 
     code = "conflict"
 
-    def __init__(self, message: str, *, conflicts: tuple[Conflict, ...], hint: str | None = None) -> None:
+    def __init__(self, message: str, *, conflicts: tuple[Conflict, ...] = (), hint: str | None = None) -> None:
         super().__init__(message, hint=hint, version=conflicts[0].version if conflicts else None)
         self.conflicts = conflicts
 

@@ -41,6 +41,11 @@ _UNSIGNED = 0xFFFF_FFFF_FFFF_FFFF
 GUARD_LEASE_SECS = 20  # a guard that is silent for so long has lost its client
 
 
+# What our own statements can only meet when somebody else has written, created or dropped the same thing just now:
+# unique_violation, undefined_table, duplicate_table, duplicate_schema.
+_COLLISIONS = ("23505", "42P01", "42P07", "42P06")
+
+
 class TurnTaken(Exception):
     """Another runner has the lock, or has added to the history: read it again."""
 
@@ -173,7 +178,7 @@ def refuse_to_write(history: History) -> None:
 
 def turned_away(error: ServerError, history: History) -> Exception | None:
     """Return what it means that `take_turn` or `insist_on` has refused; None for any other error."""
-    if error.sqlstate in (BUSY, MOVED) or (TABLE in error.message and error.sqlstate in ("23505", "42P01")):
+    if error.sqlstate in (BUSY, MOVED) or error.sqlstate in _COLLISIONS:
         return TurnTaken(error.message)
     if error.sqlstate == STRANGER:
         return PermissionDenied(
@@ -272,7 +277,11 @@ def insist_on(history: History) -> str:
           OR COALESCE(pg_catalog.max(h.version), -1) OPERATOR(pg_catalog.<>) {newest}
       FROM {history.name} h)"""
     else:
-        moved = f"pg_catalog.to_regclass({literal(history.name)}) IS NOT NULL"
+        # A query, and not to_regclass: that may answer from what this session knew before the lock was to be had.
+        moved = f"""EXISTS (
+      SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+      WHERE n.nspname OPERATOR(pg_catalog.=) {literal(history.schema)}
+        AND c.relname OPERATOR(pg_catalog.=) '{TABLE}')"""
     return f"""{ours}
   IF {moved} THEN
     RAISE EXCEPTION 'the history has moved' USING ERRCODE = '{MOVED}';

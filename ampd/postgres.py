@@ -515,7 +515,7 @@ def connection_failure(error: BaseException, url: DatabaseUrl | None) -> tuple[A
                 return ConfigError(f"{where}: {text}", hint=f"remove {named} from the URL", sqlstate=sqlstate), False
             case asyncpg.PostgresConnectionError() | asyncpg.OperatorInterventionError():
                 # A pooler speaks in protocol violations; a server that shuts down or crashes, in these two classes.
-                if "no such database" in text:
+                if "no such database" in text or ('database "' in text and "does not exist" in text):
                     return DatabaseMissing(
                         f"{where}: {text}", hint="add it to the pooler's configuration, or correct the URL"
                     ), False

@@ -22,12 +22,20 @@ from . import history as sql_of
 from . import sql
 from .apply import NOTICE_A_DEAD_CLIENT, Course, LockUnavailable, leave_no_trace, meaning, milliseconds
 from .diagnose import Message, failure
-from .errors import AmpdError, ConfigError, ConnectionFailed, LockTimeout, MigrationFailed, MigrationInterrupted
+from .errors import (
+    AmpdError,
+    ConfigError,
+    ConnectionFailed,
+    LockTimeout,
+    MigrationFailed,
+    MigrationInterrupted,
+    NoAnswer,
+)
 from .events import StatementStarted, Warned
 from .history import TurnTaken
 from .locks import alongside, with_lock_retries
 from .plan import Resumption, conflict_of, done_checksum, resumption
-from .postgres import GOODBYE_SECS, ServerError, do_block, identifier, literal
+from .postgres import ANSWER_SECS, GOODBYE_SECS, RUN_AGAIN, ServerError, do_block, identifier, literal
 from .sql import Kind
 
 if TYPE_CHECKING:
@@ -39,6 +47,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _WORD_EVERY_SECS = 4.0
+
+_NO_TRANSACTION_TIMEOUT = """
+  BEGIN
+    PERFORM pg_catalog.set_config('transaction_timeout', '0', true);
+  EXCEPTION WHEN undefined_object THEN NULL;  -- before PostgreSQL 17
+  END;"""
 
 UNFINISHED = "it is recorded as unfinished: mend the cause and run `ampd migrate` again, it resumes at this statement"
 UNKNOWN = "it is recorded as unfinished: look how far it came, then settle it with `ampd resolve`"
@@ -84,13 +98,19 @@ class Guard:
 
     async def take(self, job: Job) -> None:
         """Take the turn, or raise TurnTaken; the transaction stays open and has touched no table."""
-        enter = f"BEGIN {sql_of.take_turn(job.history)} END"
+        enter = f"BEGIN {_NO_TRANSACTION_TIMEOUT}{sql_of.take_turn(job.history)} END"
         message = (
             "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = 0; "
             f"SET LOCAL idle_in_transaction_session_timeout = '{sql_of.GUARD_LEASE_SECS}s'; {do_block(enter)}"
         )
         try:
-            await self._session.run(message)
+            with anyio.fail_after(ANSWER_SECS):
+                await self._session.run(message)
+        except TimeoutError as error:
+            raise NoAnswer(
+                f"a second connection got no answer for {ANSWER_SECS:g} s",
+                hint="a pooler in session mode needs two connections for each runner; " + RUN_AGAIN,
+            ) from error
         except ServerError as error:
             await self._session.recover()
             raise meaning(error, job, Message(), -1) from error
@@ -169,6 +189,7 @@ class _Steps:
         self._statements = job.script.statements
         self._label = sql_of.label(job.history.schema or "", self._migration)
         self._in_doubt = False  # whether the statement to run next was begun before
+        self._touched = set[int]()  # the backends that we were given
         # What the file sets for itself is not ours to set.
         changes = " ".join(each.text.lower() for each in self._statements if sql.kind(each) is Kind.SESSION)
         self._limits = {
@@ -187,7 +208,7 @@ class _Steps:
             start += sql_of.insert(job.history, self._migration)
         else:
             resume = resumption(self._migration, row) or resume
-        await self._write(start + sql_of.make_room(job.history) + job.set_path(local=False))
+        await self._write(start + sql_of.make_room(job.history))
         try:
             self._in_doubt = resume.in_doubt
             for unit in units(self._statements, resume.done):
@@ -199,9 +220,21 @@ class _Steps:
             await self._guard.check()
             await self._write(f"{sql_of.finish_stepwise(job.history, self._migration, len(self._statements))};")
         finally:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(GOODBYE_SECS), suppress(ServerError, AmpdError):
-                if await self._session.recover():
-                    await self._session.run(leave_no_trace(self._statements))
+            with anyio.CancelScope(shield=True), suppress(ServerError, AmpdError):
+                await self._take_back(leave_no_trace(self._statements), self._touched)
+
+    async def _take_back(self, resets: str, touched: set[int]) -> None:
+        """Clean the session; behind a pooler each one that we were given, as far as they come by again in time."""
+        session = self._session
+        with anyio.move_on_after(GOODBYE_SECS):
+            while await session.recover():
+                await session.run(
+                    f"{resets}{do_block(f'BEGIN {session.note_pid()} END')}", on_note=Course(session, self._job)
+                )
+                if session.backend_pid is not None:
+                    touched.discard(session.backend_pid)
+                if not touched:
+                    return
 
     async def _with_lock_retries(
         self, attempt: Callable[[Session, Job], Awaitable[None]], *, at_length: AmpdError | None = None
@@ -234,38 +267,50 @@ class _Steps:
     def _record(self, done: int, begun: int) -> str:
         return sql_of.record(self._job.history, self._migration, done, done_checksum(self._statements[:begun]))
 
+    def _settings(self, first: int) -> str:
+        """Return again what the file has set for its session before statement `first`.
+
+        Not even that session need be the same one: an earlier run may have been interrupted, and a pooler in
+        transaction mode hands out another one each time. So it is set and taken back with every single unit.
+        """
+        return "".join(f"{each.text}\n; " for each in self._statements[:first] if _is_setting(each))
+
     async def _together(self, unit: Unit, session: Session, job: Job) -> None:
         """Run a unit and the record that it is done in one transaction."""
         await self._guard.check()
         limits = "".join(f"SET LOCAL {name} = {milliseconds(secs)}; " for name, secs in self._limits.items())
-        limits += f"{do_block(f'BEGIN {session.note_pid()}{NOTICE_A_DEAD_CLIENT} END')}; "
+        prelude = f"BEGIN {session.note_pid()}{NOTICE_A_DEAD_CLIENT}{job.set_path(local=True)} END"
+        start = f" {limits}{do_block(prelude)}; {self._settings(unit.first)}"
+        end = f" {_RESETS}{job.set_limits()}{self._record(unit.past, unit.past)}; "
         message = Message(f"{self._label} ")
         explicit = unit.kind is Kind.COMMIT
         if not explicit:
-            message.add(f"BEGIN ISOLATION LEVEL READ COMMITTED; {limits}")
+            message.add(f"BEGIN ISOLATION LEVEL READ COMMITTED;{start}")
         for number, statement in enumerate(unit.statements, start=unit.first):
             if explicit and number == unit.past - 1:
-                message.add(f"{self._record(unit.past, unit.past)}; ")
+                message.add(end)
             message.add(f"{session.marker(str(number))}; ")
             message.add_statement(statement)
             if explicit and number == unit.first:
-                message.add(f" {limits}")
+                message.add(start)
         if not explicit:
-            message.add(f" {self._record(unit.past, unit.past)}; COMMIT")
+            message.add(f"{end}COMMIT")
         course = Course(session, job, unit.first)
         try:
             await session.run(str(message), on_note=course, on_event=job.on_event)
         except ServerError as error:
             await session.recover()
             raise self._refused(error, message, course.running, UNFINISHED) from error
+        finally:
+            self._touch()
 
     async def _outside(self, unit: Unit) -> None:
         """Run a unit outside of a transaction of ours; that it was begun is recorded first."""
         opaque, statement = unit.kind is Kind.OPAQUE, unit.statements[0]
-        # lock_timeout inside a concurrent build would leave an INVALID index: its waiting is watched instead.
-        limits = {name: 0.0 if name == "lock_timeout" and not opaque else secs for name, secs in self._limits.items()}
         await self._guard.check()
-        await self._write(f"{self._record(unit.first, unit.past)}; {_set_for_session(limits)}")
+        # Where it stands recorded already the row stays as old as that: what is younger is this statement's work.
+        if not (self._in_doubt and self._is_recorded(unit)):
+            await self._write(f"{self._record(unit.first, unit.past)};")
         self._tell(unit)
         blocked = LockTimeout(
             f"{self._migration.file}:{statement.line}: blocked by other sessions",
@@ -275,8 +320,39 @@ class _Steps:
             line=statement.line,
             excerpt=sql.excerpt(self._migration.sql, statement.start, file=self._migration.file),
         )
+        touched = await self._set_for_session(unit)
         await self._with_lock_retries(partial(self._alone, unit), at_length=None if opaque else blocked)
+        if touched:
+            await self._take_back(_RESETS, touched)
         await self._write(f"{self._record(unit.past, unit.past)};")
+
+    async def _set_for_session(self, unit: Unit) -> set[int]:
+        """Set what must hold for a unit that no transaction of ours is around, and return in which backend."""
+        # lock_timeout inside a concurrent build would leave an INVALID index: its waiting is watched instead.
+        limits = {
+            name: 0.0 if name == "lock_timeout" and unit.kind is not Kind.OPAQUE else secs
+            for name, secs in self._limits.items()
+        }
+        session, job = self._session, self._job
+        prelude = f"BEGIN {session.note_pid()}{job.set_path(local=False)} {_limits_that_differ(limits)} END"
+        message = f"{self._label} {do_block(prelude)}; {self._settings(unit.first)}"
+        session.backend_pid = None
+        try:
+            await session.run(message, on_note=Course(session, job))
+        except ServerError as error:
+            await session.recover()
+            raise self._refused(error, Message(), unit.first, UNFINISHED) from error
+        finally:
+            self._touch()
+        return {session.backend_pid} if session.backend_pid is not None else set()
+
+    def _touch(self) -> None:
+        if self._session.backend_pid is not None:
+            self._touched.add(self._session.backend_pid)
+
+    def _is_recorded(self, unit: Unit) -> bool:
+        row = self._job.script.step.applied
+        return row is not None and row.done_checksum == done_checksum(self._statements[: unit.past])
 
     async def _alone(self, unit: Unit, session: Session, job: Job) -> None:
         """Run a unit as it stands, unless it was begun before and turns out to be done."""
@@ -392,8 +468,19 @@ class _Index(msgspec.Struct, frozen=True):
     valid: bool | None
 
 
-def _set_for_session(limits: Mapping[str, float]) -> str:
-    """Return PL/pgSQL that sets limits beyond the transaction, where they differ: behind a pooler each would leak."""
+# Roles too: the record is ours to write, whoever the statements run as.
+_RESETS = "SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; "
+
+
+def _is_setting(statement: sql.Statement) -> bool:
+    """Tell whether a statement sets something for the session that it runs in."""
+    if sql.kind(statement) is Kind.SESSION:
+        return statement.words[0] in ("SET", "RESET", "LOAD")
+    return statement.words[:1] == ("SELECT",) and "set_config" in statement.text.lower()
+
+
+def _limits_that_differ(limits: Mapping[str, float]) -> str:
+    """Return PL/pgSQL that sets limits beyond the transaction, where they differ: behind a pooler each could leak."""
     return " ".join(
         f"IF (SELECT setting OPERATOR(pg_catalog.<>) '{milliseconds(secs)}' FROM pg_catalog.pg_settings "
         f"WHERE name OPERATOR(pg_catalog.=) '{name}') THEN "

@@ -365,6 +365,32 @@ async def test_a_waiting_run_lets_the_service_use_its_pool(database: Database) -
         assert (await run).current_version == 1
 
 
+@pytest.mark.parametrize("directive", ["", "-- no-transaction\n"])
+async def test_a_lent_pool_outlives_its_backend(database: Database, directive: str) -> None:
+    """When the server ends the connection that migrates, the run says so, and the pool opens another one."""
+    slow = migration(4, "slow", f"{directive}SELECT pg_sleep(600);\n")
+    begun = asyncio.Event()
+    async with lent_pool(database) as pool:
+        run = asyncio.create_task(ampd.migrate(pool, migrations=[slow], on_event=lambda event: _slow(begun, event)))
+        with anyio.fail_after(30):
+            await begun.wait()
+            await until_none_is_left(
+                lambda: database.fetchval(
+                    "SELECT 1 - count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE wait_event = 'PgSleep' "
+                    "AND datname = current_database()"
+                )
+            )
+            with pytest.raises(ampd.ConnectionFailed, match="the connection to the server was lost"):
+                await run
+        assert await on_each(pool, "SELECT 1") == [[(1,)]] * 2
+        assert await advisory_locks(database) == 0
+
+
+def _slow(begun: asyncio.Event, event: ampd.Event) -> None:
+    if isinstance(event, ampd.StatementStarted):
+        begun.set()
+
+
 async def cancel_by_asyncio(run: Callable[[], Coroutine[Any, Any, Any]], begun: asyncio.Event) -> None:
     """Cancel as asyncio does, by the task."""
     task = asyncio.create_task(run())

@@ -9,7 +9,6 @@ import asyncio
 import itertools
 import shutil
 import tempfile
-from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,14 @@ from tests.servers import Database
 
 GAMES, MOVES = 40, 25
 LONGEST_MOVE_SECS = 30  # a move that takes longer hangs
-VERSIONS = st.integers(1, 6)
+NEW_FILES = st.lists(st.tuples(st.sampled_from([False, False, False, True]), st.booleans()), max_size=3)
+
+LEFT_OVER = """
+    SELECT 'lock', pid FROM pg_locks JOIN pg_database d ON d.oid = database
+    WHERE locktype = 'advisory' AND datname = current_database()
+    UNION ALL
+    SELECT state, pid FROM pg_stat_activity WHERE state LIKE 'idle in%' AND datname = current_database()
+"""
 
 
 class File(msgspec.Struct, frozen=True):
@@ -129,6 +135,8 @@ class Table:
         self.pool: asyncpg.Pool = self.run(self._open)
 
     async def _open(self) -> asyncpg.Pool:
+        self.complaints: list[object] = []  # of the driver, over connections that come back in the middle of something
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: self.complaints.append(context))
         await self._database.execute("CREATE TABLE ledger (schema text NOT NULL, identity int NOT NULL)")
         return await asyncpg.create_pool(self._database.url, min_size=0, max_size=6)
 
@@ -170,54 +178,38 @@ class Game(RuleBasedStateMachine):
         """Leave nothing, and see that the runs have left nothing either."""
         shutil.rmtree(self.folder)
         self.table.run(self._reset)
-        assert (
-            self.table.run(
-                self._fetch,
-                "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND database = "
-                "(SELECT oid FROM pg_database WHERE datname = current_database())",
-            )
-            == []
-        )
-        assert (
-            self.table.run(
-                self._fetch,
-                "SELECT pid FROM pg_stat_activity WHERE state ~ '^idle in' AND datname = current_database()",
-            )
-            == []
-        )
+        assert self.table.run(self._fetch, LEFT_OVER) == []
+        assert self.table.complaints == []
 
     # What people do to the files.
 
-    @rule(version=VERSIONS, broken=st.sampled_from([False, False, False, True]), stepwise=st.booleans())
-    def add(self, version: int, broken: bool, stepwise: bool) -> None:
-        """Write a new file, if the version is free."""
-        if version not in self.files:
-            identity = self.table.number()
-            self._write(File(version, f"file_{identity}", identity, broken=broken, stepwise=stepwise))
+    @rule(new=NEW_FILES)
+    def release(self, new: list[tuple[bool, bool]]) -> None:
+        """Write new files, above all others, with room between them."""
+        for broken, stepwise in new:
+            version = max([*self.files, *self.rows], default=0) + 2
+            self._write(File(version, "new", self.table.number(), broken=broken, stepwise=stepwise))
 
-    @rule(version=VERSIONS)
-    def edit(self, version: int) -> None:
-        """Change how a file begins."""
-        if file := self._delete(version):
-            self._write(msgspec.structs.replace(file, edition=file.edition + 1))
-
-    @rule(version=VERSIONS)
-    def mend_or_break(self, version: int) -> None:
-        """Change how a file ends."""
-        row = self.rows.get(version)
-        if not (row and not row.finished and row.killed) and (file := self._delete(version)):
-            self._write(msgspec.structs.replace(file, broken=not file.broken))
-
-    @rule(version=VERSIONS)
-    def delete(self, version: int) -> None:
-        """Delete a file."""
-        self._delete(version)
-
-    @rule(version=VERSIONS, to=VERSIONS)
-    def rename(self, version: int, to: int) -> None:
-        """Give a file another version if that is free, or another name."""
-        if (to == version or to not in self.files) and (file := self._delete(version)):
-            self._write(msgspec.structs.replace(file, version=to, name=f"{file.name}x"))
+    @rule(which=st.integers(0, 9), how=st.sampled_from(["edit", "mend or break", "delete", "rename", "move", "insert"]))
+    def tamper(self, which: int, how: str) -> None:
+        """Do something to a file that may have been applied: most of it is what one should not do."""
+        if not self.files:
+            return
+        file = sorted(self.files.values(), key=lambda file: file.version)[which % len(self.files)]
+        row = self.rows.get(file.version)
+        match how:
+            case "edit":
+                self._replace(file, edition=file.edition + 1)
+            case "mend or break" if not (row and not row.finished and row.killed):
+                self._replace(file, broken=not file.broken)
+            case "delete":
+                self._delete(file.version)
+            case "rename":
+                self._replace(file, name=f"{file.name}er")
+            case "move" if file.version + 1 not in self.files:
+                self._replace(file, version=file.version + 1)
+            case "insert" if file.version - 1 not in self.files:
+                self._write(File(file.version - 1, "late", self.table.number()))
 
     @rule()
     def restore(self) -> None:
@@ -248,17 +240,19 @@ class Game(RuleBasedStateMachine):
         assert found.up_to_date == (set(expected.states.values()) <= {State.APPLIED})
         assert found.current_version == max((v for v, row in self.rows.items() if row.finished), default=None)
 
-    @rule()
-    def migrate(self) -> None:
+    @rule(new=NEW_FILES)
+    def migrate(self, new: list[tuple[bool, bool]]) -> None:
         """Migrate alone."""
+        self.release(new)
         expected = self._expected()
         applied, failing = self._course(expected)
         self._check(expected, self.table.run(self._run), applied, failing)
         self._remember(applied, failing)
 
-    @rule(runners=st.integers(2, 3))
-    def race(self, runners: int) -> None:
+    @rule(runners=st.integers(2, 3), new=NEW_FILES)
+    def race(self, runners: int, new: list[tuple[bool, bool]]) -> None:
         """Migrate several times at once: between them they do what one would do alone."""
+        self.release(new)
         expected = self._expected()
         applied, failing = self._course(expected)
         outcomes = self.table.run(self._race, runners)
@@ -268,10 +262,14 @@ class Game(RuleBasedStateMachine):
         self._remember(applied, failing)
 
     @rule(
-        events=st.integers(1, 12), delay=st.sampled_from([None, 0.0, 0.0005, 0.001, 0.002, 0.005]), scope=st.booleans()
+        events=st.integers(1, 9),
+        delay=st.sampled_from([None, 0.0, 0.0005, 0.001, 0.002, 0.005]),
+        scope=st.booleans(),
+        new=NEW_FILES,
     )
-    def kill(self, events: int, delay: float | None, scope: bool) -> None:
+    def kill(self, events: int, delay: float | None, scope: bool, new: list[tuple[bool, bool]]) -> None:
         """Cancel a run, at an event or some time after it: what it says it has applied is applied, and nothing else."""
+        self.release(new)
         expected = self._expected()
         applied, failing = self._course(expected)
         outcome = self.table.run(self._run, events, delay, scope)
@@ -289,13 +287,15 @@ class Game(RuleBasedStateMachine):
         for version in unfinished & set(expected.pending):
             self.rows[version] = Row(self.files[version], finished=False, killed=True)
 
-    @rule(version=VERSIONS, settlement=st.sampled_from(list(ampd.Settlement)))
-    def resolve(self, version: int, settlement: ampd.Settlement) -> None:
+    @rule(settlement=st.sampled_from(list(ampd.Settlement)))
+    def resolve(self, settlement: ampd.Settlement) -> None:
         """Finish or undo an interrupted migration by hand and say so; nothing else can be resolved."""
-        row = self.rows.get(version)
-        if row is None or row.finished:
+        for version in (self.files.keys() | self.rows.keys() | {99}) - self._unfinished():
             assert isinstance(self.table.run(self._resolve, version, settlement), ampd.ConfigError)
-            return
+        for version in self._unfinished():
+            self._settle(version, self.rows[version], settlement)
+
+    def _settle(self, version: int, row: Row, settlement: ampd.Settlement) -> None:
         settled = self.files.get(version, row.file) if settlement is ampd.Settlement.APPLIED else None
         self.table.run(self._by_hand, row.file, settled)
         assert self.table.run(self._resolve, version, settlement) is None
@@ -356,15 +356,19 @@ class Game(RuleBasedStateMachine):
         if failing is not None and self.files[failing].stepwise:
             self.rows[failing] = Row(self.files[failing], finished=False)
 
+    def _unfinished(self) -> set[int]:
+        return {version for version, row in self.rows.items() if not row.finished}
+
+    def _replace(self, file: File, **changes: Any) -> None:
+        self._delete(file.version)
+        self._write(msgspec.structs.replace(file, **changes))
+
     def _write(self, file: File) -> None:
         self.files[file.version] = file
         file.path(self.folder).write_text(file.text())
 
-    def _delete(self, version: int) -> File | None:
-        file = self.files.pop(version, None)
-        if file:
-            file.path(self.folder).unlink()
-        return file
+    def _delete(self, version: int) -> None:
+        self.files.pop(version).path(self.folder).unlink()
 
     # How it is done; all of this in the event loop.
 

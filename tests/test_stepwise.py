@@ -1,4 +1,4 @@
-"""No-transaction migrations: index builds among waiting runners, interruptions at every point, and going on after them."""
+"""No-transaction migrations: index builds among waiting runners, interruptions, and going on after them."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,16 +12,19 @@ from ampd import (
     Blocked,
     LockRetry,
     LockTimeout,
-    Migration,
     MigrationFailed,
     MigrationInterrupted,
     Report,
     Settlement,
+    Starting,
     StatementStarted,
     Waiting,
     Warned,
 )
 from ampd.config import Migrations
+from ampd.events import Event
+from ampd.plan import done_checksum
+from ampd.sql import split
 from tests.scenes import (
     Heard,
     ampds,
@@ -31,6 +34,7 @@ from tests.scenes import (
     folder_of,
     history,
     indexes,
+    meanwhile,
     scripts,
     transaction,
     until,
@@ -175,8 +179,8 @@ async def test_clearing_away_is_watched_like_a_build(table: Database, ampd: Ampd
         await end_backend(table, orphan)
     heard = Heard()
     async with transaction(table, "INSERT INTO t VALUES (4)") as writer:
+        limits = Migrations(lock_retry_secs=1)
         with pytest.raises(LockTimeout) as raised:
-            limits = Migrations(lock_retry_secs=1)
             await library.migrate(table.url, migrations=scripts(BUILD), limits=limits, on_event=heard)
         assert [each.pid for each in raised.value.blockers] == [writer.get_server_pid()]
     assert heard.of(Blocked)
@@ -243,7 +247,7 @@ async def test_a_statement_not_yet_done_may_be_edited(table: Database) -> None:
 async def test_a_statement_already_done_may_not(table: Database, settlement: Settlement, rows: list[int]) -> None:
     """When the done part has changed only a person can tell what is true, and the error holds the line to type."""
     await stopped_at_the_third(table)
-    changed = scripts(FAILING.replace("(4)", "(4) ").replace("1 / 0", "1 / 1"))
+    changed = scripts(FAILING.replace("INTO t", "INTO  t").replace("1 / 0", "1 / 1"))
     with pytest.raises(MigrationInterrupted) as raised:
         await library.migrate(table.url, migrations=changed)
     assert (raised.value.message, raised.value.code) == (
@@ -315,8 +319,8 @@ async def test_a_limit_that_the_file_sets_is_the_files_own(table: Database) -> N
     files = scripts("-- no-transaction\nSET lock_timeout = '50ms';\nCREATE INDEX CONCURRENTLY t_id ON t (id)")
     heard = Heard()
     async with transaction(table, "INSERT INTO t VALUES (4)") as writer:
+        limits = Migrations(lock_retry_secs=0.5)
         with pytest.raises(LockTimeout) as raised:
-            limits = Migrations(lock_retry_secs=0.5)
             await library.migrate(table.url, migrations=files, limits=limits, on_event=heard)
         assert (raised.value.sqlstate, raised.value.line) == ("55P03", 3)
         assert heard.of(LockRetry)
@@ -334,34 +338,34 @@ async def test_a_limit_that_the_file_sets_is_the_files_own(table: Database) -> N
 
 
 async def test_a_plan_made_from_an_older_history_is_made_anew(table: Database) -> None:
-    """A runner that looked while another one was in the middle does not repeat what that one has done meanwhile."""
-    files = scripts(FAILING)
+    """A runner that has looked while another one was in the middle does not repeat what that one does meanwhile."""
     await stopped_at_the_third(table)
-    await table.execute("UPDATE ampd_schema_migrations SET statements_done = 0, done_checksum = NULL")
-    reached = anyio.Event()
-    reports = list[Report]()
+    mended = scripts(FAILING.replace("1 / 0", "1 / 1"))
+    begun = done_checksum(split(mended[0].sql)[:2])
+    earlier = f"statements_done = 0, done_checksum = NULL, checksum = '\\x{mended[0].checksum.hex()}'"
+    later = f"statements_done = 2, done_checksum = '\\x{begun.hex()}'"
+    await table.execute(f"UPDATE ampd_schema_migrations SET {earlier}")
 
-    async def late() -> None:
-        reports.append(await library.migrate(table.url, migrations=mended, on_event=lambda _: reached.set()))
+    def on_event(event: Event) -> None:
+        if isinstance(event, Starting) and not heard:  # it has planned, and is about to take its turn
+            meanwhile(lambda: table.execute(f"UPDATE ampd_schema_migrations SET {later}"))
+        heard(event)
 
-    mended: tuple[Migration, ...] = scripts(FAILING.replace("1 / 0", "1 / 1"))
-    # Back to what the second runner is to see: begun and nothing done. Then, before it has its turn, what is true.
-    await table.execute(f"UPDATE ampd_schema_migrations SET checksum = '\\x{mended[0].checksum.hex()}'")
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(late)
-        await reached.wait()  # it has planned, and is about to take its turn
-        await settle_behind_its_back(table, mended)
+    heard = Heard()
+    await library.migrate(table.url, migrations=mended, on_event=on_event)
+    assert [event.resumed_at for event in heard.of(Starting)] == [0, 2]
     assert await table.fetchval("SELECT array_agg(id ORDER BY id) FROM t") == [1, 2, 3, 4, 5]
     assert await history(table) == [(1, True, 4)]
 
 
-async def settle_behind_its_back(database: Database, files: tuple[Migration, ...]) -> None:
-    """Record two statements as done, as the run that stopped at the third had."""
-    from ampd.plan import done_checksum
-    from ampd.sql import split
-
-    done = done_checksum(split(files[0].sql)[:2]).hex()
-    await database.execute(f"UPDATE ampd_schema_migrations SET statements_done = 2, done_checksum = '\\x{done}'")
+async def test_what_a_file_has_set_holds_when_it_is_resumed(table: Database) -> None:
+    """A SET in the done part is repeated for what is still to be run."""
+    await table.execute("CREATE SCHEMA other")
+    text = "-- no-transaction\nSET search_path = other;\nSELECT 1 / 0;\nCREATE TABLE made ()"
+    with pytest.raises(MigrationFailed):
+        await library.migrate(table.url, migrations=scripts(text), schema="public")
+    await library.migrate(table.url, migrations=scripts(text.replace("1 / 0", "1 / 1")), schema="public")
+    assert await table.fetchval("SELECT to_regclass('other.made')::text") == "other.made"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,313 @@
+"""Whoever dies or is stopped: the next run ends in the same schema, nothing twice, and nobody is kept waiting."""
+
+import asyncio
+import os
+import random
+import re
+import shutil
+import signal
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import anyio
+import asyncpg
+import pytest
+
+import ampd as library
+from ampd import ConnectionFailed, NoAnswer, Report, locks, stepwise
+from ampd import history as history_module
+from ampd.config import Migrations
+from ampd.solo import local_server
+from tests.scenes import (
+    GENEROUS,
+    Heard,
+    ampds,
+    assert_no_trace,
+    building,
+    end_backend,
+    folder_of,
+    history,
+    indexes,
+    scripts,
+    transaction,
+    until,
+    waiting_for_a_lock,
+)
+from tests.servers import Ampd, Database, Proxy, Server
+
+pytestmark = pytest.mark.anyio
+
+GATE = "SELECT pg_advisory_xact_lock(1)"
+FIRST = "CREATE TABLE t (id integer); INSERT INTO t VALUES (1)"
+SECOND = f"INSERT INTO t VALUES (2); {GATE}; INSERT INTO t VALUES (3)"
+both_ways = pytest.mark.parametrize("directive", ["", "-- no-transaction\n"], ids=["transactional", "stepwise"])
+
+
+async def assert_complete(database: Database, files: tuple[str, ...]) -> None:
+    """Run what is left, and insist that everything has happened exactly once."""
+    with anyio.fail_after(GENEROUS):
+        await library.migrate(database.url, migrations=scripts(*files))
+    assert await database.fetchval("SELECT array_agg(id ORDER BY id) FROM t") == [1, 2, 3]
+    assert [finished for _, finished, _ in await history(database)] == [True] * len(files)
+    await assert_no_trace(database)
+
+
+@both_ways
+async def test_a_killed_runner(database: Database, ampd: Ampd, tmp_path: Path, directive: str) -> None:
+    """The server notices within seconds that a runner was killed, though the statement it ran still waits."""
+    files = (FIRST, directive + SECOND)
+    async with transaction(database, GATE):  # which stays: the dead one's statement can never end by itself
+        process = ampd.start("migrate", "--migrations", folder_of(tmp_path / "files", *files), url=database.url)
+        (worker,) = await waiting_for_a_lock(database)
+        process.kill()
+        process.communicate()
+        if database.server.major < 14:  # it has no client_connection_check_interval
+            await end_backend(database, worker)
+
+        async def noticed() -> bool:
+            return worker not in await ampds(database)
+
+        await until(noticed)
+    await assert_complete(database, files)
+
+
+@both_ways
+async def test_a_terminated_backend(database: Database, directive: str) -> None:
+    """When an administrator ends the worker's session, the error says what happened, and running again completes."""
+    files, heard = (FIRST, directive + SECOND), Heard()
+    async with transaction(database, GATE), anyio.create_task_group() as tasks:
+
+        async def end_it() -> None:
+            (worker,) = await waiting_for_a_lock(database)
+            await end_backend(database, worker)
+
+        tasks.start_soon(end_it)
+        with pytest.raises(ConnectionFailed) as raised:
+            await library.migrate(database.url, migrations=scripts(*files), on_event=heard)
+    assert raised.value.message.startswith("the connection to the server was lost: ")
+    assert raised.value.message.endswith("terminating connection due to administrator command")
+    assert raised.value.code == "connection"
+    assert raised.value.report is not None
+    assert [each.version for each in raised.value.report.applied] == [1]
+    await assert_complete(database, files)
+
+
+async def test_a_terminated_guard(database: Database) -> None:
+    """Once the session that holds the turn is gone nothing more is begun, and what was done meanwhile is kept."""
+    build = "-- no-transaction\nCREATE INDEX CONCURRENTLY t_id ON t (id); INSERT INTO t VALUES (2), (3)"
+    files = (FIRST, build)
+    await library.migrate(database.url, migrations=scripts(FIRST))
+    async with transaction(database, "SELECT FROM t") as reader, anyio.create_task_group() as tasks:
+
+        async def end_it() -> None:
+            worker = await building(database)
+            guards = "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND state = 'idle in transaction'" \
+                     " AND application_name = 'ampd' AND pid <> $2"  # fmt: skip
+            await end_backend(database, await database.fetchval(guards, database.name, worker))
+            await reader.execute("COMMIT")
+
+        tasks.start_soon(end_it)
+        with pytest.raises(ConnectionFailed) as raised:
+            await library.migrate(database.url, migrations=scripts(*files))
+    assert raised.value.message.startswith("the connection that holds the turn was lost: ")
+    assert (await history(database))[1][:2] == (2, False)
+    assert await database.fetchval("SELECT array_agg(id) FROM t") == [1]
+    await assert_complete(database, files)
+    assert await indexes(database) == [("t_id", True)]
+
+
+@pytest.fixture
+async def fragile(server: Server) -> AsyncIterator[Callable[[], Awaitable[Database]]]:
+    """A way to start a server of the test's own again and again, on the same data."""
+    folder = Path(tempfile.mkdtemp(prefix="ampd-fragile-"))
+    folder.chmod(0o711)
+    stop, one_at_a_time = anyio.Event(), anyio.Lock()
+    settings = {"max_connections": "30", "shared_buffers": "16MB"}
+
+    async def keep(*, task_status: anyio.abc.TaskStatus[Database]) -> None:
+        async with (
+            one_at_a_time,
+            local_server(folder / "db", bindir=Path(server.bindir), tcp=True, settings=settings) as local,
+        ):
+            place = Server(local.port, str(local.socket_dir), str(local.data_dir), server.bindir, server.major)
+            task_status.started(Database(place, "amp"))
+            while local.process.poll() is None and not stop.is_set():  # noqa: ASYNC110 - a crash raises no event
+                await anyio.sleep(0.02)
+
+    async with anyio.create_task_group() as tasks:
+
+        async def start() -> Database:
+            database: Database = await tasks.start(keep)
+            return database
+
+        yield start
+        stop.set()
+    shutil.rmtree(folder)
+
+
+@both_ways
+async def test_a_crashed_server(fragile: Callable[[], Awaitable[Database]], directive: str) -> None:
+    """A server that goes down at once is a lost connection; back again, it has whatever was said to be applied."""
+    database = await fragile()
+    files = (FIRST, directive + SECOND)
+    async with database.connect() as gate, anyio.create_task_group() as tasks:
+        await gate.execute(f"BEGIN; {GATE}")
+
+        async def crash() -> None:
+            await waiting_for_a_lock(database)
+            pid = int((Path(database.server.data_dir) / "postmaster.pid").read_text().split("\n")[0])
+            os.kill(pid, signal.SIGQUIT)
+
+        tasks.start_soon(crash)
+        with pytest.raises(ConnectionFailed) as raised:
+            await library.migrate(database.url, migrations=scripts(*files))
+        gate.terminate()
+    assert raised.value.report is not None
+    assert [each.version for each in raised.value.report.applied] == [1]
+    await assert_complete(await fragile(), files)
+
+
+@both_ways
+async def test_a_network_that_falls_silent(database: Database, monkeypatch: pytest.MonkeyPatch, directive: str) -> None:
+    """A cut network is noticed though nobody says so; the server forgets the runner, and the next one completes."""
+    for name in ("_QUIET_SECS", "_ANSWER_SECS", "_SILENCE_SECS", "_LOOK_EVERY_SECS"):
+        monkeypatch.setattr(locks, name, 0.3)
+    monkeypatch.setattr(stepwise, "_WORD_EVERY_SECS", 0.3)
+    monkeypatch.setattr(history_module, "GUARD_LEASE_SECS", 2)
+    files = (FIRST, directive + SECOND)
+    async with transaction(database, GATE) as gate, Proxy(database.server.host, database.server.port) as proxy:
+        async with anyio.create_task_group() as tasks:
+
+            async def cut() -> None:
+                await waiting_for_a_lock(database)
+                proxy.silent = True
+
+            tasks.start_soon(cut)
+            url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database.name}"
+            with anyio.fail_after(GENEROUS), pytest.raises(ConnectionFailed) as raised:
+                await library.migrate(url, migrations=scripts(*files))
+        assert raised.value.message == "the connection to the server was lost: the server has not answered for 0.3 s"
+        await gate.execute("COMMIT")
+        with anyio.fail_after(GENEROUS):
+            await library.migrate(database.url, migrations=scripts(*files))
+    await assert_complete(database, files)
+
+
+async def test_a_network_that_is_silent_from_the_start(database: Database) -> None:
+    """A server that never says a word is given up after connect_timeout, and told apart from one that refuses."""
+    async with Proxy(database.server.host, database.server.port) as proxy:
+        proxy.silent = True
+        url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database.name}?connect_timeout=1"
+        with pytest.raises(NoAnswer, match="no answer in time"):
+            await library.migrate(url, migrations=scripts(FIRST), limits=Migrations(connect_wait_secs=0))
+
+
+@pytest.mark.parametrize(
+    ("sign", "code", "directive", "end"),
+    [
+        (signal.SIGTERM, 143, "", "rolled back"),
+        (signal.SIGINT, 130, "", "rolled back"),
+        (signal.SIGTERM, 143, "-- no-transaction\n", "unfinished: `ampd migrate` resumes it"),
+    ],
+)
+async def test_a_signal(
+    database: Database, ampd: Ampd, tmp_path: Path, sign: signal.Signals, code: int, directive: str, end: str
+) -> None:
+    """The running statement is cancelled, its transaction rolled back, and the last line says what was applied."""
+    files = (FIRST, directive + SECOND)
+    async with transaction(database, GATE):
+        process = ampd.start("migrate", "--migrations", folder_of(tmp_path / "files", *files), url=database.url)
+        await waiting_for_a_lock(database)
+        process.send_signal(sign)
+        stdout, stderr = process.communicate(timeout=GENEROUS)
+        await assert_no_trace_but_the_gate(database)
+    assert (process.returncode, stdout) == (code, "")
+    assert re.sub(r"\d+ ms", "N ms", stderr) == (
+        f"[1/2] 1 step  N ms\n{sign.name}: applied 1 step; 2 step was stopped, {end}\n"
+    )
+    await assert_complete(database, files)
+
+
+async def assert_no_trace_but_the_gate(database: Database) -> None:
+    """Insist that while the gate is still closed no session of ampd is left, nor a table that it had locked."""
+
+    async def gone() -> bool:
+        return not await ampds(database)
+
+    await until(gone)
+
+
+async def by_asyncio(run: Callable[[], Awaitable[Report]], secs: float) -> None:
+    """Cancel a task from outside."""
+    task = asyncio.ensure_future(run())
+    await asyncio.sleep(secs)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def by_anyio(run: Callable[[], Awaitable[Report]], secs: float) -> None:
+    """Cancel by a scope, again and again at every await."""
+    with anyio.move_on_after(secs):
+        await run()
+
+
+async def by_timeout(run: Callable[[], Awaitable[Report]], secs: float) -> None:
+    """Cancel by asyncio's own timeout."""
+    try:
+        async with asyncio.timeout(secs):
+            await run()
+    except TimeoutError:
+        pass
+
+
+@pytest.mark.parametrize("source", ["url", "pool"])
+@pytest.mark.parametrize("cancelled", [by_asyncio, by_anyio, by_timeout])
+async def test_a_cancelled_task(
+    database: Database, source: str, cancelled: Callable[[Callable[[], Awaitable[Report]], float], Awaitable[None]]
+) -> None:
+    """Cancelled at any moment, however, a run leaves no lock and no half migration, and the pool as good as new."""
+    texts = [FIRST, *("INSERT INTO t VALUES (9); DELETE FROM t WHERE id = 9",) * 3]
+    texts += ["-- no-transaction\nCREATE INDEX CONCURRENTLY t_id ON t (id); SELECT 1; SET work_mem = '99kB'"]
+    texts += ["SET search_path = nowhere; SELECT pg_advisory_lock(5)", "INSERT INTO t VALUES (2), (3)"]
+    files, chance = scripts(*texts), random.Random(7)
+    anew = "DROP TABLE IF EXISTS t, ampd_schema_migrations"
+    async with asyncpg.create_pool(database.url, min_size=0, max_size=4) as pool:
+
+        async def run() -> Report:
+            # asyncpg complains of its own negotiation of TLS when it is cancelled in the midst of that.
+            return await library.migrate(
+                pool if source == "pool" else f"{database.url}?sslmode=disable", migrations=files
+            )
+
+        longest = 0.3
+        for _ in range(25):
+            await cancelled(run, chance.uniform(0, longest))
+            assert pool.get_idle_size() == pool.get_size()
+            await lent_clean(pool)
+            if await database.fetchval("SELECT to_regclass('ampd_schema_migrations')") is None:
+                continue
+            rows = await history(database)
+            assert all(finished for version, finished, _ in rows if version != 5)
+            if len(rows) == len(files) and all(finished for _, finished, _ in rows):
+                assert await database.fetchval("SELECT array_agg(id ORDER BY id) FROM t") == [1, 2, 3]
+                await database.execute(anew)
+                longest *= 0.8
+        with anyio.fail_after(GENEROUS):
+            await run()
+        assert await database.fetchval("SELECT array_agg(id ORDER BY id) FROM t") == [1, 2, 3]
+        assert await indexes(database) == [("t_id", True)]
+    await assert_no_trace(database)
+
+
+async def lent_clean(pool: asyncpg.Pool) -> None:
+    """Borrow every connection of the pool at once, and insist that each is as new."""
+    async with pool.acquire() as one, pool.acquire() as two, pool.acquire() as three, pool.acquire() as four:
+        for connection in (one, two, three, four):
+            assert not connection.is_in_transaction()
+            assert tuple(
+                await connection.fetchrow(
+                    "SELECT current_setting('search_path'), current_setting('work_mem'), (SELECT count(*) FROM pg_locks"
+                    " WHERE pid = pg_backend_pid() AND locktype = 'advisory')"
+                )
+            ) == ('"$user", public', "4MB", 0)

@@ -1,0 +1,522 @@
+"""What a run does to a database: order, history, schema, and the session that it leaves to the next file."""
+
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import anyio
+import asyncpg
+import pytest
+
+import ampd
+from ampd.events import Applied, Event, ServerMessage, Starting, StatementStarted
+from ampd.migration import Migration, checksum
+from ampd.version import VERSION
+from tests.folders import write
+from tests.scenes import GENEROUS, Heard, history, scripts
+from tests.servers import Database
+
+pytestmark = pytest.mark.anyio
+
+
+def ensure(condition: str) -> str:
+    """Return a script that fails unless the condition holds."""
+    return f"DO $ensure$ BEGIN IF ({condition}) IS NOT TRUE THEN RAISE 'not so'; END IF; END $ensure$;"
+
+
+# --- order and history
+
+
+async def test_migrations_run_in_the_order_of_their_numbers(database: Database, tmp_path: Path) -> None:
+    """Versions are compared as integers, whatever their digits look like."""
+    names = ["9_a.sql", "10_b.sql", "0011_c.up.sql", "20260302090000_d.sql", "100_e.sql"]
+    say = "CREATE TABLE IF NOT EXISTS seen (n serial, version text); INSERT INTO seen (version) VALUES ('{}');"
+    files = ampd.read_migrations(write(tmp_path, {name: say.format(name.split("_")[0]) for name in names}))
+    report = await ampd.migrate(database.url, migrations=files)
+    assert [done.version for done in report.applied] == [9, 10, 11, 100, 20260302090000]
+    rows = await database.fetch("SELECT version FROM seen ORDER BY n")
+    assert [row["version"] for row in rows] == ["9", "10", "0011", "100", "20260302090000"]
+
+
+async def test_the_history_table_is_as_the_contract_has_it(database: Database) -> None:
+    """Columns, types and constraints of the table, and what a row says, are those that others rely on."""
+    text = "SELECT 1;\nSELECT 2;\n"
+    await ampd.migrate(database.url, migrations=(Migration(7, "a_b", "7_a_b.sql", text, checksum(text.encode())),))
+    columns = await database.fetch(
+        "SELECT attname, format_type(atttypid, atttypmod), attnotnull FROM pg_attribute "
+        "WHERE attrelid = 'ampd_schema_migrations'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum"
+    )
+    assert [tuple(column) for column in columns] == [
+        ("version", "bigint", True),
+        ("name", "text", True),
+        ("checksum", "bytea", True),
+        ("started_at", "timestamp with time zone", True),
+        ("finished_at", "timestamp with time zone", False),
+        ("statements_done", "integer", True),
+        ("applied_by", "text", True),
+        ("ampd_version", "text", True),
+    ]
+    key = "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 'ampd_schema_migrations'::regclass"
+    assert [row[0] for row in await database.fetch(f"{key} AND contype = 'p'")] == ["PRIMARY KEY (version)"]
+    (row,) = await database.fetch("SELECT *, finished_at >= started_at AS in_order FROM ampd_schema_migrations")
+    assert row["version"] == 7
+    assert row["name"] == "a_b"
+    assert row["checksum"] == sha256(text.encode()).digest()
+    assert row["statements_done"] == 2
+    assert row["applied_by"] == "postgres"
+    assert row["ampd_version"] == VERSION
+    assert row["in_order"]
+
+
+async def test_a_second_run_writes_nothing(database: Database) -> None:
+    """With nothing pending no row version of the history changes, and no event is told."""
+    files = scripts("CREATE TABLE a ();", "CREATE TABLE b ();")
+    await ampd.migrate(database.url, migrations=files)
+    before = await database.fetch("SELECT xmin, ctid, * FROM ampd_schema_migrations ORDER BY version")
+    events = Heard()
+    report = await ampd.migrate(database.url, migrations=files, on_event=events)
+    assert (report.applied, report.pending, report.current_version, events) == ((), (), 2, [])
+    assert await database.fetch("SELECT xmin, ctid, * FROM ampd_schema_migrations ORDER BY version") == before
+
+
+async def test_what_came_before_a_failure_stays(database: Database) -> None:
+    """A failing migration leaves nothing behind, those before it stay, and the next run goes on from there."""
+    bad = "CREATE TABLE half ();\nSELECT 1/0;\nCREATE TABLE never ();"
+    with pytest.raises(ampd.MigrationFailed) as caught:
+        await ampd.migrate(database.url, migrations=scripts("CREATE TABLE a ();", bad, "CREATE TABLE c ();"))
+    report = caught.value.report
+    assert report is not None
+    assert [done.version for done in report.applied] == [1]
+    assert [step.version for step in report.pending] == [2, 3]
+    assert await history(database) == [(1, True, 1)]
+    assert await database.fetchval("SELECT to_regclass('half')") is None
+    good = scripts("CREATE TABLE a ();", "CREATE TABLE half ();", "CREATE TABLE c ();")
+    report = await ampd.migrate(database.url, migrations=good)
+    assert [done.version for done in report.applied] == [2, 3]
+
+
+async def test_events_tell_the_course_of_a_run(database: Database) -> None:
+    """Each migration starts, tells its statements as the server begins them, and is applied."""
+    events: list[Event] = []
+    text = "SELECT 1;\n\nDO $$ BEGIN RAISE NOTICE 'hello'; END $$;"
+    await ampd.migrate(database.url, migrations=scripts(text, "SELECT 3"), on_event=events.append)
+    assert [event for event in events if not isinstance(event, Applied)] == [
+        Starting(version=1, name="step", number=1, total=2, statements=2),
+        StatementStarted(version=1, number=1, statements=2, line=1),
+        StatementStarted(version=1, number=2, statements=2, line=3),
+        ServerMessage(severity="NOTICE", message="hello"),
+        Starting(version=2, name="step", number=2, total=2, statements=1),
+        StatementStarted(version=2, number=1, statements=1, line=1),
+    ]
+    applied = [event for event in events if isinstance(event, Applied)]
+    assert [(event.version, event.number, event.total) for event in applied] == [(1, 1, 2), (2, 2, 2)]
+
+
+async def test_a_target_stops_the_run(database: Database) -> None:
+    """Nothing beyond the target is applied, and nothing at all for a target that is passed already."""
+    files = scripts("CREATE TABLE a ();", "CREATE TABLE b ();", "CREATE TABLE c ();")
+    report = await ampd.migrate(database.url, migrations=files, target=2)
+    assert ([done.version for done in report.applied], [step.version for step in report.pending]) == ([1, 2], [3])
+    assert (await ampd.migrate(database.url, migrations=files, target=1)).applied == ()
+    with pytest.raises(ampd.ConfigError, match="there is no migration with version 4"):
+        await ampd.migrate(database.url, migrations=files, target=4)
+    assert await history(database) == [(1, True, 1), (2, True, 1)]
+
+
+async def test_out_of_order_where_it_is_allowed(database: Database) -> None:
+    """With allow_out_of_order a late migration is applied, and the rest of the order stands."""
+    one, two, three = scripts("CREATE TABLE a ();", "CREATE TABLE b ();", "CREATE TABLE c ();")
+    await ampd.migrate(database.url, migrations=(one, three))
+    with pytest.raises(ampd.MigrationConflict, match="2 step is not applied and 3 already is"):
+        await ampd.migrate(database.url, migrations=(one, two, three))
+    limits = ampd.Migrations(allow_out_of_order=True)
+    report = await ampd.migrate(database.url, migrations=(one, two, three), limits=limits)
+    assert [done.version for done in report.applied] == [2]
+    assert (await ampd.status(database.url, migrations=(one, two, three))).up_to_date
+
+
+# --- odd files
+
+
+@pytest.mark.parametrize(
+    ("content", "statements"),
+    [
+        pytest.param(b"", 0, id="empty"),
+        pytest.param(b" \r\n\t\n", 0, id="white space"),
+        pytest.param(b"\xef\xbb\xbf", 0, id="only a BOM"),
+        pytest.param(b"-- later", 0, id="a comment without a line break"),
+        pytest.param(b"/* a /* nested */ comment */", 0, id="a nested comment"),
+        pytest.param(b";;;", 0, id="semicolons"),
+        pytest.param(b"CREATE TABLE a ()", 1, id="no semicolon"),
+        pytest.param(b"CREATE TABLE a (); -- done", 1, id="a trailing comment without a line break"),
+        pytest.param(b"CREATE TABLE a () -- done", 1, id="a trailing comment instead of a semicolon"),
+        pytest.param(b"CREATE TABLE a (); /* done */", 1, id="a trailing block comment"),
+        pytest.param(b"\xef\xbb\xbfCREATE TABLE a ();\r\n", 1, id="BOM and CRLF"),
+        pytest.param("SELECT 'größe 🎉';\nSELECT 2".encode(), 2, id="wide characters"),
+        pytest.param(b"SELECT $ampd$;$ampd$, $$ ; $$, E'\\';', U&'\\0061;'; SELECT 2", 2, id="quotes of every kind"),
+    ],
+)
+@pytest.mark.parametrize("directive", [b"", b"-- no-transaction\n"])
+async def test_odd_files_are_applied_like_any_other(
+    database: Database, tmp_path: Path, content: bytes, statements: int, directive: bytes
+) -> None:
+    """A file that holds next to nothing, or ends oddly, is recorded with its checksum, and the next one runs."""
+    bom = b"\xef\xbb\xbf" if content.startswith(b"\xef\xbb\xbf") else b""
+    content = bom + directive + content.removeprefix(bom)
+    files = ampd.read_migrations(write(tmp_path, {"1_odd.sql": content, "2_next.sql": "CREATE TABLE b ();"}))
+    await ampd.migrate(database.url, migrations=files)
+    assert await history(database) == [(1, True, statements), (2, True, 1)]
+    normal = content.removeprefix(bom).replace(b"\r\n", b"\n")
+    assert await database.fetchval("SELECT checksum FROM ampd_schema_migrations") == sha256(normal).digest()
+    assert await database.fetchval("SELECT to_regclass('a') IS NOT NULL") == (b"CREATE TABLE a" in content)
+
+
+async def test_a_file_name_may_hold_anything(database: Database, tmp_path: Path) -> None:
+    """Quotes, backslashes, comment signs and our own dollar quote in a name reach the history as they are."""
+    name = 'it\'s \\ a "name" %s $ampd$ $$ -- * ; größe\nüber zwei'
+    files = ampd.read_migrations(write(tmp_path, {f"1_{name}.sql": "SELECT 1", f"2_{name}.sql": "-- no-transaction\n"}))
+    await ampd.migrate(database.url, migrations=files)
+    rows = await database.fetch("SELECT name FROM ampd_schema_migrations")
+    assert [row["name"] for row in rows] == [name, name]
+
+
+@pytest.mark.parametrize("setting", ["standard_conforming_strings = off", "backslash_quote = off"])
+async def test_strings_mean_what_the_file_says(database: Database, setting: str) -> None:
+    """A backslash in a plain string is a backslash even for a role whose default says otherwise."""
+    role = await database.role("odd", "CREATE ON SCHEMA public")
+    await database.execute(f"ALTER ROLE {role.name} SET {setting}")
+    odd = Migration(
+        1, "it's \\", "1_it's \\.sql", "CREATE TABLE a AS SELECT 'c:\\temp\\' AS path; SELECT 2", b"\0" * 32
+    )
+    await ampd.migrate(role.url, migrations=(odd,))
+    assert await database.fetchval("SELECT path FROM a") == "c:\\temp\\"
+    assert await database.fetchval("SELECT name FROM ampd_schema_migrations") == "it's \\"
+
+
+async def test_a_file_of_five_thousand_statements(database: Database) -> None:
+    """A long file runs as one, and the one statement in it that fails is found."""
+    long = "".join(f"INSERT INTO a VALUES ({number});\n" for number in range(5000))
+    table = "CREATE TABLE a (x int UNIQUE);"
+    with pytest.raises(ampd.MigrationFailed) as caught:
+        await ampd.migrate(database.url, migrations=scripts(table, f"{long}  INSERT INTO a VALUES (0);\n"))
+    assert (caught.value.line, caught.value.column) == (5001, 3)
+    await ampd.migrate(database.url, migrations=scripts(table, long))
+    assert await database.fetchval("SELECT count(*) FROM a") == 5000
+    assert await history(database) == [(1, True, 1), (2, True, 5000)]
+
+
+async def test_a_new_enum_value(database: Database) -> None:
+    """ALTER TYPE ADD VALUE runs in a transaction, and the next file may use the value."""
+    files = scripts("CREATE TYPE e AS ENUM ('a');", "ALTER TYPE e ADD VALUE 'b';", "SELECT 'b'::e;")
+    assert (await ampd.migrate(database.url, migrations=files)).current_version == 3
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+async def test_a_database_in_another_encoding(database: Database, encoding: str) -> None:
+    """The spot of an error is right whatever the database's encoding, and the text is kept as it can be."""
+    other = f"{database.name}_other"
+    await database.execute(
+        f"CREATE DATABASE {other} TEMPLATE template0 ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'"
+    )
+    try:
+        url = database.server.url(other)
+        with pytest.raises(ampd.MigrationFailed) as caught:
+            await ampd.migrate(url, migrations=scripts("CREATE TABLE a AS SELECT 'größe' AS x;\nSELECT 'äöü', nosuch;"))
+        assert (caught.value.line, caught.value.column) == (2, 15)
+        await ampd.migrate(url, migrations=scripts("CREATE TABLE a AS SELECT 'größe' AS x;"))
+        async with database.connect(url) as connection:
+            assert await connection.fetchval("SELECT x FROM a") == "größe"
+    finally:
+        await database.execute(f"DROP DATABASE {other} WITH (FORCE)")
+
+
+# --- files that do harm
+
+
+@pytest.mark.parametrize(
+    ("harm", "options"),
+    [
+        ("DROP TABLE ampd_schema_migrations;", {}),
+        ("DELETE FROM ampd_schema_migrations;", {}),
+        ("ALTER TABLE ampd_schema_migrations RENAME TO gone;", {}),
+        ("DROP SCHEMA home CASCADE;", {"schema": "home"}),
+        ("DROP TABLE IF EXISTS ampd_schema_migrations; CREATE TABLE ampd_schema_migrations (version bigint);", {}),
+    ],
+)
+@pytest.mark.parametrize("before", [0, 1])
+async def test_a_file_that_takes_its_own_history_away(
+    database: Database, harm: str, options: dict[str, Any], before: int
+) -> None:
+    """Such a file fails as a whole, in its first run and later, and the history is as it was."""
+    files = scripts(*["SELECT 1"] * before, f"CREATE TABLE public.kept ();\n{harm}")
+    with pytest.raises(ampd.MigrationFailed) as caught, anyio.fail_after(GENEROUS):
+        await ampd.migrate(database.url, migrations=files, **options)
+    assert caught.value.version == before + 1
+    assert await database.fetchval("SELECT to_regclass('kept')") is None
+    status = await ampd.status(database.url, migrations=files, **options)
+    assert status.current_version == (before or None)
+    assert not status.plan.conflicts
+
+
+@pytest.mark.parametrize(
+    "escape",
+    [
+        "COMMIT;",
+        "ROLLBACK;",
+        "END",
+        "ABORT;",
+        "BEGIN;",
+        "START TRANSACTION;",
+        "COMMIT AND CHAIN;",
+        "/* x */ commit ; -- x",
+        "PREPARE TRANSACTION 'x';",
+    ],
+)
+async def test_transaction_control_is_refused_before_anything_runs(database: Database, escape: str) -> None:
+    """A transactional file cannot end its transaction: no file runs, not even those before it."""
+    with pytest.raises(ampd.InvalidMigration) as caught:
+        await ampd.migrate(database.url, migrations=scripts("CREATE TABLE a ();", f"CREATE TABLE b ();\n{escape}"))
+    assert (caught.value.version, caught.value.line) == (2, 2)
+    assert await database.fetchval("SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace") == 0
+
+
+@pytest.mark.parametrize(
+    "escape", ["CALL p();", "DO $$ BEGIN COMMIT; END $$;", "DO $$ BEGIN EXECUTE 'COMMIT'; END $$;"]
+)
+async def test_transaction_control_in_disguise_is_refused_by_the_server(database: Database, escape: str) -> None:
+    """What the lexer cannot see the server refuses, and nothing of the file is kept."""
+    procedure = "CREATE PROCEDURE p() LANGUAGE plpgsql AS $$ BEGIN COMMIT; END $$;"
+    with pytest.raises(ampd.MigrationFailed) as caught:
+        await ampd.migrate(database.url, migrations=scripts(procedure, f"CREATE TABLE b ();\n{escape}"))
+    assert (caught.value.version, caught.value.line) == (2, 2)
+    assert await history(database) == [(1, True, 1)]
+    assert await database.fetchval("SELECT to_regclass('b')") is None
+
+
+async def test_savepoints_are_a_file_s_own_affair(database: Database) -> None:
+    """A file may use savepoints: they do not end its transaction."""
+    text = "CREATE TABLE a (); SAVEPOINT s; CREATE TABLE b (); ROLLBACK TO SAVEPOINT s; RELEASE s; CREATE TABLE c ();"
+    await ampd.migrate(database.url, migrations=scripts(text))
+    made = await database.fetch("SELECT relname FROM pg_class WHERE relname IN ('a', 'b', 'c') ORDER BY 1")
+    assert [row[0] for row in made] == ["a", "c"]
+
+
+# --- the session that one file leaves to the next
+
+
+@pytest.mark.parametrize(
+    ("script", "check"),
+    [
+        pytest.param("SET work_mem = '7MB';", "current_setting('work_mem') <> '7MB'", id="SET"),
+        pytest.param(
+            "SELECT set_config('work_mem', '7MB', false);", "current_setting('work_mem') <> '7MB'", id="set_config"
+        ),
+        pytest.param("SET my.own = 'x';", "coalesce(current_setting('my.own', true), '') = ''", id="a custom setting"),
+        pytest.param("SET TIME ZONE 'Asia/Tokyo';", "current_setting('TimeZone') <> 'Asia/Tokyo'", id="time zone"),
+        pytest.param("SET ROLE pg_monitor;", "current_user = 'postgres'", id="SET ROLE"),
+        pytest.param(
+            "SET SESSION AUTHORIZATION pg_monitor;", "session_user = 'postgres'", id="SET SESSION AUTHORIZATION"
+        ),
+        pytest.param(
+            "CREATE SCHEMA other; SET search_path = other; CREATE TABLE a ();",
+            "current_schema() = 'public' AND to_regclass('other.a') IS NOT NULL",
+            id="search_path",
+        ),
+        pytest.param("SET search_path = '';", "current_schema() = 'public'", id="an empty search_path"),
+        pytest.param("CREATE TEMP TABLE t ();", "to_regclass('pg_temp.t') IS NULL", id="temporary table"),
+        pytest.param("PREPARE p AS SELECT 1;", "NOT EXISTS (SELECT FROM pg_prepared_statements)", id="PREPARE"),
+        pytest.param(
+            "DECLARE c CURSOR WITH HOLD FOR SELECT 1;",
+            "NOT EXISTS (SELECT FROM pg_cursors WHERE is_holdable)",
+            id="cursor",
+        ),
+        pytest.param(
+            "CREATE SEQUENCE s; SELECT nextval('s');",
+            "DO $$ BEGIN PERFORM lastval(); RAISE 'not so'; "
+            "EXCEPTION WHEN object_not_in_prerequisite_state THEN NULL; END $$;",
+            id="sequence",
+        ),
+        pytest.param("LISTEN news;", "NOT EXISTS (SELECT pg_listening_channels())", id="LISTEN"),
+        pytest.param(
+            "SELECT pg_advisory_lock(42);",
+            "NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 42 AND pid = pg_backend_pid())",
+            id="advisory lock",
+        ),
+        pytest.param("SET lock_timeout = '1ms';", "current_setting('lock_timeout') <> '1ms'", id="lock_timeout"),
+        pytest.param(
+            "SET statement_timeout = '77s';", "current_setting('statement_timeout') <> '77s'", id="statement_timeout"
+        ),
+        pytest.param(
+            "SET default_transaction_isolation = 'serializable';",
+            "current_setting('transaction_isolation') = 'read committed'",
+            id="isolation",
+        ),
+        pytest.param(
+            "SET session_replication_role = replica;",
+            "current_setting('session_replication_role') = 'origin'",
+            id="session_replication_role",
+        ),
+        pytest.param(
+            "SET client_min_messages = error;", "current_setting('client_min_messages') = 'notice'", id="hush"
+        ),
+        pytest.param(
+            "SET check_function_bodies = off;", "current_setting('check_function_bodies') = 'on'", id="as pg_dump"
+        ),
+        pytest.param("SET row_security = off;", "current_setting('row_security') = 'on'", id="row_security"),
+        pytest.param("SET xmloption = content;", "1 = 1", id="xmloption"),
+        pytest.param("SET LOCAL work_mem = '7MB';", "current_setting('work_mem') <> '7MB'", id="SET LOCAL"),
+        pytest.param(
+            "SET quote_all_identifiers = on;", "current_setting('quote_all_identifiers') = 'off'", id="quotes"
+        ),
+        pytest.param("SET standard_conforming_strings = off;", "length('\\n') = 2", id="standard_conforming_strings"),
+    ],
+)
+@pytest.mark.parametrize("directive", ["", "-- no-transaction\n"])
+async def test_a_file_finds_the_session_as_new(
+    database: Database, script: str, check: str, directive: str, request: pytest.FixtureRequest
+) -> None:
+    """Whatever a file does to its session is gone for the next one, and the history says who really ran it."""
+    if directive and "pg_monitor" in script:
+        reason = "what a no-transaction file has done is recorded with the rights of the role that it has set"
+        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+    look = check if check.startswith("DO ") else ensure(check)
+    files = scripts(directive + script, look, directive + look)
+    await ampd.migrate(database.url, migrations=files)
+    rows = await database.fetch("SELECT version, applied_by FROM ampd_schema_migrations ORDER BY 1")
+    assert [tuple(row) for row in rows] == [(1, "postgres"), (2, "postgres"), (3, "postgres")]
+
+
+async def test_what_a_file_sets_holds_to_its_end(database: Database) -> None:
+    """A setting counts for the statements that follow it in the same file, in a transaction and outside of one."""
+    text = f"SET work_mem = '7MB'; CREATE TEMP TABLE t (); {ensure('current_setting($$work_mem$$) = $$7MB$$')} TABLE t;"
+    assert (
+        await ampd.migrate(database.url, migrations=scripts(text, f"-- no-transaction\n{text}"))
+    ).current_version == 2
+
+
+@pytest.mark.parametrize("level", ["warning", "error"])
+async def test_hushed_messages_do_not_hide_where_a_file_fails(database: Database, level: str) -> None:
+    """A file that silences the server is diagnosed all the same."""
+    text = f"SET client_min_messages = {level};\nSELECT 1;\n\n  ALTER TABLE missing ADD x int;\n"
+    with pytest.raises(ampd.MigrationFailed) as caught:
+        await ampd.migrate(database.url, migrations=scripts(text))
+    assert (caught.value.line, caught.value.column) == (4, 3)
+
+
+# --- defaults of the role and of the database
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "default_transaction_isolation = 'serializable'",
+        "default_transaction_deferrable = on",
+        "client_min_messages = error",
+        "statement_timeout = '60ms'",
+        "lock_timeout = '1ms'",
+        "idle_in_transaction_session_timeout = '60ms'",
+        "bytea_output = 'escape'",
+        "DateStyle = 'German'",
+        "TimeZone = 'Asia/Kathmandu'",
+        "IntervalStyle = 'sql_standard'",
+        "extra_float_digits = -15",
+        "quote_all_identifiers = on",
+        "plpgsql.variable_conflict = 'error'",
+        "plpgsql.extra_errors = 'all'",
+        "row_security = off",
+        "array_nulls = off",
+        "transform_null_equals = on",
+        "search_path = 'public, pg_catalog'",
+        "synchronous_commit = off",
+        "enable_seqscan = off",
+        "max_parallel_workers_per_gather = 4",
+        "standard_conforming_strings = off",
+        "xmloption = document",
+        "check_function_bodies = off",
+        "lc_messages = 'C'",
+    ],
+)
+async def test_defaults_of_a_role_change_nothing(database: Database, setting: str) -> None:
+    """A run, a second run, the status and a no-transaction file work whatever the role's settings are."""
+    role = await database.role("odd", "CREATE ON SCHEMA public")
+    name, value = setting.split(" = ")
+    value = value.strip("'") if name == "search_path" else value
+    await database.execute(f"ALTER ROLE {role.name} SET {name} = {value}")
+    slow = "SELECT pg_sleep(0.1);" if "timeout" in name else ""
+    files = scripts(
+        f"CREATE TABLE a (x int); {slow}",
+        f"-- no-transaction\n{slow}\nCREATE INDEX CONCURRENTLY i ON a (x);\n{slow}",
+        "INSERT INTO a VALUES (1);",
+    )
+    assert (await ampd.migrate(role.url, migrations=files)).current_version == 3
+    assert (await ampd.migrate(role.url, migrations=files)).applied == ()
+    status = await ampd.status(role.url, migrations=files)
+    assert status.up_to_date
+    applied = [step.applied for step in status.plan.steps]
+    assert [row.started_at.tzinfo is not None for row in applied if row] == [True] * 3
+
+
+# --- the schema
+
+
+@pytest.mark.parametrize("schema", ["amp", 'Amp\'s "own" \\ schema', "größe", "with space", "select", "a,b"])
+@pytest.mark.parametrize("exists", [False, True])
+async def test_the_configured_schema(database: Database, schema: str, exists: bool) -> None:
+    """It is created when missing, holds the history and what the files create, and the rest of the path stays."""
+    quoted = '"' + schema.replace('"', '""') + '"'
+    if exists:
+        await database.execute(f"CREATE SCHEMA {quoted}")
+    await database.execute("CREATE TABLE public.shared (x int)")
+    text = (
+        f"CREATE TABLE a (x int); INSERT INTO shared VALUES (1); {ensure('(current_schemas(false))[2] = $$public$$')}"
+    )
+    files = scripts(text, "-- no-transaction\nCREATE INDEX CONCURRENTLY i ON a (x);\nCREATE TABLE b ();")
+    await ampd.migrate(database.url, migrations=files, schema=schema)
+    assert (await ampd.migrate(database.url, migrations=files, schema=schema)).applied == ()
+    status = await ampd.status(database.url, migrations=files, schema=schema)
+    assert (status.schema, status.up_to_date) == (schema, True)
+    rows = await database.fetch(
+        "SELECT relname FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace AND nspname = $1 "
+        "WHERE relkind IN ('r', 'i') AND relname <> 'ampd_schema_migrations_pkey' ORDER BY 1",
+        schema,
+    )
+    assert [row[0] for row in rows] == ["a", "ampd_schema_migrations", "b", "i"]
+    assert await database.fetchval("SELECT to_regclass('public.ampd_schema_migrations')") is None
+
+
+async def test_two_schemas_of_one_database_are_independent(database: Database) -> None:
+    """Each schema has its own history, and the same files may be applied to each."""
+    files = scripts("CREATE TABLE a ();")
+    for schema in ("one", "two", None):
+        report = await ampd.migrate(database.url, migrations=files, schema=schema)
+        assert [done.version for done in report.applied] == [1], schema
+    assert await database.fetchval("SELECT count(*) FROM pg_class WHERE relname = 'ampd_schema_migrations'") == 3
+
+
+async def test_the_history_is_found_along_the_search_path(database: Database) -> None:
+    """Without a schema configured the history is where the search path finds it, else in the current schema."""
+    files = scripts("CREATE TABLE a ();")
+    await ampd.migrate(database.url, migrations=files)
+    await database.execute("CREATE SCHEMA mine")
+    role = await database.role("late", "SELECT ON ampd_schema_migrations", "USAGE, CREATE ON SCHEMA mine")
+    await database.execute(f"ALTER ROLE {role.name} SET search_path = mine, public")
+    assert (await ampd.status(role.url, migrations=files)).schema == "public"
+    assert (await ampd.migrate(role.url, migrations=files)).applied == ()
+    await database.execute("DROP TABLE ampd_schema_migrations, a")
+    report = await ampd.migrate(role.url, migrations=files)
+    assert (report.schema, [done.version for done in report.applied]) == ("mine", [1])
+    assert await database.fetchval("SELECT to_regclass('mine.ampd_schema_migrations') IS NOT NULL")
+
+
+async def test_a_temporary_table_of_the_same_name_is_not_the_history(database: Database) -> None:
+    """A pool's connection with a temporary table named like the history is not taken in by it."""
+    files = scripts("CREATE TABLE a ();")
+
+    async def disguise(connection: asyncpg.Connection) -> None:
+        await connection.execute("CREATE TEMP TABLE IF NOT EXISTS ampd_schema_migrations (version bigint)")
+
+    async with asyncpg.create_pool(database.url, min_size=1, max_size=1, setup=disguise) as pool:
+        report = await ampd.migrate(pool, migrations=files)
+        assert [done.version for done in report.applied] == [1]
+        assert (await ampd.status(pool, migrations=files)).up_to_date
+    assert await history(database) == [(1, True, 1)]

@@ -1,0 +1,231 @@
+"""Through a real PgBouncer, in transaction mode and in session mode: everything works, and nothing is left behind."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+import ampd as library
+from ampd import AuthenticationFailed, ConnectionFailed, DatabaseMissing, Report, locks
+from ampd.config import Migrations
+from tests.scenes import (
+    GENEROUS,
+    Heard,
+    building,
+    folder_of,
+    history,
+    indexes,
+    scripts,
+    transaction,
+    until,
+    waiting_for_a_lock,
+)
+from tests.servers import Ampd, Database, pgbouncer
+
+pytestmark = pytest.mark.anyio
+
+CONNECTIONS = 18  # enough for fifteen sessions at once, a guard, and a look from outside
+GATE = "SELECT pg_advisory_xact_lock(1)"
+MESSY = """
+CREATE TABLE {name} (id integer);
+SET search_path = elsewhere; SET work_mem = '123kB'; SET lock_timeout = '3s';
+CREATE TEMPORARY TABLE mine (); PREPARE planned AS SELECT 1; LISTEN ears;
+SELECT pg_advisory_lock(7);
+"""
+FILES = (
+    MESSY.format(name="t"),
+    f"-- no-transaction\n{MESSY.format(name='u')}CREATE INDEX CONCURRENTLY t_id ON public.t (id);",
+    "-- no-transaction\nCREATE INDEX CONCURRENTLY t_more ON t (id, id); VACUUM t;",
+    "CREATE TABLE v ()",
+)
+
+
+@pytest.fixture(params=["transaction", "session"])
+async def pooled(request: pytest.FixtureRequest, database: Database) -> AsyncIterator[Database]:
+    """A database behind PgBouncer; it has limits of its own, which ampd has to lift and then to leave as they were."""
+    await database.execute(
+        f"ALTER DATABASE {database.name} SET lock_timeout = '7s';"
+        f"ALTER DATABASE {database.name} SET statement_timeout = '9min'"
+    )
+    with pgbouncer(database.server, request.param, default_pool_size=CONNECTIONS) as pooler:
+        yield Database(pooler, database.name)
+
+
+async def assert_clean(pooled: Database, connections: int = CONNECTIONS) -> None:
+    """Insist that each server connection of the pooler is as new: none can hide, for all are taken at once."""
+    facts = """SELECT pg_backend_pid(), (SELECT count(*) FROM pg_prepared_statements),
+        (SELECT count(*) FROM pg_listening_channels()),
+        (SELECT count(*) FROM pg_class WHERE relnamespace = pg_my_temp_schema()),
+        (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()),
+        current_setting('search_path'), current_setting('work_mem'), current_setting('lock_timeout'),
+        current_setting('statement_timeout')"""
+    seen = set[tuple[Any, ...]]()
+    async with AsyncExitStack() as stack:
+        for _ in range(connections):
+            options = {"statement_cache_size": 0}
+            connection = await stack.enter_async_context(pooled.connect(**options))
+            await connection.execute("BEGIN")
+            seen.add(tuple(await connection.fetchrow(facts)))
+    assert len(seen) == connections
+    assert {each[1:] for each in seen} == {(0, 0, 0, 0, '"$user", public', "4MB", "7s", "9min")}
+
+
+async def test_a_whole_run(pooled: Database, database: Database) -> None:
+    """Every sort of migration works through a pooler, and whatever it does to the session is taken back."""
+    report = await library.migrate(pooled.url, migrations=scripts(*FILES))
+    assert [each.version for each in report.applied] == [1, 2, 3, 4]
+    assert [finished for _, finished, _ in await history(database)] == [True] * 4
+    assert await indexes(database) == [("t_id", True), ("t_more", True)]
+    await assert_clean(pooled)
+    assert (await library.status(pooled.url, migrations=scripts(*FILES))).up_to_date
+
+
+async def test_a_whole_run_among_other_traffic(pooled: Database, database: Database) -> None:
+    """Where each message may meet another server connection, none of those is left with what we have set on it."""
+    stop = anyio.Event()
+    files = scripts("CREATE TABLE t (id integer)", *FILES[2:])
+
+    async def traffic() -> None:
+        async with pooled.connect(statement_cache_size=0) as connection:
+            while not stop.is_set():
+                await connection.execute("SELECT 1")
+                await anyio.sleep(0.001)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(traffic)
+        await library.migrate(pooled.url, migrations=files)
+        stop.set()
+    assert await indexes(database) == [("t_more", True)]
+    await assert_clean(pooled)
+
+
+async def test_fifteen_processes_race(pooled: Database, database: Database, ampd: Ampd, tmp_path: Path) -> None:
+    """Processes that start together all succeed, and each migration has run once."""
+    folder = folder_of(tmp_path / "files", *FILES)
+    processes = [ampd.start("migrate", "--migrations", folder, url=pooled.url) for _ in range(15)]
+    ended = [await anyio.to_thread.run_sync(process.communicate) for process in processes]
+    assert [(process.returncode, stderr) for process, (_, stderr) in zip(processes, ended, strict=True)
+            if process.returncode] == []  # fmt: skip
+    assert [finished for _, finished, _ in await history(database)] == [True] * 4
+    assert await indexes(database) == [("t_id", True), ("t_more", True)]
+    await assert_clean(pooled)
+
+
+@pytest.mark.parametrize("directive", ["", "-- no-transaction\n"], ids=["transactional", "stepwise"])
+async def test_a_kill_in_mid_statement(
+    pooled: Database, database: Database, ampd: Ampd, tmp_path: Path, directive: str
+) -> None:
+    """A runner that is killed leaves neither a lock nor half a migration on the pooler's server connections."""
+    files = (f"{directive}CREATE TABLE t (); SELECT 1; {GATE}; CREATE TABLE u ()",)
+    async with transaction(database, GATE):
+        process = ampd.start("migrate", "--migrations", folder_of(tmp_path / "files", *files), url=pooled.url)
+        await waiting_for_a_lock(database)
+        process.kill()
+        process.communicate()
+
+        async def freed() -> bool:
+            locked = "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted)"
+            return not await database.fetchval(locked)
+
+        await until(freed)
+    report = await library.migrate(pooled.url, migrations=scripts(*files))
+    assert len(report.applied) == 1
+    assert [finished for _, finished, _ in await history(database)] == [True]
+    await assert_clean(pooled)
+
+
+async def test_a_kill_in_mid_build(pooled: Database, database: Database, ampd: Ampd, tmp_path: Path) -> None:
+    """Behind a pooler too the next runner waits for a build that goes on without its runner, and keeps its index."""
+    await database.execute("CREATE TABLE t (id integer)")
+    files = (FILES[2],)
+    heard, reports = Heard(), list[Report]()
+
+    async def run() -> None:
+        reports.append(await library.migrate(pooled.url, migrations=scripts(*files), on_event=heard))
+
+    async with transaction(database, "SELECT FROM t") as reader, anyio.create_task_group() as tasks:
+        process = ampd.start("migrate", "--migrations", folder_of(tmp_path / "files", *files), url=pooled.url)
+        orphan = await building(database)
+        process.kill()
+        process.communicate()
+        tasks.start_soon(run)
+        assert (await heard.first(library.Waiting)).pid == orphan
+        await reader.execute("COMMIT")
+    assert [len(report.applied) for report in reports] == [1]
+    assert not heard.of(library.Warned)
+    assert await indexes(database) == [("t_more", True)]
+    await assert_clean(pooled)
+
+
+async def test_a_full_pool_is_no_dead_server(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With no server connection to spare for a look from outside, a long migration runs on undisturbed."""
+    for name in ("_QUIET_SECS", "_ANSWER_SECS", "_SILENCE_SECS", "_LOOK_EVERY_SECS"):
+        monkeypatch.setattr(locks, name, 0.2)
+    files = scripts("CREATE TABLE t (id integer); SELECT pg_sleep(1.5)", FILES[2])
+    with pgbouncer(database.server, default_pool_size=1) as pooler:
+        await library.migrate(pooler.url(database.name), migrations=files[:1])
+    heard = Heard()
+    with pgbouncer(database.server, default_pool_size=2) as pooler:
+        async with transaction(database, "SELECT FROM t") as reader, anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: library.migrate(pooler.url(database.name), migrations=files, on_event=heard))
+            await building(database)
+            await anyio.sleep(1.5)
+            await reader.execute("COMMIT")
+    assert [finished for _, finished, _ in await history(database)] == [True, True]
+
+
+async def test_a_waiter_behind_a_pooler_gives_its_connection_back(pooled: Database, database: Database) -> None:
+    """Thirty waiting runners share the server connections with the one that has its turn."""
+    reports = list[Report]()
+
+    async def run() -> None:
+        reports.append(await library.migrate(pooled.url, migrations=scripts(f"CREATE TABLE t (); {GATE}")))
+
+    async with transaction(database, GATE) as gate, anyio.create_task_group() as tasks:
+        for _ in range(31):
+            tasks.start_soon(run)
+        await waiting_for_a_lock(database)
+        await gate.execute("COMMIT")
+    assert sorted(len(report.applied) for report in reports) == [0] * 30 + [1]
+    await assert_clean(pooled)
+
+
+@pytest.mark.parametrize("pool_mode", ["transaction", "session"])
+async def test_what_a_pooler_refuses(database: Database, tmp_path: Path, pool_mode: str) -> None:
+    """An unknown database, an unknown user and a wrong password are told apart, at once, in the pooler's own words."""
+    users = Path(f"/tmp/{database.name}.users")
+    users.write_text('"postgres" "right"\n')
+    limits = Migrations(connect_wait_secs=GENEROUS)
+    try:
+        with pgbouncer(database.server, pool_mode, auth_type="scram-sha-256", auth_file=users) as pooler:
+            right = pooler.url(database.name, password="right")
+            await library.migrate(right, migrations=scripts("SELECT 1"), limits=limits)
+            with pytest.raises(DatabaseMissing, match="nowhere"):
+                await library.migrate(pooler.url("nowhere", password="right"), migrations=(), limits=limits)
+            with pytest.raises(AuthenticationFailed) as wrong:
+                await library.migrate(pooler.url(database.name, password="wrong"), migrations=(), limits=limits)
+            with pytest.raises(AuthenticationFailed):
+                await library.migrate(pooler.url(database.name, "nobody", "right"), migrations=(), limits=limits)
+    finally:
+        users.unlink()
+    assert "wrong" not in str(wrong.value)
+
+
+async def test_a_pooler_that_has_lost_its_server(database: Database) -> None:
+    """When the server ends the connection under a pooler, that is a lost connection, and running again completes."""
+    files = scripts(f"CREATE TABLE t (); {GATE}")
+    with pgbouncer(database.server) as pooler:
+        async with transaction(database, GATE), anyio.create_task_group() as tasks:
+
+            async def end_it() -> None:
+                (worker,) = await waiting_for_a_lock(database)
+                await database.fetchval("SELECT pg_terminate_backend($1)", worker)
+
+            tasks.start_soon(end_it)
+            with pytest.raises(ConnectionFailed, match="connection to the server was lost"):
+                await library.migrate(pooler.url(database.name), migrations=files)
+        assert len((await library.migrate(pooler.url(database.name), migrations=files)).applied) == 1

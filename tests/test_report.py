@@ -1,0 +1,428 @@
+"""What a run came to and where a database stands: whole documents and whole texts."""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+
+from ampd import (
+    ConfigError,
+    LockTimeout,
+    Migration,
+    MigrationConflict,
+    MigrationFailed,
+    Report,
+    Status,
+)
+from ampd.events import Blocker
+from ampd.migration import AppliedMigration, checksum
+from ampd.plan import plan
+from ampd.report import (
+    AppliedNow,
+    PendingMigration,
+    Result,
+    count,
+    dry_run_text,
+    examined_json,
+    migrate_json,
+    pending_of,
+)
+
+NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
+
+
+def migration(version: int, name: str, sql: str) -> Migration:
+    """Return a migration as its file would give it."""
+    return Migration(version, name, f"sql/{version}_{name}.sql", sql, checksum(sql.encode()))
+
+
+def row(file: Migration, *, secs: float | None = 1.5, done: int = 1, by: str = "amp") -> AppliedMigration:
+    """Return the row that a migration has in the history, finished after so many seconds, or not."""
+    finished_at = None if secs is None else NOON + timedelta(seconds=secs)
+    return AppliedMigration(file.version, file.name, file.checksum, NOON, finished_at, done, by, "0.1.0")
+
+
+JOBS = migration(1, "jobs", "CREATE TABLE jobs (id int);\n")
+STATE = migration(20, "job_state", "ALTER TABLE jobs ADD state text;\n\n")
+INDEX = migration(30, "index", "-- no-transaction\nCREATE INDEX CONCURRENTLY i ON jobs (id);\nVACUUM jobs;")
+EDITED = migration(1, "jobs", "CREATE TABLE jobs (id bigint);\n")
+GONE = migration(2, "gone", "SELECT 2;")
+LATER = migration(40, "later", "SELECT 40;")
+
+
+def status(files: list[Migration], rows: list[AppliedMigration], *, target: int | None = None) -> Status:
+    """Return where a database with this history stands."""
+    return Status("h:5432/amp", "public", plan(files, rows, target=target))
+
+
+EVERYTHING = status(
+    [JOBS, migration(3, "late", "SELECT 3;"), STATE, INDEX, migration(35, "new", "SELECT 35;")],
+    [row(EDITED), row(GONE, secs=0.25), row(STATE), row(INDEX, secs=None, by="deploy", done=3)],
+)
+
+
+def test_the_document_of_status() -> None:
+    """`status --json` is the contract's document, every migration with its checksums, times and role."""
+    document = json.loads(EVERYTHING.json())
+    assert document == {
+        "database": "h:5432/amp",
+        "schema": "public",
+        "current_version": 20,
+        "up_to_date": False,
+        "migrations": [
+            {
+                "version": 1,
+                "name": "jobs",
+                "state": "changed",
+                "checksum": JOBS.checksum.hex(),
+                "applied_checksum": EDITED.checksum.hex(),
+                "applied_at": "2026-01-02T12:00:01.500000+00:00",
+                "started_at": "2026-01-02T12:00:00+00:00",
+                "duration_ms": 1500,
+                "applied_by": "amp",
+                "statements_done": 1,
+                "file": "sql/1_jobs.sql",
+            },
+            {
+                "version": 2,
+                "name": "gone",
+                "state": "missing",
+                "checksum": GONE.checksum.hex(),
+                "applied_checksum": GONE.checksum.hex(),
+                "applied_at": "2026-01-02T12:00:00.250000+00:00",
+                "started_at": "2026-01-02T12:00:00+00:00",
+                "duration_ms": 250,
+                "applied_by": "amp",
+                "statements_done": 1,
+                "file": None,
+            },
+            {
+                "version": 3,
+                "name": "late",
+                "state": "out_of_order",
+                "checksum": checksum(b"SELECT 3;").hex(),
+                "applied_checksum": None,
+                "applied_at": None,
+                "started_at": None,
+                "duration_ms": None,
+                "applied_by": None,
+                "statements_done": None,
+                "file": "sql/3_late.sql",
+            },
+            {
+                "version": 20,
+                "name": "job_state",
+                "state": "applied",
+                "checksum": STATE.checksum.hex(),
+                "applied_checksum": STATE.checksum.hex(),
+                "applied_at": "2026-01-02T12:00:01.500000+00:00",
+                "started_at": "2026-01-02T12:00:00+00:00",
+                "duration_ms": 1500,
+                "applied_by": "amp",
+                "statements_done": 1,
+                "file": "sql/20_job_state.sql",
+            },
+            {
+                "version": 30,
+                "name": "index",
+                "state": "interrupted",
+                "checksum": INDEX.checksum.hex(),
+                "applied_checksum": INDEX.checksum.hex(),
+                "applied_at": None,
+                "started_at": "2026-01-02T12:00:00+00:00",
+                "duration_ms": None,
+                "applied_by": "deploy",
+                "statements_done": 3,
+                "file": "sql/30_index.sql",
+            },
+            {
+                "version": 35,
+                "name": "new",
+                "state": "pending",
+                "checksum": checksum(b"SELECT 35;").hex(),
+                "applied_checksum": None,
+                "applied_at": None,
+                "started_at": None,
+                "duration_ms": None,
+                "applied_by": None,
+                "statements_done": None,
+                "file": "sql/35_new.sql",
+            },
+        ],
+    }
+    assert list(document) == ["database", "schema", "current_version", "up_to_date", "migrations"]
+
+
+def test_the_document_of_an_empty_status() -> None:
+    """Without migrations on either side the document is laid out for people too, with null where nothing is known."""
+    assert Status("h:5432/amp", None, plan([], [])).json().decode() == (
+        '{\n  "database": "h:5432/amp",\n  "schema": null,\n  "current_version": null,\n'
+        '  "up_to_date": true,\n  "migrations": []\n}'
+    )
+
+
+def test_a_newer_database_in_the_document() -> None:
+    """What only a newer build knows is `ahead` in the document, and the database is not up to date."""
+    document = json.loads(status([JOBS], [row(JOBS), row(LATER)]).json())
+    assert (document["current_version"], document["up_to_date"]) == (40, False)
+    assert [each["state"] for each in document["migrations"]] == ["applied", "ahead"]
+
+
+def test_the_text_of_status() -> None:
+    """`status` prints a line for each migration, in columns, and then the sum."""
+    assert EVERYTHING.text() == (
+        "changed       1 jobs        2026-01-02 12:00:01+0000  1500 ms\n"
+        "missing       2 gone        2026-01-02 12:00:00+0000  250 ms\n"
+        "out of order  3 late\n"
+        "applied       20 job_state  2026-01-02 12:00:01+0000  1500 ms\n"
+        "interrupted   30 index      2026-01-02 12:00:00+0000  3 statements done\n"
+        "pending       35 new\n"
+        "\n"
+        "h:5432/amp: at version 20, 1 pending, 4 conflicts"
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "summary"),
+    [
+        (status([], []), "up to date, no migration applied"),
+        (status([JOBS], [row(JOBS)]), "up to date, at version 1"),
+        (status([JOBS, STATE], []), "no migration applied, 2 pending"),
+        (status([JOBS, STATE], [row(JOBS)]), "at version 1, 1 pending"),
+        (status([JOBS, STATE], [row(JOBS)], target=1), "up to date, at version 1"),
+        (status([JOBS], [row(JOBS), row(LATER)]), "at version 40, ahead of this build by 1 migration"),
+        (status([JOBS], [row(EDITED)]), "at version 1, 1 conflict"),
+        (
+            status([JOBS], [row(EDITED), row(STATE), row(LATER)]),
+            "at version 40, 1 conflict, ahead of this build by 2 migrations",
+        ),
+        (status([INDEX], [row(INDEX, secs=None, done=0)]), "no migration applied, 1 pending"),
+    ],
+)
+def test_the_sum_of_status(found: Status, summary: str) -> None:
+    """The last line says the version and what is left, in conflict or ahead."""
+    assert found.summary() == summary
+    assert found.text().splitlines()[-1] == f"h:5432/amp: {summary}"
+
+
+def test_times_keep_their_zone() -> None:
+    """Times are shown in the zone that the server gave them in, with its offset."""
+    zone = timezone(timedelta(hours=2))
+    local = AppliedMigration(1, "jobs", JOBS.checksum, NOON.astimezone(zone), NOON.astimezone(zone), 1, "amp", "0")
+    found = status([JOBS], [local])
+    assert found.text().splitlines()[0] == "applied  1 jobs  2026-01-02 14:00:00+0200  0 ms"
+    assert json.loads(found.json())["migrations"][0]["applied_at"] == "2026-01-02T14:00:00+02:00"
+
+
+def report(current: int | None, applied: int, pending: int = 0, ahead: tuple[int, ...] = ()) -> Report:
+    """Return a report with so many migrations."""
+    done = tuple(AppliedNow(number, f"m{number}", 250) for number in range(1, applied + 1))
+    rest = tuple(PendingMigration(90 + number, f"p{number}") for number in range(pending))
+    return Report("h:5432/amp", "public", current, done, rest, ahead)
+
+
+@pytest.mark.parametrize(
+    ("finished", "result", "text"),
+    [
+        (report(1, 1), Result.MIGRATED, "applied 1 migration in 0.25 s, now at version 1"),
+        (report(3, 3), Result.MIGRATED, "applied 3 migrations in 0.75 s, now at version 3"),
+        (report(3, 3, 2), Result.MIGRATED, "applied 3 migrations in 0.75 s, now at version 3, 2 left pending"),
+        (report(3, 0), Result.UP_TO_DATE, "up to date, at version 3"),
+        (report(3, 0, 1), Result.UP_TO_DATE, "up to date, at version 3, 1 left pending"),
+        (report(None, 0), Result.UP_TO_DATE, "up to date, without any migration"),
+        (report(9, 0, ahead=(8, 9)), Result.AHEAD, "at version 9, ahead of this build; nothing applied"),
+    ],
+)
+def test_what_a_run_came_to(finished: Report, result: Result, text: str) -> None:
+    """A run ends migrated, up to date or ahead, and says so in one line."""
+    assert finished.result is result
+    assert finished.text() == f"h:5432/amp: {text}"
+
+
+@pytest.mark.parametrize(
+    ("finished", "expected"),
+    [
+        (
+            report(2, 2, 1),
+            {
+                "result": "migrated",
+                "current_version": 2,
+                "applied": [
+                    {"version": 1, "name": "m1", "duration_ms": 250},
+                    {"version": 2, "name": "m2", "duration_ms": 250},
+                ],
+                "pending": [{"version": 90, "name": "p0"}],
+                "error": None,
+            },
+        ),
+        (
+            report(None, 0),
+            {"result": "up_to_date", "current_version": None, "applied": [], "pending": [], "error": None},
+        ),
+        (
+            report(9, 0, ahead=(9,)),
+            {"result": "ahead", "current_version": 9, "applied": [], "pending": [], "error": None},
+        ),
+    ],
+)
+def test_the_document_of_migrate(finished: Report, expected: dict[str, object]) -> None:
+    """`migrate --json` is the contract's document, with its keys in the contract's order."""
+    document = json.loads(finished.json())
+    assert document == expected
+    assert list(document) == ["result", "current_version", "applied", "pending", "error"]
+
+
+NOTHING = {"line": None, "column": None, "sqlstate": None, "detail": None, "file": None, "version": None, "hint": None}
+BLOCKER = Blocker(pid=7, user="u", application="psql", client=None, state="active", since=NOON, query="SELECT 1")
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: ConfigError("no"), NOTHING | {"code": "config", "message": "no"}),
+        (
+            lambda: MigrationFailed(
+                "sql/1_jobs.sql:2: it exists",
+                hint="mend it",
+                version=1,
+                file="sql/1_jobs.sql",
+                line=2,
+                column=3,
+                sqlstate="42P07",
+                detail="so",
+                excerpt="sql/1_jobs.sql:2:3\n  |",
+            ),
+            {
+                "code": "migration_failed",
+                "message": "sql/1_jobs.sql:2: it exists",
+                "hint": "mend it",
+                "version": 1,
+                "file": "sql/1_jobs.sql",
+                "line": 2,
+                "column": 3,
+                "sqlstate": "42P07",
+                "detail": "so",
+            },
+        ),
+        (
+            lambda: LockTimeout("late", blockers=(BLOCKER,), version=1),
+            NOTHING
+            | {
+                "code": "lock_timeout",
+                "message": "late",
+                "version": 1,
+                "blockers": [
+                    {
+                        "pid": 7,
+                        "user": "u",
+                        "application": "psql",
+                        "client": None,
+                        "state": "active",
+                        "since": "2026-01-02T12:00:00Z",
+                        "query": "SELECT 1",
+                        "own_pool": False,
+                    }
+                ],
+            },
+        ),
+        (
+            lambda: MigrationConflict("two", conflicts=status([JOBS], [row(EDITED)]).plan.conflicts, hint="look"),
+            NOTHING
+            | {
+                "code": "conflict",
+                "message": "two",
+                "hint": "look",
+                "version": 1,
+                "conflicts": [
+                    {
+                        "version": 1,
+                        "name": "jobs",
+                        "state": "changed",
+                        "file": "sql/1_jobs.sql",
+                        "file_checksum": JOBS.checksum.hex(),
+                        "applied_checksum": EDITED.checksum.hex(),
+                        "applied_at": "2026-01-02T12:00:01.500000+00:00",
+                        "applied_by": "amp",
+                        "message": "1 jobs was applied and its file has changed since",
+                        "hint": "restore the original file (from version control), or reset the database and run all "
+                        "migrations again",
+                    }
+                ],
+            },
+        ),
+    ],
+    ids=["config", "migration_failed", "lock_timeout", "conflict"],
+)
+def test_the_document_of_a_failure(make: Callable[[], ConfigError], expected: dict[str, object]) -> None:
+    """A failed run's document has what was applied before, what is left, and the error with its fields."""
+    applied, pending = (AppliedNow(1, "jobs", 3),), (PendingMigration(20, "job_state"),)
+    document = json.loads(migrate_json(Result.FAILED, 1, applied, pending, make()))
+    assert document == {
+        "result": "failed",
+        "current_version": 1,
+        "applied": [{"version": 1, "name": "jobs", "duration_ms": 3}],
+        "pending": [{"version": 20, "name": "job_state"}],
+        "error": expected,
+    }
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (status([JOBS], [row(JOBS)]), ("up_to_date", 1, [])),
+        (status([JOBS, STATE], [row(JOBS)]), ("pending", 1, [{"version": 20, "name": "job_state"}])),
+        (status([JOBS], [row(JOBS), row(LATER)]), ("ahead", 40, [])),
+    ],
+)
+def test_the_document_of_a_run_that_only_looks(
+    found: Status, expected: tuple[str, int, list[dict[str, object]]]
+) -> None:
+    """`--check --json` and `--dry-run --json` give the document of `migrate` with nothing applied."""
+    result, current, pending = expected
+    document = {"result": result, "current_version": current, "applied": [], "pending": pending, "error": None}
+    assert json.loads(examined_json(found)) == document
+
+
+def test_the_text_of_a_dry_run() -> None:
+    """`--dry-run` prints each pending migration with its whole SQL, under comments that say which and from where."""
+    found = status([JOBS, STATE, INDEX], [row(JOBS), row(INDEX, secs=None, done=0)])
+    assert found.plan.conflicts
+    late = status([JOBS, INDEX, LATER], [row(JOBS), row(INDEX, secs=None, done=0)])
+    assert dry_run_text(late) == (
+        "-- h:5432/amp: at version 1, 2 pending\n"
+        "\n"
+        "-- 30 index (sql/30_index.sql, resumed at statement 1)\n"
+        "-- no-transaction\n"
+        "CREATE INDEX CONCURRENTLY i ON jobs (id);\n"
+        "VACUUM jobs;\n"
+        "\n"
+        "-- 40 later (sql/40_later.sql)\n"
+        "SELECT 40;"
+    )
+    assert dry_run_text(status([JOBS, STATE], [row(JOBS)])) == (
+        "-- h:5432/amp: at version 1, 1 pending\n"
+        "\n"
+        "-- 20 job_state (sql/20_job_state.sql)\n"
+        "ALTER TABLE jobs ADD state text;"
+    )
+    assert dry_run_text(status([JOBS], [row(JOBS)])) == "-- h:5432/amp: up to date, at version 1"
+
+
+def test_a_path_that_is_not_utf8_is_shown_as_well_as_can_be() -> None:
+    """JSON is UTF-8: bytes of a path that are not become the replacement character, the others what they stand for."""
+    surrogates = b"gr\xc3\xb6\xff".decode("ascii", "surrogateescape")
+    document = migrate_json(Result.FAILED, None, (), (), ConfigError("größe", file=surrogates))
+    error = json.loads(document)["error"]
+    assert (error["message"], error["file"]) == ("größe", "grö\ufffd")
+
+
+def test_non_ascii_is_not_escaped() -> None:
+    """Names stand in the document as they are."""
+    assert '"name": "größe 中文"' in status([migration(1, "größe 中文", "")], []).json().decode()
+
+
+def test_small_words() -> None:
+    """A count agrees with its noun, and steps become what the report shows."""
+    assert [count(number, "migration") for number in (0, 1, 2)] == ["0 migrations", "1 migration", "2 migrations"]
+    assert pending_of(status([JOBS], []).plan.pending) == (PendingMigration(1, "jobs"),)

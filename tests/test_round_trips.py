@@ -1,0 +1,111 @@
+"""What a run costs on the wire and at start, counted and not timed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import pytest
+
+import ampd as library
+from tests.folders import write
+from tests.scenes import scripts
+from tests.servers import Ampd, Database, Proxy
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_nothing_pending_costs_one_connection_and_one_round_trip(database: Database) -> None:
+    """A start with nothing pending reads the history in one round trip of one connection; so does a status."""
+    files = scripts(*(f"CREATE TABLE t{number} ();" for number in range(20)))
+    await library.migrate(database.url, migrations=files)
+    for run in (library.migrate, library.status):
+        async with Proxy(database.server.host, database.server.port) as proxy:
+            await run(f"postgresql://postgres@{proxy.host}:{proxy.port}/{database.name}", migrations=files)
+            assert (proxy.connections, proxy.round_trips) == (1, 1), run
+
+
+@pytest.mark.parametrize("count", [1, 28])
+async def test_a_fresh_run_costs_one_round_trip_per_migration(database: Database, count: int) -> None:
+    """N migrations on an empty database cost N round trips and the one that reads the history, whatever they hold."""
+    files = scripts(*(f"CREATE TABLE t{number} ();\nSELECT 1;\n" * (number == 0) for number in range(count)))
+    async with Proxy(database.server.host, database.server.port) as proxy:
+        url = f"postgresql://postgres@{proxy.host}:{proxy.port}/{database.name}"
+        await library.migrate(url, migrations=files)
+        assert (proxy.connections, proxy.round_trips) == (1, count + 1)
+
+
+async def test_a_process_with_nothing_pending_costs_no_more(ampd: Ampd, database: Database, tmp_path: Path) -> None:
+    """The command line adds nothing to what the library sends."""
+    write(tmp_path / "m", {"1_a.sql": "SELECT 1", "2_b.sql": "SELECT 2"})
+    assert ampd("migrate", "--migrations", "m", url=database.url).returncode == 0
+    for command in ("migrate", "status"):
+        async with Proxy(database.server.host, database.server.port) as proxy:
+            url = f"postgresql://postgres@{proxy.host}:{proxy.port}/{database.name}"
+            process = ampd.start(command, "--migrations", "m", url=url)
+            await anyio.to_thread.run_sync(process.communicate)
+            assert (process.returncode, proxy.connections, proxy.round_trips) == (0, 1, 1), command
+
+
+NEEDED = {
+    "ampd",
+    "ampd.cli",
+    "ampd.config",
+    "ampd.errors",
+    "ampd.events",
+    "ampd.history",
+    "ampd.migration",
+    "ampd.migrator",
+    "ampd.plan",
+    "ampd.postgres",
+    "ampd.progress",
+    "ampd.report",
+    "ampd.source",
+    "ampd.turn",
+    "ampd.version",
+}
+
+
+def imported(database: Database, folder: Path, *arguments: str, file: bool = False) -> set[str]:
+    """Return the modules that a process has imported in the end."""
+    url = f'[metadata_db]\nurl = "{database.url}"\n'
+    program = (
+        f"import sys; from ampd.cli import run; code = run({list(arguments)!r}); print(*sys.modules); sys.exit(code)"
+    )
+    environment = {"AMP_CONFIG_METADATA_DB__URL": database.url, "PYTHONPATH": ":".join(sys.path)}
+    if file:
+        del environment["AMP_CONFIG_METADATA_DB__URL"]
+        environment["AMP_CONFIG"] = str(write(folder, {"c.toml": url}) / "c.toml")
+    process = subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, env=environment, capture_output=True, text=True, check=True
+    )
+    return set(process.stdout.splitlines()[-1].split())
+
+
+def test_a_start_with_nothing_pending_imports_what_it_needs(ampd: Ampd, database: Database, tmp_path: Path) -> None:
+    """No lexer, server, pool, TOML, rich text or metadata: every replica pays for an import at every start."""
+    write(tmp_path / "m", {"1_a.sql": "SELECT 1"})
+    here = ("--migrations", "m")
+    assert ampd("migrate", *here, url=database.url).returncode == 0
+    for command in ("migrate", "status"):
+        modules = imported(database, tmp_path, command, *here)
+        assert {name for name in modules if name.split(".")[0] == "ampd"} == NEEDED, command
+        unneeded = (
+            "rich tomllib difflib importlib.metadata importlib.resources unittest email.parser http multiprocessing"
+        )
+        assert modules.isdisjoint(unneeded.split()), command
+    modules = imported(database, tmp_path, "migrate", *here, file=True)
+    assert "tomllib" in modules
+    assert {name for name in modules if name.split(".")[0] == "ampd"} == NEEDED
+
+
+def test_importing_ampd_costs_next_to_nothing() -> None:
+    """`import ampd` alone loads neither the driver nor anything else that is not used yet, and changes no logging."""
+    program = (
+        "import sys, logging; before = set(sys.modules); import ampd; "
+        "print(*sorted(name for name in set(sys.modules) - before "
+        "if name.split('.')[0] not in sys.stdlib_module_names)); assert not logging.getLogger().handlers"
+    )
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert process.stdout == "ampd ampd.version\n"

@@ -1,0 +1,281 @@
+"""A stranger who may create objects in `public`, and a superuser who migrates: nothing of the stranger's is run."""
+
+import pytest
+
+import ampd
+from ampd.errors import AmpdError
+from tests.scenes import history, scripts
+from tests.servers import Database, Role
+
+pytestmark = pytest.mark.anyio
+
+FILES = scripts(
+    "CREATE TABLE victims (x int);\nINSERT INTO victims VALUES (1);",
+    "-- no-transaction\nCREATE INDEX CONCURRENTLY i ON victims (x);\nSELECT 1;",
+    "DROP TABLE victims;",
+)
+
+
+@pytest.fixture
+async def stranger(database: Database) -> Role:
+    """A role without privileges but for CREATE on public, where every other role looks first."""
+    role = await database.role("stranger", "USAGE, CREATE ON SCHEMA public")
+    await database.execute(
+        "CREATE SCHEMA evidence; CREATE TABLE evidence.traps (by name, what text);"
+        "GRANT USAGE ON SCHEMA evidence TO PUBLIC; GRANT INSERT ON evidence.traps TO PUBLIC;"
+        f"ALTER DATABASE {database.name} SET search_path = public, pg_catalog"
+    )
+    return role
+
+
+async def plant(database: Database, stranger: Role, sql: str) -> None:
+    """Run SQL as the stranger; `snap(text)` and `snap()` note who has run them."""
+    async with database.connect(stranger.url) as connection:
+        await connection.execute(
+            "CREATE FUNCTION snap(what text) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN "
+            "INSERT INTO evidence.traps SELECT current_user, what; RETURN true; END $$;"
+            "CREATE FUNCTION snap() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+            "INSERT INTO evidence.traps SELECT current_user, tg_name; RETURN new; END $$;" + sql
+        )
+
+
+async def caught(database: Database) -> list[tuple[str, str]]:
+    """Return what has been run with the rights of the superuser."""
+    rows = await database.fetch("SELECT by, what FROM evidence.traps WHERE by = 'postgres'")
+    return [tuple(row) for row in rows]
+
+
+async def run_everything(database: Database) -> list[str]:
+    """Migrate, look and migrate again, as the superuser; return the codes of the errors."""
+    codes = []
+    for _ in range(2):
+        for run in (ampd.migrate, ampd.status):
+            try:
+                await run(database.url, migrations=FILES)
+            except AmpdError as error:
+                codes.append(error.code)
+    return codes
+
+
+OVERLOADED = [
+    "set_config",
+    "current_setting",
+    "pg_try_advisory_xact_lock",
+    "pg_advisory_unlock_all",
+    "current_schemas",
+    "current_database",
+    "pg_backend_pid",
+    "clock_timestamp",
+    "decode",
+    "encode",
+    "count",
+    "max",
+    "min",
+    "to_regclass",
+    "format",
+    "coalesce",
+    "host",
+    "inet_server_addr",
+    "inet_server_port",
+    "pg_is_in_recovery",
+    "starts_with",
+    "left",
+    "substr",
+    "replace",
+    "concat_ws",
+    "pg_get_userbyid",
+    "pg_has_role",
+    "pg_current_xact_id",
+    "num_nonnulls",
+    "pg_blocking_pids",
+    "has_table_privilege",
+    "int8",
+    "text",
+    "now",
+    "statement_timestamp",
+    "current_user",
+    "pg_is_other_temp_schema",
+    "has_schema_privilege",
+]
+
+
+async def overload(database: Database) -> str:
+    """Return SQL that overloads, in public, every function and operator of pg_catalog that ampd could come across."""
+    functions = await database.fetch(
+        """
+        SELECT DISTINCT p.proname AS name, pg_get_function_identity_arguments(p.oid) AS arguments,
+               format_type(prorettype, NULL) AS result
+        FROM pg_proc p
+        WHERE pronamespace = 'pg_catalog'::regnamespace AND prokind = 'f' AND NOT proretset AND provariadic = 0
+          AND proname = ANY ($1) AND NOT EXISTS (
+            SELECT FROM unnest(proargtypes) a JOIN pg_type t ON t.oid = a WHERE t.typtype = 'p')
+          AND (SELECT typtype FROM pg_type WHERE oid = prorettype) <> 'p'
+        """,
+        OVERLOADED,
+    )
+    parts = [
+        f"CREATE FUNCTION public.{row['name']}({row['arguments']}) RETURNS {row['result']} "
+        f"LANGUAGE plpgsql AS $$ BEGIN PERFORM public.snap('{row['name']}'); RETURN NULL; END $$;"
+        for row in functions
+    ]
+    for operator in ("=", "<>", "<", ">"):
+        for left, right in (
+            ("bigint", "integer"),
+            ("bigint", "bigint"),
+            ("integer", "integer"),
+            ("name", "name"),
+            ("name", "text"),
+            ("text", "text"),
+            ("oid", "oid"),
+            ("oid", "regclass"),
+            ("xid", "xid"),
+            ("boolean", "boolean"),
+            ("bytea", "bytea"),
+            ('"char"', '"char"'),
+        ):
+            parts.append(
+                f"CREATE OR REPLACE FUNCTION public.trap(a {left}, b {right}) RETURNS boolean LANGUAGE plpgsql AS "
+                f"$$ BEGIN PERFORM public.snap('{operator} {left}'); RETURN true; END $$;"
+                f"CREATE OPERATOR public.{operator} (LEFTARG = {left}, RIGHTARG = {right}, FUNCTION = public.trap);"
+            )
+    # Calls that no function of pg_catalog matches exactly would be drawn to one that does.
+    for name, arguments in (
+        ("set_config", "unknown_a varchar, b varchar, c boolean"),
+        ("concat", "a text, b text"),
+        ("concat", "a text, b integer"),
+        ("count", "a integer"),
+        ("decode", "a varchar, b varchar"),
+        ("to_regclass", "a varchar"),
+        ("jsonb_build_object", "a text, b text"),
+    ):
+        parts.append(
+            f"CREATE FUNCTION public.{name}({arguments}) RETURNS text LANGUAGE plpgsql AS $$ BEGIN "
+            f"PERFORM public.snap('{name}'); RETURN NULL; END $$;"
+        )
+    parts += [
+        f"CREATE TABLE public.{table} (LIKE pg_catalog.{table});"
+        for table in ("pg_class", "pg_namespace", "pg_roles", "pg_locks", "pg_stat_activity", "pg_database", "pg_index")
+    ]
+    parts += [
+        f"CREATE DOMAIN public.{name} AS pg_catalog.{name} CHECK (public.snap('{name}'));"
+        for name in ("text", "bytea", "name", "jsonb", "regclass", "oid", "xid")
+    ]
+    return "".join(parts)
+
+
+async def test_overloaded_names_are_not_called(database: Database, stranger: Role) -> None:
+    """With public before pg_catalog on the path, no function, operator, type or table of a stranger is taken."""
+    await plant(database, stranger, await overload(database))
+    async with database.connect() as victim:  # the trap works: whoever does not take care is caught
+        await victim.fetch("SELECT set_config('work_mem', '1MB', true)")
+    assert ("postgres", "set_config") in await caught(database)
+    await database.execute("DELETE FROM evidence.traps WHERE by OPERATOR(pg_catalog.=) 'postgres'")
+    assert await run_everything(database) == []
+    assert await caught(database) == []
+    assert await history(database) == [(1, True, 2), (2, True, 2), (3, True, 1)]
+
+
+TABLE = (
+    "CREATE TABLE ampd_schema_migrations (version bigint PRIMARY KEY, name text NOT NULL, checksum bytea NOT NULL, "
+    "started_at timestamptz NOT NULL, finished_at timestamptz, statements_done integer NOT NULL, "
+    "applied_by text NOT NULL, ampd_version text NOT NULL);"
+)
+ROW = (
+    f"INSERT INTO ampd_schema_migrations VALUES (1, 'step', '\\x{FILES[0].checksum.hex()}', now(), now(), 2, 'x', 'y');"
+)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        pytest.param(TABLE, id="a table"),
+        pytest.param(TABLE + "GRANT ALL ON ampd_schema_migrations TO PUBLIC;", id="a table that everybody may write"),
+        pytest.param(
+            TABLE + "CREATE TRIGGER t BEFORE INSERT OR UPDATE ON ampd_schema_migrations "
+            "FOR EACH ROW EXECUTE FUNCTION snap();",
+            id="a trigger for each row",
+        ),
+        pytest.param(
+            TABLE
+            + "CREATE TRIGGER t AFTER INSERT ON ampd_schema_migrations FOR EACH STATEMENT EXECUTE FUNCTION snap();",
+            id="a trigger for each statement",
+        ),
+        pytest.param(TABLE.replace("applied_by text NOT NULL", "applied_by text CHECK (snap('check'))"), id="a check"),
+        pytest.param(
+            TABLE.replace("finished_at timestamptz", "finished_at timestamptz, extra bool DEFAULT snap('default')"),
+            id="a default",
+        ),
+        pytest.param(
+            TABLE + "CREATE INDEX ON ampd_schema_migrations ((snap_i(name)));", id="an index on an expression"
+        ),
+        pytest.param(
+            TABLE + "CREATE RULE r AS ON INSERT TO ampd_schema_migrations DO ALSO SELECT snap('rule');", id="a rule"
+        ),
+        pytest.param(
+            TABLE + ROW + "ALTER TABLE ampd_schema_migrations ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;"
+            "CREATE POLICY p ON ampd_schema_migrations USING (snap('policy'));",
+            id="row-level security",
+        ),
+        pytest.param(
+            f"{TABLE.replace('ampd_schema_migrations', 'base')}"
+            "CREATE VIEW ampd_schema_migrations AS SELECT * FROM base WHERE snap('view');",
+            id="a view",
+        ),
+        pytest.param(
+            "CREATE MATERIALIZED VIEW ampd_schema_migrations AS SELECT 1::bigint AS version WITH NO DATA;",
+            id="a materialized view",
+        ),
+        pytest.param(
+            TABLE.replace("PRIMARY KEY", "").replace(");", ") PARTITION BY LIST (version);"), id="a partitioned table"
+        ),
+        pytest.param("CREATE SEQUENCE ampd_schema_migrations;", id="a sequence"),
+        pytest.param("CREATE TYPE ampd_schema_migrations AS (version bigint);", id="a composite type"),
+        pytest.param(
+            f"{TABLE.replace('ampd_schema_migrations', 'base')}"
+            "CREATE TABLE ampd_schema_migrations () INHERITS (base);"
+            "CREATE TRIGGER t BEFORE INSERT ON ampd_schema_migrations FOR EACH ROW EXECUTE FUNCTION snap();",
+            id="a table that inherits",
+        ),
+        pytest.param(
+            TABLE + "CREATE TABLE heir () INHERITS (ampd_schema_migrations);"
+            "CREATE TRIGGER t BEFORE UPDATE ON heir FOR EACH ROW EXECUTE FUNCTION snap();"
+            "INSERT INTO heir VALUES (2, 'step', '', now(), NULL, 0, 'x', 'y');",
+            id="a table with an heir",
+        ),
+    ],
+)
+async def test_a_history_table_of_a_stranger_is_not_written(database: Database, stranger: Role, sql: str) -> None:
+    """Whatever a stranger puts in the history's place, none of its code runs, no migration does, and it is named."""
+    indexed = (
+        "CREATE FUNCTION snap_i(what text) RETURNS text LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN "
+        "PERFORM snap(what); RETURN what; END $$;"
+    )
+    await plant(database, stranger, indexed + sql)
+    codes = await run_everything(database)
+    assert len(codes) >= 2  # both runs; the status may or may not be told
+    assert set(codes) <= {"permission", "config", "conflict"}
+    assert await caught(database) == []
+    assert await database.fetchval("SELECT to_regclass('victims')") is None
+
+
+async def test_a_row_of_a_stranger_is_not_believed_by_a_run(database: Database, stranger: Role) -> None:
+    """A stranger's table cannot make the superuser skip a migration either."""
+    await plant(database, stranger, TABLE + ROW)
+    with pytest.raises(ampd.PermissionDenied, match=f"belongs to {stranger.name}") as refusal:
+        await ampd.migrate(database.url, migrations=FILES)
+    assert 'ALTER TABLE "public".ampd_schema_migrations OWNER TO "postgres"' in str(refusal.value.hint)
+    await database.execute("ALTER TABLE ampd_schema_migrations OWNER TO postgres")  # and the hint is the way out
+    report = await ampd.migrate(database.url, migrations=FILES[:1])
+    assert report.applied == ()
+
+
+async def test_a_common_owner_is_no_stranger(database: Database) -> None:
+    """The history may belong to a role that the migrator is a member of: a team's common owner, say."""
+    team, worker = await database.role("team"), await database.role("worker", "CREATE ON SCHEMA public")
+    await database.execute(f"GRANT {team.name} TO {worker.name}; GRANT CREATE ON SCHEMA public TO {team.name}")
+    await ampd.migrate(database.url, migrations=FILES[:1])
+    await database.execute(f"ALTER TABLE ampd_schema_migrations OWNER TO {team.name}")
+    report = await ampd.migrate(worker.url, migrations=scripts(FILES[0].sql, "CREATE TABLE mine ();"))
+    assert [done.version for done in report.applied] == [2]
+    with pytest.raises(ampd.PermissionDenied, match=f"belongs to {team.name}"):  # to a superuser it is one
+        await ampd.migrate(database.url, migrations=scripts(FILES[0].sql, "CREATE TABLE mine ();", "SELECT 1"))

@@ -1,0 +1,225 @@
+"""Where migrations come from: a folder read once, and everything that is wrong with it said at once."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import ampd
+from ampd import InvalidMigration, Migration, read_migrations
+from ampd.migration import checksum
+
+NAMING = (
+    "a migration file is named <version>_<name>.sql, with a version of 1 to 18 digits that no other file has, "
+    "and is UTF-8 text"
+)
+LOOK = (
+    "give it with --migrations DIR or metadata_db.migrations.dir; "
+    "a relative path in the configuration file is relative to that file"
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder for migrations."""
+    folder = tmp_path / "migrations"
+    folder.mkdir()
+    return folder
+
+
+def fill(folder: Path, files: dict[str, bytes | str]) -> None:
+    """Write the files of a folder; a name that ends with a slash is a folder."""
+    for name, content in files.items():
+        if name.endswith("/"):
+            (folder / name).mkdir()
+        else:
+            (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def refusal(folder: Path) -> InvalidMigration:
+    """Return the error that reading ends in."""
+    with pytest.raises(InvalidMigration) as error:
+        read_migrations(folder)
+    assert error.value.code == "invalid_migration"
+    return error.value
+
+
+def test_a_folder_is_read_in_the_order_of_versions(folder: Path) -> None:
+    """Versions are ordered as numbers; each migration has its text, its checksum and its path."""
+    fill(folder, {"10_c.sql": "SELECT 10;", "9_b.up.sql": "SELECT 9;\r\n", "000000000000000011_d.sql": ""})
+    fill(folder, {"002_a.sql": "\ufeffSELECT 'ä';\n"})
+    assert read_migrations(folder) == (
+        Migration(2, "a", f"{folder}/002_a.sql", "SELECT 'ä';\n", checksum("SELECT 'ä';\n".encode())),
+        Migration(9, "b", f"{folder}/9_b.up.sql", "SELECT 9;\r\n", checksum(b"SELECT 9;\n")),
+        Migration(10, "c", f"{folder}/10_c.sql", "SELECT 10;", checksum(b"SELECT 10;")),
+        Migration(11, "d", f"{folder}/000000000000000011_d.sql", "", checksum(b"")),
+    )
+    assert read_migrations(str(folder)) == read_migrations(folder)
+
+
+def test_an_empty_folder_is_no_migrations(folder: Path) -> None:
+    """A folder without migrations is valid, and empty."""
+    assert read_migrations(folder) == ()
+
+
+def test_what_is_not_a_migration_is_ignored(folder: Path) -> None:
+    """Files that are not .sql, the ways back of other tools, and subfolders of any name are left alone."""
+    fill(folder, {"1_a.sql": "SELECT 1;", "1_a.down.sql": "\0", "x.down.sql": "", "README.md": "", "seed.sql.bak": ""})
+    fill(folder, {"2_b.SQL": "", "3_c.txt": "", "sql": "", "sub/": "", "4_d.sql/": "", "y.sql/": ""})
+    fill(folder / "sub", {"5_e.sql": "", "bad.sql": ""})
+    assert [migration.file for migration in read_migrations(folder)] == [f"{folder}/1_a.sql"]
+
+
+def test_a_link_is_the_file_it_points_to(folder: Path, tmp_path: Path) -> None:
+    """Symbolic links, as Kubernetes mounts a ConfigMap, are followed; one to a folder is a subfolder."""
+    (tmp_path / "real").write_text("SELECT 1;")
+    (folder / "1_a.sql").symlink_to(tmp_path / "real")
+    (folder / "2_b.sql").symlink_to(tmp_path)
+    assert [(each.version, each.sql) for each in read_migrations(folder)] == [(1, "SELECT 1;")]
+
+
+@pytest.mark.parametrize(
+    ("files", "first", "message"),
+    [
+        ({"a.sql": ""}, "a.sql", "{folder}/a.sql is not named <version>_<name>.sql"),
+        ({".sql": ""}, ".sql", "{folder}/.sql is not named <version>_<name>.sql"),
+        (
+            {"1234567890123456789_a.sql": ""},
+            "1234567890123456789_a.sql",
+            "{folder}/1234567890123456789_a.sql is not named <version>_<name>.sql",
+        ),
+        ({"01_a.sql": "", "1_b.sql": ""}, "1_b.sql", "{folder}/1_b.sql has version 1, and so has 01_a.sql"),
+        ({"1_a.sql": "", "1_a.up.sql": ""}, "1_a.up.sql", "{folder}/1_a.up.sql has version 1, and so has 1_a.sql"),
+        ({"1_a.sql": "SELECT 1;\n\n'\0'"}, "1_a.sql", "{folder}/1_a.sql holds a NUL byte in line 3"),
+        ({"1_a.sql": b"\0"}, "1_a.sql", "{folder}/1_a.sql holds a NUL byte in line 1"),
+        ({"1_a.sql": b"SELECT 1;\n-- caf\xe9\n"}, "1_a.sql", "{folder}/1_a.sql is not UTF-8 text (line 2)"),
+        ({"1_a.sql": b"\xef\xbb\xbf\n\n\xff"}, "1_a.sql", "{folder}/1_a.sql is not UTF-8 text (line 3)"),
+        ({"1_a.sql": "SELECT 1;\n".encode("utf-16")}, "1_a.sql", "{folder}/1_a.sql is not UTF-8 text (line 1)"),
+        ({"1_a.sql": b"-- \xed\xa0\x80"}, "1_a.sql", "{folder}/1_a.sql is not UTF-8 text (line 1)"),
+    ],
+)
+def test_one_offender(folder: Path, files: dict[str, bytes | str], first: str, message: str) -> None:
+    """A file that cannot be used is an error with its name, what is wrong with it and in which line."""
+    fill(folder, files)
+    error = refusal(folder)
+    assert str(error) == f"{message.format(folder=folder)}\nhint: {NAMING}"
+    assert error.file == f"{folder}/{first}"
+
+
+def test_every_offender_is_named_at_once(folder: Path) -> None:
+    """All that is wrong with a folder is one error: each file, each fault, in the order of names."""
+    fill(folder, {"01_a.sql": b"\xff", "1_b.sql": b"\0", "001_c.sql": "", "2_fine.sql": "SELECT 1;", "seed.sql": ""})
+    fill(folder, {"3_x.sql": "a\n\0", "V4__y.sql": b"\xff"})
+    (folder / "5_loop.sql").symlink_to("5_loop.sql")
+    (folder / "6_gone.sql").symlink_to("nothing")
+    error = refusal(folder)
+    assert error.message == (
+        f"9 faults in the files of {folder}:\n"
+        "  01_a.sql has version 1, and so has 001_c.sql\n"
+        "  01_a.sql is not UTF-8 text (line 1)\n"
+        "  1_b.sql has version 1, and so has 001_c.sql\n"
+        "  1_b.sql holds a NUL byte in line 1\n"
+        "  3_x.sql holds a NUL byte in line 2\n"
+        "  5_loop.sql cannot be read: Too many levels of symbolic links\n"
+        "  6_gone.sql cannot be read: No such file or directory\n"
+        "  V4__y.sql is not named <version>_<name>.sql\n"
+        "  seed.sql is not named <version>_<name>.sql"
+    )
+    assert error.file == f"{folder}/01_a.sql"
+
+
+def test_a_name_that_is_not_utf8(folder: Path) -> None:
+    """A name that the history could not hold is an offender, shown in characters that everything can print."""
+    try:
+        (Path(os.fsdecode(os.fsencode(folder) + b"/1_\xff.sql"))).write_text("SELECT 1;")
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    error = refusal(folder)
+    assert error.message == f"{folder}/1_\\xff.sql has a name that is not UTF-8"
+    assert error.file == f"{folder}/1_\\xff.sql"
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    """A missing folder, and a file in its place, are errors that say how to name the right one."""
+    assert str(refusal(tmp_path / "none")) == f"the migrations folder {tmp_path}/none does not exist\nhint: {LOOK}"
+    (tmp_path / "file").write_text("")
+    error = refusal(tmp_path / "file")
+    assert str(error) == f"the migrations folder {tmp_path}/file is not a folder\nhint: {LOOK}"
+    assert error.file == f"{tmp_path}/file"
+    (tmp_path / "loop").symlink_to("loop")
+    assert refusal(tmp_path / "loop").message == (
+        f"the migrations folder {tmp_path}/loop cannot be read: Too many levels of symbolic links"
+    )
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Give up the superuser's rights, where we have them."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize(
+    ("lock", "message"),
+    [
+        (lambda folder: folder.parent.chmod(0), "the migrations folder {folder} cannot be read: Permission denied"),
+        (lambda folder: folder.chmod(0), "the migrations folder {folder} cannot be read: Permission denied"),
+        (lambda folder: folder.chmod(0o444), "the migrations folder {folder} cannot be read: Permission denied"),
+        (lambda folder: (folder / "1_a.sql").chmod(0), "{folder}/1_a.sql cannot be read: Permission denied"),
+    ],
+    ids=["parent", "folder", "listed only", "file"],
+)
+def test_what_may_not_be_read(lock: Callable[[Path], None], message: str) -> None:
+    """A folder or a file without the permission to read it is an error, and no traceback."""
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        folder = Path(name) / "inner" / "migrations"
+        folder.mkdir(parents=True)
+        fill(folder, {"1_a.sql": "SELECT 1;"})
+        Path(name).chmod(0o755)
+        lock(folder)
+        try:
+            with as_nobody():
+                error = refusal(folder)
+        finally:
+            folder.parent.chmod(0o755)
+            folder.chmod(0o755)
+        assert error.message == message.format(folder=folder)
+
+
+def test_the_packaged_migrations() -> None:
+    """Without a folder the packaged files are read, by the same rules, and named as in the repository."""
+    folder = Path(ampd.__file__).with_name("migrations")
+    packaged = read_migrations()
+    assert len(packaged) >= 5
+    assert [migration.file for migration in packaged] == [
+        f"ampd/migrations/{file.name}" for file in sorted(folder.glob("*.sql"))
+    ]
+    assert [(each.version, each.checksum) for each in packaged] == [
+        (each.version, each.checksum) for each in read_migrations(folder)
+    ]
+
+
+def test_packaged_migrations_in_an_archive(tmp_path: Path) -> None:
+    """From a zipped package, where there is no folder on disk, the same migrations are read."""
+    package = Path(ampd.__file__).parent
+    archive = shutil.make_archive(str(tmp_path / "zipped"), "zip", package.parent, package.name)
+    program = "import ampd; print(ampd.__file__); print(*(each.checksum.hex() for each in ampd.read_migrations()))"
+    environment = os.environ | {"PYTHONPATH": archive, "PYTHONSAFEPATH": "1"}
+    told = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    where, checksums = told.stdout.splitlines()
+    assert where.startswith(archive)
+    assert checksums.split() == [migration.checksum.hex() for migration in read_migrations()]

@@ -1,0 +1,184 @@
+"""The order of starting: a server that is not there yet is waited for; what waiting cannot mend is told at once."""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Self
+
+import anyio
+import pytest
+
+import ampd as library
+from ampd import AmpdError, AuthenticationFailed, ConnectionFailed, DatabaseMissing, Retrying
+from ampd.config import Migrations
+from tests.scenes import GENEROUS, Heard, scripts
+from tests.servers import Ampd, Database, Proxy, free_port
+
+pytestmark = pytest.mark.anyio
+
+FILES = scripts("CREATE TABLE t ()")
+PATIENT = Migrations(connect_wait_secs=GENEROUS)
+
+
+class Door(Proxy):
+    """A proxy on a port of our choice, which turns the first so many callers away, each with the same answer."""
+
+    def __init__(self, database: Database, port: int = 0, *, refusals: int = 0, answer: bytes = b"") -> None:
+        super().__init__(database.server.host, database.server.port)
+        self.port = port
+        self.refusals = refusals
+        self.answer = answer
+
+    async def __aenter__(self) -> Self:
+        """Listen."""
+        self._server = await asyncio.start_server(self._open, self.host, self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    def url(self, database: Database) -> str:
+        """Return the URL of a database behind the door."""
+        return f"postgresql://postgres@{self.host}:{self.port}/{database.name}"
+
+    async def _open(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.refusals <= 0:
+            return self._accept(reader, writer)
+        length = int.from_bytes(await reader.readexactly(4))
+        if await reader.readexactly(length - 4) == (80877103).to_bytes(4):  # it asks for TLS first
+            writer.write(b"N")
+            await reader.readexactly(int.from_bytes(await reader.readexactly(4)) - 4)
+        self.refusals -= 1
+        writer.write(self.answer)
+        with suppress(ConnectionError):
+            await writer.drain()
+        return writer.close()
+
+
+def fatal(sqlstate: str, message: str) -> bytes:
+    """Return the message by which a server refuses a connection."""
+    fields = (b"SFATAL", b"VFATAL", b"C" + sqlstate.encode(), b"M" + message.encode())
+    body = b"".join(field + b"\0" for field in fields) + b"\0"
+    return b"E" + (len(body) + 4).to_bytes(4) + body
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (fatal("57P03", "the database system is starting up"), "is not ready: the database system is starting up"),
+        (fatal("57P03", "the database system is in recovery mode"), "is not ready: the database system is in"),
+        (fatal("57P03", "the database system is shutting down"), "is not ready: the database system is shutting down"),
+        (fatal("53300", "sorry, too many clients already"), "takes no more connections: sorry, too many clients"),
+        (fatal("57P01", "terminating connection due to administrator command"), ": terminating connection"),
+        (b"", ""),
+    ],
+    ids=["starting", "recovering", "shutting down", "full", "going", "hung up"],
+)
+async def test_a_server_that_is_not_ready_is_waited_for(database: Database, answer: bytes, reason: str) -> None:
+    """What passes by itself is retried without a flood of words, until the server lets us in."""
+    heard = Heard()
+    async with Door(database, refusals=4, answer=answer) as door:
+        report = await library.migrate(door.url(database), migrations=FILES, limits=PATIENT, on_event=heard)
+        where = f"127.0.0.1:{door.port}/{database.name}"
+    assert door.refusals == 0
+    assert len(report.applied) == 1
+    (told,) = heard.of(Retrying)
+    assert reason in told.reason
+    assert where in told.reason
+    assert told.limit == GENEROUS
+
+
+async def test_a_server_that_comes_up_later_is_found(database: Database, ampd: Ampd) -> None:
+    """Started before its server, the command waits with one line, and does its work once there is somebody."""
+    port = free_port()
+    (ampd.folder / FILES[0].file).write_text(FILES[0].sql)
+    url = f"postgresql://postgres@127.0.0.1:{port}/{database.name}"
+    process = ampd.start("migrate", "--migrations", ".", url=url)
+    assert process.stderr is not None
+    line = await anyio.to_thread.run_sync(process.stderr.readline)
+    assert line == f"127.0.0.1:{port}/{database.name} cannot be reached: connection refused; trying for 30 s more\n"
+    async with Door(database, port):
+        stdout, stderr = await anyio.to_thread.run_sync(process.communicate)
+    assert process.returncode == 0, stderr
+    assert "trying for" not in stderr
+    assert await database.fetchval("SELECT count(*) FROM ampd_schema_migrations") == 1
+    assert stdout
+
+
+async def test_a_role_without_a_free_connection_waits(database: Database) -> None:
+    """Too many connections is a state that passes."""
+    role = await database.role("crowded", "ALL ON SCHEMA public")
+    await database.execute(f"ALTER ROLE {role.name} CONNECTION LIMIT 0")
+    heard = Heard()
+    async with anyio.create_task_group() as tasks:
+
+        async def make_room() -> None:
+            assert "too many connections for role" in (await heard.first(Retrying)).reason
+            await database.execute(f"ALTER ROLE {role.name} CONNECTION LIMIT 2")
+
+        tasks.start_soon(make_room)
+        report = await library.migrate(role.url, migrations=FILES, limits=PATIENT, on_event=heard)
+    assert len(report.applied) == 1
+
+
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [("127.0.0.1", "connection refused"), ("nowhere.invalid", "the host name is not known")],
+)
+async def test_patience_ends(host: str, reason: str) -> None:
+    """After connect_wait_secs the error says what was tried and why it failed; what was told meanwhile is one line."""
+    heard, port = Heard(), free_port()
+    with pytest.raises(ConnectionFailed) as raised:
+        await library.migrate(
+            f"postgresql://postgres@{host}:{port}/amp",
+            migrations=FILES,
+            limits=Migrations(connect_wait_secs=0.6),
+            on_event=heard,
+        )
+    assert raised.value.message.startswith(f"{host}:{port}/amp cannot be reached: {reason}")
+    assert raised.value.hint == "check host and port, and that the server runs and listens there"
+    assert len(heard.of(Retrying)) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (fatal("28P01", 'password authentication failed for user "postgres"'), AuthenticationFailed),
+        (fatal("28000", 'no pg_hba.conf entry for host "127.0.0.1"'), AuthenticationFailed),
+        (fatal("3D000", 'database "amp" does not exist'), DatabaseMissing),
+    ],
+    ids=["password", "pg_hba", "database"],
+)
+async def test_what_waiting_cannot_mend_is_told_at_once(
+    database: Database, answer: bytes, kind: type[AmpdError]
+) -> None:
+    """A wrong password or a missing database is asked for once, and never retried."""
+    heard = Heard()
+    async with Door(database, refusals=99, answer=answer) as door:
+        with pytest.raises(kind):
+            await library.migrate(door.url(database), migrations=FILES, limits=PATIENT, on_event=heard)
+    assert door.refusals == 98
+    assert not heard
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [
+        (lambda server: server.url("no_such_database"), DatabaseMissing),
+        (lambda server: server.url("postgres", "no_such_role"), AuthenticationFailed),
+    ],
+    ids=["database", "role"],
+)
+async def test_a_real_server_refuses(database: Database, url: Callable[[object], str], kind: type[AmpdError]) -> None:
+    """The same of a real server, in its own words."""
+    with pytest.raises(kind, match="no_such_"):
+        await library.status(url(database.server), migrations=FILES, limits=PATIENT)
+
+
+async def test_the_second_host_answers_when_the_first_does_not(database: Database) -> None:
+    """With several hosts in the URL one that is down is passed over."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # bound and not listening: refused
+        hosts = f"127.0.0.1:{closed.getsockname()[1]},{database.server.host}:{database.server.port}"
+        url = f"postgresql://postgres@{hosts}/{database.name}?target_session_attrs=read-write"
+        report = await library.migrate(url, migrations=FILES, limits=PATIENT)
+    assert len(report.applied) == 1
