@@ -7,7 +7,7 @@ import random
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from .errors import MigrationConflict
+from .errors import ConfigError, MigrationConflict
 from .events import OnEvent, Warned, ignore
 from .migrator import migrate, refuse_conflicts, status
 from .postgres import connected_pool
@@ -52,12 +52,26 @@ async def open_pool(
         if found.plan.ahead:
             by, newest = count(len(found.plan.ahead), "migration"), found.plan.ahead[-1].version
             on_event(Warned(message=f"the database is ahead of this build by {by} (newest: {newest})"))
-    async with await connected_pool(metadata_db, options) as pool:
+    async with await _connected(metadata_db, options) as pool:
         renewal = asyncio.create_task(_renew(pool, metadata_db.max_lifetime_secs))
         try:
             yield pool
         finally:
             renewal.cancel()
+
+
+async def _connected(metadata_db: MetadataDb, options: dict[str, Any]) -> asyncpg.Pool:
+    try:
+        return await connected_pool(metadata_db, options)
+    except ConfigError as error:
+        if metadata_db.schema is None or "search_path" not in error.message:
+            raise
+        raise ConfigError(
+            error.message,
+            hint="this pooler takes no settings from its clients, so metadata_db.schema cannot reach the pool: leave "
+            f"it out and ALTER ROLE … SET search_path = {metadata_db.schema}, or connect directly",
+            sqlstate=error.sqlstate,
+        ) from error
 
 
 async def _renew(pool: asyncpg.Pool, max_lifetime_secs: float) -> None:

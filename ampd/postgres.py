@@ -340,7 +340,7 @@ class Database:
                 elif await session.recover():  # a pool wants no open transaction back
                     # The schema has changed under the pool's cached plans and types.
                     await connection.reload_schema_state()
-                    await self._pool.release(connection)
+                    await self._pool.release(connection, timeout=GOODBYE_SECS)
                 return
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             pass

@@ -22,6 +22,7 @@ from .events import (
 from .report import AppliedNow
 from .turn import describe
 
+_UNFINISHED = "unfinished: run `ampd migrate` again, it resumes or says what to do"
 _ERASE = "\r\x1b[2K"
 
 
@@ -50,7 +51,7 @@ class Progress:
         if self._running is None:
             return done or "nothing was applied"
         running = f"{self._running.version} {self._running.name}"
-        end = "rolled back" if self._running.transactional else "unfinished: `ampd migrate` resumes it"
+        end = "rolled back" if self._running.transactional else _UNFINISHED
         return f"{done or 'nothing was applied'}; {running} was stopped, {end}"
 
     def __call__(self, event: Event) -> None:

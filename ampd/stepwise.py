@@ -157,10 +157,13 @@ async def apply_stepwise(source: Database, session: Session, job: Job) -> None:
     async with source.session() as guarding:
         guard = Guard(guarding)
         await guard.take(job)
-        if job.script.step.applied is not None:
-            await _look_again(session, job)
-        async with alongside(guard.keep):
-            await _Steps(source, session, guard, job).run()
+        try:
+            if job.script.step.applied is not None:
+                await _look_again(session, job)
+            async with alongside(guard.keep):
+                await _Steps(source, session, guard, job).run()
+        finally:
+            await guarding.recover()  # a pooler throws away a server connection that is left in a transaction
 
 
 async def _look_again(session: Session, job: Job) -> None:

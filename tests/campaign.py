@@ -33,7 +33,8 @@ SELECT n.nspname, c.relname, c.relkind::text, c.relpersistence::text,
                          ORDER BY a.attnum)
           FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
          WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) AS columns,
-       (SELECT array_agg(pg_get_constraintdef(k.oid) ORDER BY 1) FROM pg_constraint k WHERE k.conrelid = c.oid) AS rules,
+       (SELECT array_agg(pg_get_constraintdef(k.oid) ORDER BY k.conname) FROM pg_constraint k
+         WHERE k.conrelid = c.oid) AS constraints,
        CASE WHEN c.relkind IN ('i', 'I') THEN pg_get_indexdef(c.oid) END AS index,
        (SELECT i.indisvalid FROM pg_index i WHERE i.indexrelid = c.oid) AS valid,
        obj_description(c.oid, 'pg_class') AS comment
@@ -74,9 +75,10 @@ def kills(*, folder: Path, kills: int = 1000, prepare: Path | None = None, seed:
                     break
             last = ampd("migrate", "--migrations", folder, url=url)
             interrupted += "ampd resolve" in last.stderr
-            if last.returncode != 0 or asyncio.run(_catalog(url)) != reference:
+            found = asyncio.run(_catalog(url)) if last.returncode == 0 else []
+            if found != reference:
                 different += 1
-                print(last.stderr, file=sys.stderr)
+                print(last.stderr, *set(found) ^ set(reference), sep="\n", file=sys.stderr)
         print(f"kills {killed}, databases {databases}, differences {different}, interrupted {interrupted}")
         return int(different > 0)
 
@@ -147,12 +149,12 @@ def _fresh(server: Server, name: str, prepare: Path | None = None) -> str:
     return server.url(name)
 
 
-async def _catalog(url: str) -> list[tuple[object, ...]]:
+async def _catalog(url: str) -> list[tuple[str, ...]]:
     connection = await asyncpg.connect(url)
     rows = [*await connection.fetch(CATALOG), *await connection.fetch(FUNCTIONS)]
     unfinished = await connection.fetchval("SELECT count(*) FROM ampd_schema_migrations WHERE finished_at IS NULL")
     await connection.close()
-    return [*(tuple(row) for row in rows), (unfinished,)]
+    return [*(tuple(map(str, row)) for row in rows), (str(unfinished),)]
 
 
 async def _count(url: str) -> tuple[int, int, int]:

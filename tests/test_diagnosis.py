@@ -693,6 +693,21 @@ async def test_no_stream_shows_a_password(strict: Strict, ampd: Ampd, form: str,
             assert secret not in process.stdout + process.stderr
 
 
+async def test_what_the_server_says_of_a_password_is_not_repeated(database: Database) -> None:
+    """An error of the server that happens to hold the URL's password is shown without it."""
+    role = await database.role("alice", password=SECRET)
+    joined = f"'{SECRET[:5]}' || '{SECRET[5:]}'"
+    text = f"DO $$ DECLARE a text := {joined}; BEGIN RAISE '%', a USING DETAIL = a, HINT = a; END $$"
+    with pytest.raises(ampd.PermissionDenied):
+        await ampd.migrate(role.url, migrations=scripts(text))
+    await database.execute(f"GRANT CREATE ON SCHEMA public TO {role.name}")
+    with pytest.raises(ampd.MigrationFailed) as caught:
+        await ampd.migrate(role.url, migrations=scripts(text))
+    assert caught.value.message == "1_step.sql:1: *** (SQLSTATE P0001)"
+    assert (caught.value.detail, str(caught.value.hint).split(";")[0]) == ("***", "***")
+    assert SECRET not in str(caught.value)
+
+
 async def test_a_password_that_asyncpg_would_repeat(strict: Strict, ampd: Ampd) -> None:
     """A URL whose password was not encoded, and so reads as host or port, is not repeated either."""
     for url in (

@@ -446,7 +446,7 @@ async def test_defaults_of_a_role_change_nothing(database: Database, setting: st
     files = scripts(
         f"CREATE TABLE a (x int); {slow}",
         f"-- no-transaction\n{slow}\nCREATE INDEX CONCURRENTLY i ON a (x);\n{slow}",
-        "INSERT INTO a VALUES (1);",
+        f"INSERT INTO a VALUES (1); {ensure('current_setting($$transaction_isolation$$) = $$read committed$$')}",
     )
     assert (await ampd.migrate(role.url, migrations=files)).current_version == 3
     assert (await ampd.migrate(role.url, migrations=files)).applied == ()
@@ -514,6 +514,7 @@ async def test_a_temporary_table_of_the_same_name_is_not_the_history(database: D
 
     async def disguise(connection: asyncpg.Connection) -> None:
         await connection.execute("CREATE TEMP TABLE IF NOT EXISTS ampd_schema_migrations (version bigint)")
+        await connection.execute("SET search_path = public, pg_temp")
 
     async with asyncpg.create_pool(database.url, min_size=1, max_size=1, setup=disguise) as pool:
         report = await ampd.migrate(pool, migrations=files)

@@ -246,6 +246,24 @@ async def test_works_behind_a_pooler(configured: Callable[..., ampd.MetadataDb],
         assert values == list(range(1, 21))
 
 
+async def test_a_schema_does_not_reach_behind_a_pooler(
+    configured: Callable[..., ampd.MetadataDb], database: Database
+) -> None:
+    """PgBouncer refuses the search path that `schema` stands for: the error says what to do instead, and it works."""
+    with pgbouncer(database.server) as bouncer:
+        url = bouncer.url(database.name)
+        with pytest.raises(ampd.ConfigError) as caught:
+            async with ampd.open_pool(configured(ONE, url=url, schema="amp", auto_migrate=True)):
+                pass
+        assert caught.value.hint == (
+            "this pooler takes no settings from its clients, so metadata_db.schema cannot reach the pool: leave it out "
+            "and ALTER ROLE … SET search_path = amp, or connect directly"
+        )
+        await database.execute(f"ALTER ROLE postgres IN DATABASE {database.name} SET search_path = amp")
+        async with ampd.open_pool(configured(ONE, url=bouncer.url(database.name), auto_migrate=True)) as pool:
+            assert await pool.fetchval("SELECT id FROM jobs") == 1
+
+
 async def test_says_so_when_the_server_is_full(configured: Callable[..., ampd.MetadataDb], database: Database) -> None:
     """A pool that cannot have its connections is a ConnectionFailed with a hint, and closes the ones it got."""
     role = await database.role("few", "ALL ON SCHEMA public")
@@ -362,7 +380,8 @@ async def test_a_waiting_run_lets_the_service_use_its_pool(database: Database) -
             assert await pool.fetchval("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == 0
         assert not run.done()
         await other.execute("COMMIT; BEGIN")
-        assert (await run).current_version == 1
+        with anyio.fail_after(30):
+            assert (await run).current_version == 1
 
 
 @pytest.mark.parametrize("directive", ["", "-- no-transaction\n"])

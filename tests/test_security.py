@@ -1,10 +1,11 @@
 """A stranger who may create objects in `public`, and a superuser who migrates: nothing of the stranger's is run."""
 
+import anyio
 import pytest
 
 import ampd
 from ampd.errors import AmpdError
-from tests.scenes import history, scripts
+from tests.scenes import GENEROUS, history, scripts
 from tests.servers import Database, Role
 
 pytestmark = pytest.mark.anyio
@@ -51,7 +52,8 @@ async def run_everything(database: Database) -> list[str]:
     for _ in range(2):
         for run in (ampd.migrate, ampd.status):
             try:
-                await run(database.url, migrations=FILES)
+                with anyio.fail_after(GENEROUS):
+                    await run(database.url, migrations=FILES)
             except AmpdError as error:
                 codes.append(error.code)
     return codes

@@ -26,6 +26,7 @@ from ampd.events import Event
 from ampd.plan import done_checksum
 from ampd.sql import split
 from tests.scenes import (
+    GENEROUS,
     Heard,
     ampds,
     assert_no_trace,
@@ -36,6 +37,7 @@ from tests.scenes import (
     indexes,
     meanwhile,
     scripts,
+    skip_before,
     transaction,
     until,
     waiting_for_a_lock,
@@ -116,7 +118,7 @@ async def test_a_build_that_waits_too_long_is_cancelled(table: Database, blocker
     """After lock_retry_secs in the way of others the build is cancelled, says who blocked it, and resumes later."""
     limits = Migrations(lock_retry_secs=1)
     async with transaction(table, blocker) as connection:
-        with pytest.raises(LockTimeout) as raised:
+        with anyio.fail_after(GENEROUS), pytest.raises(LockTimeout) as raised:
             await library.migrate(table.url, migrations=scripts(BUILD), limits=limits)
         pid = connection.get_server_pid()
     error = raised.value
@@ -391,3 +393,16 @@ async def test_what_runs_concurrently_is_resumed(
     await library.migrate(table.url, migrations=scripts(*files))
     assert await indexes(table) == left
     assert await history(table) == [(1, True, 1)]
+
+
+async def test_the_roles_transaction_timeout_does_not_end_the_guard(database: Database) -> None:
+    """A guard may sit in its transaction for longer than the role's transactions may last."""
+    skip_before(database, 17, "transaction_timeout")
+    await database.execute(f"ALTER DATABASE {database.name} SET transaction_timeout = '300ms'")
+    two_steps = "-- no-transaction\nCALL patience();\nCREATE TABLE done ();\n"
+    procedure = (
+        "CREATE PROCEDURE patience() LANGUAGE plpgsql AS $$ BEGIN\n"
+        "  FOR turn IN 1..5 LOOP PERFORM pg_sleep(0.1); COMMIT; END LOOP;\nEND $$;\n"
+    )
+    report = await library.migrate(database.url, migrations=scripts(procedure, two_steps))
+    assert report.current_version == 2

@@ -6,9 +6,11 @@ import anyio
 import pytest
 
 import ampd as library
-from ampd import Report, Waiting, Warned
+from ampd import MigrationFailed, MigrationInterrupted, Report, Waiting, Warned
+from ampd.config import Migrations
 from ampd.events import Event
 from tests.scenes import (
+    GENEROUS,
     Heard,
     ampds,
     assert_no_trace,
@@ -81,20 +83,18 @@ async def test_a_waiter_holds_nothing(database: Database) -> None:
 
 
 async def test_a_runner_in_another_database_is_nobodys_business(database: Database) -> None:
-    """A migration that runs in another database of the same server keeps no one waiting and is never named."""
+    """A migration that runs in another database of the same server keeps no one waiting."""
     other = Database(database.server, f"{database.name}_other")
-    files, heard = scripts(AT_THE_GATE), Heard()
+    interrupted = scripts("-- no-transaction\nDO $$ BEGIN RAISE 'no'; END $$")
+    with pytest.raises(MigrationFailed):
+        await library.migrate(database.url, migrations=interrupted)
     await database.execute(f"CREATE DATABASE {other.name}")
     try:
         async with transaction(other, GATE) as gate, anyio.create_task_group() as tasks:
-            tasks.start_soon(lambda: library.migrate(other.url, migrations=files))
+            tasks.start_soon(lambda: library.migrate(other.url, migrations=scripts(AT_THE_GATE)))
             await waiting_for_a_lock(other)
-            async with transaction(database, GATE) as own_gate, anyio.create_task_group() as own_tasks:
-                own_tasks.start_soon(lambda: library.migrate(database.url, migrations=files))
-                (worker,) = await waiting_for_a_lock(database)
-                own_tasks.start_soon(lambda: library.migrate(database.url, migrations=files, on_event=heard))
-                assert (await heard.first(Waiting)).pid == worker
-                await own_gate.execute("COMMIT")
+            with pytest.raises(MigrationInterrupted):  # after a look at who might still be at it
+                await library.migrate(database.url, migrations=interrupted, limits=Migrations(turn_wait_secs=1))
             await gate.execute("COMMIT")
     finally:
         await database.execute(f"DROP DATABASE {other.name} WITH (FORCE)")
@@ -127,7 +127,8 @@ async def test_a_waiter_gives_up_in_time(database: Database, ampd: Ampd) -> None
 
 async def test_a_waiter_stops_when_its_schema_is_current(database: Database) -> None:
     """A waiter whose own migrations are done does not wait for the rest of what another runner has to do."""
-    first, second = "SELECT pg_advisory_xact_lock(1)", "SELECT pg_advisory_xact_lock(2)"
+    first, second = GATE, "-- lock-timeout: 0\nSELECT pg_advisory_xact_lock(2)"
+    limits = Migrations(turn_wait_secs=GENEROUS)
     files, heard = scripts(first, second), Heard()
     async with (
         transaction(database, first) as gate,
@@ -142,7 +143,7 @@ async def test_a_waiter_stops_when_its_schema_is_current(database: Database) -> 
             await gate.execute("COMMIT")
 
         tasks.start_soon(open_the_first)
-        report = await library.migrate(database.url, migrations=files, target=1, on_event=heard)
+        report = await library.migrate(database.url, migrations=files, target=1, limits=limits, on_event=heard)
         assert (report.current_version, report.applied) == (1, ())
         assert await history(database) == [(1, True, 1)]  # and the second is still at its gate
         await waiting_for_a_lock(database)
