@@ -199,14 +199,15 @@ def _read_message(session: Session, schema: str | None, who: str | None) -> str:
     'database', current_database(), 'user', current_user, 'pid', pg_backend_pid(),
     'host', host(inet_server_addr()), 'port', inet_server_port(),
     'read_only', pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on',
-    'schema', CASE WHEN home IS NULL THEN places[1] ELSE place END,
-    'schema_exists', to_regnamespace(quote_ident(places[1])) IS NOT NULL,
+    'schema', CASE WHEN home IS NULL THEN first ELSE place END,
+    'schema_exists', to_regnamespace(quote_ident(first)) IS NOT NULL,
     'table_exists', home IS NOT NULL, 'plain', plain, 'owner', owner,
     'holder_known', {"false" if who is None else "true"}, 'holder', {holder}))"""
     body = f"""
 DECLARE
   places pg_catalog.name[] := {places};
   place pg_catalog.name;
+  first pg_catalog.name;
   home pg_catalog.regclass;
   plain pg_catalog.bool;
   owner pg_catalog.name;
@@ -216,9 +217,10 @@ BEGIN
           pg_catalog.set_config('bytea_output', 'hex', true),
           pg_catalog.set_config('lock_timeout', '10s', true), pg_catalog.set_config('statement_timeout', '30s', true);
   FOREACH place IN ARRAY places LOOP
+    CONTINUE WHEN starts_with(place, 'pg_temp_');
+    first := coalesce(first, place);
     home := to_regclass(quote_ident(place) || '.{TABLE}');
-    EXIT WHEN home IS NOT NULL AND NOT starts_with(place, 'pg_temp_');
-    home := NULL;
+    EXIT WHEN home IS NOT NULL;
   END LOOP;
   IF home IS NOT NULL THEN
     -- A view, a policy, and a cast to json of a type that is not built in would all run a stranger's code.

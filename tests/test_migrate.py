@@ -372,13 +372,8 @@ async def test_savepoints_are_a_file_s_own_affair(database: Database) -> None:
     ],
 )
 @pytest.mark.parametrize("directive", ["", "-- no-transaction\n"])
-async def test_a_file_finds_the_session_as_new(
-    database: Database, script: str, check: str, directive: str, request: pytest.FixtureRequest
-) -> None:
+async def test_a_file_finds_the_session_as_new(database: Database, script: str, check: str, directive: str) -> None:
     """Whatever a file does to its session is gone for the next one, and the history says who really ran it."""
-    if directive and "pg_monitor" in script:
-        reason = "what a no-transaction file has done is recorded with the rights of the role that it has set"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     look = check if check.startswith("DO ") else ensure(check)
     files = scripts(directive + script, look, directive + look)
     await ampd.migrate(database.url, migrations=files)
@@ -506,6 +501,14 @@ async def test_the_history_is_found_along_the_search_path(database: Database) ->
     report = await ampd.migrate(role.url, migrations=files)
     assert (report.schema, [done.version for done in report.applied]) == ("mine", [1])
     assert await database.fetchval("SELECT to_regclass('mine.ampd_schema_migrations') IS NOT NULL")
+
+
+async def test_the_history_is_not_kept_in_a_temporary_schema(database: Database) -> None:
+    """A search path that begins with pg_temp leaves the history in the first schema that lasts."""
+    await database.execute(f"ALTER DATABASE {database.name} SET search_path = pg_temp, public")
+    files = scripts("CREATE TEMP TABLE passing ();", "CREATE TABLE public.lasting ();")
+    report = await ampd.migrate(database.url, migrations=files)
+    assert (report.schema, report.current_version) == ("public", 2)
 
 
 async def test_a_temporary_table_of_the_same_name_is_not_the_history(database: Database) -> None:

@@ -19,18 +19,25 @@ import msgspec
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from hypothesis import HealthCheck, Phase, note, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 import ampd
 from ampd.plan import State
 from tests.servers import Database
 
-GAMES, MOVES = 25, 25
+GAMES, MOVES = 20, 25
 LONGEST_MOVE_SECS = 30  # a move that takes longer hangs
-NEW_FILES = st.lists(st.tuples(st.sampled_from([False] * 7 + [True]), st.booleans()), max_size=3)
+NEW_FILES = st.lists(st.tuples(st.sampled_from([False] * 9 + [True]), st.booleans()), max_size=3)
 TAMPERINGS = [
     "edit",
-    "mend or break",
+    "break",
     "delete",
     "check out an older build",
     "switch to another branch",
@@ -180,9 +187,9 @@ class Game(RuleBasedStateMachine):
 
     table: Table
 
-    @initialize(out_of_order=st.booleans())
-    def begin(self, out_of_order: bool) -> None:
-        """Begin with nothing."""
+    @initialize(out_of_order=st.booleans(), new=NEW_FILES)
+    def begin(self, out_of_order: bool, new: list[tuple[bool, bool]]) -> None:
+        """Begin with some files and an empty database."""
         self.files: dict[int, File] = {}
         self.rows: dict[int, Row] = {}
         self.schema = f"game_{self.table.number()}"
@@ -190,6 +197,7 @@ class Game(RuleBasedStateMachine):
         self.limits = ampd.Migrations(
             dir=self.folder, allow_out_of_order=out_of_order, connect_wait_secs=0, turn_wait_secs=LONGEST_MOVE_SECS
         )
+        self.release(new)
 
     def teardown(self) -> None:
         """Leave nothing, and see that the runs have left nothing either."""
@@ -200,25 +208,22 @@ class Game(RuleBasedStateMachine):
 
     # What people do to the files.
 
-    @rule(new=NEW_FILES)
     def release(self, new: list[tuple[bool, bool]]) -> None:
         """Write new files, above all others, with room between them."""
         for broken, stepwise in new:
             version = max([*self.files, *self.rows], default=0) + 2
             self._write(File(version, "new", self.table.number(), broken=broken, stepwise=stepwise))
 
+    @precondition(lambda self: self.files)
     @rule(which=st.integers(0, 9), how=st.sampled_from(TAMPERINGS))
     def tamper(self, which: int, how: str) -> None:
         """Do something to a file that may have been applied: most of it is what one should not do."""
-        if not self.files:
-            return
         file = sorted(self.files.values(), key=lambda file: file.version)[which % len(self.files)]
-        row = self.rows.get(file.version)
         match how:
             case "edit":
                 self._replace(file, edition=file.edition + 1)
-            case "mend or break" if not (row and not row.finished and row.killed):
-                self._replace(file, broken=not file.broken)
+            case "break" if not self._was_killed(file.version):
+                self._replace(file, broken=True)
             case "delete":
                 self._delete(file.version)
             case "check out an older build":
@@ -234,21 +239,24 @@ class Game(RuleBasedStateMachine):
             case "insert" if file.version and file.version - 1 not in self.files:
                 self._write(File(file.version - 1, "late", self.table.number()))
 
-    @rule()
-    def restore(self) -> None:
-        """Follow the advice: restore the original files."""
-        originals = {row.file.identity for row in self.rows.values()}
-        for version, file in list(self.files.items()):
-            if version in self.rows or file.identity in originals:
-                self._delete(version)
-        for row in self.rows.values():
-            self._write(row.file)
-
-    @rule()
-    def reset(self) -> None:
-        """Follow the other advice: reset the database."""
-        self.table.run(self._reset)
-        self.rows.clear()
+    @rule(advice=st.sampled_from(["restore", "mend", "restore", "mend", "reset"]))
+    def take_advice(self, advice: str) -> None:
+        """Restore the original files, mend those that fail, or reset the database."""
+        match advice:
+            case "restore":
+                originals = {row.file.identity for row in self.rows.values()}
+                for version, file in list(self.files.items()):
+                    if version in self.rows or file.identity in originals:
+                        self._delete(version)
+                for row in self.rows.values():
+                    self._write(row.file)
+            case "mend":
+                for file in list(self.files.values()):
+                    if file.broken and not self._was_killed(file.version):
+                        self._replace(file, broken=False)
+            case "reset":
+                self.table.run(self._reset)
+                self.rows.clear()
 
     # What ampd does.
 
@@ -377,6 +385,11 @@ class Game(RuleBasedStateMachine):
         self.rows |= {version: Row(self.files[version]) for version in applied}
         if failing is not None and self.files[failing].stepwise:
             self.rows[failing] = Row(self.files[failing], finished=False, done=2)
+
+    def _was_killed(self, version: int) -> bool:
+        """Tell whether a file had better not be changed at its end: nobody knows if that was begun."""
+        row = self.rows.get(version)
+        return row is not None and not row.finished and row.killed
 
     def _unfinished(self) -> set[int]:
         return {version for version, row in self.rows.items() if not row.finished}
