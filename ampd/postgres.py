@@ -117,7 +117,8 @@ class Session:
             raise lost(self._given_up or str(error), self._redact, getattr(error, "sqlstate", None)) from error
         except asyncpg.PostgresError as error:
             self._unanswered = False
-            raise ServerError(error, self._redact, self.role) from error
+            tells = self._redact(str(error)) != str(error)  # a traceback would show the driver's own words as well
+            raise ServerError(error, self._redact, self.role) from (None if tells else error)
         finally:
             self._on_note, self._on_event = None, ignore
             self.busy = False

@@ -563,7 +563,7 @@ ASK = "ask the server's administrator for a pg_hba.conf entry for this role, dat
             "localhost",
             "amp",
             AuthenticationFailed,
-            "no encryption",
+            "pg_hba.conf rejects connection",  # "no encryption" since PostgreSQL 14, "SSL off" before
             f"add sslmode=require to the URL if the server insists on TLS; or {ASK}",
             id="rejected without TLS",
         ),
@@ -698,14 +698,12 @@ async def test_what_the_server_says_of_a_password_is_not_repeated(database: Data
     role = await database.role("alice", password=SECRET)
     joined = f"'{SECRET[:5]}' || '{SECRET[5:]}'"
     text = f"DO $$ DECLARE a text := {joined}; BEGIN RAISE '%', a USING DETAIL = a, HINT = a; END $$"
-    with pytest.raises(ampd.PermissionDenied):
-        await ampd.migrate(role.url, migrations=scripts(text))
     await database.execute(f"GRANT CREATE ON SCHEMA public TO {role.name}")
     with pytest.raises(ampd.MigrationFailed) as caught:
         await ampd.migrate(role.url, migrations=scripts(text))
     assert caught.value.message == "1_step.sql:1: *** (SQLSTATE P0001)"
     assert (caught.value.detail, str(caught.value.hint).split(";")[0]) == ("***", "***")
-    assert SECRET not in str(caught.value)
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
 async def test_a_password_that_asyncpg_would_repeat(strict: Strict, ampd: Ampd) -> None:
