@@ -123,9 +123,11 @@ async def apply_in_transaction(session: Session, job: Job) -> None:
     course = Course(session, job)
     try:
         await session.run(str(message), on_note=course, on_event=job.on_event)
-    except ServerError as error:
-        await session.recover()
-        raise meaning(error, job, message, course.running, counts_bytes=session.counts_bytes) from error
+    except BaseException as error:
+        await session.recover(leave_no_trace(job.script.statements))
+        if isinstance(error, ServerError):
+            raise meaning(error, job, message, course.running, counts_bytes=session.counts_bytes) from error
+        raise
 
 
 async def settle(session: Session, history: History, step: Step, settlement: Settlement) -> None:

@@ -88,6 +88,7 @@ class Session:
 
     def __init__(self, connection: Any, redact: Callable[[str], str], role: str | None) -> None:
         self._connection = connection
+        self.server_pid = int(connection.get_server_pid())  # a pooler tells one that is no backend's
         self._redact = redact
         self.role = role
         self._mark = token_hex(8)
@@ -158,15 +159,19 @@ class Session:
             raise translate(error) from error
         return msgspec.json.decode(answers[-1], type=kind)
 
-    async def recover(self) -> bool:
-        """End a failed transaction, even while being cancelled; False if the connection had to be given up."""
+    async def recover(self, resets: str = "") -> bool:
+        """End a failed transaction, even while being cancelled; False if the connection had to be given up.
+
+        `resets` take back what no rollback does, on the same server connection if there is a pooler.
+        """
         if self.is_closed():
             return False
         if not self._unanswered and not self._connection.is_in_transaction():
             return True
         try:
             with anyio.CancelScope(shield=True), anyio.fail_after(GOODBYE_SECS):
-                await self._connection.execute("ROLLBACK")
+                await self._connection.execute(f"ROLLBACK; {resets}")
+                self._unanswered = False
         except (TimeoutError, OSError, asyncpg.InterfaceError, asyncpg.PostgresError):
             _terminate(self._connection)
             return False
@@ -174,11 +179,6 @@ class Session:
             _terminate(self._connection)
             raise
         return True
-
-    @property
-    def server_pid(self) -> int:
-        """Return the backend's process id as the server (or a pooler in its place) gave it at the start."""
-        return int(self._connection.get_server_pid())
 
     @property
     def counts_bytes(self) -> bool:

@@ -11,7 +11,7 @@ crash; before each of those its beginning is recorded, and afterwards the databa
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -47,6 +47,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _WORD_EVERY_SECS = 4.0
+_SEARCH_SECS = 5.0  # for a pooler's server connection that others are using
+_FIRST_REST_SECS = 0.05
+_SEARCH_SECS = 5.0  # for a server connection of a pooler that others are using
+_FIRST_REST_SECS = 0.05
 
 _NO_TRANSACTION_TIMEOUT = """
   BEGIN
@@ -212,6 +216,7 @@ class _Steps:
         else:
             resume = resumption(self._migration, row) or resume
         await self._write(start + sql_of.make_room(job.history))
+        patience = _SEARCH_SECS
         try:
             self._in_doubt = resume.in_doubt
             for unit in units(self._statements, resume.done):
@@ -222,22 +227,52 @@ class _Steps:
                 self._in_doubt = False
             await self._guard.check()
             await self._write(f"{sql_of.finish_stepwise(job.history, self._migration, len(self._statements))};")
+        except anyio.get_cancelled_exc_class():
+            patience = GOODBYE_SECS
+            raise
         finally:
-            with anyio.CancelScope(shield=True), suppress(ServerError, AmpdError):
-                await self._take_back(leave_no_trace(self._statements), self._touched)
+            with anyio.CancelScope(shield=True):
+                await self._take_back(leave_no_trace(self._statements), self._touched, patience)
 
-    async def _take_back(self, resets: str, touched: set[int]) -> None:
-        """Clean the session; behind a pooler each one that we were given, as far as they come by again in time."""
-        session = self._session
-        with anyio.move_on_after(GOODBYE_SECS):
-            while await session.recover():
-                await session.run(
-                    f"{resets}{do_block(f'BEGIN {session.note_pid()} END')}", on_note=Course(session, self._job)
-                )
-                if session.backend_pid is not None:
+    async def _take_back(self, resets: str, touched: set[int], patience: float = _SEARCH_SECS) -> None:
+        """Clean the session; behind a pooler, each of its server connections that we have touched and can get in time.
+
+        It hands out first what was given back last, which hides the others, and some may be in other hands by now.
+        """
+        session, rest = self._session, _FIRST_REST_SECS
+        with anyio.move_on_after(patience):
+            with anyio.move_on_after(GOODBYE_SECS), suppress(ServerError, AmpdError):
+                if await session.recover():
+                    pid = do_block(f"BEGIN {session.note_pid()} END")
+                    await session.run(f"{resets}{pid}", on_note=Course(session, self._job))
+                    touched.discard(session.backend_pid or 0)
+            if session.server_pid in touched:  # no pooler: the connection is gone, and what was set on it as well
+                return
+            while touched:
+                with anyio.move_on_after(GOODBYE_SECS), suppress(ServerError, AmpdError):
+                    await self._search(resets, touched)
+                if touched:  # let those through who wait for what we have held
+                    await anyio.sleep(rest)
+                    rest *= 2
+        if touched:
+            pids = ", ".join(map(str, sorted(touched)))
+            told = f"what {self._migration.label} has set may still hold in the pooler's server connection, pid {pids}"
+            self._job.on_event(Warned(message=f"{told}: RECONNECT in the pooler's console renews it"))
+
+    async def _search(self, resets: str, touched: set[int]) -> None:
+        """Clean the touched ones among a pooler's idle server connections, and hold the others until all are found."""
+        alive = f"""(SELECT COALESCE(pg_catalog.jsonb_agg(pid), '[]') FROM pg_catalog.pg_stat_activity
+            WHERE pid OPERATOR(pg_catalog.=) ANY (ARRAY{sorted(touched)}))"""
+        touched.intersection_update(await self._ask(alive, list[int]))
+        async with AsyncExitStack() as holding:
+            while touched:
+                session = await holding.enter_async_context(self._source.second_session(GOODBYE_SECS))
+                holding.push_async_callback(session.recover)  # a pooler throws away what is left in a transaction
+                pid = do_block(f"BEGIN {session.note_pid()} END")
+                await session.run(f"BEGIN; {pid}", on_note=Course(session, self._job))
+                if session.backend_pid in touched:
+                    await session.run(f"{resets}COMMIT")
                     touched.discard(session.backend_pid)
-                if not touched:
-                    return
 
     async def _with_lock_retries(
         self, attempt: Callable[[Session, Job], Awaitable[None]], *, at_length: AmpdError | None = None
@@ -337,11 +372,12 @@ class _Steps:
             for name, secs in self._limits.items()
         }
         session, job = self._session, self._job
-        prelude = f"BEGIN {session.note_pid()}{job.set_path(local=False)} {_limits_that_differ(limits)} END"
-        message = f"{self._label} {do_block(prelude)}; {self._settings(unit.first)}"
-        session.backend_pid = None
+        settings, told = self._settings(unit.first), session.note_pid()
+        path = told + job.set_path(local=False) if settings or job.schema is not None else ""
+        session.backend_pid = None  # unless something is set
         try:
-            await session.run(message, on_note=Course(session, job))
+            prelude = do_block(f"BEGIN {path} {_limits_that_differ(limits, told)} END")
+            await session.run(f"{self._label} {prelude}; {settings}", on_note=Course(session, job))
         except ServerError as error:
             await session.recover()
             raise self._refused(error, Message(), unit.first, UNFINISHED) from error
@@ -482,11 +518,14 @@ def _is_setting(statement: sql.Statement) -> bool:
     return statement.words[:1] == ("SELECT",) and "set_config" in statement.text.lower()
 
 
-def _limits_that_differ(limits: Mapping[str, float]) -> str:
-    """Return PL/pgSQL that sets limits beyond the transaction, where they differ: behind a pooler each could leak."""
+def _limits_that_differ(limits: Mapping[str, float], told: str) -> str:
+    """Return PL/pgSQL that sets limits beyond the transaction, and tells it, only where they differ.
+
+    Each that is set has to be taken back, which behind a pooler takes a search.
+    """
     return " ".join(
         f"IF (SELECT setting OPERATOR(pg_catalog.<>) '{milliseconds(secs)}' FROM pg_catalog.pg_settings "
         f"WHERE name OPERATOR(pg_catalog.=) '{name}') THEN "
-        f"PERFORM pg_catalog.set_config('{name}', '{milliseconds(secs)}', false); END IF;"
+        f"PERFORM pg_catalog.set_config('{name}', '{milliseconds(secs)}', false); {told} END IF;"
         for name, secs in limits.items()
     )

@@ -10,8 +10,17 @@ import anyio
 import pytest
 
 import ampd as library
-from ampd import AuthenticationFailed, ConnectionFailed, DatabaseMissing, Report, locks
+from ampd import (
+    AuthenticationFailed,
+    ConnectionFailed,
+    DatabaseMissing,
+    MigrationFailed,
+    Report,
+    StatementStarted,
+    locks,
+)
 from ampd.config import Migrations
+from ampd.events import Event
 from tests.scenes import (
     GENEROUS,
     Heard,
@@ -19,6 +28,7 @@ from tests.scenes import (
     folder_of,
     history,
     indexes,
+    meanwhile,
     scripts,
     transaction,
     until,
@@ -100,6 +110,35 @@ async def test_a_whole_run_among_other_traffic(pooled: Database, database: Datab
         await library.migrate(pooled.url, migrations=files)
         stop.set()
     assert await indexes(database) == [("t_more", True)]
+    await assert_clean(pooled)
+
+
+async def test_a_server_connection_that_others_hide(pooled: Database) -> None:
+    """What a file leaves on a server connection is taken back though the pooler hands out another one ever since."""
+
+    async def hide() -> None:
+        async with AsyncExitStack() as stack:
+            every = [await stack.enter_async_context(pooled.connect(statement_cache_size=0)) for _ in range(4)]
+            for each in every:
+                await each.execute("BEGIN")
+            for each in every:  # the first was given the one used last, and now gives it back first
+                await each.execute("ROLLBACK")
+
+    def hide_it(event: Event) -> None:
+        if isinstance(event, StatementStarted) and event.number == 6:
+            meanwhile(hide)
+
+    files = scripts(
+        f"-- no-transaction\n{MESSY.format(name='t')}VACUUM; VACUUM;".replace("SELECT pg_advisory_lock(7);", "")
+    )
+    await library.migrate(pooled.url, migrations=files, on_event=hide_it)
+    await assert_clean(pooled)
+
+
+async def test_a_failed_migration_leaves_nothing_behind(pooled: Database) -> None:
+    """What no rollback takes back is taken back too: session locks, prepared statements, settings of sequences."""
+    with pytest.raises(MigrationFailed):
+        await library.migrate(pooled.url, migrations=scripts(f"{MESSY.format(name='t')}SELECT 1/0"))
     await assert_clean(pooled)
 
 
