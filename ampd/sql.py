@@ -86,6 +86,11 @@ def kind(statement: Statement) -> Kind:
     return _rule(statement).kind
 
 
+def ends_transaction(statement: Statement) -> bool:
+    """Tell whether a statement ends the transaction it stands in, and begins no other one."""
+    return _rule(statement).label in _ENDS and not _shape(statement.text).endswith(" AND CHAIN")
+
+
 def index_build(statement: Statement) -> IndexBuild | None:
     """Read what a CREATE INDEX CONCURRENTLY builds; None for any other statement, and where a name is written U&"…"."""
     found = re.match(_INDEX_BUILD, _shape(statement.text), re.DOTALL)
@@ -406,10 +411,9 @@ def _misplaced(statements: tuple[Statement, ...], transactional: bool) -> Iterat
 def _unended(statements: tuple[Statement, ...]) -> Iterator[_Finding]:
     begun: Statement | None = None
     for statement in statements:
-        rule = _rule(statement)
-        if rule.kind is Kind.BEGIN:
+        if kind(statement) is Kind.BEGIN:
             begun = begun or statement
-        elif rule.label in _ENDS and not _shape(statement.text).endswith(" AND CHAIN"):
+        elif ends_transaction(statement):
             begun = None
     if begun:
         yield begun.start, "this transaction is never ended", "add COMMIT where it should end"

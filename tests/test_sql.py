@@ -14,6 +14,7 @@ from ampd.sql import (
     Kind,
     Statement,
     dropped_indexes,
+    ends_transaction,
     excerpt,
     index_build,
     kind,
@@ -232,6 +233,32 @@ def test_kind_tells_how_a_statement_can_be_run(script: str, expected: Kind) -> N
     """Each statement has the kind that the no-transaction runner acts on, and PostgreSQL's parser takes it."""
     assert accepted(script)
     assert kind(only(script)) is expected
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("COMMIT", True),
+        ("END TRANSACTION", True),
+        ("rollback work", True),
+        ("ABORT", True),
+        ("PREPARE TRANSACTION 'x'", True),
+        ("COMMIT AND NO CHAIN", True),
+        ("COMMIT AND CHAIN", False),
+        ("ROLLBACK TRANSACTION AND CHAIN", False),
+        ("ROLLBACK TO s", False),
+        ("ROLLBACK WORK TO SAVEPOINT s", False),
+        ("COMMIT PREPARED 'x'", False),
+        ("ROLLBACK PREPARED 'x'", False),
+        ("PREPARE p AS SELECT 1", False),
+        ("BEGIN", False),
+        ("SELECT 1", False),
+    ],
+)
+def test_ends_transaction_knows_what_leaves_no_transaction_open(script: str, expected: bool) -> None:
+    """After a statement that ends its transaction none is open, which AND CHAIN and savepoints do not achieve."""
+    assert accepted(script)
+    assert ends_transaction(only(script)) is expected
 
 
 @pytest.mark.parametrize(
