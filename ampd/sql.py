@@ -69,15 +69,17 @@ def split(script: str) -> tuple[Statement, ...]:
     return tuple(statements)
 
 
-def problems(script: str, *, transactional: bool) -> tuple[Problem, ...]:
-    """Find everything in a script that cannot work, in order of position."""
-    statements = split(script)
-    copy = next((each for each in statements if _rule(each).fault is _Fault.DATA), None)
-    if copy:  # what follows is data, not SQL
-        script = script[: copy.end]
-        statements = split(script)
-    unended = () if transactional or copy else _unended(statements)
-    found = chain(_misplaced(statements, transactional), unended, _misread(statements), _not_sql(script))
+def problems(
+    script: str, *, transactional: bool, statements: tuple[Statement, ...] | None = None
+) -> tuple[Problem, ...]:
+    """Find everything in a script that cannot work, in order of position; whoever has split it, hands it over."""
+    ruled = [(each, _rule(each)) for each in (split(script) if statements is None else statements)]
+    copy = next((number for number, (_, rule) in enumerate(ruled) if rule.fault is _Fault.DATA), None)
+    if copy is not None:  # what follows is data, not SQL
+        del ruled[copy + 1 :]
+        script = script[: ruled[copy][0].end]
+    unended = () if transactional or copy is not None else _unended(ruled)
+    found = chain(_misplaced(ruled, transactional), unended, _misread(ruled), _not_sql(script, ruled))
     return tuple(Problem(*locate(script, offset), offset, message, hint) for offset, message, hint in sorted(found))
 
 
@@ -175,9 +177,9 @@ def _token_pattern() -> re.Pattern[str]:
     )
 
 
-def _tokens(script: str) -> Iterator[_Token]:
+def _tokens(script: str, position: int = 0) -> Iterator[_Token]:
     """Yield every token, comments included; an unterminated one reaches to the end and is of the kind "open"."""
-    pattern, position = _token_pattern(), 0
+    pattern = _token_pattern()
     while match := pattern.match(script, position):
         kind = match.lastgroup or ""
         start, position = match.span(kind)
@@ -389,13 +391,13 @@ def _rules() -> dict[str, list[tuple[str, _Rule]]]:
 # Findings: (offset, message, hint) each, one generator for each sort of problem.
 
 _Finding = tuple[int, str, str]
+_Ruled = tuple[Statement, _Rule]
 _ENDS = frozenset({"COMMIT", "END", "ROLLBACK", "ABORT", "PREPARE TRANSACTION"})
 _UNTERMINATED = {"'": "string", '"': "quoted identifier", "$": "dollar-quoted string", "/": "comment"}
 
 
-def _misplaced(statements: tuple[Statement, ...], transactional: bool) -> Iterator[_Finding]:
-    for statement in statements:
-        rule = _rule(statement)
+def _misplaced(ruled: list[_Ruled], transactional: bool) -> Iterator[_Finding]:
+    for statement, rule in ruled:
         if rule.fault is _Fault.DATA:
             message = f"{rule.label} waits for data, and a migration has none to send"
             yield statement.start, message, "use INSERT, or load the data from a program outside the migrations"
@@ -408,10 +410,10 @@ def _misplaced(statements: tuple[Statement, ...], transactional: bool) -> Iterat
             yield statement.start, message, "put it in a file of its own whose first line is `-- no-transaction`"
 
 
-def _unended(statements: tuple[Statement, ...]) -> Iterator[_Finding]:
+def _unended(ruled: list[_Ruled]) -> Iterator[_Finding]:
     begun: Statement | None = None
-    for statement in statements:
-        if kind(statement) is Kind.BEGIN:
+    for statement, rule in ruled:
+        if rule.kind is Kind.BEGIN:
             begun = begun or statement
         elif ends_transaction(statement):
             begun = None
@@ -419,10 +421,10 @@ def _unended(statements: tuple[Statement, ...]) -> Iterator[_Finding]:
         yield begun.start, "this transaction is never ended", "add COMMIT where it should end"
 
 
-def _misread(statements: tuple[Statement, ...]) -> Iterator[_Finding]:
+def _misread(ruled: list[_Ruled]) -> Iterator[_Finding]:
     """Find the first string that the server would read otherwise, for standard_conforming_strings is off by then."""
     off = False
-    for statement in statements:
+    for statement, _ in ruled:
         if statement.words[:1] in (("SET",), ("RESET",)) and (mode := re.match(_STRING_MODE, _shape(statement.text))):
             off = bool(mode["off"])
         elif off:
@@ -433,8 +435,10 @@ def _misread(statements: tuple[Statement, ...]) -> Iterator[_Finding]:
                     return
 
 
-def _not_sql(script: str) -> Iterator[_Finding]:
-    for kind, start, end in _tokens(script):
+def _not_sql(script: str, ruled: list[_Ruled]) -> Iterator[_Finding]:
+    # Without these, only what is never closed remains to be found, and that reaches to the end.
+    everywhere = not ruled or "\\" in script or re.search(_DOWN, script)
+    for kind, start, end in _tokens(script, 0 if everywhere else ruled[-1][0].start):
         if kind == "open":
             opener = script[start] if script[start] not in "eE" else "'"
             yield start, f"unterminated {_UNTERMINATED[opener]}", "close it; it opens here and nothing ends it"

@@ -563,6 +563,7 @@ def test_nothing_crashes(script: str) -> None:
         dropped_indexes(statement)
     for transactional in (True, False):
         found = problems(script, transactional=transactional)
+        assert found == problems(script, transactional=transactional, statements=split(script))
         assert [each.offset for each in found] == sorted(each.offset for each in found)
         for each in found:
             assert excerpt(script, each.offset, file="f").startswith("f:")
