@@ -78,8 +78,8 @@ def problems(
     if copy is not None:  # what follows is data, not SQL
         del ruled[copy + 1 :]
         script = script[: ruled[copy][0].end]
-    unended = () if transactional or copy is not None else _unended(ruled)
-    found = chain(_misplaced(ruled, transactional), unended, _misread(ruled), _not_sql(script, ruled))
+    unfinished = () if transactional or copy is not None else _transactions(ruled)
+    found = chain(_misplaced(ruled, transactional), unfinished, _misread(ruled), _not_sql(script, ruled))
     return tuple(Problem(*locate(script, offset), offset, message, hint) for offset, message, hint in sorted(found))
 
 
@@ -91,6 +91,11 @@ def kind(statement: Statement) -> Kind:
 def ends_transaction(statement: Statement) -> bool:
     """Tell whether a statement ends the transaction it stands in, and begins no other one."""
     return _rule(statement).label in _ENDS and not _shape(statement.text).endswith(" AND CHAIN")
+
+
+def sets_transaction(statement: Statement) -> bool:
+    """Tell whether a statement sets the mode of the transaction it stands in: SET TRANSACTION, before any query."""
+    return _rule(statement).fault is _Fault.MODE
 
 
 def index_build(statement: Statement) -> IndexBuild | None:
@@ -263,6 +268,7 @@ class _Fault(enum.Enum):
     NONE = enum.auto()
     CONTROL = enum.auto()  # in a transactional file: it would end or split the one transaction
     OUTSIDE = enum.auto()  # in a transactional file: the server refuses it inside a transaction block
+    MODE = enum.auto()  # in a transactional file, and outside of BEGIN … COMMIT: ampd's own statements come before it
     DATA = enum.auto()  # in every file: it waits for data that nobody sends
 
 
@@ -288,10 +294,17 @@ _INDEX_DROP = (
     rf"(?P<names>{_NAME}(?: , {_NAME})*)(?: CASCADE| RESTRICT)?\Z"
 )
 _ROUTINE = r"CREATE (?:OR REPLACE )?(?:FUNCTION|PROCEDURE)\b"
+_OFF = r"(?i:'?(?:off?|f|false|no?|0)'?)"  # of a setting
 _STRING_MODE = (
     r"(?:RESET (?:ALL|STANDARD_CONFORMING_STRINGS)"
-    r"|SET (?:SESSION |LOCAL )?STANDARD_CONFORMING_STRINGS (?:=|TO) (?P<off>(?i:'?(?:off?|f|false|no?|0)'?))?)"
+    rf"|SET (?:SESSION |LOCAL )?STANDARD_CONFORMING_STRINGS (?:=|TO) (?P<off>{_OFF})?)"
 )
+_MODE = r"SET (?:SESSION |LOCAL )?(?:TRANSACTION|(?i:\"?transaction_(?:isolation|read_only|deferrable)\"?))"
+_AS_IT_IS = (  # what changes nothing is accepted at any time
+    r"SET (?:SESSION |LOCAL )?(?:TRANSACTION(?: ,| READ WRITE| ISOLATION LEVEL READ COMMITTED)+"
+    rf"|TRANSACTION_READ_ONLY (?:=|TO) {_OFF}|TRANSACTION_ISOLATION (?:=|TO) (?i:'read\0committed'))\Z"
+)
+_READ_ONLY = rf" READ ONLY(?= |\Z)|(?i:transaction_read_only\"?) (?:=|TO) (?!(?:{_OFF}|DEFAULT)\Z)"
 _DOWN = r"(?i:--[ \t]*(?P<marker>migrate:down|\+goose[ \t]+down|\+migrate[ \t]+down)(?!\S))"
 
 _PLAIN = _Rule("", Kind.TRANSACTIONAL, _Fault.NONE)
@@ -356,7 +369,8 @@ _RULES = (  # the first that fits counts
     _Rule("DROP SUBSCRIPTION", Kind.OPAQUE, _Fault.NONE),
     _Rule("CALL", Kind.OPAQUE, _Fault.NONE),
     _Rule("DO", Kind.OPAQUE, _Fault.NONE),
-    _Rule("SET", Kind.SESSION, _Fault.NONE, "SET(?! (?:LOCAL|TRANSACTION|CONSTRAINTS) )"),
+    _Rule("SET TRANSACTION", Kind.TRANSACTIONAL, _Fault.MODE, _MODE),
+    _Rule("SET", Kind.SESSION, _Fault.NONE, "SET(?! (?:LOCAL|CONSTRAINTS) )"),
     _Rule("RESET", Kind.SESSION, _Fault.NONE),
     _Rule("DISCARD", Kind.SESSION, _Fault.NONE),
     _Rule("LISTEN", Kind.SESSION, _Fault.NONE),
@@ -393,6 +407,7 @@ def _rules() -> dict[str, list[tuple[str, _Rule]]]:
 _Finding = tuple[int, str, str]
 _Ruled = tuple[Statement, _Rule]
 _ENDS = frozenset({"COMMIT", "END", "ROLLBACK", "ABORT", "PREPARE TRANSACTION"})
+_UNRECORDED = ("a READ ONLY transaction, in which the migration cannot be recorded", "remove READ ONLY")
 _UNTERMINATED = {"'": "string", '"': "quoted identifier", "$": "dollar-quoted string", "/": "comment"}
 
 
@@ -408,15 +423,30 @@ def _misplaced(ruled: list[_Ruled], transactional: bool) -> Iterator[_Finding]:
         elif rule.fault is _Fault.OUTSIDE and transactional:
             message = f"{rule.label} cannot run inside a transaction block"
             yield statement.start, message, "put it in a file of its own whose first line is `-- no-transaction`"
+        elif rule.fault is _Fault.MODE and transactional:
+            shape = _shape(statement.text)
+            if re.search(_READ_ONLY, shape):
+                yield statement.start, *_UNRECORDED
+            elif not re.match(_AS_IT_IS, shape):
+                message = f"{rule.label} must come before any query, and ampd's own come before it"
+                hint = "make `-- no-transaction` the first line, and write BEGIN with the mode, and COMMIT, in the file"
+                yield statement.start, message, hint
 
 
-def _unended(ruled: list[_Ruled]) -> Iterator[_Finding]:
+def _transactions(ruled: list[_Ruled]) -> Iterator[_Finding]:
     begun: Statement | None = None
+    read_only: Statement | None = None
     for statement, rule in ruled:
         if rule.kind is Kind.BEGIN:
             begun = begun or statement
+        elif rule.fault is _Fault.MODE and not begun:
+            yield statement.start, f"{rule.label} outside of a transaction", "put it between BEGIN and COMMIT"
         elif ends_transaction(statement):
-            begun = None
+            if read_only and rule.kind is Kind.COMMIT:
+                yield read_only.start, *_UNRECORDED
+            begun = read_only = None
+        if begun and (rule.kind is Kind.BEGIN or rule.fault is _Fault.MODE):
+            read_only = statement if re.search(_READ_ONLY, _shape(statement.text)) else read_only
     if begun:
         yield begun.start, "this transaction is never ended", "add COMMIT where it should end"
 

@@ -20,6 +20,7 @@ from ampd.sql import (
     kind,
     locate,
     problems,
+    sets_transaction,
     split,
 )
 
@@ -222,6 +223,9 @@ def test_what_is_no_sql_degrades_gracefully(script: str, texts: list[str] | None
         ("SET SESSION AUTHORIZATION joe", Kind.SESSION),
         ("SET LOCAL lock_timeout = 1", Kind.TRANSACTIONAL),
         ("SET TRANSACTION READ ONLY", Kind.TRANSACTIONAL),
+        ("SET SESSION TRANSACTION READ ONLY", Kind.TRANSACTIONAL),
+        ("SET transaction_isolation = 'serializable'", Kind.TRANSACTIONAL),
+        ("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY", Kind.SESSION),
         ("SET CONSTRAINTS ALL DEFERRED", Kind.TRANSACTIONAL),
         ("RESET ALL", Kind.SESSION),
         ("LISTEN c", Kind.SESSION),
@@ -259,6 +263,29 @@ def test_ends_transaction_knows_what_leaves_no_transaction_open(script: str, exp
     """After a statement that ends its transaction none is open, which AND CHAIN and savepoints do not achieve."""
     assert accepted(script)
     assert ends_transaction(only(script)) is expected
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("set /**/ transaction isolation level serializable", True),
+        ("SET LOCAL TRANSACTION READ ONLY", True),
+        ("SET SESSION TRANSACTION NOT DEFERRABLE", True),
+        ("SET TRANSACTION SNAPSHOT '00000003-0000001B-1'", True),
+        ("SET TRANSACTION READ WRITE", True),
+        ("SET transaction_deferrable = on", True),
+        ("SET LOCAL \"Transaction_Isolation\" TO 'repeatable read'", True),
+        ("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY", False),
+        ("SET default_transaction_isolation = 'serializable'", False),
+        ("SET CONSTRAINTS ALL DEFERRED", False),
+        ("SET transaction_timeout = 1", False),
+        ("BEGIN READ ONLY", False),
+    ],
+)
+def test_sets_transaction_knows_what_must_stand_before_any_query(script: str, expected: bool) -> None:
+    """Whatever sets the mode of the transaction itself is told from what sets that of others."""
+    assert accepted(script)
+    assert sets_transaction(only(script)) is expected
 
 
 @pytest.mark.parametrize(
@@ -308,7 +335,10 @@ def test_dropped_indexes_names_each(script: str, expected: tuple[tuple[str, ...]
     "script",
     [
         *NASTY[:17],
-        "SAVEPOINT s; ROLLBACK TO s; RELEASE SAVEPOINT s; SET TRANSACTION READ ONLY",
+        "SAVEPOINT s; ROLLBACK TO s; RELEASE SAVEPOINT s",
+        "SET TRANSACTION READ WRITE; SET LOCAL TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE",
+        "SET transaction_read_only TO 'no'; SET LOCAL transaction_isolation = 'Read Committed'",
+        "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY; SET default_transaction_read_only = on",
         "COPY t FROM '/tmp/stdin'; COPY (SELECT a FROM stdin) TO STDOUT; COPY t TO STDOUT; COPY stdin FROM PROGRAM 'x'",
         "SELECT '\n-- migrate:down\n'; DO $$\n-- +goose Down\n$$; /*\n-- +migrate Down\n*/ SELECT 1",
         "-- migrate:downwards\n-- see migrate:down\nSELECT 1 -- goose Down",
@@ -376,10 +406,60 @@ def test_a_transactional_script_may_not_leave_its_transaction(
         ("BEGIN; COMMIT AND CHAIN; SELECT 1", [(1, 1, "this transaction is never ended")]),
         ("BEGIN; COMMIT AND NO CHAIN", []),
         ("BEGIN; SAVEPOINT s; ROLLBACK TO s", [(1, 1, "this transaction is never ended")]),
+        ("BEGIN; SET TRANSACTION ISOLATION LEVEL SERIALIZABLE; SELECT 1; COMMIT", []),
+        (
+            "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE; BEGIN; COMMIT; SET transaction_deferrable = on",
+            [
+                (1, 1, "SET TRANSACTION outside of a transaction"),
+                (1, 62, "SET TRANSACTION outside of a transaction"),
+            ],
+        ),
     ],
 )
 def test_a_no_transaction_script_ends_what_it_begins(script: str, expected: list[tuple[int, int, str]]) -> None:
-    """A BEGIN that no COMMIT or ROLLBACK answers is found in a no-transaction script."""
+    """A BEGIN that nothing ends, or a SET TRANSACTION without one, is found in a no-transaction script."""
+    assert accepted(script)
+    assert messages(script, transactional=False) == expected
+
+
+TOO_LATE = "SET TRANSACTION must come before any query, and ampd's own come before it"
+READ_ONLY = "a READ ONLY transaction, in which the migration cannot be recorded"
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE", TOO_LATE),
+        ("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, DEFERRABLE", TOO_LATE),
+        ("SET TRANSACTION SNAPSHOT '00000003-0000001B-1'", TOO_LATE),
+        ("SET LOCAL transaction_isolation = 'serializable'", TOO_LATE),
+        ("SET transaction_deferrable TO off", TOO_LATE),
+        ("SET TRANSACTION READ ONLY", READ_ONLY),
+        ("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE, READ ONLY, DEFERRABLE", READ_ONLY),
+        ("SET LOCAL transaction_read_only = 'on'", READ_ONLY),
+    ],
+)
+def test_a_transactional_script_may_not_set_the_mode_of_its_transaction(script: str, expected: str) -> None:
+    """What the transaction of a migration cannot be made into is found, and what it is anyway is left alone."""
+    assert accepted(script)
+    assert messages(f"SELECT 1;\n{script};") == [(2, 1, expected)]
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("BEGIN READ ONLY; SELECT 1; COMMIT", [(1, 1, READ_ONLY)]),
+        ("BEGIN; COMMIT;\nSTART TRANSACTION ISOLATION LEVEL SERIALIZABLE, READ ONLY; END", [(2, 1, READ_ONLY)]),
+        ("BEGIN; SET TRANSACTION READ ONLY; SELECT 1; COMMIT", [(1, 8, READ_ONLY)]),
+        ("BEGIN; SET LOCAL transaction_read_only = true; COMMIT", [(1, 8, READ_ONLY)]),
+        ("BEGIN READ WRITE; SET LOCAL transaction_read_only = 'off'; COMMIT", []),
+        ("BEGIN READ ONLY; SELECT 1; ROLLBACK; BEGIN; COMMIT", []),
+    ],
+)
+def test_a_no_transaction_script_records_itself_in_what_it_commits(
+    script: str, expected: list[tuple[int, int, str]]
+) -> None:
+    """A READ ONLY transaction that is committed is found in a no-transaction script."""
     assert accepted(script)
     assert messages(script, transactional=False) == expected
 
@@ -437,12 +517,23 @@ def test_what_no_migration_can_hold(script: str, expected: list[tuple[int, int, 
 def test_a_problem_says_what_to_do() -> None:
     """Each sort of problem carries a hint with the way out."""
     script = "BEGIN; VACUUM; \\x\n-- migrate:down\n COPY t FROM STDIN;"
+    modes = "SET TRANSACTION READ ONLY; SET TRANSACTION DEFERRABLE"
     assert [(each.offset, each.hint) for each in problems(script, transactional=True)] == [
         (0, "remove it, ampd wraps the file itself; or add `-- no-transaction` as the first line"),
         (7, "put it in a file of its own whose first line is `-- no-transaction`"),
         (15, "remove it; only psql itself understands backslash commands"),
         (18, "keep only the up part in the file"),
         (35, "use INSERT, or load the data from a program outside the migrations"),
+    ]
+    assert [each.hint for each in problems(modes, transactional=True)] == [
+        "remove READ ONLY",
+        "make `-- no-transaction` the first line, and write BEGIN with the mode, and COMMIT, in the file",
+    ]
+    assert [each.hint for each in problems(f"{modes}; BEGIN READ ONLY; COMMIT; BEGIN", transactional=False)] == [
+        "put it between BEGIN and COMMIT",
+        "put it between BEGIN and COMMIT",
+        "remove READ ONLY",
+        "add COMMIT where it should end",
     ]
 
 
