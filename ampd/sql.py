@@ -98,6 +98,22 @@ def sets_transaction(statement: Statement) -> bool:
     return _rule(statement).fault is _Fault.MODE
 
 
+def setting(statement: Statement) -> str | None:
+    """Name the setting that a SET or RESET changes for the session, `all` for RESET ALL; None for anything else.
+
+    SET SESSION CHARACTERISTICS changes several: it goes by its own words, and replaces nothing but its like.
+    """
+    if kind(statement) is not Kind.SESSION or not (found := re.match(_SETTING, _shape(statement.text), re.DOTALL)):
+        return None
+    name = found["name"] or found["words"]
+    return _SETTINGS.get(name) or ".".join(_qualified(name)).translate(_LOWER)
+
+
+def is_set_config(statement: Statement) -> bool:
+    """Tell whether a statement is SELECT set_config('…', '…', false) and nothing else: a SET in other words."""
+    return statement.words[:1] == ("SELECT",) and bool(re.fullmatch(_SET_CONFIG, _shape(statement.text)))
+
+
 def index_build(statement: Statement) -> IndexBuild | None:
     """Read what a CREATE INDEX CONCURRENTLY builds; None for any other statement, and where a name is written U&"…"."""
     found = re.match(_INDEX_BUILD, _shape(statement.text), re.DOTALL)
@@ -299,6 +315,20 @@ _STRING_MODE = (
     r"(?:RESET (?:ALL|STANDARD_CONFORMING_STRINGS)"
     rf"|SET (?:SESSION |LOCAL )?STANDARD_CONFORMING_STRINGS (?:=|TO) (?P<off>{_OFF})?)"
 )
+_SETTINGS = {  # what need not go by the name it has as a setting
+    "TIME ZONE": "timezone",
+    "SESSION AUTHORIZATION": "session_authorization",
+    "ROLE": "role",
+    "SCHEMA": "search_path",
+    "NAMES": "client_encoding",
+    "XML OPTION": "xmloption",
+}
+_SETTING = (
+    rf"(?:SET (?:SESSION )?|RESET )(?:(?P<name>{_NAME})(?= = | TO |\Z)"
+    rf"|(?P<words>{'|'.join(_SETTINGS)}|SESSION CHARACTERISTICS .*)(?= |\Z))"
+)
+_LITERAL = r"(?:[eE]?'|\$)[^ ]*"
+_SET_CONFIG = rf"SELECT (?:PG_CATALOG \. )?SET_CONFIG \( {_LITERAL} , {_LITERAL} , {_OFF} \)"
 _MODE = r"SET (?:SESSION |LOCAL )?(?:TRANSACTION|(?i:\"?transaction_(?:isolation|read_only|deferrable)\"?))"
 _AS_IT_IS = (  # what changes nothing is accepted at any time
     r"SET (?:SESSION |LOCAL )?(?:TRANSACTION(?: ,| READ WRITE| ISOLATION LEVEL READ COMMITTED)+"

@@ -17,10 +17,12 @@ from ampd.sql import (
     ends_transaction,
     excerpt,
     index_build,
+    is_set_config,
     kind,
     locate,
     problems,
     sets_transaction,
+    setting,
     split,
 )
 
@@ -286,6 +288,74 @@ def test_sets_transaction_knows_what_must_stand_before_any_query(script: str, ex
     """Whatever sets the mode of the transaction itself is told from what sets that of others."""
     assert accepted(script)
     assert sets_transaction(only(script)) is expected
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("SET Search_Path = a, b", "search_path"),
+        ("set session \"Work_Mem\" to '1MB'", "work_mem"),
+        ("SET amp.Owner.Id = '7'", "amp.owner.id"),
+        ("SET lock_timeout TO DEFAULT", "lock_timeout"),
+        ("RESET statement_timeout", "statement_timeout"),
+        ("RESET amp.owner", "amp.owner"),
+        ("RESET ALL", "all"),
+        ("SET ROLE joe", "role"),
+        ("SET role = joe", "role"),
+        ("RESET ROLE", "role"),
+        ("SET SESSION AUTHORIZATION joe", "session_authorization"),
+        ("SET SESSION SESSION AUTHORIZATION DEFAULT", "session_authorization"),
+        ("SET session_authorization = joe", "session_authorization"),
+        ("RESET SESSION AUTHORIZATION", "session_authorization"),
+        ("SET TIME ZONE 'UTC'", "timezone"),
+        ("SET SESSION TIME ZONE INTERVAL '1' HOUR", "timezone"),
+        ("SET timezone = 'UTC'", "timezone"),
+        ("RESET TIME ZONE", "timezone"),
+        ("SET SCHEMA 'x'", "search_path"),
+        ("SET NAMES 'utf8'", "client_encoding"),
+        ("SET NAMES", "client_encoding"),
+        ("SET XML OPTION DOCUMENT", "xmloption"),
+        ("SET session = 1", "session"),
+        ("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY", "session characteristics as transaction read only"),
+        ("SET LOCAL search_path = a", None),
+        ("SET TRANSACTION READ WRITE", None),
+        ("SET transaction_isolation = 'serializable'", None),
+        ("SET CONSTRAINTS ALL DEFERRED", None),
+        ("LOAD 'x'", None),
+        ("DISCARD PLANS", None),
+        ("DISCARD ALL", None),
+        ("SELECT set_config('search_path', 'a', false)", None),
+        ("ALTER ROLE joe SET search_path = a", None),
+        ("SELECT 1", None),
+    ],
+)
+def test_setting_names_what_a_session_is_told(script: str, expected: str | None) -> None:
+    """Each SET and RESET is known by the setting that it changes, however that is written."""
+    assert accepted(script)
+    assert setting(only(script)) == expected
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("SELECT pg_catalog.set_config('search_path', '', false)", True),
+        ("select /**/ SET_CONFIG ( 'a.b' , E'it\\'s; one' , FALSE ) ", True),
+        ("SELECT set_config($$role$$, 'a rather long name', 'f')", True),
+        ("SELECT set_config('search_path', '', true)", False),
+        ("SELECT set_config('search_path', '', false), 1", False),
+        ("SELECT set_config('search_path', '', false) FROM t", False),
+        ("SELECT set_config('search_path', current_setting('x'), false)", False),
+        ("SELECT set_config('search_path', 'a' || 'b', false)", False),
+        ("SELECT set_config(name, '', false)", False),
+        ("SELECT other.set_config('search_path', '', false)", False),
+        ("SELECT 'set_config(1, 2, false)'", False),
+        ("VALUES (set_config('search_path', '', false))", False),
+    ],
+)
+def test_is_set_config_knows_a_setting_in_the_guise_of_a_query(script: str, expected: bool) -> None:
+    """Only a lone call with literals for the session is one, which can be run again and does nothing else."""
+    assert accepted(script)
+    assert is_set_config(only(script)) is expected
 
 
 @pytest.mark.parametrize(
@@ -652,6 +722,8 @@ def test_nothing_crashes(script: str) -> None:
         kind(statement)
         index_build(statement)
         dropped_indexes(statement)
+        setting(statement)
+        is_set_config(statement)
     for transactional in (True, False):
         found = problems(script, transactional=transactional)
         assert found == problems(script, transactional=transactional, statements=split(script))
