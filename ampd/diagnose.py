@@ -80,7 +80,8 @@ def failure(
         offset = statement.start
     line, column = sql.locate(migration.sql, offset) if offset is not None else (None, None)
     where = migration.file if line is None else f"{migration.file}:{line}"
-    when = " at the end of the migration" if offset is None else _in_function(error.context)
+    ended = offset is None and error.sqlstate != CHARACTER_NOT_IN_REPERTOIRE  # with which nothing was even begun
+    when = " at the end of the migration" if ended else _in_function(error.context)
     hint = (error.hint or _HINTS.get(error.sqlstate, "")).removesuffix(".")
     facts: dict[str, Any] = {
         "version": migration.version,

@@ -114,6 +114,14 @@ def is_set_config(statement: Statement) -> bool:
     return statement.words[:1] == ("SELECT",) and bool(re.fullmatch(_SET_CONFIG, _shape(statement.text)))
 
 
+def has_byte_escape(statement: Statement) -> bool:
+    """Tell whether a string of a statement has an escape such as \\0 or \\xff, which by itself names no character."""
+    return any(
+        kind == "escape" and re.search(_BYTE_ESCAPE, statement.text[start:end])
+        for kind, start, end in _tokens(statement.text)
+    )
+
+
 def index_build(statement: Statement) -> IndexBuild | None:
     """Read what a CREATE INDEX CONCURRENTLY builds; None for any other statement, and where a name is written U&"…"."""
     found = re.match(_INDEX_BUILD, _shape(statement.text), re.DOTALL)
@@ -329,6 +337,10 @@ _SETTING = (
 )
 _LITERAL = r"(?:[eE]?'|\$)[^ ]*"
 _SET_CONFIG = rf"SELECT (?:PG_CATALOG \. )?SET_CONFIG \( {_LITERAL} , {_LITERAL} , {_OFF} \)"
+_BYTE_ESCAPE = (
+    r"(?<!\\)(?:\\\\)*+\\(?:[2-7][0-7]{2}|000|0{1,2}(?![0-7])"
+    r"|x(?:[89A-Fa-f][0-9A-Fa-f]|00|0(?![0-9A-Fa-f])))"
+)
 _MODE = r"SET (?:SESSION |LOCAL )?(?:TRANSACTION|(?i:\"?transaction_(?:isolation|read_only|deferrable)\"?))"
 _AS_IT_IS = (  # what changes nothing is accepted at any time
     r"SET (?:SESSION |LOCAL )?(?:TRANSACTION(?: ,| READ WRITE| ISOLATION LEVEL READ COMMITTED)+"

@@ -718,3 +718,26 @@ async def test_a_password_that_asyncpg_would_repeat(strict: Strict, ampd: Ampd) 
         assert (process.returncode, process.stdout) == (1, "")
         assert "hush" not in process.stderr
         assert "Traceback" not in process.stderr
+
+
+# --- what can be told from an error alone
+
+
+def told(script: str, sqlstate: str, message: str, *, number: int | None = None, context: str = "") -> AmpdError:
+    """Return the error for what a server said of a script, or of its statement with this number (from 0)."""
+    (migration,) = scripts(script)
+    said = SimpleNamespace(message=message, sqlstate=sqlstate, detail=None, hint=None, position=None, context=context)
+    statement = None if number is None else sql.split(script)[number]
+    return diagnose.failure(ServerError(said, str, None), migration, statement, None, aftermath=KEPT)
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "said", "message"),
+    [
+        ("23503", "no such key", "1_step.sql: no such key at the end of the migration (SQLSTATE 23503)"),
+        ("22021", "invalid byte sequence", "1_step.sql: invalid byte sequence (SQLSTATE 22021)"),
+    ],
+)
+def test_the_end_of_a_migration_is_no_place_that_was_never_reached(sqlstate: str, said: str, message: str) -> None:
+    """Without a statement to blame it was the COMMIT, unless the server could not even read the migration."""
+    assert told("SELECT 1;", sqlstate, said).message == message

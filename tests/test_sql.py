@@ -16,6 +16,7 @@ from ampd.sql import (
     dropped_indexes,
     ends_transaction,
     excerpt,
+    has_byte_escape,
     index_build,
     is_set_config,
     kind,
@@ -356,6 +357,29 @@ def test_is_set_config_knows_a_setting_in_the_guise_of_a_query(script: str, expe
     """Only a lone call with literals for the session is one, which can be run again and does nothing else."""
     assert accepted(script)
     assert is_set_config(only(script)) is expected
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        (r"SELECT E'\xff'", True),
+        (r"SELECT e'it''s \000'", True),
+        (r"SELECT E'\0', 1", True),
+        (r"SELECT E'\00011'", True),
+        (r"SELECT E'\x0g', E'\377'", True),
+        (r"SELECT 1, E'\\\\\xc3'", True),
+        ("SELECT E'a'\n'\\xff'", True),
+        (r"SELECT E'\x41\101\177\x7f\x8 \n'", False),
+        (r"SELECT E'\\xff', E'\\\\0'", False),
+        (r"SELECT '\xff', $$\xff$$, U&'\00ff'", False),
+        (r"""SELECT 1 AS "e'\xff" """, False),
+        (r"SELECT 1 -- E'\xff'", False),
+        (r"SELECT name'\xff'", False),
+    ],
+)
+def test_has_byte_escape_knows_what_may_be_no_text(script: str, expected: bool) -> None:
+    """An escape for a byte that is no character by itself is found in E'' strings, and only there."""
+    assert has_byte_escape(only(script)) is expected
 
 
 @pytest.mark.parametrize(
@@ -724,6 +748,7 @@ def test_nothing_crashes(script: str) -> None:
         dropped_indexes(statement)
         setting(statement)
         is_set_config(statement)
+        has_byte_escape(statement)
     for transactional in (True, False):
         found = problems(script, transactional=transactional)
         assert found == problems(script, transactional=transactional, statements=split(script))
