@@ -17,6 +17,7 @@ LOCK_NOT_AVAILABLE = "55P03"
 DEADLOCK_DETECTED = "40P01"
 CHARACTER_NOT_IN_REPERTOIRE = "22021"
 
+_TERMINATOR = "\n;"  # the line break ends whatever the statement ends with
 _OUTSIDE = "the server will not run it in a transaction: make `-- no-transaction` the first line of the file"
 _ENUM = "commit the new enum value before it is used: put it in a migration of its own, before this one"
 _HINTS = {
@@ -46,18 +47,25 @@ class Message:
         self._length += len(text)
 
     def add_statement(self, statement: sql.Statement) -> None:
-        """Append a statement of the script; a line break ends whatever it ends with."""
+        """Append a statement of the script."""
         self._statements.append((self._length, statement))
         self.add(statement.text)
-        self.add("\n;")
+        self.add(_TERMINATOR)
 
     def script_offset(self, position: int, *, counts_bytes: bool = False) -> int | None:
         """Return where in the script a position (from 1) of the message lies; None if in text of our own."""
+        text = str(self)
         if counts_bytes:
-            position = len(str(self).encode()[: position - 1].decode(errors="replace")) + 1
-        for start, statement in self._statements:
-            if start <= position - 1 <= start + len(statement.text):
-                return statement.start + position - 1 - start
+            position = len(text.encode()[: position - 1].decode(errors="replace")) + 1
+        for start, statement in reversed(self._statements):
+            if start >= position:
+                continue
+            end = start + len(statement.text)
+            # What breaks off is refused at the semicolon after it, inside a rule at the next word, and inside a
+            # function's body at the end of everything.
+            following = len(text) - len(text[end + len(_TERMINATOR) :].lstrip())
+            ours = following < position - 1 < len(text)
+            return None if ours else statement.start + min(position - 1, end) - start
         return None
 
 

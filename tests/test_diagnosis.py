@@ -741,3 +741,73 @@ def told(script: str, sqlstate: str, message: str, *, number: int | None = None,
 def test_the_end_of_a_migration_is_no_place_that_was_never_reached(sqlstate: str, said: str, message: str) -> None:
     """Without a statement to blame it was the COMMIT, unless the server could not even read the migration."""
     assert told("SELECT 1;", sqlstate, said).message == message
+
+
+# --- statements that break off
+
+
+BROKEN_OFF = [
+    pytest.param("select 1 +", ";", 1, 11, "select 1 +;", id="an operator"),
+    pytest.param("select 1 +", " -- and what?\n;", 1, 11, "select 1 + -- and what?", id="a comment behind it"),
+    pytest.param("create table x(a int) with", " ;", 1, 27, "create table x(a int) with ;", id="a clause"),
+    pytest.param("select '中文🎉',\n  1,", "\n;", 2, 5, "  1,", id="wide characters before it"),
+]
+OPEN = [
+    pytest.param("create table x(\n a int,\n b text\n", 3, 8, " b text", id="a parenthesis"),
+    pytest.param(
+        "create rule r as on insert to x do (\n  delete from x;\n  select 1",
+        3,
+        11,
+        "  select 1",
+        id="a rule of several statements",
+    ),
+    pytest.param(
+        "create function f() returns int begin atomic\n  select 1;\n", 2, 12, "  select 1;", id="a function's body"
+    ),
+]
+
+
+async def broken_off(database: Database, script: str) -> AmpdError:
+    """Return the error of a script that the server cannot parse."""
+    with pytest.raises(ampd.MigrationFailed) as caught:
+        await ampd.migrate(database.url, migrations=scripts(script))
+    assert caught.value.sqlstate == "42601"
+    return caught.value
+
+
+@pytest.mark.parametrize(("script", "rest", "line", "column", "excerpt"), BROKEN_OFF)
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", ""),
+        ("create table a ();\n", "\ncreate table b ();"),
+        ("-- no-transaction\nselect 1;\n", "\nselect 2;"),
+        ("-- no-transaction\nbegin;\nselect 1;\n", "\ncommit;"),
+    ],
+    ids=["alone", "among others", "no-transaction", "explicit transaction"],
+)
+async def test_a_statement_that_breaks_off_is_shown_at_its_end(
+    database: Database, before: str, script: str, rest: str, after: str, line: int, column: int, excerpt: str
+) -> None:
+    """What the server misses at the semicolon that ampd has put there is missing where the statement ends."""
+    error = await broken_off(database, before + script + rest + after)
+    line += before.count("\n")
+    assert (error.line, error.column) == (line, column)
+    assert error.excerpt is not None
+    assert error.excerpt.splitlines()[2] == f"{line} | {excerpt}"
+    assert error.excerpt.splitlines()[3] == f"{' ' * len(str(line))} | {' ' * (column - 1)}^"
+
+
+@pytest.mark.parametrize(("script", "line", "column", "excerpt"), OPEN)
+@pytest.mark.parametrize("before", ["", "select 1;\n", "-- no-transaction\n"])
+async def test_what_is_never_closed_is_shown_at_the_end_of_the_script(
+    database: Database, server: Server, before: str, script: str, line: int, column: int, excerpt: str
+) -> None:
+    """A statement that swallows whatever follows has no end of its own, and is wrong where the script ends."""
+    if "atomic" in script and server.major < 14:
+        pytest.skip("a function's body is a string before PostgreSQL 14")
+    error = await broken_off(database, before + script)
+    line += before.count("\n")
+    assert (error.line, error.column) == (line, column)
+    assert error.excerpt is not None
+    assert error.excerpt.splitlines()[2] == f"{line} | {excerpt}"
