@@ -388,12 +388,12 @@ _RULES = (  # the first that fits counts
     _Rule("DROP TABLESPACE", Kind.OPAQUE, _Fault.OUTSIDE),
     _Rule("CREATE DATABASE", Kind.OPAQUE, _Fault.OUTSIDE),
     _Rule("CREATE TABLESPACE", Kind.OPAQUE, _Fault.OUTSIDE),
-    _Rule("ALTER DATABASE SET TABLESPACE", Kind.OPAQUE, _Fault.OUTSIDE, f"ALTER DATABASE {_NAME} SET TABLESPACE"),
+    _Rule("ALTER DATABASE SET TABLESPACE", Kind.OPAQUE, _Fault.OUTSIDE, "ALTER DATABASE .*? SET TABLESPACE"),
     _Rule(
         "DETACH PARTITION CONCURRENTLY",
         Kind.OPAQUE,
         _Fault.OUTSIDE,
-        rf"ALTER TABLE (?:IF EXISTS )?(?:ONLY )?{_NAME}(?: \*)? DETACH PARTITION {_NAME} CONCURRENTLY",
+        r"ALTER TABLE (?>.*? DETACH PARTITION ).*+(?<= CONCURRENTLY)",
     ),
     _Rule(
         "CREATE SUBSCRIPTION that makes a replication slot",
@@ -422,7 +422,7 @@ _RULES = (  # the first that fits counts
         "COPY FROM STDIN",
         Kind.TRANSACTIONAL,
         _Fault.DATA,
-        rf"COPY (?:BINARY )?{_NAME}(?: {_OPTIONS})? FROM STD(?:IN|OUT)",
+        r"COPY (?!\( )(?>.*?(?<! \.) FROM )STD(?:IN|OUT)",
     ),
 )
 

@@ -210,8 +210,13 @@ def test_what_is_no_sql_degrades_gracefully(script: str, texts: list[str] | None
         ("CREATE DATABASE d", Kind.OPAQUE),
         ("CREATE TABLESPACE s LOCATION '/x'", Kind.OPAQUE),
         ('ALTER DATABASE "my db" SET TABLESPACE s', Kind.OPAQUE),
+        ('ALTER DATABASE U&"d" SET TABLESPACE s', Kind.OPAQUE),
+        ("ALTER DATABASE U&\"!0064\" UESCAPE '!' SET TABLESPACE s", Kind.OPAQUE),
         ("ALTER DATABASE d SET work_mem = 1", Kind.TRANSACTIONAL),
+        ('ALTER DATABASE d OWNER TO "set tablespace"', Kind.TRANSACTIONAL),
         ('ALTER TABLE ONLY a.t DETACH PARTITION a."p 1" CONCURRENTLY', Kind.OPAQUE),
+        ('ALTER TABLE t * DETACH PARTITION U&"p" CONCURRENTLY', Kind.OPAQUE),
+        ("ALTER TABLE U&\"!0064\" UESCAPE '!' DETACH PARTITION p CONCURRENTLY", Kind.OPAQUE),
         ("ALTER TABLE IF EXISTS t DETACH PARTITION p FINALIZE", Kind.TRANSACTIONAL),
         ("ALTER TABLE t DETACH PARTITION p", Kind.TRANSACTIONAL),
         ('ALTER TABLE t DETACH PARTITION "p CONCURRENTLY"', Kind.TRANSACTIONAL),
@@ -434,6 +439,8 @@ def test_dropped_indexes_names_each(script: str, expected: tuple[tuple[str, ...]
         "SET transaction_read_only TO 'no'; SET LOCAL transaction_isolation = 'Read Committed'",
         "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY; SET default_transaction_read_only = on",
         "COPY t FROM '/tmp/stdin'; COPY (SELECT a FROM stdin) TO STDOUT; COPY t TO STDOUT; COPY stdin FROM PROGRAM 'x'",
+        "COPY t FROM '/x' WHERE a IS DISTINCT FROM stdin; COPY (SELECT (a) FROM stdin) TO '/x'; COPY t TO STDIN",
+        "COPY \"from stdin\" TO '/x' (NULL 'FROM STDIN'); COPY public.from TO stdin",
         "SELECT '\n-- migrate:down\n'; DO $$\n-- +goose Down\n$$; /*\n-- +migrate Down\n*/ SELECT 1",
         "-- migrate:downwards\n-- see migrate:down\nSELECT 1 -- goose Down",
         "SET standard_conforming_strings = on; SELECT '\\'; SELECT '\\d'",
@@ -566,6 +573,10 @@ COPY = "COPY FROM STDIN waits for data, and a migration has none to send"
     [
         ('SELECT 1;\nCOPY public.t (a, "b)") FROM stdin;\n1\tit\'s\n\\.\nBEGIN;\n', [(2, 1, COPY)]),
         ("COPY BINARY t FROM STDIN WITH (FORMAT csv)", [(1, 1, COPY)]),
+        ('copy U&"t" from stdin', [(1, 1, COPY)]),
+        ("COPY U&\"d!0061t\" UESCAPE '!' (a) FROM STDOUT", [(1, 1, COPY)]),
+        ('COPY public . U&"t"(a, U&"b") FROM /* it */ STDIN WHERE a IS DISTINCT FROM b', [(1, 1, COPY)]),
+        ("COPY public.from FROM STDIN", [(1, 1, COPY)]),
         (
             "\\connect db\nSELECT 1 \\gset x\n;\\",
             [
