@@ -90,7 +90,7 @@ def kind(statement: Statement) -> Kind:
 
 def ends_transaction(statement: Statement) -> bool:
     """Tell whether a statement ends the transaction it stands in, and begins no other one."""
-    return _rule(statement).label in _ENDS and not _shape(statement.text).endswith(" AND CHAIN")
+    return _rule(statement).label in _ENDS
 
 
 def sets_transaction(statement: Statement) -> bool:
@@ -291,6 +291,7 @@ class _Fault(enum.Enum):
 
     NONE = enum.auto()
     CONTROL = enum.auto()  # in a transactional file: it would end or split the one transaction
+    CHAIN = enum.auto()  # in every file: it begins a transaction that no BEGIN shows
     OUTSIDE = enum.auto()  # in a transactional file: the server refuses it inside a transaction block
     MODE = enum.auto()  # in a transactional file, and outside of BEGIN … COMMIT: ampd's own statements come before it
     DATA = enum.auto()  # in every file: it waits for data that nobody sends
@@ -309,6 +310,7 @@ _NAME = r"[^ (][^ ]*(?: \. [^ ]+)*"
 _TOKENS = r"(?:[^ )][^ ]* )*"
 _OPTIONS = rf"\( {_TOKENS}\)"
 _FALSE = r"(?i:'?(?:false|off|0)'?)"
+_CHAIN = "(?:WORK |TRANSACTION )?AND CHAIN"
 _INDEX_BUILD = (
     r"CREATE (?:UNIQUE )?INDEX CONCURRENTLY (?:(?P<guard>IF NOT EXISTS )?(?P<name>[^ ]+) )??"
     rf"ON (?P<only>ONLY )?(?P<table>{_NAME})(?= USING | \()"
@@ -355,6 +357,10 @@ _RULES = (  # the first that fits counts
     _Rule("COMMIT PREPARED", Kind.OPAQUE, _Fault.CONTROL),
     _Rule("ROLLBACK PREPARED", Kind.OPAQUE, _Fault.CONTROL),
     _Rule("ROLLBACK TO", Kind.TRANSACTIONAL, _Fault.NONE, "ROLLBACK (?:WORK |TRANSACTION )?TO"),
+    _Rule("COMMIT AND CHAIN", Kind.COMMIT, _Fault.CHAIN, f"COMMIT {_CHAIN}"),
+    _Rule("END AND CHAIN", Kind.COMMIT, _Fault.CHAIN, f"END {_CHAIN}"),
+    _Rule("ROLLBACK AND CHAIN", Kind.ROLLBACK, _Fault.CHAIN, f"ROLLBACK {_CHAIN}"),
+    _Rule("ABORT AND CHAIN", Kind.ROLLBACK, _Fault.CHAIN, f"ABORT {_CHAIN}"),
     _Rule("BEGIN", Kind.BEGIN, _Fault.CONTROL),
     _Rule("START TRANSACTION", Kind.BEGIN, _Fault.CONTROL),
     _Rule("COMMIT", Kind.COMMIT, _Fault.CONTROL),
@@ -458,7 +464,10 @@ def _misplaced(ruled: list[_Ruled], transactional: bool) -> Iterator[_Finding]:
         if rule.fault is _Fault.DATA:
             message = f"{rule.label} waits for data, and a migration has none to send"
             yield statement.start, message, "use INSERT, or load the data from a program outside the migrations"
-        elif rule.fault is _Fault.CONTROL and transactional:
+        elif rule.fault is _Fault.CHAIN and not transactional:
+            message = f"{rule.label} begins a transaction of which ampd cannot record that it is done"
+            yield statement.start, message, f"write {statement.words[0]}; BEGIN; in its place"
+        elif rule.fault in (_Fault.CONTROL, _Fault.CHAIN) and transactional:
             message = f"{rule.label} in a migration that runs in one transaction"
             hint = "remove it, ampd wraps the file itself; or add `-- no-transaction` as the first line"
             yield statement.start, message, hint
@@ -483,7 +492,7 @@ def _transactions(ruled: list[_Ruled]) -> Iterator[_Finding]:
             begun = begun or statement
         elif rule.fault is _Fault.MODE and not begun:
             yield statement.start, f"{rule.label} outside of a transaction", "put it between BEGIN and COMMIT"
-        elif ends_transaction(statement):
+        elif rule.label in _ENDS:
             if read_only and rule.kind is Kind.COMMIT:
                 yield read_only.start, *_UNRECORDED
             begun = read_only = None

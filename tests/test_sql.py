@@ -459,7 +459,7 @@ def test_sound_scripts_have_no_problems(script: str) -> None:
     ("script", "expected"),
     [
         (
-            "SELECT 1;\n  BEGIN;\nSELECT 2; COMMIT AND CHAIN;\nEND; ROLLBACK; ABORT;",
+            "SELECT 1;\n  BEGIN;\nSELECT 2; COMMIT AND NO CHAIN;\nEND; ROLLBACK; ABORT;",
             [
                 (2, 3, "BEGIN in a migration that runs in one transaction"),
                 (3, 11, "COMMIT in a migration that runs in one transaction"),
@@ -504,8 +504,14 @@ def test_a_transactional_script_may_not_leave_its_transaction(
     [
         ("BEGIN; SELECT 1; COMMIT; BEGIN; ROLLBACK; START TRANSACTION; PREPARE TRANSACTION 'x'", []),
         ("SELECT 1;\n BEGIN; SELECT 2", [(2, 2, "this transaction is never ended")]),
-        ("BEGIN; COMMIT AND CHAIN; SELECT 1", [(1, 1, "this transaction is never ended")]),
-        ("BEGIN; COMMIT AND NO CHAIN", []),
+        (
+            "BEGIN; COMMIT AND CHAIN; SELECT 1",
+            [
+                (1, 1, "this transaction is never ended"),
+                (1, 8, "COMMIT AND CHAIN begins a transaction of which ampd cannot record that it is done"),
+            ],
+        ),
+        ("BEGIN; COMMIT AND NO CHAIN; BEGIN; ROLLBACK WORK AND NO CHAIN", []),
         ("BEGIN; SAVEPOINT s; ROLLBACK TO s", [(1, 1, "this transaction is never ended")]),
         ("BEGIN; SET TRANSACTION ISOLATION LEVEL SERIALIZABLE; SELECT 1; COMMIT", []),
         (
@@ -521,6 +527,26 @@ def test_a_no_transaction_script_ends_what_it_begins(script: str, expected: list
     """A BEGIN that nothing ends, or a SET TRANSACTION without one, is found in a no-transaction script."""
     assert accepted(script)
     assert messages(script, transactional=False) == expected
+
+
+@pytest.mark.parametrize(
+    ("script", "label", "instead"),
+    [
+        ("COMMIT AND CHAIN", "COMMIT AND CHAIN", "COMMIT"),
+        ("end /**/ work and chain", "END AND CHAIN", "END"),
+        ("ROLLBACK TRANSACTION AND CHAIN", "ROLLBACK AND CHAIN", "ROLLBACK"),
+        ("ABORT AND CHAIN", "ABORT AND CHAIN", "ABORT"),
+    ],
+)
+def test_no_script_may_chain_its_transactions(script: str, label: str, instead: str) -> None:
+    """A transaction that no BEGIN shows is found in every script, and how to write it is told."""
+    assert accepted(script)
+    (inside,) = problems(script, transactional=True)
+    assert inside.message == f"{label} in a migration that runs in one transaction"
+    (outside,) = problems(f"BEGIN; {script}; COMMIT", transactional=False)
+    assert outside.message == f"{label} begins a transaction of which ampd cannot record that it is done"
+    assert (outside.line, outside.column) == (1, 8)
+    assert outside.hint == f"write {instead}; BEGIN; in its place"
 
 
 TOO_LATE = "SET TRANSACTION must come before any query, and ampd's own come before it"
