@@ -310,6 +310,8 @@ _NAME = r"[^ (][^ ]*(?: \. [^ ]+)*"
 _TOKENS = r"(?:[^ )][^ ]* )*"
 _OPTIONS = rf"\( {_TOKENS}\)"
 _FALSE = r"(?i:'?(?:false|off|0)'?)"
+_WITH = r"(?>.*? WITH \( )(?:.*? )??"  # as far as one of the options
+_SET = r"(?>.*? SET \( )(?:.*? , )??"
 _CHAIN = "(?:WORK |TRANSACTION )?AND CHAIN"
 _INDEX_BUILD = (
     r"CREATE (?:UNIQUE )?INDEX CONCURRENTLY (?:(?P<guard>IF NOT EXISTS )?(?P<name>[^ ]+) )??"
@@ -353,7 +355,7 @@ _DOWN = r"(?i:--[ \t]*(?P<marker>migrate:down|\+goose[ \t]+down|\+migrate[ \t]+d
 
 _PLAIN = _Rule("", Kind.TRANSACTIONAL, _Fault.NONE)
 _RULES = (  # the first that fits counts
-    _Rule("PREPARE TRANSACTION", Kind.OPAQUE, _Fault.CONTROL),
+    _Rule("PREPARE TRANSACTION", Kind.OPAQUE, _Fault.CONTROL, r"PREPARE TRANSACTION(?! (?:AS|\() )"),
     _Rule("COMMIT PREPARED", Kind.OPAQUE, _Fault.CONTROL),
     _Rule("ROLLBACK PREPARED", Kind.OPAQUE, _Fault.CONTROL),
     _Rule("ROLLBACK TO", Kind.TRANSACTIONAL, _Fault.NONE, "ROLLBACK (?:WORK |TRANSACTION )?TO"),
@@ -379,7 +381,7 @@ _RULES = (  # the first that fits counts
         Kind.REPEATABLE,
         _Fault.OUTSIDE,
         rf"REINDEX (?:{_OPTIONS} )?[A-Z]+ CONCURRENTLY"
-        rf"|REINDEX \( {_TOKENS}CONCURRENTLY(?! (?:= )?{_FALSE} )",
+        rf"|REINDEX \( {_TOKENS}(?:CONCURRENTLY|\"concurrently\")(?! (?:= )?{_FALSE} )",
     ),
     _Rule("REINDEX SCHEMA", Kind.REPEATABLE, _Fault.OUTSIDE, rf"REINDEX (?:{_OPTIONS} )?SCHEMA"),
     _Rule("REINDEX DATABASE", Kind.REPEATABLE, _Fault.OUTSIDE, rf"REINDEX (?:{_OPTIONS} )?DATABASE"),
@@ -405,13 +407,31 @@ _RULES = (  # the first that fits counts
         "CREATE SUBSCRIPTION that makes a replication slot",
         Kind.OPAQUE,
         _Fault.OUTSIDE,
-        rf"CREATE SUBSCRIPTION(?!.* WITH \( (?:.* )?(?:CREATE_SLOT|CONNECT) = {_FALSE} )",
+        rf"CREATE SUBSCRIPTION(?!{_WITH}(?:CREATE_SLOT|CONNECT|\"create_slot\"|\"connect\") = {_FALSE} )",
     ),
     _Rule(
-        "ALTER SUBSCRIPTION REFRESH PUBLICATION",
+        "ALTER SUBSCRIPTION REFRESH",
         Kind.OPAQUE,
         _Fault.OUTSIDE,
-        f"ALTER SUBSCRIPTION {_NAME} REFRESH PUBLICATION",
+        "ALTER SUBSCRIPTION .*? REFRESH (?:PUBLICATION|SEQUENCES)",
+    ),
+    _Rule(
+        "ALTER SUBSCRIPTION with refresh",
+        Kind.OPAQUE,
+        _Fault.OUTSIDE,
+        rf"ALTER SUBSCRIPTION (?>.*? (?:SET|ADD|DROP) PUBLICATION)(?!{_WITH}(?:REFRESH|\"refresh\") = {_FALSE} )",
+    ),
+    _Rule(
+        "ALTER SUBSCRIPTION SET (failover)",
+        Kind.OPAQUE,
+        _Fault.OUTSIDE,
+        rf"ALTER SUBSCRIPTION {_SET}(?:FAILOVER|\"failover\")",
+    ),
+    _Rule(
+        "ALTER SUBSCRIPTION SET (two_phase = false)",
+        Kind.OPAQUE,
+        _Fault.OUTSIDE,
+        rf"ALTER SUBSCRIPTION {_SET}(?:TWO_PHASE|\"two_phase\") = {_FALSE}",
     ),
     _Rule("DROP SUBSCRIPTION", Kind.REPEATABLE, _Fault.NONE, "DROP SUBSCRIPTION IF EXISTS"),
     _Rule("DROP SUBSCRIPTION", Kind.OPAQUE, _Fault.NONE),
