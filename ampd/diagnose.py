@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import sql
 from .errors import AmpdError, LockTimeout, MigrationFailed, PermissionDenied
+from .migration import directives
 from .postgres import grant_hint, read_only
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ _OUTSIDE = "the server will not run it in a transaction: make `-- no-transaction
 _ENUM = "commit the new enum value before it is used: put it in a migration of its own, before this one"
 _HINTS = {
     "25001": _OUTSIDE,
+    "2D000": _OUTSIDE,
     "55P04": _ENUM,
     "42P07": "it exists already: was it made by hand, or by another tool?",
     "57014": "if it needs longer, raise statement_timeout_secs or begin the file with `-- statement-timeout: 10min`",
@@ -91,6 +93,8 @@ def failure(
     ended = offset is None and error.sqlstate != CHARACTER_NOT_IN_REPERTOIRE  # with which nothing was even begun
     when = " at the end of the migration" if ended else _in_function(error.context)
     hint = (error.hint or _HINTS.get(error.sqlstate, "")).removesuffix(".")
+    if hint == _OUTSIDE and not _runs_outside(error, migration, statement):
+        hint = ""
     facts: dict[str, Any] = {
         "version": migration.version,
         "file": migration.file,
@@ -109,6 +113,16 @@ def failure(
         case "55P03" | "40P01":
             return LockTimeout(message, hint=aftermath, **facts)
     return MigrationFailed(message, hint=f"{hint}; {aftermath}" if hint else aftermath, **facts)
+
+
+def _runs_outside(error: ServerError, migration: Migration, statement: sql.Statement | None) -> bool:
+    """Tell whether a statement that was refused inside a transaction would be run outside of one."""
+    if statement is None or directives(migration.sql).no_transaction:
+        return False
+    if error.sqlstate == "2D000":
+        return statement.words[:1] in (("DO",), ("CALL",))  # a function may end a transaction nowhere
+    too_late = sql.sets_transaction(statement) or "before any query" in error.message
+    return not too_late and not error.context  # nor may a function run what cannot be in a transaction
 
 
 def _in_function(context: str) -> str:

@@ -743,6 +743,42 @@ def test_the_end_of_a_migration_is_no_place_that_was_never_reached(sqlstate: str
     assert told("SELECT 1;", sqlstate, said).message == message
 
 
+OUTSIDE = "the server will not run it in a transaction: make `-- no-transaction` the first line of the file"
+QUERY = "SET TRANSACTION ISOLATION LEVEL must be called before any query"
+WITHIN = "PL/pgSQL function inline_code_block line 1 at EXECUTE"
+
+
+@pytest.mark.parametrize(
+    ("script", "sqlstate", "said", "context", "helps"),
+    [
+        ("CLUSTER parts", "25001", "CLUSTER cannot run inside a transaction block", "", True),
+        ("CLUSTER parts", "25001", "CLUSTER kann nicht in einem Transaktionsblock laufen", "", True),
+        ("-- no-transaction\nBEGIN; CLUSTER parts; COMMIT", "25001", "CLUSTER cannot run", "", False),
+        ("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE", "25001", "zu spät", "", False),
+        ("SELECT set_config('transaction_isolation', 'serializable', true)", "25001", QUERY, "", False),
+        ("DO $$BEGIN EXECUTE 'VACUUM'; END$$", "25001", "VACUUM cannot be executed from a function", WITHIN, False),
+        ("DO $$BEGIN COMMIT; END$$", "2D000", "invalid transaction termination", WITHIN, True),
+        ("CALL p()", "2D000", "invalid transaction termination", "PL/pgSQL function p() line 1 at COMMIT", True),
+        ("SELECT f()", "2D000", "invalid transaction termination", "PL/pgSQL function f() line 1 at COMMIT", False),
+        ("-- no-transaction\nCALL p()", "2D000", "cannot commit while a subtransaction is active", "", False),
+    ],
+)
+def test_no_transaction_is_advised_where_it_helps(
+    script: str, sqlstate: str, said: str, context: str, helps: bool
+) -> None:
+    """A file is to begin with `-- no-transaction` if its statement could then be run, and only then."""
+    error = told(script, sqlstate, said, number=0, context=context)
+    assert error.hint == (f"{OUTSIDE}; {KEPT}" if helps else KEPT)
+
+
+async def test_a_block_that_commits_in_a_transactional_file(database: Database, tmp_path: Path) -> None:
+    """A COMMIT inside DO is refused by the server, and works with what the hint advises."""
+    script = "DO $$ BEGIN COMMIT; END $$;"
+    error = await failure(database, tmp_path, script)
+    assert (error.sqlstate, error.hint) == ("2D000", f"{OUTSIDE}; {KEPT}")
+    await ampd.migrate(database.url, migrations=scripts(f"-- no-transaction\n{script}"))
+
+
 # --- statements that break off
 
 
