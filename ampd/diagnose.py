@@ -133,16 +133,15 @@ def _in_function(context: str) -> str:
 
 def _line_in_block(context: str, script: str, statement: sql.Statement) -> int | None:
     """Return the offset of the line that PL/pgSQL complains of, if it is one of the statement's own DO block."""
-    complaint = re.search(
-        r"inline_code_block[^\d\n]+(\d+)", context
-    )  # the words around it are in the server's language
-    body = re.search(r"\$(?:[^\W\d]\w*)?\$", statement.text)
-    if not complaint or not body or statement.words[:1] != ("DO",):
+    # The outermost comes last, and the words around it are in the server's language.
+    complaints = re.findall(r"inline_code_block[^\d\n]+(\d+)", context)
+    block = sql.code_block(statement)
+    if not complaints or block is None:
         return None
-    offset = statement.start + body.end()  # line 1 of the body is what follows the opening quote
-    for _ in range(int(complaint[1]) - 1):
-        offset = script.find("\n", offset, statement.end) + 1
+    offset, end = block  # line 1 is what follows the opening quote
+    for _ in range(int(complaints[-1]) - 1):
+        offset = script.find("\n", offset, end) + 1
         if offset == 0:
             return None
-    line = script[offset : statement.end]
+    line = script[offset:end]
     return offset + len(line) - len(line.lstrip(" \t"))

@@ -139,6 +139,21 @@ def dropped_indexes(statement: Statement) -> tuple[tuple[str, ...], ...]:
     return tuple(map(_qualified, found["names"].split(" , "))) if found else ()
 
 
+def code_block(statement: Statement) -> tuple[int, int] | None:
+    """Give where in the script the code of a DO begins and ends; None where its lines are not those of the script."""
+    if statement.words[:1] != ("DO",):
+        return None
+    previous = ""
+    for kind, start, end in _tokens(statement.text):
+        token = statement.text[start:end]
+        if kind in _LITERALS and previous != "LANGUAGE":
+            quote = token.index("$", 1) + 1 if kind == "dollar" else 1
+            plain = kind == "dollar" or (kind == "string" and "'" not in token[1:-1].replace("''", ""))
+            return (statement.start + start + quote, statement.start + end - quote) if plain else None
+        previous = previous if kind in _COMMENTS else token.translate(_UPPER)
+    return None
+
+
 def locate(script: str, offset: int) -> tuple[int, int]:
     """Give the line and the column of an offset, both counted from 1."""
     offset = max(0, min(offset, len(script)))

@@ -120,7 +120,31 @@ STATEMENTS = [
     ),
     pytest.param("DO $$\nBEGIN\n  IF x THEN\nEND $$;\n", "42601", 4, 5, "END $$;", id="a syntax error inside DO"),
     pytest.param("DO $$ BEGIN\n COMMIT;\nEND $$;\n", "2D000", 2, 2, " COMMIT;", id="COMMIT inside DO"),
-    pytest.param("SELECT 1;\nDO 'BEGIN\n  PERFORM 1/0;\nEND';\n", "22012", 2, 1, "DO 'BEGIN", id="DO in plain quotes"),
+    pytest.param(
+        "SELECT 1;\nDO 'BEGIN\n  PERFORM 1/0;\nEND';\n", "22012", 3, 3, "  PERFORM 1/0;", id="DO in plain quotes"
+    ),
+    pytest.param(
+        "DO 'BEGIN\n  PERFORM ''$$'';\n  PERFORM 1/0;\nEND';\n", "22012", 3, 3, "  PERFORM 1/0;", id="quotes in quotes"
+    ),
+    pytest.param(
+        "DO -- $$\nLANGUAGE 'plpgsql' $$ BEGIN\n  PERFORM 1/0;\nEND $$;\n",
+        "22012",
+        3,
+        3,
+        "  PERFORM 1/0;",
+        id="DO with a comment and a language",
+    ),
+    pytest.param("DO E'BEGIN\n  PERFORM 1/0;\nEND';\n", "22012", 1, 1, "DO E'BEGIN", id="DO in quotes with escapes"),
+    pytest.param(
+        "CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $f$\nBEGIN\n\n"
+        "  EXECUTE 'DO $$ BEGIN PERFORM 1/0; END $$';\n  RETURN 1;\nEND $f$;\n"
+        "DO $$\nBEGIN\n  PERFORM f();\nEND $$;\n",
+        "22012",
+        9,
+        3,
+        "  PERFORM f();",
+        id="DO inside a function that DO calls",
+    ),
     pytest.param(
         "CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $$\nBEGIN\n  RETRUN 1;\nEND $$;\n",
         "42601",

@@ -13,6 +13,7 @@ from ampd.sql import (
     IndexBuild,
     Kind,
     Statement,
+    code_block,
     dropped_indexes,
     ends_transaction,
     excerpt,
@@ -471,6 +472,29 @@ def test_dropped_indexes_names_each(script: str, expected: tuple[tuple[str, ...]
     assert dropped_indexes(only(script)) == expected
 
 
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("DO $$BEGIN END$$", "BEGIN END"),
+        ("SELECT 1; do /* $$ */ LANGUAGE plpgsql -- $$\n $x$ $$;$$ $x$", " $$;$$ "),
+        ("DO LANGUAGE 'plpgsql' $$x$$", "x"),
+        ("DO $$x$$ LANGUAGE 'plpgsql'", "x"),
+        ("DO '\nBEGIN\n  EXECUTE $$x$$;\nEND'", "\nBEGIN\n  EXECUTE $$x$$;\nEND"),
+        ("DO '\nx := ''a'';\n'", "\nx := ''a'';\n"),
+        ("DO 'BEGIN'\n' END'", None),
+        ("DO '''a'''\n' END'", None),
+        ("DO E'BEGIN\\n END'", None),
+        ("CREATE FUNCTION f() RETURNS int AS $$x$$", None),
+        ("SELECT $$x$$", None),
+    ],
+)
+def test_code_block_is_the_code_of_a_do(script: str, expected: str | None) -> None:
+    """The code is what stands in the quotes of whichever sort, and not what a comment or another option holds."""
+    assert accepted(script)
+    block = code_block(split(script)[-1])
+    assert (block and script[slice(*block)]) == expected
+
+
 # Problems
 
 
@@ -830,6 +854,7 @@ def test_nothing_crashes(script: str) -> None:
         setting(statement)
         is_set_config(statement)
         has_byte_escape(statement)
+        code_block(statement)
     for transactional in (True, False):
         found = problems(script, transactional=transactional)
         assert found == problems(script, transactional=transactional, statements=split(script))
