@@ -8,9 +8,10 @@ comment or a statement ends. Of the prefixes only E does. A table of rules then 
 import enum
 import re
 import unicodedata
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from functools import cache
-from itertools import chain, islice, takewhile
+from itertools import accumulate, chain, islice, takewhile
 
 import msgspec
 
@@ -166,12 +167,14 @@ def excerpt(script: str, offset: int, *, file: str) -> str:
     line, column = locate(script, offset)
     start = offset - column + 1
     text = script[start : (script + "\n").index("\n", start)].rstrip()
-    caret, left, right = column - 1, 0, len(text)
-    if right > _WINDOW:
-        left = max(0, min(caret - _WINDOW // 2, right - _WINDOW))
-        right = left + _WINDOW
-    before = "…" * (left > 0) + _printable(text[left:caret])
-    after = _printable(text[caret:right]) + "…" * (right < len(text))
+    caret, far = column - 1, 10 * _WINDOW  # what is farther off is not shown, however narrow the rest
+    before, after = _printable(text[max(0, caret - far) : caret]), _printable(text[caret : caret + far])
+    columns = list(accumulate(map(_width, before + after), initial=0))
+    if columns[-1] > _WINDOW:
+        first = max(0, min(columns[len(before)] - _WINDOW // 2, columns[-1] - _WINDOW))
+        left, right = bisect_left(columns, first), bisect_right(columns, first + _WINDOW) - 1
+        after = after[: right - len(before)] + "…" * (right < len(columns) - 1)
+        before = "…" * (left > 0) + before[left:]
     margin = " " * len(str(line))
     indent = " " * sum(map(_width, before))
     return f"{file}:{line}:{column}\n{margin} |\n{line} | {before}{after}\n{margin} | {indent}^"
@@ -571,7 +574,7 @@ def _not_sql(script: str, ruled: list[_Ruled]) -> Iterator[_Finding]:
 
 # Drawing.
 
-_WINDOW = 100  # characters of a long line that an excerpt shows
+_WINDOW = 100  # columns of a long line that an excerpt shows
 
 
 def _printable(text: str) -> str:
