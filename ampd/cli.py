@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,8 @@ from .version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+
+    from cyclopts import Token
 
     from .config import MetadataDb
     from .progress import Progress
@@ -38,6 +41,17 @@ app.meta.version_flags = ()
 
 _Flag = Parameter(negative=(), show_default=False)
 _Hidden = Parameter(parse=False)
+
+
+def _version(_: object, tokens: Sequence[Token]) -> int:
+    """Read a version as file names have it: cyclopts would take 1.5 for 2, and 0x10 for 16."""
+    text = tokens[0].value
+    if not re.fullmatch("[0-9]{1,18}", text):
+        raise ValueError(f'"{text}" is not a version, which is 1 to 18 digits')
+    return int(text)
+
+
+Version = Annotated[int, Parameter(converter=_version)]
 MigrationsOption = Annotated[
     Path | None, Parameter(help="Folder of migration files [default: the ones packaged with ampd].")
 ]
@@ -49,7 +63,7 @@ def migrate(
     *,
     check: Annotated[bool, _Flag] = False,
     dry_run: Annotated[bool, _Flag] = False,
-    target: int | None = None,
+    target: Version | None = None,
     json: JsonOption = False,
     migrations: MigrationsOption = None,
     config: Annotated[Path | None, _Hidden] = None,
@@ -112,7 +126,7 @@ def status(
 
 @app.command
 def resolve(
-    version: int,
+    version: Version,
     /,
     *,
     applied: Annotated[bool, _Flag] = False,

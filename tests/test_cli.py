@@ -491,9 +491,18 @@ def test_the_deprecated_key_works_with_a_warning(ampd: Ampd, database: Database,
         (["migrate", "--target"], 'command "migrate" parameter --target requires an argument', "ampd migrate"),
         (
             ["migrate", "--target", "x"],
-            'invalid value for --target: unable to convert "x" into int',
+            'invalid value for --target: "x" is not a version, which is 1 to 18 digits',
             "ampd migrate",
         ),
+        *(
+            (
+                ["migrate", f"--target={value}"],
+                f'invalid value for --target: "{value}" is not a version, which is 1 to 18 digits',
+                "ampd migrate",
+            )
+            for value in ("", "1.5", "0x1", "1_0", "1e0", "-5", "+1", "²", "1234567890123456789")
+        ),
+        (["resolve", "1.5", "--applied"], '"1.5" is not a version, which is 1 to 18 digits', "ampd resolve"),
         (["migrate", "--config"], "parameter --config requires an argument", "ampd"),
         (["--config", "a", "status", "--config", "b"], "parameter --config specified multiple times", "ampd"),
         (["resolve"], 'command "resolve" parameter VERSION requires an argument', "ampd resolve"),
@@ -516,8 +525,8 @@ def test_bad_command_lines(ampd: Ampd, arguments: list[str], message: str, page:
             "error: there is no migration with version 9\nhint: the newest are 1 first, 2 second\n",
         ),
         (
-            ["migrate", "--migrations", "m", "--target=-5"],
-            "error: there is no migration with version -5\nhint: the newest are 1 first, 2 second\n",
+            ["migrate", "--migrations", "m", "--target", "000000000000000009"],
+            "error: there is no migration with version 9\nhint: the newest are 1 first, 2 second\n",
         ),
         (
             ["migrate", "--migrations", "nosuch"],
