@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO, TypeVar
 
@@ -257,13 +258,13 @@ def _outcome(arguments: Sequence[str]) -> int:
         except CycloptsError as error:
             raise _bad_command_line(error) from None
     except AmpdError as error:
-        if "--json" in arguments:
+        if _wants_json(arguments):
             known = error.report
             _print_failure(error, *((known.current_version, known.applied, known.pending) if known else ()))
         _complain(error)
         return 1
     except _Signalled as signalled:
-        if "--json" in arguments:
+        if _wants_json(arguments):
             newest = signalled.applied[-1].version if signalled.applied else None
             _print_failure(MigrationInterrupted(signalled.told, conflicts=()), newest, signalled.applied)
         _say(signalled.told)
@@ -271,15 +272,27 @@ def _outcome(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except OSError as error:
-        if error.errno not in _NOWHERE_TO_WRITE:
-            raise
-        _abandon(sys.stdout)
-        if error.errno != errno.EPIPE:  # else whoever read our output has heard enough
-            _say(f"error: the output cannot be written: {error.strerror}")
+        _bear(error)
         return 1
 
 
 _NOWHERE_TO_WRITE = (errno.EPIPE, errno.ENOSPC, errno.EBADF, errno.EIO)
+
+
+def _bear(error: OSError) -> None:
+    """Go on without a stdout that takes nothing any more; raise any other error again."""
+    if error.errno not in _NOWHERE_TO_WRITE:
+        raise error
+    _abandon(sys.stdout)
+    if error.errno != errno.EPIPE:  # else whoever read our output has heard enough
+        _say(f"error: the output cannot be written: {error.strerror}")
+
+
+def _wants_json(arguments: Sequence[str]) -> bool:
+    """Tell whether a document was asked for, be the command line a good one or not."""
+    options = (each.partition("=") for each in takewhile(lambda each: each != "--", arguments))
+    values = [value.lower() for name, _, value in options if name == "--json"]
+    return bool(values) and values[-1] not in ("no", "n", "0", "false", "f")
 
 
 def _bad_command_line(error: CycloptsError) -> ConfigError:
@@ -409,7 +422,10 @@ def _print_failure(
 ) -> None:
     from .report import Result, migrate_json
 
-    _print_json(migrate_json(Result.FAILED, current_version, applied, pending, error))
+    try:
+        _print_json(migrate_json(Result.FAILED, current_version, applied, pending, error))
+    except OSError as unwritten:
+        _bear(unwritten)
 
 
 def _complain(error: AmpdError) -> None:

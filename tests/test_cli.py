@@ -518,6 +518,27 @@ def test_bad_command_lines(ampd: Ampd, arguments: list[str], message: str, page:
 
 
 @pytest.mark.parametrize(
+    ("flag", "wanted"),
+    [
+        ("--json", True),
+        ("--json=true", True),
+        ("--json=YES", True),
+        ("--json=1", True),
+        ("--json=false", False),
+        ("--json=0", False),
+        ("--", False),
+    ],
+)
+def test_a_failure_is_a_document_however_the_flag_is_written(ampd: Ampd, flag: str, wanted: bool) -> None:
+    """A command that fails prints its document wherever one that succeeds would."""
+    process = ampd("migrate", flag, "--migrations", "nosuch", url="postgresql://h/d")
+    assert process.returncode == 1
+    assert process.stderr.startswith("error: ")
+    assert bool(process.stdout) is wanted
+    assert not wanted or document(process)["result"] == "failed"
+
+
+@pytest.mark.parametrize(
     ("arguments", "text"),
     [
         (
@@ -635,6 +656,10 @@ def shell(ampd: Ampd, url: str, redirection: str, *arguments: str) -> subprocess
 
 
 FULL = "error: the output cannot be written: No space left on device\n"
+NOSUCH = (
+    'unknown command "nosuch". Available commands: migrate, status, resolve, solo\n'
+    "hint: `ampd --help` shows what there is\n"
+)
 
 
 @pytest.mark.parametrize(
@@ -656,6 +681,9 @@ FULL = "error: the output cannot be written: No space left on device\n"
         ("| true", ["status"], (1, "", "")),
         ("| true", ["status", "--json"], (1, "", "")),
         ("| true", ["migrate", "--dry-run"], (1, "", "")),
+        ("| true", ["nosuch", "--json"], (1, "", f"error: {NOSUCH}")),
+        (">/dev/full", ["nosuch", "--json"], (1, "", f"{FULL}error: {NOSUCH}")),
+        (">/dev/full 2>/dev/full", ["nosuch", "--json"], (1, "", "")),
     ],
 )
 @pytest.mark.usefixtures("folder")
