@@ -40,7 +40,7 @@ class DatabaseUrl:
         if not separator or scheme not in ("postgresql", "postgres"):
             raise ConfigError(
                 "the database URL does not begin with postgresql:// or postgres://",
-                hint="write it as postgresql://user:password@host:5432/database",
+                hint="write it as postgresql://user:***@host:5432/database, with the password for ***",
             )
         rest, _, query = rest.partition("?")
         authority, _, path = rest.partition("/")

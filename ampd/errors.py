@@ -22,6 +22,7 @@ known is None. `code` is stable and part of the public contract.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -30,8 +31,21 @@ if TYPE_CHECKING:
     from .report import Report
 
 
+# A password may hold anything, an @ too, and whoever made a path of the URL has lost a slash.
+_IN_URL = re.compile(r"""(\w:/{1,2}[^\s:/]*):(?:\S*|[^\n'"]*)@""")
+_IN_QUERY = re.compile(r"(pass(?:w|%77)ord=)(?:'[^'\n]*'|[^\s&]+)", re.IGNORECASE)
+
+
+def masked(text: str) -> str:
+    """Return a text without the password of anything in it that looks like a URL: one may stand where none belongs."""
+    return _IN_QUERY.sub(r"\1***", _IN_URL.sub(r"\1:***@", text))
+
+
 class AmpdError(Exception):
-    """Anything ampd refuses or fails to do: `message` says what happened, `hint` what to do next."""
+    """Anything ampd refuses or fails to do: `message` says what happened, `hint` what to do next.
+
+    None of its texts shows the password of a URL.
+    """
 
     code: ClassVar[str]
 
@@ -48,16 +62,17 @@ class AmpdError(Exception):
         detail: str | None = None,
         excerpt: str | None = None,
     ) -> None:
+        message = masked(message)
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = hint and masked(hint)
         self.version = version
-        self.file = file
+        self.file = file and masked(file)
         self.line = line
         self.column = column
         self.sqlstate = sqlstate
-        self.detail = detail
-        self.excerpt = excerpt
+        self.detail = detail and masked(detail)
+        self.excerpt = excerpt and masked(excerpt)
         self.report: Report | None = None  # set by `migrate`: how far the run had come
 
     def __str__(self) -> str:

@@ -608,6 +608,9 @@ def test_a_file_that_may_not_be_read(ampd: Ampd, database: Database, folder: Pat
 # --- no traceback, whatever the surroundings
 
 
+MISPLACED = "postgresql://u:sekret@h/d"
+MASKED = "postgresql://u:***@h/d"
+MASKED_PATH = MASKED.replace("//", "/")
 REACH = "hint: check host and port, and that the server runs and listens there\n"
 PORT = "error: AMP_CONFIG_METADATA_DB__URL: metadata_db.url: the port in the database URL is not a number from 1 to "
 
@@ -639,6 +642,29 @@ def test_odd_urls(ampd: Ampd, url: str, text: str) -> None:
     assert "\nhint: " in process.stderr
     assert "secret" not in process.stderr
     assert "se%63ret" not in process.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "shown"),
+    [
+        ([MISPLACED], {}, f'unknown command "{MASKED}"'),
+        (["status", MISPLACED], {}, f"unexpected argument: {MASKED}"),
+        (["migrate", "--target", MISPLACED], {}, f'"{MASKED}" is not a version'),
+        (["status", "--config", MISPLACED], {}, f"{MASKED_PATH}: the configuration file cannot be read"),
+        (["status"], {"AMP_CONFIG": MISPLACED}, f"{MASKED_PATH}: the configuration file cannot be read"),
+        (["status", "--config", "c.toml"], {}, f"c.toml: unknown key metadata_db.{MASKED}"),
+        (["status", "--migrations", MISPLACED], {}, f"the migrations folder {MASKED_PATH} does not exist"),
+        (["solo", "--amp-dir", f"c.toml/{MISPLACED}"], {}, f"/c.toml/{MASKED_PATH}: Not a directory"),
+    ],
+)
+def test_a_url_where_none_belongs(ampd: Ampd, arguments: list[str], env: dict[str, str], shown: str) -> None:
+    """A URL that is given as something else is named in the error without its password, in the document too."""
+    (ampd.folder / "c.toml").write_text(f'[metadata_db]\n"{MISPLACED}" = 1\n')
+    url = None if arguments[0] == "solo" else "postgresql://h/d"
+    for process in (ampd(*arguments, url=url, env=env), ampd(*arguments, "--json", url=url, env=env)):
+        assert process.returncode == 1
+        assert "sekret" not in process.stdout + process.stderr
+    assert shown in ampd(*arguments, url=url, env=env).stderr
 
 
 def shell(ampd: Ampd, url: str, redirection: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -330,7 +330,7 @@ def test_unknown_keys_suggest_the_nearest(file: Path, key: str, hint: str) -> No
         (
             'metadata_db_url = "mysql://u:hunter2-secret@h/db"',
             "metadata_db.url: the database URL does not begin with postgresql:// or postgres://",
-            "write it as postgresql://user:password@host:5432/database",
+            "write it as postgresql://user:***@host:5432/database, with the password for ***",
         ),
     ],
 )

@@ -95,7 +95,7 @@ def test_what_a_url_means(
             (
                 url,
                 "the database URL does not begin with postgresql:// or postgres://",
-                "write it as postgresql://user:password@host:5432/database",
+                "write it as postgresql://user:***@host:5432/database, with the password for ***",
             )
             for url in ("", "h/db", "host=h password=hunter2", "mysql://u:hunter2@h/db", "POSTGRESQL:/u:hunter2@h/db")
         ),

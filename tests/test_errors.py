@@ -185,3 +185,42 @@ def test_fields_hold_no_excerpt() -> None:
     """No text of a migration goes into the document: it is for the person at the terminal."""
     error = MigrationFailed("it failed", excerpt="INSERT INTO secrets VALUES ('x')")
     assert "INSERT" not in json.dumps(error.fields())
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("no postgresql://u:sekret@h:5432/db here", "no postgresql://u:***@h:5432/db here"),
+        ("no postgresql:/u:sekret@h/db: not found", "no postgresql:/u:***@h/db: not found"),
+        ("mysql://me@tenant:se@k/r:e?t@h", "mysql://me@tenant:***@h"),
+        ('"postgresql://:se kret@h"', '"postgresql://:***@h"'),
+        (
+            "postgresql://u:se%6Bret@a:1,b:2/db?sslpassword=sekret&a=b",
+            "postgresql://u:***@a:1,b:2/db?sslpassword=***&a=b",
+        ),
+        ("postgresql:///db?pass%77ord=sekret", "postgresql:///db?pass%77ord=***"),
+        ("host=h password='se kret' user=u", "host=h password=*** user=u"),
+        ("postgresql://u:a@h and postgresql://v:b@i", "postgresql://u:***@h and postgresql://v:***@i"),
+    ],
+)
+def test_no_text_of_an_error_shows_the_password_of_a_url(text: str, shown: str) -> None:
+    """A URL that stands where none belongs is repeated without its password, in every field and as printed."""
+    error = MigrationFailed(text, hint=text, file=text, detail=text, excerpt=text)
+    assert str(error) == f"{shown}\n{shown}\ndetail: {shown}\nhint: {shown}"
+    assert (error.args, error.file, error.fields()["file"]) == ((shown,), shown, shown)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "postgresql://h:5432/db",
+        "postgresql:///amp?host=/tmp/x&port=5432&user=postgres",
+        "see http://h:80/x, or ask me at x:y",
+        "SELECT 'http://h:80', 'me@example.com'",
+        "Key (password)=(x) already exists.",
+        "m/1_x.sql:2: relation does not exist",
+    ],
+)
+def test_what_holds_no_password_is_repeated_as_it_is(text: str) -> None:
+    """Nothing else is taken for a password."""
+    assert str(MigrationFailed(text)) == text
