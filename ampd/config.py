@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 from urllib.parse import quote, unquote
@@ -19,6 +20,7 @@ FLAT_URL = "metadata_db_url"
 _FLAT_VARIABLE = "AMP_CONFIG_METADATA_DB_URL"
 
 _HIDDEN = "***"
+_WORTH_HIDING_IN_WORDS = 4  # characters: without a password `e` no message would be left to read
 _ENCODE = "if the password holds any of : / ? # @ % &, write those percent-encoded (%3A %2F %3F %23 %40 %25 %26)"
 
 
@@ -116,9 +118,12 @@ class DatabaseUrl:
         return f"{shown}/{database}"
 
     def redact(self, text: str) -> str:
-        """Return `text` with every form of the URL's secrets replaced."""
+        """Return `text` with every form of the URL's secrets replaced; a very short one only as a word of its own."""
         for secret in sorted(self._secrets, key=len, reverse=True):  # one may be a part of another
-            text = text.replace(secret, _HIDDEN)
+            if len(secret) < _WORTH_HIDING_IN_WORDS:
+                text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", _HIDDEN, text)
+            else:
+                text = text.replace(secret, _HIDDEN)
         return text
 
 

@@ -173,6 +173,20 @@ def test_redaction_takes_the_longer_secret_first() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("password", "shown"),
+    [
+        ("e", 'password "***" failed: relation "e_mail", host ***.example'),
+        ("e_m", 'password "e" failed: relation "e_mail", host e.example'),
+        ("pass", '***word "e" failed: relation "e_mail", host e.example'),
+    ],
+)
+def test_a_very_short_password_is_hidden_as_a_word_alone(password: str, shown: str) -> None:
+    """What is shorter than four characters is part of too many words to be taken out of them."""
+    text = 'password "e" failed: relation "e_mail", host e.example'
+    assert DatabaseUrl(f"postgresql://u:{password}@h/db").redact(text) == shown
+
+
 # Laws: URLs from parts, in any of the ways to write them down.
 
 NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=12)
