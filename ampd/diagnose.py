@@ -6,8 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from . import sql
-from .errors import AmpdError, LockTimeout, MigrationFailed, PermissionDenied
-from .migration import directives
+from .errors import AmpdError, LockTimeout, MigrationFailed, PermissionDenied, masked
 from .postgres import grant_hint, read_only
 
 if TYPE_CHECKING:
@@ -90,8 +89,7 @@ def failure(
         offset = statement.start
     line, column = sql.locate(migration.sql, offset) if offset is not None else (None, None)
     where = migration.file if line is None else f"{migration.file}:{line}"
-    ended = offset is None and error.sqlstate != CHARACTER_NOT_IN_REPERTOIRE  # with which nothing was even begun
-    when = " at the end of the migration" if ended else _in_function(error.context)
+    when = " at the end of the migration" if offset is None else error.redact(_in_function(error.context))
     hint = (error.hint or _HINTS.get(error.sqlstate, "")).removesuffix(".")
     if hint == _OUTSIDE and not _runs_outside(error, migration, statement):
         hint = ""
@@ -102,7 +100,7 @@ def failure(
         "column": column,
         "sqlstate": error.sqlstate,
         "detail": error.detail,
-        "excerpt": sql.excerpt(migration.sql, offset, file=migration.file) if offset is not None else None,
+        "excerpt": _excerpt(error, migration, offset) if offset is not None else None,
     }
     message = f"{where}: {error.message}{when} (SQLSTATE {error.sqlstate})"
     match error.sqlstate:
@@ -115,14 +113,10 @@ def failure(
     return MigrationFailed(message, hint=f"{hint}; {aftermath}" if hint else aftermath, **facts)
 
 
-def _runs_outside(error: ServerError, migration: Migration, statement: sql.Statement | None) -> bool:
-    """Tell whether a statement that was refused inside a transaction would be run outside of one."""
-    if statement is None or directives(migration.sql).no_transaction:
-        return False
-    if error.sqlstate == "2D000":
-        return statement.words[:1] in (("DO",), ("CALL",))  # a function may end a transaction nowhere
-    too_late = sql.sets_transaction(statement) or "before any query" in error.message
-    return not too_late and not error.context  # nor may a function run what cannot be in a transaction
+def _excerpt(error: ServerError, migration: Migration, offset: int) -> str:
+    """Return the line of an offset without secrets, which are taken out first so that the caret stays in its place."""
+    script, before = (masked(error.redact(text)) for text in (migration.sql, migration.sql[:offset]))
+    return sql.excerpt(script, len(before), file=migration.file)
 
 
 def _in_function(context: str) -> str:

@@ -74,6 +74,7 @@ class ServerError(Exception):
 
     def __init__(self, error: Any, redact: Callable[[str], str], role: str | None) -> None:
         self.role = role
+        self.redact = redact
         self.message = redact(error.message or str(error))
         super().__init__(self.message)
         self.sqlstate: str = error.sqlstate

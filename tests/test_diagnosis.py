@@ -730,6 +730,19 @@ async def test_what_the_server_says_of_a_password_is_not_repeated(database: Data
     assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
+@pytest.mark.parametrize("script", ["SELECT '{0}', 1,\t'{0}', nosuch;", "SELECT '{0}',\n  '{0}', nosuch;"])
+async def test_an_excerpt_does_not_repeat_a_password(database: Database, script: str) -> None:
+    """A statement that holds the URL's password is shown without it, the caret still below the spot."""
+    role = await database.role("alice", "CREATE ON SCHEMA public", password=SECRET)
+    with pytest.raises(ampd.MigrationFailed) as caught:
+        await ampd.migrate(role.url, migrations=scripts(f"-- {SECRET}\n{script.format(SECRET)}"))
+    assert caught.value.excerpt is not None
+    _, _, shown, caret = caught.value.excerpt.splitlines()
+    assert shown.count("***") == script.splitlines()[-1].count("{0}")
+    assert shown.index("nosuch") == caret.index("^")
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
 async def test_a_password_that_asyncpg_would_repeat(strict: Strict, ampd: Ampd) -> None:
     """A URL whose password was not encoded, and so reads as host or port, is not repeated either."""
     for url in (
