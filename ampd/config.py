@@ -114,8 +114,12 @@ class DatabaseUrl:
         default_host, default_port = os.environ.get("PGHOST", "localhost"), os.environ.get("PGPORT", "5432")
         hosts = self.hosts or (("", None),)
         shown = ",".join(f"{_bracketed(host or default_host)}:{port or default_port}" for host, port in hosts)
-        database = self.database or os.environ.get("PGDATABASE") or self.user or os.environ.get("PGUSER", "")
-        return f"{shown}/{database}"
+        return f"{shown}/{self.database_or_default}"
+
+    @property
+    def database_or_default(self) -> str:
+        """Return the database's name, where the URL has none the one that the PG* variables or the user imply."""
+        return self.database or os.environ.get("PGDATABASE") or self.user or os.environ.get("PGUSER", "")
 
     def redact(self, text: str) -> str:
         """Return `text` with every form of the URL's secrets replaced; a very short one only as a word of its own."""

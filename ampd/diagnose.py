@@ -105,7 +105,9 @@ def failure(
     message = f"{where}: {error.message}{when} (SQLSTATE {error.sqlstate})"
     match error.sqlstate:
         case "42501":
-            return PermissionDenied(message, hint=f"{grant_hint(error)}; {aftermath}", **facts)
+            grant = grant_hint(error, statement.words if statement else ())
+            after_it = aftermath.replace("mend the file and run again", "run again after that")  # the file is all right
+            return PermissionDenied(message, hint=f"{grant}; {after_it}", **facts)
         case "25006":
             return read_only(message, **facts)
         case "55P03" | "40P01":

@@ -482,8 +482,9 @@ def connection_failure(error: BaseException, url: DatabaseUrl | None) -> tuple[A
     """
     where = url.label if url else "the pool's server"
     redact: Callable[[str], str] = url.redact if url else str
-    user = (url.user if url else None) or os.environ.get("PGUSER") or "the role"
-    database = where.rpartition("/")[2]
+    user = (url.user if url else None) or os.environ.get("PGUSER")
+    role = identifier(user) if user else "the role"
+    database = identifier(url.database_or_default) if url else "the database"
     text = redact(str(getattr(error, "message", None) or error).strip() or type(error).__name__)
     sqlstate = getattr(error, "sqlstate", None)
     named = text.rpartition('"')[0].rpartition('"')[2] if '"' in text else text.rpartition(":")[2].strip()
@@ -496,10 +497,10 @@ def connection_failure(error: BaseException, url: DatabaseUrl | None) -> tuple[A
                 hint = "close idle connections, or raise max_connections (or the role's or database's CONNECTION LIMIT)"
                 return _failed(f"{where} takes no more connections: {text}", hint, sqlstate), True
             case asyncpg.InvalidCatalogNameError():
-                hint = f'create it (CREATE DATABASE "{database}"), or correct the name in the URL'
+                hint = f"create it (CREATE DATABASE {database}), or correct the name in the URL"
                 return DatabaseMissing(f"{where}: {text}", hint=hint, sqlstate=sqlstate), False
             case asyncpg.InsufficientPrivilegeError():
-                hint = f'GRANT CONNECT ON DATABASE "{database}" TO "{user}"'
+                hint = f"GRANT CONNECT ON DATABASE {database} TO {role}"
                 return PermissionDenied(f"{where}: {text}", hint=hint, sqlstate=sqlstate), False
             case asyncpg.InvalidAuthorizationSpecificationError() | asyncpg.InvalidPasswordError():
                 if "no encryption" in text or "SSL off" in text:
@@ -507,7 +508,7 @@ def connection_failure(error: BaseException, url: DatabaseUrl | None) -> tuple[A
                 elif "no pg_hba.conf entry" in text:
                     hint = _HBA_HINT
                 else:
-                    hint = f"check user and password of the URL; with psql: ALTER ROLE \"{user}\" PASSWORD '...'"
+                    hint = f"check user and password of the URL; with psql: ALTER ROLE {role} PASSWORD '...'"
                 return AuthenticationFailed(f"{where}: {text}", hint=hint, sqlstate=sqlstate), False
             case (
                 asyncpg.UndefinedObjectError()
@@ -602,23 +603,61 @@ def read_only(message: str, **facts: Any) -> ReadOnlyServer:
     )
 
 
-_PRIVILEGES = {"schema": "USAGE, CREATE", "database": "CREATE", "sequence": "USAGE", "language": "USAGE"}
+# What aclcheck_error() of the server calls each kind, what GRANT calls it, and what a migration wants with it.
+_RELATIONS = ("table", "relation", "view", "materialized view", "foreign table")
+_ROUTINES = ("function", "procedure", "aggregate", "routine")
+_TYPES = ("type", "domain")
+_GRANTS = {
+    **dict.fromkeys(_RELATIONS, ("TABLE", "SELECT, INSERT, UPDATE, DELETE")),
+    "sequence": ("SEQUENCE", "USAGE, SELECT, UPDATE"),
+    "schema": ("SCHEMA", "USAGE, CREATE"),
+    "database": ("DATABASE", "CREATE"),
+    **dict.fromkeys(_ROUTINES, ("ROUTINE", "EXECUTE")),
+    **dict.fromkeys(_TYPES, ("TYPE", "USAGE")),
+    "language": ("LANGUAGE", "USAGE"),
+    "foreign server": ("FOREIGN SERVER", "USAGE"),
+    "foreign-data wrapper": ("FOREIGN DATA WRAPPER", "USAGE"),
+    "tablespace": ("TABLESPACE", "CREATE"),
+    "large object": ("LARGE OBJECT", "SELECT, UPDATE"),
+}
+_ALTERED = {"FOREIGN SERVER": "SERVER"}
 
 
-def grant_hint(error: ServerError) -> str:
-    """Return the GRANT that would lift a "permission denied", read off the server's own words."""
+def grant_hint(error: ServerError, words: tuple[str, ...] = ()) -> str:
+    """Return the GRANT that would lift a "permission denied", read off the server's own words.
+
+    `words` are the first ones of the statement: the server names a table, but not what was wanted with it.
+    """
     import re
 
     role = identifier(error.role) if error.role else "the role"
-    refused = re.search(r"(permission denied for|must be owner of) (\w+(?: \w+)?) (\S+)", error.message)
+    kinds = "|".join(_GRANTS)
+    refused = re.fullmatch(f"(permission denied for|must be owner of) ({kinds}) (.+)", error.message, re.DOTALL)
     if not refused:
         return f"grant {role} the privilege that the message names, or migrate as a role that has it"
     what, kind, name = refused.groups()
-    kind = "table" if kind in ("relation", "view") else kind
+    word, privileges = _GRANTS[kind]
+    if kind in _ROUTINES:  # without arguments, and with the schema where the statement gave it
+        name = ".".join(map(identifier, name.split(".")))
+    elif kind not in (*_TYPES, "large object"):  # of types the server itself quotes the name
+        name = identifier(name)
     if what == "must be owner of":
-        return f"as its owner: ALTER {kind.upper()} {name} OWNER TO {role}; or migrate as the owner"
-    privileges = _PRIVILEGES.get(kind, "SELECT, INSERT, UPDATE, DELETE")
-    return f"as its owner: GRANT {privileges} ON {kind.upper()} {name} TO {role}"
+        return f"as a superuser: ALTER {_ALTERED.get(word, word)} {name} OWNER TO {role}; or migrate as the owner"
+    if kind in _RELATIONS:
+        privileges = _on_table(words) or privileges
+    return f"as its owner: GRANT {privileges} ON {word} {name} TO {role}"
+
+
+def _on_table(words: tuple[str, ...]) -> str | None:
+    """Return the privileges on another's table that a statement needs, where those are none of the usual ones."""
+    match words:
+        case ("TRUNCATE", *_):
+            return "TRUNCATE"
+        case ("CREATE", *rest) if "TRIGGER" in rest[:4]:
+            return "TRIGGER"
+        case ("CREATE" | "ALTER", *rest) if "TABLE" in rest[:3]:
+            return "SELECT, REFERENCES"
+    return None
 
 
 async def connected_pool(metadata_db: MetadataDb, options: Mapping[str, Any]) -> asyncpg.Pool:

@@ -1,6 +1,7 @@
 """What a failure looks like: where it stands in which file, what the server said, what to do; never a password."""
 
 import os
+import re
 import tempfile
 import traceback
 import uuid
@@ -19,7 +20,7 @@ import trustme
 import ampd
 from ampd import diagnose, sql
 from ampd.errors import AmpdError, AuthenticationFailed, DatabaseMissing, ReadOnlyServer, TlsFailed
-from ampd.postgres import ServerError
+from ampd.postgres import ServerError, grant_hint
 from ampd.solo import local_server
 from tests.folders import write
 from tests.scenes import GENEROUS, scripts, until
@@ -399,7 +400,7 @@ async def test_no_right_to_create_in_the_schema(database: Database) -> None:
     error = await refused(role.url, "CREATE TABLE a ();")
     assert isinstance(error, ampd.PermissionDenied)
     assert (error.sqlstate, error.message) == ("42501", "permission denied for schema public")
-    assert f'GRANT USAGE, CREATE ON SCHEMA public TO "{role.name}"' in str(error.hint)
+    assert f'GRANT USAGE, CREATE ON SCHEMA "public" TO "{role.name}"' in str(error.hint)
 
 
 async def test_no_right_to_create_a_schema(database: Database) -> None:
@@ -408,7 +409,7 @@ async def test_no_right_to_create_a_schema(database: Database) -> None:
     error = await refused(role.url, "CREATE TABLE a ();", schema="elsewhere")
     assert isinstance(error, ampd.PermissionDenied)
     assert error.message == f"permission denied for database {database.name}"
-    assert f'GRANT CREATE ON DATABASE {database.name} TO "{role.name}"' in str(error.hint)
+    assert f'GRANT CREATE ON DATABASE "{database.name}" TO "{role.name}"' in str(error.hint)
 
 
 async def test_no_right_to_use_the_schema(database: Database) -> None:
@@ -420,7 +421,7 @@ async def test_no_right_to_use_the_schema(database: Database) -> None:
         with pytest.raises(ampd.PermissionDenied) as caught:
             await run(role.url, migrations=scripts("SELECT 1"), schema="elsewhere")
         assert caught.value.message == "permission denied for schema elsewhere"
-        assert "GRANT USAGE, CREATE ON SCHEMA elsewhere" in str(caught.value.hint)
+        assert 'GRANT USAGE, CREATE ON SCHEMA "elsewhere"' in str(caught.value.hint)
 
 
 async def test_no_right_to_read_the_history(database: Database) -> None:
@@ -431,7 +432,7 @@ async def test_no_right_to_read_the_history(database: Database) -> None:
         with pytest.raises(ampd.PermissionDenied) as caught:
             await run(role.url, migrations=scripts("SELECT 1"))
         assert caught.value.message == "permission denied for table ampd_schema_migrations"
-        assert f'ampd_schema_migrations TO "{role.name}"' in str(caught.value.hint)
+        assert f'"ampd_schema_migrations" TO "{role.name}"' in str(caught.value.hint)
         assert "GRANT SELECT" in str(caught.value.hint)
     await database.execute(f"GRANT SELECT ON ampd_schema_migrations TO {role.name}")
     assert (await ampd.status(role.url, migrations=scripts("SELECT 1"))).up_to_date
@@ -445,10 +446,168 @@ async def test_a_statement_that_the_role_may_not_run(database: Database) -> None
     error = await refused(role.url, "SELECT 1;\n\nALTER TABLE theirs ADD x int;")
     assert isinstance(error, ampd.PermissionDenied)
     assert (error.file, error.line, error.sqlstate) == ("1_step.sql", 3, "42501")
-    assert f'ALTER TABLE theirs OWNER TO "{role.name}"' in str(error.hint)
+    assert error.hint == (
+        f'as a superuser: ALTER TABLE "theirs" OWNER TO "{role.name}"; or migrate as the owner; '
+        "nothing of this migration was kept: run again after that"
+    )
     error = await refused(role.url, "SELECT 1;\nSELECT * FROM theirs;")
     assert (error.code, error.line) == ("permission", 2)
-    assert f'ON TABLE theirs TO "{role.name}"' in str(error.hint)
+    assert error.hint == (
+        f'as its owner: GRANT SELECT, INSERT, UPDATE, DELETE ON TABLE "theirs" TO "{role.name}"; '
+        "nothing of this migration was kept: run again after that"
+    )
+
+
+NAMES = ("theirs", "Theirs", "the irs", 'th"eirs', "the.irs")
+ROUTINE_NAMES = NAMES[:4]
+FUNCTION = "CREATE {} {{}}() {} LANGUAGE sql AS 'SELECT 1'; REVOKE EXECUTE ON ROUTINE {{}} FROM PUBLIC"
+TYPE = "CREATE TYPE {} AS ENUM ('a'); REVOKE USAGE ON TYPE {} FROM PUBLIC"
+DOMAIN = "CREATE DOMAIN {} AS int; REVOKE USAGE ON DOMAIN {} FROM PUBLIC"
+PRIVILEGES = [
+    pytest.param("CREATE TABLE {} (id int PRIMARY KEY)", "INSERT INTO {} SELECT 1 FROM {}", NAMES, id="table"),
+    pytest.param("CREATE TABLE {} ()", "TRUNCATE {}", NAMES, id="truncate"),
+    pytest.param(
+        "CREATE TABLE {} (id int PRIMARY KEY)", "CREATE TABLE t{number} (x int REFERENCES {})", NAMES, id="fk"
+    ),
+    pytest.param(
+        "CREATE TABLE {} ()",
+        "CREATE TRIGGER t AFTER INSERT ON {} EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+        NAMES,
+        id="trigger",
+    ),
+    pytest.param("CREATE VIEW {} AS SELECT 1", "SELECT * FROM {}", NAMES, id="view"),
+    pytest.param("CREATE MATERIALIZED VIEW {} AS SELECT 1", "CREATE TABLE t{number} AS TABLE {}", NAMES, id="matview"),
+    pytest.param("CREATE SEQUENCE {}", "SELECT setval('{}', nextval('{}'))", NAMES, id="sequence"),
+    pytest.param("CREATE SCHEMA {}", "CREATE TABLE {}.t ()", NAMES, id="schema"),
+    pytest.param(FUNCTION.format("FUNCTION", "RETURNS int"), "SELECT {}()", ROUTINE_NAMES, id="function"),
+    pytest.param(FUNCTION.format("PROCEDURE", ""), "CALL {}()", ROUTINE_NAMES, id="procedure"),
+    pytest.param(
+        "CREATE AGGREGATE {}(int) (SFUNC = int4pl, STYPE = int); REVOKE EXECUTE ON ROUTINE {} FROM PUBLIC",
+        "SELECT {}(1)",
+        ROUTINE_NAMES,
+        id="aggregate",
+    ),
+    pytest.param(TYPE, "CREATE TABLE t{number} (x {})", NAMES, id="type"),
+    pytest.param(DOMAIN, "CREATE TABLE t{number} (x {})", NAMES, id="domain"),
+    pytest.param(
+        "CREATE FOREIGN DATA WRAPPER {}", "CREATE SERVER s{number} FOREIGN DATA WRAPPER {}", NAMES, id="wrapper"
+    ),
+    pytest.param(
+        "CREATE FOREIGN DATA WRAPPER {0}; CREATE SERVER {0} FOREIGN DATA WRAPPER {0}",
+        "CREATE FOREIGN TABLE t{number} () SERVER {}",
+        NAMES,
+        id="server",
+    ),
+    pytest.param("SELECT lo_create({})", "SELECT lo_get({})", ("41",), id="large object"),
+    pytest.param("REVOKE CREATE ON DATABASE {} FROM PUBLIC", "CREATE SCHEMA s", ("DATABASE",), id="database"),
+    pytest.param("REVOKE USAGE ON LANGUAGE {} FROM PUBLIC", "SELECT 1", ("plpgsql",), id="language"),
+]
+OWNERS = [
+    pytest.param("CREATE TABLE {} ()", "ALTER TABLE {} ADD x int", NAMES, id="table"),
+    pytest.param("CREATE VIEW {} AS SELECT 1", "ALTER VIEW {} RENAME TO v{number}", NAMES, id="view"),
+    pytest.param("CREATE MATERIALIZED VIEW {} AS SELECT 1", "DROP MATERIALIZED VIEW {}", NAMES, id="matview"),
+    pytest.param("CREATE SEQUENCE {}", "ALTER SEQUENCE {} CYCLE", NAMES, id="sequence"),
+    pytest.param("CREATE SCHEMA {}", "DROP SCHEMA {}", NAMES, id="schema"),
+    pytest.param(
+        FUNCTION.format("FUNCTION", "RETURNS int"), "ALTER FUNCTION {}() STRICT", ROUTINE_NAMES, id="function"
+    ),
+    pytest.param(FUNCTION.format("PROCEDURE", ""), "DROP PROCEDURE public.{}()", ROUTINE_NAMES, id="procedure"),
+    pytest.param(TYPE, "DROP TYPE {}", NAMES, id="type"),
+    pytest.param(DOMAIN, "ALTER DOMAIN {} SET NOT NULL", NAMES, id="domain"),
+    pytest.param(
+        "CREATE FOREIGN DATA WRAPPER {0}; CREATE SERVER {0} FOREIGN DATA WRAPPER {0}",
+        "DROP SERVER {}",
+        NAMES,
+        id="server",
+    ),
+    pytest.param("SELECT lo_create({})", "SELECT lo_unlink({})", ("42",), id="large object"),
+    pytest.param("SELECT '{}'", "ALTER DATABASE {} SET work_mem = '5MB'", ("DATABASE",), id="database"),
+]
+
+
+async def _refused_until_obeyed(
+    database: Database, prepare: str, action: str, names: tuple[str, ...], statement: str
+) -> None:
+    """Run an action on an object of each name, follow the hint, and see it succeed."""
+    role = await database.role("low", "CREATE ON SCHEMA public")
+    texts = []
+    for number, each in enumerate(names):
+        name = each.replace("DATABASE", database.name)
+        quoted = name if name.isdecimal() else '"' + name.replace('"', '""') + '"'
+        await database.execute(prepare.replace("{0}", quoted).replace("{}", quoted))
+        texts.append(action.replace("{number}", str(number)).replace("{}", quoted))
+        error = await refused(role.url, *texts)
+        assert isinstance(error, ampd.PermissionDenied)
+        hint = re.match(rf'as (?:its owner|a superuser): ({statement} .* TO "{role.name}")', str(error.hint))
+        assert hint, error
+        await database.execute(hint[1])
+        await ampd.migrate(role.url, migrations=scripts(*texts))
+
+
+@pytest.mark.parametrize(("prepare", "action", "names"), PRIVILEGES)
+async def test_the_grant_of_the_hint_is_what_was_missing(
+    database: Database, prepare: str, action: str, names: tuple[str, ...]
+) -> None:
+    """The GRANT of a hint runs as it is printed, whatever the name, and what was refused then succeeds."""
+    await _refused_until_obeyed(database, prepare, action, names, "GRANT")
+
+
+@pytest.mark.parametrize(("prepare", "action", "names"), OWNERS)
+async def test_the_change_of_owner_of_the_hint_is_what_was_missing(
+    database: Database, prepare: str, action: str, names: tuple[str, ...]
+) -> None:
+    """Where only the owner may do it, the ALTER of the hint runs as it is printed, and it then succeeds."""
+    await _refused_until_obeyed(database, prepare, action, names, "ALTER")
+
+
+@pytest.mark.parametrize(
+    ("message", "hint"),
+    [
+        ("permission denied for tablespace Fast", 'as its owner: GRANT CREATE ON TABLESPACE "Fast" TO "r"'),
+        (
+            "permission denied for materialized view a view",
+            'as its owner: GRANT SELECT, INSERT, UPDATE, DELETE ON TABLE "a view" TO "r"',
+        ),
+        (
+            "must be owner of foreign-data wrapper w",
+            'as a superuser: ALTER FOREIGN DATA WRAPPER "w" OWNER TO "r"; or migrate as the owner',
+        ),
+        *(
+            (message, 'grant "r" the privilege that the message names, or migrate as a role that has it')
+            for message in (
+                'permission denied to create extension "x"',
+                "permission denied for column x of relation y",
+                "must be owner of index i",
+                "permission denied for tables",
+                "keine Berechtigung für Tabelle t",
+            )
+        ),
+    ],
+)
+def test_what_a_refusal_is_read_as(message: str, hint: str) -> None:
+    """Only the kinds of object that have a GRANT or an owner of their own get a statement to run."""
+    said = SimpleNamespace(message=message, sqlstate="42501", detail=None, hint=None, position=None, context=None)
+    assert grant_hint(ServerError(said, str, "r")) == hint
+
+
+async def test_hints_about_a_database_with_an_odd_name(database: Database) -> None:
+    """The statements of the hints on connecting name the URL's database, however it is spelt, and run as printed."""
+    name, odd = quote(f'{database.name}/"O d', safe=""), f'{database.name}/"O d'
+    role = await database.role("low")
+    url = database.server.url(name, role.name)
+    with pytest.raises(DatabaseMissing) as missing:
+        await ampd.status(url, migrations=())
+    create = str(missing.value.hint).removeprefix("create it (").partition("), or")[0]
+    assert create == 'CREATE DATABASE "' + odd.replace('"', '""') + '"'
+    await database.execute(create)
+    try:
+        await database.execute(f"REVOKE CONNECT ON DATABASE {create.removeprefix('CREATE DATABASE ')} FROM PUBLIC")
+        with pytest.raises(ampd.PermissionDenied) as denied:
+            await ampd.status(url, migrations=())
+        await database.execute(str(denied.value.hint))
+        await ampd.status(url, migrations=())
+    finally:
+        await database.execute(f"DROP DATABASE {create.removeprefix('CREATE DATABASE ')} WITH (FORCE)")
 
 
 async def test_a_role_that_may_not_connect(database: Database) -> None:
