@@ -136,7 +136,10 @@ def _parameters(query: str) -> list[tuple[str, str]]:
     parts = [part.partition("=") for part in query.split("&") if part]
     if not all(separator for _, separator, _ in parts):
         raise ConfigError("the database URL has a parameter without a value behind the ?", hint=_ENCODE)
-    return [(_decoded(key), value) for key, _, value in parts]
+    given = [(_decoded(key), value) for key, _, value in parts]
+    return [
+        ("sslmode", "require") if each == ("ssl", "true") else each for each in given
+    ]  # libpq's one courtesy to JDBC
 
 
 def _is_secret(key: str) -> bool:

@@ -7,6 +7,7 @@ and what a query answers comes back on the one channel that such a message has, 
 from __future__ import annotations
 
 import os
+import re
 import socket
 import ssl
 import stat
@@ -365,7 +366,7 @@ def _kept_alive(keepalive: Mapping[str, int] | None, user_timeout_ms: int | None
                 for name, option in (("idle", "TCP_KEEPIDLE"), ("interval", "TCP_KEEPINTVL"), ("count", "TCP_KEEPCNT")):
                     if hasattr(socket, option):  # not every platform has all three
                         sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), keepalive[name])
-            if user_timeout_ms and hasattr(socket, "TCP_USER_TIMEOUT"):
+            if user_timeout_ms and user_timeout_ms > 0 and hasattr(socket, "TCP_USER_TIMEOUT"):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, user_timeout_ms)
 
     return KeptAlive
@@ -382,7 +383,15 @@ _IMPLIED = {
     "client_encoding": ("auto", "utf8", "utf-8", "UTF8", "UTF-8"),
 }
 _SESSION_ATTRIBUTES = ("any", "read-write", "read-only", "primary", "standby", "prefer-standby")
-_CANNOT_HONOUR = {*_IMPLIED, "require_auth", "requirepeer", "requiressl", "sslcrldir", "hostaddr", "replication"}
+_INSTEAD = {
+    "ssl": "use sslmode=require for a connection that must be encrypted, or another sslmode",
+    "requiressl": "use sslmode=require for a connection that must be encrypted, or another sslmode",
+    "service": "write what the service stands for into the URL",
+}
+_CANNOT_HONOUR = {*_IMPLIED, *_INSTEAD, "require_auth", "requirepeer", "sslcrldir", "hostaddr", "replication"}
+# What the kernel takes; of milliseconds and of seconds to connect, what libpq does.
+_LARGEST = {"keepalives_idle": 32767, "keepalives_interval": 32767, "keepalives_count": 127}
+_LARGEST_INTEGER = 2_147_483_647
 
 
 def driver_arguments(url: DatabaseUrl, default_timeout: float) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -397,7 +406,8 @@ def driver_arguments(url: DatabaseUrl, default_timeout: float) -> tuple[dict[str
         if value not in _IMPLIED.get(name, ()):
             raise ConfigError(
                 f"the database URL asks for {name}={value}, which ampd cannot honour",
-                hint=f"remove {name} from the URL if you can do without it"
+                hint=_INSTEAD.get(name)
+                or f"remove {name} from the URL if you can do without it"
                 + (f", or use {name}={_IMPLIED[name][-1]}" if name in _IMPLIED else ""),
             )
     timeout = _whole_number(parameters, "connect_timeout")
@@ -413,12 +423,15 @@ def driver_arguments(url: DatabaseUrl, default_timeout: float) -> tuple[dict[str
         parameters["sslrootcert"] = ssl.get_default_verify_paths().cafile or "system"
         parameters.setdefault("sslmode", "verify-full")
     for name in ("sslrootcert", "sslcert", "sslkey", "sslcrl"):
-        if name in parameters and not os.path.isfile(parameters[name]):
+        if not parameters.get(name):  # to libpq an empty one is none
+            parameters.pop(name, None)
+        elif not os.path.isfile(parameters[name]):
             raise ConfigError(
                 f"the file {parameters[name]} that {name} of the database URL names does not exist",
                 hint=f"correct {name}, or remove it from the URL",
             )
     _check_key(parameters.get("sslkey"))
+    _check_variables(parameters)
     attributes = parameters.get("target_session_attrs", "any")
     if attributes not in _SESSION_ATTRIBUTES:
         raise ConfigError(
@@ -444,12 +457,32 @@ def _whole_number(parameters: dict[str, str], name: str) -> int | None:
     value = parameters.pop(name, None)
     if value is None:
         return None
+    largest = _LARGEST.get(name, _LARGEST_INTEGER)
     try:
-        return int(value)
+        number = int(value)
     except ValueError:
+        number = largest + 1
+    if not -_LARGEST_INTEGER <= number <= largest:
         raise ConfigError(
-            f"the database URL has {name}={value}, which is not a whole number", hint=f"write {name}=10, say"
-        ) from None
+            f"the database URL has {name}={value}, which is not a whole number up to {largest}",
+            hint=f"write {name}=10, say",
+        )
+    return number
+
+
+def _check_variables(parameters: Mapping[str, str]) -> None:
+    """Refuse a PG* variable that the driver would complain of without its name; it reads PGPORT in any case."""
+    ports = os.environ.get("PGPORT") or "5432"
+    if not all(re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65536 for port in ports.split(",")):
+        raise ConfigError(
+            f"the variable PGPORT is {ports}, which is not a number from 1 to 65535", hint="correct it, or unset it"
+        )
+    attributes = os.environ.get("PGTARGETSESSIONATTRS", "any")
+    if "target_session_attrs" not in parameters and attributes not in _SESSION_ATTRIBUTES:
+        raise ConfigError(
+            f"the variable PGTARGETSESSIONATTRS is {attributes}, which is not one of its values",
+            hint=f"use one of {', '.join(_SESSION_ATTRIBUTES)}, or unset it",
+        )
 
 
 def _check_key(path: str | None) -> None:
@@ -472,6 +505,7 @@ def _loose_password_file(url: DatabaseUrl) -> str | None:
     return str(path) if path.is_file() and path.stat().st_mode & 0o077 else None
 
 
+_VARIABLES = ("PGHOST", "PGPORT", "PGSSLMODE", "PGSSLNEGOTIATION", "PGSSLROOTCERT", "PGSSLMINPROTOCOLVERSION")
 _HBA_HINT = "ask the server's administrator for a pg_hba.conf entry for this role, database and address"
 
 
@@ -540,7 +574,9 @@ def connection_failure(error: BaseException, url: DatabaseUrl | None) -> tuple[A
         hint = "check sslmode, sslrootcert, sslcert and sslkey of the URL against what the server offers"
         return TlsFailed(f"{where}: TLS failed: {text}", hint=hint), False
     if isinstance(error, asyncpg.ClientConfigurationError | ValueError):
-        return ConfigError(f"{where}: {text}", hint="correct the database URL"), False
+        variables = [name for name in _VARIABLES if os.environ.get(name)]
+        hint = "correct the database URL" + (f", or what it leaves to {', '.join(variables)}" if variables else "")
+        return ConfigError(f"{where}: {text}", hint=hint), False
     if isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError):
         return AuthenticationFailed(
             f"{where}: {text}", hint="the server asks for a way to authenticate that asyncpg lacks"
@@ -628,8 +664,6 @@ def grant_hint(error: ServerError, words: tuple[str, ...] = ()) -> str:
 
     `words` are the first ones of the statement: the server names a table, but not what was wanted with it.
     """
-    import re
-
     role = identifier(error.role) if error.role else "the role"
     kinds = "|".join(_GRANTS)
     refused = re.fullmatch(f"(permission denied for|must be owner of) ({kinds}) (.+)", error.message, re.DOTALL)

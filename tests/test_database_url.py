@@ -14,7 +14,9 @@ from asyncpg import connect_utils
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+import ampd
 from ampd import ConfigError, DatabaseUrl
+from ampd.postgres import driver_arguments
 from tests.servers import Database, Server
 
 ENCODE = "if the password holds any of : / ? # @ % &, write those percent-encoded (%3A %2F %3F %23 %40 %25 %26)"
@@ -56,6 +58,8 @@ def _bare_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         ("postgresql://h/db?pass%77ord=p", None, "p", [("h", None)], "db", {}),
         ("postgresql://h/db?sslpassword=p&a=1&a=2&", None, None, [("h", None)], "db", {"sslpassword": "p", "a": "2"}),
         ("postgresql://h/db?options=-c%20a%3Db", None, None, [("h", None)], "db", {"options": "-c a=b"}),
+        ("postgresql://h/db?ssl=true", None, None, [("h", None)], "db", {"sslmode": "require"}),
+        ("postgresql://h/db?ssl=true&sslmode=verify-ca", None, None, [("h", None)], "db", {"sslmode": "verify-ca"}),
         ("postgresql://a:1,b:2,c/db", None, None, [("a", 1), ("b", 2), ("c", 5432)], "db", {}),
         ("postgresql:///db?host=a,b&port=1,2", None, None, [("a", 1), ("b", 2)], "db", {}),
         ("postgresql:///db?host=a,b&port=1", None, None, [("a", 1), ("b", 1)], "db", {}),
@@ -185,6 +189,115 @@ def test_a_very_short_password_is_hidden_as_a_word_alone(password: str, shown: s
     """What is shorter than four characters is part of too many words to be taken out of them."""
     text = 'password "e" failed: relation "e_mail", host e.example'
     assert DatabaseUrl(f"postgresql://u:{password}@h/db").redact(text) == shown
+
+
+INTEGERS = [
+    ("keepalives", 2147483647),
+    ("keepalives_idle", 32767),
+    ("keepalives_interval", 32767),
+    ("keepalives_count", 127),
+    ("tcp_user_timeout", 2147483647),
+    ("connect_timeout", 2147483647),
+]
+
+
+@pytest.mark.parametrize(("name", "largest"), INTEGERS)
+@pytest.mark.parametrize("value", ["{}", "9999999999", "-9999999999", "1.5", "ten", ""])
+def test_numbers_beyond_what_can_be_had(name: str, largest: int, value: str) -> None:
+    """A number that the kernel or libpq would not take is an error that names the parameter and its bound."""
+    value = value.format(largest + 1)
+    with pytest.raises(ConfigError) as error:
+        driver_arguments(DatabaseUrl(f"postgresql://h/db?{name}={value}"), 10)
+    assert str(error.value) == (
+        f"the database URL has {name}={value}, which is not a whole number up to {largest}\nhint: write {name}=10, say"
+    )
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("value", ["largest", "0", "-1"])
+async def test_numbers_that_can_be_had(database: Database, value: str) -> None:
+    """With each number as large as it may be, or none, there is a connection."""
+    given = "&".join(f"{name}={largest if value == 'largest' else value}" for name, largest in INTEGERS)
+    assert (await ampd.status(f"{database.url}?{given}", migrations=())).up_to_date
+
+
+JDBC = "use sslmode=require for a connection that must be encrypted, or another sslmode"
+
+
+@pytest.mark.parametrize(
+    ("query", "hint"),
+    [
+        ("ssl=false", JDBC),
+        ("ssl=1", JDBC),
+        ("requiressl=1", JDBC),
+        ("service=amp", "write what the service stands for into the URL"),
+        ("require_auth=none", "remove require_auth from the URL if you can do without it"),
+        (
+            "channel_binding=require",
+            "remove channel_binding from the URL if you can do without it, or use channel_binding=prefer",
+        ),
+    ],
+)
+def test_parameters_that_cannot_be_honoured(query: str, hint: str) -> None:
+    """A parameter that would be lost is refused by name, and no hint makes the connection less safe unasked."""
+    with pytest.raises(ConfigError) as error:
+        driver_arguments(DatabaseUrl(f"postgresql://h/db?{query}"), 10)
+    assert str(error.value) == f"the database URL asks for {query}, which ampd cannot honour\nhint: {hint}"
+
+
+def test_an_empty_file_name_is_none() -> None:
+    """As to libpq, an empty parameter that names a file is as good as left out."""
+    url = DatabaseUrl("postgresql://h/db?sslrootcert=&sslcert=&sslkey=&sslcrl=&sslmode=require")
+    arguments, _ = driver_arguments(url, 10)
+    assert DatabaseUrl(arguments["dsn"]).parameters == {
+        "sslmode": "require",
+        "application_name": "ampd",
+        "standard_conforming_strings": "on",
+    }
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("variable", "value", "text"),
+    [
+        (
+            "PGPORT",
+            "abc",
+            "the variable PGPORT is abc, which is not a number from 1 to 65535\nhint: correct it, or unset it",
+        ),
+        (
+            "PGPORT",
+            "1,0",
+            "the variable PGPORT is 1,0, which is not a number from 1 to 65535\nhint: correct it, or unset it",
+        ),
+        (
+            "PGTARGETSESSIONATTRS",
+            "foo",
+            "the variable PGTARGETSESSIONATTRS is foo, which is not one of its values\nhint: use one of any, "
+            "read-write, read-only, primary, standby, prefer-standby, or unset it",
+        ),
+        (
+            "PGSSLMODE",
+            "foo",
+            "h:5432/db: `sslmode` parameter must be one of: disable, allow, prefer, require, verify-ca, verify-full\n"
+            "hint: correct the database URL, or what it leaves to PGSSLMODE",
+        ),
+    ],
+)
+async def test_variables_that_are_wrong(monkeypatch: pytest.MonkeyPatch, variable: str, value: str, text: str) -> None:
+    """What is wrong with a PG* variable that the URL leaves room for is told by the variable's name."""
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError) as error:
+        await ampd.status("postgresql://h/db", migrations=())
+    assert str(error.value) == text
+
+
+@pytest.mark.anyio
+async def test_variables_that_the_url_overrides(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong variable does no harm where the URL has its own word."""
+    for variable in ("PGTARGETSESSIONATTRS", "PGSSLMODE"):
+        monkeypatch.setenv(variable, "foo")
+    await ampd.status(f"{database.url}?target_session_attrs=any&sslmode=prefer", migrations=())
 
 
 # Laws: URLs from parts, in any of the ways to write them down.
