@@ -33,11 +33,14 @@ class DatabaseUrl:
 
     Raises:
         ConfigError: not such a URL. The message never repeats it, for it may hold a password.
+        TypeError: not a text at all.
     """
 
     __slots__ = ("_secrets", "database", "hosts", "parameters", "password", "user")
 
     def __init__(self, url: str) -> None:
+        if not isinstance(url, str):
+            raise TypeError(f"a database URL is a str, not {type(url).__name__}")
         scheme, separator, rest = url.strip().partition("://")
         if not separator or scheme not in ("postgresql", "postgres"):
             raise ConfigError(

@@ -6,6 +6,7 @@ and what a query answers comes back on the one channel that such a message has, 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import socket
@@ -247,6 +248,11 @@ class Database:
             self.label: str | None = None
             self._role = None
             self.redact: Callable[[str], str] = str
+        elif not isinstance(source, DatabaseUrl | str):
+            raise TypeError(
+                "the database is a PostgreSQL URL, an asyncpg.Pool or the metadata_db section of a configuration, "
+                f"not {type(source).__name__}"
+            )
         else:
             url = source if isinstance(source, DatabaseUrl) else DatabaseUrl(source)
             self._pool = None
@@ -325,6 +331,8 @@ class Database:
 
     async def _from_pool(self, timeout: float) -> Any:
         assert self._pool is not None
+        if getattr(self._pool, "_loop", None) not in (None, asyncio.get_running_loop()):  # there is no public way
+            raise ConfigError("the pool belongs to another event loop", hint="open the pool in the loop that migrates")
         try:
             return await self._pool.acquire(timeout=timeout)
         except TimeoutError as error:
@@ -577,6 +585,8 @@ def connection_failure(error: BaseException, url: DatabaseUrl | None) -> tuple[A
         variables = [name for name in _VARIABLES if os.environ.get(name)]
         hint = "correct the database URL" + (f", or what it leaves to {', '.join(variables)}" if variables else "")
         return ConfigError(f"{where}: {text}", hint=hint), False
+    if isinstance(error, asyncpg.InterfaceError) and text.startswith("pool is"):  # closed, closing, not initialized …
+        return ConfigError(f"the {text}", hint="lend a pool that has been opened, and is closed after the run"), False
     if isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError):
         return AuthenticationFailed(
             f"{where}: {text}", hint="the server asks for a way to authenticate that asyncpg lacks"

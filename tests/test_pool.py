@@ -456,3 +456,49 @@ async def test_a_cancelled_run_gives_clean_connections_back(
         assert await pool.fetchval("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'") == 0
         assert await advisory_locks(database) == 0
     assert [event.version for event in events if isinstance(event, ampd.Applied)] == [1]
+
+
+OPENED = "hint: lend a pool that has been opened, and is closed after the run"
+
+
+async def test_a_pool_that_is_not_open(database: Database) -> None:
+    """A pool that was not opened, or is closed, is a mistake of the caller's and told as one."""
+    pool = asyncpg.create_pool(database.url, min_size=1, max_size=1)
+    with pytest.raises(ampd.ConfigError) as unopened:
+        await ampd.migrate(pool, migrations=[ONE])
+    assert str(unopened.value) == f"the pool is not initialized\n{OPENED}"
+    await (await pool).close()
+    for run in (ampd.migrate, ampd.status):
+        with pytest.raises(ampd.ConfigError) as closed:
+            await run(pool, migrations=[ONE])
+        assert str(closed.value) == f"the pool is closed\n{OPENED}"
+    assert await tables(database) == []
+
+
+async def test_a_pool_of_another_event_loop(database: Database) -> None:
+    """A pool that was opened in another event loop is refused, and not waited for."""
+    loop = asyncio.new_event_loop()
+    try:
+        make = asyncpg.create_pool(database.url, min_size=1, max_size=1, loop=loop)
+        pool = await anyio.to_thread.run_sync(loop.run_until_complete, make)
+        with pytest.raises(ampd.ConfigError) as refused:
+            await ampd.migrate(pool, migrations=[ONE])
+        assert str(refused.value) == (
+            "the pool belongs to another event loop\nhint: open the pool in the loop that migrates"
+        )
+        await anyio.to_thread.run_sync(loop.run_until_complete, pool.close())
+    finally:
+        loop.close()
+
+
+async def test_what_is_no_database(database: Database) -> None:
+    """A connection, or whatever else is neither a URL nor a pool nor a configuration, is named and refused."""
+    kinds = "the database is a PostgreSQL URL, an asyncpg.Pool or the metadata_db section of a configuration, not "
+    async with database.connect() as connection, lent_pool(database) as pool, pool.acquire() as lent:
+        for source, kind in ((connection, "Connection"), (lent, "PoolConnectionProxy"), (None, "NoneType")):
+            for run in (ampd.migrate, ampd.status):
+                with pytest.raises(TypeError) as refused:
+                    await run(source, migrations=[ONE])
+                assert str(refused.value) == kinds + kind
+    with pytest.raises(TypeError, match="a database URL is a str, not bytes"):
+        ampd.DatabaseUrl(b"postgresql://h/d")  # type: ignore[arg-type]
