@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 LOCK_NOT_AVAILABLE = "55P03"
 DEADLOCK_DETECTED = "40P01"
 CHARACTER_NOT_IN_REPERTOIRE = "22021"
+UNTRANSLATABLE_CHARACTER = "22P05"
 
 _TERMINATOR = "\n;"  # the line break ends whatever the statement ends with
 _OUTSIDE = "the server will not run it in a transaction: make `-- no-transaction` the first line of the file"
@@ -27,6 +28,7 @@ _HINTS = {
     "42P07": "it exists already: was it made by hand, or by another tool?",
     "57014": "if it needs longer, raise statement_timeout_secs or begin the file with `-- statement-timeout: 10min`",
     "53100": "the server's disk is full",
+    UNTRANSLATABLE_CHARACTER: "the database's encoding has no such character: do without it, or use a UTF8 database",
     "0A000": "this server does not support it: check its version and extensions",
 }
 
@@ -83,6 +85,8 @@ def failure(
     `offset` is the server's own position in the script. Where it gave none, it is the line inside a DO block that its
     context names, else the beginning of the statement. No statement at all means the end: the COMMIT and its checks.
     """
+    if offset is None and error.sqlstate == UNTRANSLATABLE_CHARACTER:
+        offset = _untranslatable(error.message, migration.sql)
     if offset is None and statement is not None:
         offset = _line_in_block(error.context, migration.sql, statement)
     if offset is None and statement is not None:
@@ -119,6 +123,13 @@ def _excerpt(error: ServerError, migration: Migration, offset: int) -> str:
     """Return the line of an offset without secrets, which are taken out first so that the caret stays in its place."""
     script, before = (masked(error.redact(text)) for text in (migration.sql, migration.sql[:offset]))
     return sql.excerpt(script, len(before), file=migration.file)
+
+
+def _untranslatable(message: str, script: str) -> int | None:
+    """Return where the statements have the character that the server names by its bytes: it gives no position."""
+    character = bytes.fromhex("".join(re.findall("0x([0-9a-f]{2})", message))).decode(errors="replace")
+    found = (each.start + each.text.find(character) for each in sql.split(script) if character in each.text)
+    return next(found, None) if character else None
 
 
 def _in_function(context: str) -> str:

@@ -315,6 +315,24 @@ def test_a_server_that_speaks_another_language() -> None:
     assert (error.message, error.line, error.column) == ("1_step.sql:4: Division durch Null (SQLSTATE 22012)", 4, 3)
 
 
+def test_a_character_that_the_encoding_lacks() -> None:
+    """A character that the server could not even convert is found by its bytes, not in a comment that was not sent."""
+    (migration,) = scripts("-- a → b\nSELECT 1;\nSELECT 'ä',\n  'a → b';\n")
+    words = 'character with byte sequence 0xe2 0x86 0x92 in encoding "UTF8" has no equivalent in encoding "LATIN1"'
+    said = SimpleNamespace(message=words, sqlstate="22P05", detail=None, hint=None, position=None, context=None)
+    error = diagnose.failure(ServerError(said, str, None), migration, None, None, aftermath="nothing was kept")
+    assert (error.code, str(error)) == (
+        "migration_failed",
+        f"""\
+1_step.sql:4: {words} (SQLSTATE 22P05)
+1_step.sql:4:6
+  |
+4 |   'a → b';
+  |      ^
+hint: the database's encoding has no such character: do without it, or use a UTF8 database; nothing was kept""",
+    )
+
+
 @pytest.mark.parametrize("script", ["SELECT 1;\nSELECT E'\\000';\n", "SELECT 1;\nSELECT E'\\xff';\n"])
 async def test_what_the_server_cannot_even_read(database: Database, tmp_path: Path, script: str) -> None:
     """An error of the parse that carries no position is the migration's all the same, and not the connection's."""
