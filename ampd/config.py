@@ -203,6 +203,7 @@ def _port(text: str) -> int | None:
     return int(text)
 
 
+_LONGEST_NAME = 63  # bytes: of a longer one the server drops the rest
 # The server counts its timeouts in milliseconds, in 32 bits.
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=2_147_483)]
 
@@ -224,7 +225,7 @@ class MetadataDb(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     url: DatabaseUrl | None = None
     auto_migrate: bool = False
-    schema: Annotated[str, msgspec.Meta(min_length=1, max_length=63)] | None = None
+    schema: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     pool_size: Annotated[int, msgspec.Meta(ge=1)] = 10
     min_connections: Annotated[int, msgspec.Meta(ge=0)] | None = None
     max_lifetime_secs: Seconds = 1800
@@ -236,6 +237,8 @@ class MetadataDb(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             msgspec.structs.force_setattr(self, "min_connections", -(-self.pool_size // 4))
         elif self.min_connections > self.pool_size:
             raise ValueError(f"min_connections ({self.min_connections}) is above pool_size ({self.pool_size})")
+        if self.schema is not None:
+            _check_schema(self.schema)
 
     def require_url(self) -> DatabaseUrl:
         """Return the URL.
@@ -250,6 +253,15 @@ class MetadataDb(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
                 f"or set {PREFIX}METADATA_DB__URL",
             )
         return self.url
+
+
+def _check_schema(schema: str) -> None:
+    if schema == "$user" or schema.startswith("pg_"):
+        raise ConfigError(f"the schema {schema} is a name that PostgreSQL keeps for itself", hint="choose another name")
+    if "\0" in schema or len(schema.encode(errors="replace")) > _LONGEST_NAME:
+        raise ConfigError(
+            f"the schema's name is longer than {_LONGEST_NAME} bytes, or holds a NUL byte", hint="choose another name"
+        )
 
 
 class Config(msgspec.Struct, frozen=True):
@@ -396,8 +408,8 @@ def _convert(section: dict[str, Any], file: Path | None, variables: Mapping[tupl
                 _check_known((*above, key), str(file), file)
     try:
         return msgspec.convert(section, MetadataDb, dec_hook=_decode)
-    except ConfigError as error:  # of the one value that is more than a scalar
-        keys: tuple[str, ...] = ("url",)
+    except ConfigError as error:  # of one of the two values that are more than a scalar
+        keys: tuple[str, ...] = ("schema",) if error.message.startswith("the schema") else ("url",)
         problem, hint = error.message, error.hint
     except msgspec.ValidationError as error:
         # msgspec ends its messages with the path of the key: "Expected `int`, got `str` - at `$.pool_size`".

@@ -308,7 +308,22 @@ def test_unknown_keys_suggest_the_nearest(file: Path, key: str, hint: str) -> No
         (toml("url", "5432"), "metadata_db.url: expected `str`, got `int`", None),
         (toml("url", "1979-05-27"), "metadata_db.url: expected `str`, got `date`", None),
         (toml("schema", '""'), "metadata_db.schema: expected `str` of length >= 1", None),
-        (toml("schema", f'"{"x" * 64}"'), "metadata_db.schema: expected `str` of length <= 63", None),
+        *(
+            (
+                toml("schema", f'"{name}"'),
+                "metadata_db.schema: the schema's name is longer than 63 bytes, or holds a NUL byte",
+                "choose another name",
+            )
+            for name in ("x" * 64, "ä" * 32, "a\\u0000b")
+        ),
+        *(
+            (
+                toml("schema", f'"{name}"'),
+                f"metadata_db.schema: the schema {name} is a name that PostgreSQL keeps for itself",
+                "choose another name",
+            )
+            for name in ("$user", "pg_catalog", "pg_amp")
+        ),
         (toml("idle_timeout_secs", '"1h"'), "metadata_db.idle_timeout_secs: expected `float`, got `str`", None),
         (toml("migrations.dir", "3"), "metadata_db.migrations.dir: expected `str`, got `int`", None),
         (
@@ -369,6 +384,23 @@ def test_wrong_values_in_the_environment(file: Path, key: str, text: str, proble
         f"hint: see the configuration section of the README for metadata_db.{key}"
     )
     assert error.file is None
+
+
+@pytest.mark.parametrize("schema", ["x" * 63, "ä" * 31, "PG_amp", "page", "user", '"$user"'])
+def test_names_that_a_schema_may_have(file: Path, schema: str) -> None:
+    """What the server takes for a schema's name is taken here too, up to its 63 bytes."""
+    file.write_text(toml("schema", f"'{schema}'"))
+    assert load_config(file).metadata_db.schema == MetadataDb(schema=schema).schema == schema
+
+
+@pytest.mark.parametrize("schema", ["$user", "pg_temp", "ä" * 32])
+def test_a_schema_that_cannot_be_is_refused_without_a_file_too(schema: str) -> None:
+    """A configuration made in Python is held to the same names, and a variable is blamed for its own."""
+    with pytest.raises(ConfigError, match="the schema"):
+        MetadataDb(schema=schema)
+    assert refusal(None, {variable("schema"): schema}).message.startswith(
+        f"{variable('schema')}: metadata_db.schema: the schema"
+    )
 
 
 def test_a_variable_below_something_that_is_no_table(file: Path) -> None:
