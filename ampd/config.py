@@ -302,7 +302,9 @@ def read_config(
             section["url"], variables["url",] = value, _FLAT_VARIABLE
     if FLAT_URL in document:
         remarks.append(f"{FLAT_URL} is deprecated: write url = … under [metadata_db]")
-        section.setdefault("url", document[FLAT_URL])
+    flat = FLAT_URL in document and "url" not in section
+    if flat:
+        section["url"] = document[FLAT_URL]
     for variable, keys, value in _overlay(environ):
         table: Any = section
         for key in keys[:-1]:
@@ -310,7 +312,7 @@ def read_config(
         table[keys[-1]] = value
         variables[keys] = variable
 
-    metadata_db = _convert(section, file, variables)
+    metadata_db = _convert(section, file, variables, flat=flat)
     directory = metadata_db.migrations.dir
     if directory is not None and file is not None and ("migrations", "dir") not in variables:
         metadata_db = with_directory(metadata_db, file.parent / directory)
@@ -336,6 +338,9 @@ def _read_toml(file: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{file}: not UTF-8 text (line {line})", file=str(file), hint="save it as UTF-8") from None
+    except (RecursionError, ValueError) as error:  # what tomllib lets through: many brackets, and very long numbers
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ConfigError(f"{file}: not valid TOML: {reason}", file=str(file), hint="mend the file") from None
     except OSError as error:
         raise ConfigError(
             f"{file}: the configuration file cannot be read: {error.strerror or error}",
@@ -377,7 +382,7 @@ def _lax(keys: tuple[str, ...], value: str) -> object:
         return value
 
 
-def _check_known(keys: tuple[str, ...], where: str, file: Path | None) -> None:
+def _check_known(keys: tuple[str, ...], where: str, file: Path | None, *, is_table: bool = False) -> None:
     table = _TABLES.get(keys[:-1])
     known = () if table is None else table.__struct_fields__
     if keys[-1] in known and keys not in _TABLES:
@@ -386,7 +391,7 @@ def _check_known(keys: tuple[str, ...], where: str, file: Path | None) -> None:
     raise ConfigError(
         f"{where}: unknown key metadata_db.{'.'.join(keys)}",
         file=str(file) if file else None,
-        hint=_nearest(".".join(keys), [name for name in every if name != "migrations"]),
+        hint=_nearest(".".join(keys), [name for name in every if is_table or name != "migrations"]),
     )
 
 
@@ -401,11 +406,13 @@ def _nearest(key: str, known: list[str]) -> str:
     return f"known keys: {', '.join(f'metadata_db.{name}' for name in known)}"
 
 
-def _convert(section: dict[str, Any], file: Path | None, variables: Mapping[tuple[str, ...], str]) -> MetadataDb:
+def _convert(
+    section: dict[str, Any], file: Path | None, variables: Mapping[tuple[str, ...], str], *, flat: bool
+) -> MetadataDb:
     for above, table in (((), section), (("migrations",), section["migrations"])):
-        for key in table:
+        for key, value in table.items():
             if (*above, key) not in _TABLES:
-                _check_known((*above, key), str(file), file)
+                _check_known((*above, key), str(file), file, is_table=isinstance(value, dict))
     try:
         return msgspec.convert(section, MetadataDb, dec_hook=_decode)
     except ConfigError as error:  # of one of the two values that are more than a scalar
@@ -419,8 +426,9 @@ def _convert(section: dict[str, Any], file: Path | None, variables: Mapping[tupl
         hint = f"see the configuration section of the README for {'.'.join(('metadata_db', *keys))}"
     # A problem between two keys has no path but names them.
     to_blame = [variable for path, variable in variables.items() if path == keys or (not keys and path[-1] in problem)]
+    key = FLAT_URL if flat and keys == ("url",) and not to_blame else ".".join(("metadata_db", *keys))
     raise ConfigError(
-        f"{', '.join(to_blame) or file}: {'.'.join(('metadata_db', *keys))}: {problem}",
+        f"{', '.join(to_blame) or file}: {key}: {problem}",
         hint=hint,
         file=str(file) if file and not to_blame else None,
     )

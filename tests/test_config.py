@@ -287,6 +287,17 @@ def test_unknown_keys_suggest_the_nearest(file: Path, key: str, hint: str) -> No
     assert error.file is None
 
 
+def test_an_unknown_table_suggests_the_one_there_is(file: Path) -> None:
+    """A table whose name is a little off is told the right one; a value in its place is not."""
+    file.write_text("[metadata_db.migration]\ndir = 'sql'\n")
+    assert str(refusal(file, {})) == (
+        f"{file}: unknown key metadata_db.migration\nhint: did you mean metadata_db.migrations?"
+    )
+
+
+METADATA_DB_URL = "see the configuration section of the README for metadata_db.url"
+
+
 @pytest.mark.parametrize(
     ("document", "message", "hint"),
     [
@@ -306,6 +317,7 @@ def test_unknown_keys_suggest_the_nearest(file: Path, key: str, hint: str) -> No
         (toml("min_connections", '"3"'), "metadata_db.min_connections: expected `int`, got `str`", None),
         (toml("auto_migrate", "1"), "metadata_db.auto_migrate: expected `bool`, got `int`", None),
         (toml("url", "5432"), "metadata_db.url: expected `str`, got `int`", None),
+        ("metadata_db_url = 5", "metadata_db_url: expected `str`, got `int`", METADATA_DB_URL),
         (toml("url", "1979-05-27"), "metadata_db.url: expected `str`, got `date`", None),
         (toml("schema", '""'), "metadata_db.schema: expected `str` of length >= 1", None),
         *(
@@ -344,7 +356,7 @@ def test_unknown_keys_suggest_the_nearest(file: Path, key: str, hint: str) -> No
         (toml("min_connections", "11"), "metadata_db: min_connections (11) is above pool_size (10)", None),
         (
             'metadata_db_url = "mysql://u:hunter2-secret@h/db"',
-            "metadata_db.url: the database URL does not begin with postgresql:// or postgres://",
+            "metadata_db_url: the database URL does not begin with postgresql:// or postgres://",
             "write it as postgresql://user:***@host:5432/database, with the password for ***",
         ),
     ],
@@ -427,13 +439,21 @@ def test_two_keys_at_odds_are_blamed_on_the_variable(file: Path) -> None:
             "not valid TOML: Invalid value (at line 2, column 7)",
             "mend the line it names",
         ),
+        (b"x = " + b"[" * 5000, "not valid TOML: nested too deeply", "mend the file"),
+        (b"x = " + b"{a=" * 5000, "not valid TOML: nested too deeply", "mend the file"),
         (b"[metadata_db]\nschema = 'caf\xe9'\n", "not UTF-8 text (line 2)", "save it as UTF-8"),
     ],
 )
 def test_files_that_are_not_toml(file: Path, content: bytes, message: str, hint: str) -> None:
-    """A file that is not TOML is an error with its line, and without what the line holds."""
+    """A file that is not TOML is an error with its line where there is one, and without what the line holds."""
     file.write_bytes(content)
     assert str(refusal(file, {})) == f"{file}: {message}\nhint: {hint}"
+
+
+def test_a_number_that_no_number_is(file: Path) -> None:
+    """A number beyond what Python reads is an error and no traceback."""
+    file.write_text(f"x = {'1' * 5000}")
+    assert refusal(file, {}).message.startswith(f"{file}: not valid TOML: Exceeds the limit (4300")
 
 
 def test_a_byte_order_mark_does_no_harm(file: Path) -> None:
