@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from errno import ENOENT, ENOTDIR
 from pathlib import Path
+from stat import S_ISREG
 from typing import TYPE_CHECKING
 
 from .errors import InvalidMigration
@@ -21,7 +22,7 @@ def read_migrations(directory: str | Path | None = None) -> tuple[Migration, ...
 
     Raises:
         InvalidMigration: no such folder; or files not named `<version>_<name>.sql`, two with one version, some that
-            cannot be read, are not UTF-8 or hold a NUL byte. All offenders are named at once.
+            are no regular files, cannot be read, are not UTF-8 or hold a NUL byte. All offenders are named at once.
     """
     if directory is None:
         return _read(_packaged(), "ampd/migrations")
@@ -55,6 +56,9 @@ def _read(folder: Path | Traversable, shown: str) -> tuple[Migration, ...]:
         if (twin := taken.setdefault(version, file_name)) != file_name:
             offences.append((file_name, f"has version {version}, and so has {twin}"))
         try:
+            if isinstance(entry, Path) and not S_ISREG(entry.stat().st_mode):  # reading a pipe would wait for ever
+                offences.append((file_name, "is not a regular file"))
+                continue
             content = entry.read_bytes()
             text = content.removeprefix(BOM)
             sql = text.decode()

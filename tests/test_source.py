@@ -76,6 +76,20 @@ def test_what_is_not_a_migration_is_ignored(folder: Path) -> None:
     assert [migration.file for migration in read_migrations(folder)] == [f"{folder}/1_a.sql"]
 
 
+def test_what_is_not_a_regular_file_is_refused(folder: Path) -> None:
+    """A named pipe, a socket or a device is not waited for, be it there itself or behind a link."""
+    os.mkfifo(folder / "1_a.sql")
+    (folder / "2_b.sql").symlink_to(folder / "1_a.sql")
+    (folder / "3_c.sql").symlink_to("/dev/zero")
+    assert str(refusal(folder)) == (
+        f"3 faults in the files of {folder}:\n"
+        "  1_a.sql is not a regular file\n"
+        "  2_b.sql is not a regular file\n"
+        "  3_c.sql is not a regular file\n"
+        f"hint: {NAMING}"
+    )
+
+
 def test_a_link_is_the_file_it_points_to(folder: Path, tmp_path: Path) -> None:
     """Symbolic links, as Kubernetes mounts a ConfigMap, are followed; one to a folder is a subfolder."""
     (tmp_path / "real").write_text("SELECT 1;")
