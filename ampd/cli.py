@@ -328,14 +328,14 @@ def _configure(
 def _examined(found: Status, *, check: bool, json: bool) -> int:
     """Print what `--check` and `--dry-run` have found, by the very plan that a run would follow."""
     from .migrator import prepare, refuse_conflicts
-    from .report import Report, dry_run_text, examined_json, pending_of
+    from .report import Report, dry_run_text, examined_json, pending_of, still_pending
 
     plan = found.plan
     try:
         refuse_conflicts(plan)
         prepare(plan.pending)
     except AmpdError as error:
-        error.report = Report(found.database, found.schema, plan.current_version, (), pending_of(plan.pending))
+        error.report = Report(found.database, found.schema, plan.current_version, (), pending_of(still_pending(plan)))
         raise
     if json:
         _print_json(examined_json(found))

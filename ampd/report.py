@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from .plan import Plan, State, Step
+from .plan import Plan, State, Step, resumable
 
 if TYPE_CHECKING:
     from .errors import AmpdError
@@ -72,7 +72,7 @@ class Report(msgspec.Struct, frozen=True):
             case Result.AHEAD:
                 return f"{self.database}: {at}, ahead of this build; nothing applied"
             case _:
-                return f"{self.database}: up to date, {at}{rest}"
+                return f"{self.database}: {'nothing to apply' if rest else 'up to date'}, {at}{rest}"
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -116,7 +116,8 @@ class Status(msgspec.Struct, frozen=True):
         plan = self.plan
         at = f"at version {plan.current_version}" if plan.current_version is not None else "no migration applied"
         if plan.up_to_date:
-            return f"up to date, {at}"
+            rest = len(still_pending(plan))  # beyond the target
+            return f"nothing to apply, {at}, {rest} left pending" if rest else f"up to date, {at}"
         parts = [at]
         if plan.pending:
             parts.append(f"{len(plan.pending)} pending")
@@ -147,10 +148,13 @@ def migrate_json(
 
 
 def examined_json(status: Status) -> bytes:
-    """Return the document of `migrate --check --json` and `migrate --dry-run --json`: nothing applied."""
+    """Return the document of `migrate --check --json` and `migrate --dry-run --json`: nothing applied.
+
+    As after a run, `pending` is whatever is still to be applied, beyond the target as well.
+    """
     plan = status.plan
     result = Result.AHEAD if plan.ahead else Result.PENDING if plan.pending else Result.UP_TO_DATE
-    return migrate_json(result, plan.current_version, (), pending_of(plan.pending), None)
+    return migrate_json(result, plan.current_version, (), pending_of(still_pending(plan)), None)
 
 
 def dry_run_text(status: Status) -> str:
@@ -161,6 +165,13 @@ def dry_run_text(status: Status) -> str:
         resumed = f", resumed at statement {step.applied.statements_done + 1}" if step.applied else ""
         parts.append(f"-- {step.migration.label} ({step.migration.file}{resumed})\n{step.migration.sql.rstrip()}")
     return "\n\n".join(parts)
+
+
+def still_pending(plan: Plan) -> tuple[Step, ...]:
+    """Return what is to be applied up to the target of a plan and beyond it."""
+    if plan.ahead:
+        return ()
+    return tuple(step for step in plan.steps if step.state is State.PENDING or resumable(step))
 
 
 def pending_of(steps: tuple[Step, ...]) -> tuple[PendingMigration, ...]:

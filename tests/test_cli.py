@@ -97,7 +97,9 @@ async def test_a_database_from_empty_to_up_to_date(ampd: Ampd, database: Databas
     assert run("migrate", "--target", "1") == (0, done, "[1/1] 1 first  N ms\n")
     half = "applied  1 first   TIME  N ms\npending  2 second\n\nDATABASE: at version 1, 1 pending\n"
     assert run("status") == (0, half, "")
-    assert run("migrate", "--target", "1") == (0, "DATABASE: up to date, at version 1, 1 left pending\n", "")
+    nothing = (0, "DATABASE: nothing to apply, at version 1, 1 left pending\n", "")
+    assert run("migrate", "--target", "1") == nothing
+    assert run("migrate", "--target", "1", "--check") == nothing
     assert run("migrate") == (0, "DATABASE: applied 1 migration in N s, now at version 2\n", "[1/1] 2 second  N ms\n")
     assert run("migrate") == (0, "DATABASE: up to date, at version 2\n", "")
     assert run("migrate", "--check") == (0, "DATABASE: up to date, at version 2\n", "")
@@ -149,8 +151,11 @@ async def test_the_json_of_a_database_from_empty_to_up_to_date(ampd: Ampd, datab
     assert run("status") == (0, status(None), "")
     assert run("migrate", "--check") == (1, report("pending", None, [], [first, second]), "")
     assert run("migrate", "--dry-run") == (0, report("pending", None, [], [first, second]), "")
+    assert run("migrate", "--dry-run", "--target=1") == (0, report("pending", None, [], [first, second]), "")
     one = report("migrated", 1, [first | took], [second])
     assert run("migrate", "--target=1") == (0, one, "[1/1] 1 first  N ms\n")
+    assert run("migrate", "--target=1") == (0, report("up_to_date", 1, [], [second]), "")
+    assert run("migrate", "--check", "--target=1") == (0, report("up_to_date", 1, [], [second]), "")
     assert run("status") == (0, status(1), "")
     assert run("migrate") == (0, report("migrated", 2, [second | took], []), "[1/1] 2 second  N ms\n")
     assert run("migrate") == (0, report("up_to_date", 2, [], []), "")

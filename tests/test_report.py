@@ -190,7 +190,7 @@ def test_the_text_of_status() -> None:
         (status([JOBS], [row(JOBS)]), "up to date, at version 1"),
         (status([JOBS, STATE], []), "no migration applied, 2 pending"),
         (status([JOBS, STATE], [row(JOBS)]), "at version 1, 1 pending"),
-        (status([JOBS, STATE], [row(JOBS)], target=1), "up to date, at version 1"),
+        (status([JOBS, STATE], [row(JOBS)], target=1), "nothing to apply, at version 1, 1 left pending"),
         (status([JOBS], [row(JOBS), row(LATER)]), "at version 40, ahead of this build by 1 migration"),
         (status([JOBS], [row(EDITED)]), "at version 1, 1 conflict"),
         (
@@ -229,7 +229,7 @@ def report(current: int | None, applied: int, pending: int = 0, ahead: tuple[int
         (report(3, 3), Result.MIGRATED, "applied 3 migrations in 0.75 s, now at version 3"),
         (report(3, 3, 2), Result.MIGRATED, "applied 3 migrations in 0.75 s, now at version 3, 2 left pending"),
         (report(3, 0), Result.UP_TO_DATE, "up to date, at version 3"),
-        (report(3, 0, 1), Result.UP_TO_DATE, "up to date, at version 3, 1 left pending"),
+        (report(3, 0, 1), Result.UP_TO_DATE, "nothing to apply, at version 3, 1 left pending"),
         (report(None, 0), Result.UP_TO_DATE, "up to date, without any migration"),
         (report(9, 0, ahead=(8, 9)), Result.AHEAD, "at version 9, ahead of this build; nothing applied"),
     ],
@@ -372,13 +372,23 @@ def test_the_document_of_a_failure(make: Callable[[], ConfigError], expected: di
     [
         (status([JOBS], [row(JOBS)]), ("up_to_date", 1, [])),
         (status([JOBS, STATE], [row(JOBS)]), ("pending", 1, [{"version": 20, "name": "job_state"}])),
+        (status([JOBS, STATE], [row(JOBS)], target=1), ("up_to_date", 1, [{"version": 20, "name": "job_state"}])),
+        (
+            status([JOBS, STATE, LATER], [row(JOBS)], target=20),
+            ("pending", 1, [{"version": 20, "name": "job_state"}, {"version": 40, "name": "later"}]),
+        ),
+        (
+            status([JOBS, INDEX], [row(JOBS), row(INDEX, secs=None, done=0)], target=1),
+            ("up_to_date", 1, [{"version": 30, "name": "index"}]),
+        ),
         (status([JOBS], [row(JOBS), row(LATER)]), ("ahead", 40, [])),
+        (status([JOBS, STATE, INDEX], [row(JOBS), row(LATER)]), ("ahead", 40, [])),
     ],
 )
 def test_the_document_of_a_run_that_only_looks(
     found: Status, expected: tuple[str, int, list[dict[str, object]]]
 ) -> None:
-    """`--check --json` and `--dry-run --json` give the document of `migrate` with nothing applied."""
+    """`--check --json` and `--dry-run --json` give the document of `migrate` with nothing applied, and all the rest."""
     result, current, pending = expected
     document = {"result": result, "current_version": current, "applied": [], "pending": pending, "error": None}
     assert json.loads(examined_json(found)) == document
