@@ -52,6 +52,13 @@ def _version(_: object, tokens: Sequence[Token]) -> int:
     return int(text)
 
 
+def _path(_: object, tokens: Sequence[Token]) -> Path:
+    """Read a path; an empty one, from a variable that is not set, say, would be the working folder."""
+    if not tokens[0].value:
+        raise ValueError("an empty path")
+    return Path(tokens[0].value)
+
+
 def _folder(_: object, tokens: Sequence[Token]) -> Path:
     return Path(tokens[0].value or _AMP_DIR)  # an empty variable is as good as none
 
@@ -59,7 +66,8 @@ def _folder(_: object, tokens: Sequence[Token]) -> Path:
 _AMP_DIR = ".amp"
 Version = Annotated[int, Parameter(converter=_version)]
 MigrationsOption = Annotated[
-    Path | None, Parameter(help="Folder of migration files [default: the ones packaged with ampd].")
+    Path | None,
+    Parameter(converter=_path, help="Folder of migration files [default: the ones packaged with ampd]."),
 ]
 JsonOption = Annotated[bool, _Flag, Parameter(help="Print one JSON document on stdout, and nothing else there.")]
 
@@ -237,7 +245,8 @@ async def _keep_up(
 def _launch(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
     config: Annotated[
-        Path | None, Parameter(help="Configuration file, TOML; before or after the command [env: AMP_CONFIG].")
+        Path | None,
+        Parameter(converter=_path, help="Configuration file, TOML; before or after the command [env: AMP_CONFIG]."),
     ] = None,
 ) -> int:
     command, bound, hidden = app.parse_args(tokens, exit_on_error=False)
@@ -304,6 +313,8 @@ def _bad_command_line(error: CycloptsError) -> ConfigError:
     message = str(error).removesuffix(".")
     if isinstance(error, UnusedCliTokensError):
         message = f"unexpected argument: {' '.join(error.unused_tokens or ())}"
+    if itself := re.fullmatch(r"Unknown option: (\S+)\. Did you mean \1\?", message):  # it stands behind a --
+        message = f"unexpected argument: {itself[1]}"
     command = " ".join(("ampd", *(error.command_chain or ())))
     return ConfigError(message[:1].lower() + message[1:], hint=f"`{command} --help` shows what there is")
 
