@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         ServerMessage,
         Starting,
         StatementStarted,
+        Stopped,
         Waiting,
         Warned,
     )
@@ -80,6 +81,7 @@ _HOMES = {
         "ServerMessage",
         "Starting",
         "StatementStarted",
+        "Stopped",
         "Waiting",
         "Warned",
     ),
@@ -123,6 +125,7 @@ __all__ = [
     "Starting",
     "StatementStarted",
     "Status",
+    "Stopped",
     "TlsFailed",
     "TurnTimeout",
     "Waiting",

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from . import history as sql_of
 from . import sql
-from .diagnose import CHARACTER_NOT_IN_REPERTOIRE, DEADLOCK_DETECTED, LOCK_NOT_AVAILABLE, Message, failure
+from .diagnose import (
+    CHARACTER_NOT_IN_REPERTOIRE,
+    DEADLOCK_DETECTED,
+    LOCK_NOT_AVAILABLE,
+    UNTRANSLATABLE_CHARACTER,
+    Message,
+    failure,
+)
 from .errors import AmpdError
 from .events import OnEvent, StatementStarted
 from .migration import Directives, Migration
@@ -97,18 +103,94 @@ NOTICE_A_DEAD_CLIENT = """
           pg_catalog.set_config('tcp_keepalives_interval', '2', true),
           pg_catalog.set_config('tcp_keepalives_count', '3', true);"""
 
-# Inside the transaction, so that not even a pooler's server connection sees for a moment what a script has set.
-_LEAVE_NO_TRACE = (
-    "SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; CLOSE ALL; UNLISTEN *; DISCARD TEMP; DISCARD SEQUENCES; "
-    "SELECT pg_catalog.pg_advisory_unlock_all(); "
-)
+NO_TRANSACTION_TIMEOUT = """
+  BEGIN
+    PERFORM pg_catalog.set_config('transaction_timeout', '0', true);
+  EXCEPTION WHEN undefined_object THEN NULL;  -- before PostgreSQL 17
+  END;"""
+
+# Deferred constraints and triggers are a part of the script: they see the session as the script has left it.
+RUN_DEFERRED = "SET CONSTRAINTS ALL IMMEDIATE; "
+
+# Not DEALLOCATE ALL: the driver of a lent connection has prepared statements of its own.
+_DEALLOCATE = """
+DECLARE
+  made pg_catalog.text;
+BEGIN
+  FOR made IN SELECT name FROM pg_catalog.pg_prepared_statements WHERE from_sql LOOP
+    EXECUTE pg_catalog.format('DEALLOCATE %I', made);
+  END LOOP;
+END"""
+
+# What a rollback does not take back.
+BEYOND_ROLLBACK = f"SELECT pg_catalog.pg_advisory_unlock_all(); {do_block(_DEALLOCATE)}; "
+
+_FOUND = "ampd.found"  # a setting that holds what others had set before us
+
+_REMEMBER = f"""
+  PERFORM pg_catalog.set_config('{_FOUND}', (
+    SELECT pg_catalog.jsonb_build_object('role', pg_catalog.current_setting('role'),
+      'settings', COALESCE(pg_catalog.jsonb_object_agg(name, setting), '{{}}'))::pg_catalog.text
+    FROM pg_catalog.pg_settings
+    WHERE source OPERATOR(pg_catalog.=) 'session' AND name OPERATOR(pg_catalog.<>) '{_FOUND}'), %s);"""
+
+_TO_THE_FOUND_ROLE = """
+  IF kept OPERATOR(pg_catalog.->>) 'role' OPERATOR(pg_catalog.<>) 'none' THEN
+    PERFORM pg_catalog.set_config('role', kept OPERATOR(pg_catalog.->>) 'role', %s);
+  END IF;"""
+
+_IF_FOUND = f"""
+DECLARE
+  kept pg_catalog.jsonb;
+  one record;
+BEGIN
+  IF COALESCE(pg_catalog.current_setting('{_FOUND}', true), '') OPERATOR(pg_catalog.=) '' THEN
+    RETURN;
+  END IF;
+  kept := pg_catalog.current_setting('{_FOUND}')::pg_catalog.jsonb;"""
+
+_RESTORE = f"""{_IF_FOUND}
+  FOR one IN
+    SELECT name, setting, kept OPERATOR(pg_catalog.->) 'settings' OPERATOR(pg_catalog.->>) name AS before
+    FROM pg_catalog.pg_settings WHERE source OPERATOR(pg_catalog.=) 'session'
+  LOOP
+    IF one.before IS NULL THEN
+      EXECUTE (SELECT pg_catalog.concat('RESET ', pg_catalog.string_agg(pg_catalog.quote_ident(part), '.'))
+               FROM pg_catalog.unnest(pg_catalog.string_to_array(one.name, '.')) part);
+    ELSIF one.before OPERATOR(pg_catalog.<>) one.setting THEN
+      PERFORM pg_catalog.set_config(one.name, one.before, false);
+    END IF;
+  END LOOP;{_TO_THE_FOUND_ROLE % "false"}
+END"""
+
+_AS_FOUND = f"""{_IF_FOUND}{_TO_THE_FOUND_ROLE % "true"}
+END"""
 
 
-def leave_no_trace(statements: tuple[sql.Statement, ...]) -> str:
+def remember(*, local: bool) -> str:
+    """Return PL/pgSQL that notes what those who share the session with us have set it to, for `reset`; once only."""
+    return f"""
+  IF COALESCE(pg_catalog.current_setting('{_FOUND}', true), '') OPERATOR(pg_catalog.=) '' THEN{
+        _REMEMBER % str(local).lower()
+    }
+  END IF;"""
+
+
+def reset(*, shared: bool) -> str:
+    """Return the statements that take back role and settings: to the defaults, or to what was remembered."""
+    settings = do_block(_RESTORE) if shared else "RESET ALL"
+    return f"SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; {settings}; "
+
+
+def as_ourselves(*, shared: bool) -> str:
+    """Return the statements by which the rest of a transaction has our own role, whatever its script has set."""
+    found = f"{do_block(_AS_FOUND)}; " if shared else ""
+    return f"SET LOCAL SESSION AUTHORIZATION DEFAULT; SET LOCAL ROLE NONE; {found}"
+
+
+def leave_no_trace(*, shared: bool) -> str:
     """Return the statements that take back whatever a script may have done to the session."""
-    # The driver of a lent connection has prepared statements of its own there: only when the script made some.
-    prepared = any(statement.words[:1] == ("PREPARE",) for statement in statements)
-    return _LEAVE_NO_TRACE + ("DEALLOCATE ALL; " if prepared else "")
+    return f"{reset(shared=shared)}CLOSE ALL; UNLISTEN *; DISCARD TEMP; DISCARD SEQUENCES; {BEYOND_ROLLBACK}"
 
 
 async def apply_in_transaction(session: Session, job: Job) -> None:
@@ -124,7 +206,7 @@ async def apply_in_transaction(session: Session, job: Job) -> None:
     try:
         await session.run(str(message), on_note=course, on_event=job.on_event)
     except BaseException as error:
-        await session.recover(leave_no_trace(job.script.statements))
+        await session.recover(BEYOND_ROLLBACK)
         if isinstance(error, ServerError):
             raise meaning(error, job, message, course.running, counts_bytes=session.counts_bytes) from error
         raise
@@ -178,17 +260,18 @@ class Course:
 
 def _compose(session: Session, job: Job) -> Message:
     history, migration = job.history, job.script.migration
-    enter = f"""BEGIN {session.note_pid()}{NOTICE_A_DEAD_CLIENT}{sql_of.take_turn(history)}
+    enter = f"""BEGIN {session.note_pid()}{NOTICE_A_DEAD_CLIENT}{NO_TRANSACTION_TIMEOUT}{sql_of.take_turn(history)}
   {sql_of.insist_on(history)}{sql_of.create(history)}{sql_of.insert(history, migration)}{job.set_path(local=True)}
 END"""
     message = Message(f"{sql_of.label(history.schema or '', migration)} BEGIN ISOLATION LEVEL READ COMMITTED; ")
+    if session.shared:
+        message.add(f"{do_block(f'BEGIN {remember(local=True)} END')}; ")
     message.add(f"{job.set_limits()}{do_block(enter)};\n")
     for number, statement in enumerate(job.script.statements):
         message.add(f"{session.marker(str(number))}; ")
         message.add_statement(statement)
-    message.add(
-        f"{session.marker(str(len(job.script.statements)))}; {leave_no_trace(job.script.statements)}{job.set_limits()}"
-    )
+    message.add(f"{session.marker(str(len(job.script.statements)))}; {RUN_DEFERRED}")
+    message.add(f"{leave_no_trace(shared=session.shared)}{job.set_limits()}")
     message.add(f"{sql_of.finish(history, migration, len(job.script.statements))}; COMMIT")
     return message
 
@@ -200,8 +283,11 @@ def meaning(error: ServerError, job: Job, message: Message, running: int, *, cou
         away = sql_of.turned_away(error, job.history)
         if away is not None:
             return away
-        if error.sqlstate == CHARACTER_NOT_IN_REPERTOIRE:  # refused while still being read, and without a position
-            return failure(error, job.script.migration, _with_byte_escape(job.script), None, aftermath=ROLLED_BACK)
+        # Refused while still being read, and without a position.
+        if error.sqlstate in (CHARACTER_NOT_IN_REPERTOIRE, UNTRANSLATABLE_CHARACTER):
+            escapes = error.sqlstate == CHARACTER_NOT_IN_REPERTOIRE
+            escaped = next(filter(sql.has_byte_escape, job.script.statements), None) if escapes else None
+            return failure(error, job.script.migration, escaped, None, aftermath=ROLLED_BACK)
         if error.sqlstate not in (LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED):
             return translate(error)
     at_end = running >= len(job.script.statements)
@@ -209,8 +295,3 @@ def meaning(error: ServerError, job: Job, message: Message, running: int, *, cou
     if error.sqlstate in (LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED):
         return LockUnavailable(failure(error, job.script.migration, statement, offset, aftermath=NOTHING_KEPT))
     return failure(error, job.script.migration, statement, offset, aftermath=ROLLED_BACK)
-
-
-def _with_byte_escape(script: Script) -> sql.Statement | None:
-    """Return the first statement with an escape such as \\0 or \\xff in a string: it may name no character."""
-    return next((each for each in script.statements if re.search(r"\be'[^']*\\[0-7x]", each.text, re.IGNORECASE)), None)

@@ -238,7 +238,7 @@ class MetadataDb(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         elif self.min_connections > self.pool_size:
             raise ValueError(f"min_connections ({self.min_connections}) is above pool_size ({self.pool_size})")
         if self.schema is not None:
-            _check_schema(self.schema)
+            check_schema(self.schema)
 
     def require_url(self) -> DatabaseUrl:
         """Return the URL.
@@ -255,7 +255,12 @@ class MetadataDb(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         return self.url
 
 
-def _check_schema(schema: str) -> None:
+def check_schema(schema: str) -> None:
+    """Refuse a name that no schema of ours can have.
+
+    Raises:
+        ConfigError: a name that PostgreSQL keeps for itself, or cuts.
+    """
     if schema == "$user" or schema.startswith("pg_"):
         raise ConfigError(f"the schema {schema} is a name that PostgreSQL keeps for itself", hint="choose another name")
     if "\0" in schema or len(schema.encode(errors="replace")) > _LONGEST_NAME:

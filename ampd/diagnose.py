@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import sql
 from .errors import AmpdError, LockTimeout, MigrationFailed, PermissionDenied, masked
+from .migration import directives
 from .postgres import grant_hint, read_only
 
 if TYPE_CHECKING:
@@ -93,7 +94,9 @@ def failure(
         offset = statement.start
     line, column = sql.locate(migration.sql, offset) if offset is not None else (None, None)
     where = migration.file if line is None else f"{migration.file}:{line}"
-    when = " at the end of the migration" if offset is None else error.redact(_in_function(error.context))
+    unread = error.sqlstate in (CHARACTER_NOT_IN_REPERTOIRE, UNTRANSLATABLE_CHARACTER)  # nothing was even begun
+    ended = offset is None and not unread
+    when = " at the end of the migration" if ended else error.redact(_in_function(error.context))
     hint = (error.hint or _HINTS.get(error.sqlstate, "")).removesuffix(".")
     if hint == _OUTSIDE and not _runs_outside(error, migration, statement):
         hint = ""
@@ -130,6 +133,16 @@ def _untranslatable(message: str, script: str) -> int | None:
     character = bytes.fromhex("".join(re.findall("0x([0-9a-f]{2})", message))).decode(errors="replace")
     found = (each.start + each.text.find(character) for each in sql.split(script) if character in each.text)
     return next(found, None) if character else None
+
+
+def _runs_outside(error: ServerError, migration: Migration, statement: sql.Statement | None) -> bool:
+    """Tell whether a statement that was refused inside a transaction would be run outside of one."""
+    if statement is None or directives(migration.sql).no_transaction:
+        return False
+    if error.sqlstate == "2D000":
+        return statement.words[:1] in (("DO",), ("CALL",))  # a function may end a transaction nowhere
+    too_late = sql.sets_transaction(statement) or "before any query" in error.message
+    return not too_late and not error.context  # nor may a function run what cannot be in a transaction
 
 
 def _in_function(context: str) -> str:

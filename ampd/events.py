@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import msgspec
+
+if TYPE_CHECKING:
+    from .report import Report
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,6 +111,13 @@ class Applied(Event, frozen=True):
     number: int
     total: int
     duration_ms: int
+
+
+class Stopped(Event, frozen=True):
+    """The run was cancelled: how far it had come, and whether the server has confirmed that the rest is rolled back."""
+
+    report: Report
+    confirmed: bool
 
 
 class ServerMessage(Event, frozen=True):

@@ -82,6 +82,7 @@ class History(msgspec.Struct, frozen=True):
     table_exists: bool
     owner: str | None
     plain: bool | None
+    lacks: str | None  # columns; looked for only in an empty table
     holder_known: bool
     holder: Holder | None
     applied: tuple[AppliedMigration, ...] = ()
@@ -149,9 +150,12 @@ async def read(session: Session, schema: str | None, *, who: str | None = None) 
         ConfigError: the table is not one of ampd's.
         PermissionDenied: the role may not read the table, or use any schema of its search path.
     """
-    answer = await session.ask(_read_message(session, schema, who), _Answer)
+    try:
+        answer = await session.ask(_read_message(session, schema, who), _Answer)
+    except msgspec.ValidationError as error:
+        raise _not_ours(f"{TABLE} in {schema or 'the search path'}", str(error)) from error
     history = msgspec.structs.replace(answer.history, applied=tuple(row.migration() for row in answer.rows or ()))
-    session.role = history.user
+    session.role, session.pooled = history.user, history.pid != session.server_pid
     if history.schema is None:
         role = identifier(history.user)
         raise PermissionDenied(
@@ -161,9 +165,18 @@ async def read(session: Session, schema: str | None, *, who: str | None = None) 
     if history.table_exists and not history.plain:
         raise ConfigError(
             f"{history.name} (owner {history.owner}) is not a plain table, so it is not read as ampd's history",
-            hint="if it is not yours, drop it; or keep the history elsewhere with metadata_db.schema",
+            hint=_ELSEWHERE,
         )
+    if history.lacks:
+        raise _not_ours(history.name, f"it has no column {history.lacks}")
     return history
+
+
+_ELSEWHERE = "if it is not yours, drop it; or keep the history elsewhere with metadata_db.schema"
+
+
+def _not_ours(name: str, why: str) -> ConfigError:
+    return ConfigError(f"{name} is not ampd's history table, or was changed by hand: {why}", hint=_ELSEWHERE)
 
 
 def refuse_to_write(history: History) -> None:
@@ -195,13 +208,14 @@ def _read_message(session: Session, schema: str | None, who: str | None) -> str:
     # that a fresh backend need not open saves a tenth of a millisecond.
     places = "pg_catalog.current_schemas(false)" if schema is None else f"ARRAY[{literal(schema)}::pg_catalog.name]"
     holder = "NULL" if who is None else _holder(who)
+    columns = ", ".join(literal(name) for name in _Row.__struct_fields__ if name != "done_checksum")
     document = f"""jsonb_build_object('rows', applied, 'history', jsonb_build_object(
     'database', current_database(), 'user', current_user, 'pid', pg_backend_pid(),
     'host', host(inet_server_addr()), 'port', inet_server_port(),
     'read_only', pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on',
     'schema', CASE WHEN home IS NULL THEN first ELSE place END,
     'schema_exists', to_regnamespace(quote_ident(first)) IS NOT NULL,
-    'table_exists', home IS NOT NULL, 'plain', plain, 'owner', owner,
+    'table_exists', home IS NOT NULL, 'plain', plain, 'owner', owner, 'lacks', lacks,
     'holder_known', {"false" if who is None else "true"}, 'holder', {holder}))"""
     body = f"""
 DECLARE
@@ -211,6 +225,7 @@ DECLARE
   home pg_catalog.regclass;
   plain pg_catalog.bool;
   owner pg_catalog.name;
+  lacks pg_catalog.text;
   applied pg_catalog.jsonb;
 BEGIN
   PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true),
@@ -229,6 +244,10 @@ BEGIN
       INTO owner, plain FROM pg_class WHERE oid = home;
     IF plain THEN
       EXECUTE 'SELECT jsonb_agg(h) FROM ' || quote_ident(place) || '.{TABLE} h' INTO applied;
+    END IF;
+    IF applied IS NULL THEN
+      SELECT string_agg(wanted, ', ') INTO lacks FROM unnest(ARRAY[{columns}]) wanted WHERE NOT EXISTS (
+        SELECT FROM pg_attribute WHERE attrelid = home AND attname = wanted AND NOT attisdropped);
     END IF;
   END IF;
   {session.note(document)}
@@ -354,23 +373,46 @@ def make_room(history: History) -> str:
   END IF;"""
 
 
-def record(history: History, migration: Migration, done: int, begun: bytes) -> str:
-    """Return a statement that records how many statements are done, and the checksum of all that were begun."""
-    return (
-        f"UPDATE {history.name} SET statements_done = {done}, "
-        f"done_checksum = pg_catalog.decode('{begun.hex()}', 'hex') "
-        f"WHERE version OPERATOR(pg_catalog.=) {migration.version}"
+class Mark(msgspec.Struct, frozen=True):
+    """How far a no-transaction migration has come: statements done, and the checksum of all that were begun."""
+
+    done: int
+    checksum: bytes | None
+
+
+def advance(history: History, migration: Migration, was: Mark, now: Mark) -> str:
+    """Return PL/pgSQL that records how far a no-transaction migration has come, unless another runner has gone on.
+
+    That can be: what a runner has sent may reach the server long after it was given up for dead.
+    """
+    return _from(history, migration, was, f"statements_done = {now.done}, done_checksum = {_hex(now.checksum)}")
+
+
+def finish_stepwise(history: History, migration: Migration, was: Mark, statements: int) -> str:
+    """Return PL/pgSQL that records a no-transaction migration as finished, by the file as it is now."""
+    return _from(
+        history,
+        migration,
+        was,
+        f"finished_at = pg_catalog.clock_timestamp(), statements_done = {statements}, "
+        f"name = {literal(migration.name)}, checksum = {_hex(migration.checksum)}, done_checksum = NULL",
     )
 
 
-def finish_stepwise(history: History, migration: Migration, statements: int) -> str:
-    """Return a statement that records a no-transaction migration as finished, by the file as it is now."""
-    return (
-        f"UPDATE {history.name} SET finished_at = pg_catalog.clock_timestamp(), statements_done = {statements}, "
-        f"name = {literal(migration.name)}, checksum = pg_catalog.decode('{migration.checksum.hex()}', 'hex'), "
-        f"done_checksum = NULL "
-        f"WHERE version OPERATOR(pg_catalog.=) {migration.version}"
-    )
+def _from(history: History, migration: Migration, was: Mark, change: str) -> str:
+    begun = was.checksum.hex() if was.checksum else ""
+    return f"""
+  UPDATE {history.name} SET {change}
+   WHERE version OPERATOR(pg_catalog.=) {migration.version} AND finished_at IS NULL
+     AND statements_done OPERATOR(pg_catalog.=) {was.done}
+     AND COALESCE(pg_catalog.encode(done_checksum, 'hex'), '') OPERATOR(pg_catalog.=) '{begun}';
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'the history has moved' USING ERRCODE = '{MOVED}';
+  END IF;"""
+
+
+def _hex(checksum: bytes | None) -> str:
+    return "NULL" if checksum is None else f"pg_catalog.decode('{checksum.hex()}', 'hex')"
 
 
 def settle(history: History, version: int, migration: Migration | None, statements: int, *, applied: bool) -> str:

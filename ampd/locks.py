@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -35,8 +35,9 @@ _FIRST_REST, _LONGEST_REST = 0.1, 5.0
 
 
 class Sight(msgspec.Struct, frozen=True):
-    """What a second connection sees of the first one's backend."""
+    """What a second connection sees of the first one's backend, on the server that it was given."""
 
+    worker: int | None  # unknown where pg_stat_activity tells nothing, or on another server behind a load balancer
     alive: bool
     blockers: tuple[Blocker, ...]
     queued: int
@@ -45,13 +46,15 @@ class Sight(msgspec.Struct, frozen=True):
 class Watch:
     """A look over the running migration's shoulder, from a second connection that is opened only when it takes long."""
 
-    def __init__(self, source: Database, session: Session, job: Job, limit: float) -> None:
+    def __init__(self, source: Database, session: Session, job: Job, limit: float, spare: Session | None) -> None:
         self._source = source
         self._session = session
         self._job = job
         self._limit = limit
+        self._spare = spare
         self._begun = monotonic()
         self._told = 0.0
+        self._seen_alive: int | None = None
         self.blockers: tuple[Blocker, ...] = ()
         self.queued = 0
         self.blocked_secs = 0.0
@@ -71,7 +74,7 @@ class Watch:
                     while missed < 3:
                         sight = await eye.ask(self._question(eye), Sight, timeout=_ANSWER_SECS)
                         silent_since = None
-                        missed = missed + 1 if self._session.busy and not sight.alive else 0
+                        missed = missed + 1 if self._session.busy and self._is_gone(sight) else 0
                         self._see(sight, interval)
                         await anyio.sleep(interval)
                         interval = min(interval * 1.2, _LOOK_EVERY_SECS)
@@ -80,19 +83,39 @@ class Watch:
                 silent_since = silent_since or monotonic()
                 if monotonic() - silent_since >= _SILENCE_SECS:
                     return self._session.give_up(f"the server has not answered for {_SILENCE_SECS:g} s")
-            except AmpdError:  # no second connection to be had: nothing to see, which says nothing about the first
-                await anyio.sleep(_LOOK_EVERY_SECS)
+            except AmpdError:  # no second connection to be had, which says nothing about the first
+                pass
+            await self._look_from_the_guard()
+            await anyio.sleep(_LOOK_EVERY_SECS)
         return None
 
+    async def _look_from_the_guard(self) -> None:
+        """Look on the connection that holds the turn, for want of another one."""
+        if self._spare is not None:
+            with suppress(AmpdError):
+                sight = await self._spare.ask(do_block(self._body(self._spare.note)), Sight)
+                self._see(sight, _LOOK_EVERY_SECS)
+
+    def _is_gone(self, sight: Sight) -> bool:
+        """Tell whether a backend that was seen at work is no longer."""
+        if sight.alive:
+            self._seen_alive = sight.worker
+        return not sight.alive and sight.worker is not None and sight.worker == self._seen_alive
+
     def _question(self, eye: Session) -> str:
+        preamble = (
+            "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL search_path = pg_catalog, pg_temp; "
+            "SET LOCAL statement_timeout = '5s'"
+        )
+        return f"{preamble}; {do_block(self._body(eye.note))}; COMMIT"
+
+    def _body(self, note: Callable[[str], str]) -> str:
         pid = str(self._session.backend_pid)
-        if (
-            self._session.backend_pid is None
-        ):  # until a transaction has told it, nothing but the label tells the backend
+        if self._session.backend_pid is None:  # until a transaction has told it, only the label tells the backend
             label = literal(sql_of.label(self._job.history.schema or "", self._job.script.migration))
-            here = "state = 'active' AND datname = current_database()"
-            pid = f"(SELECT pid FROM pg_stat_activity WHERE starts_with(query, {label}) AND {here} LIMIT 1)"
-        sight = """jsonb_build_object(
+            mine = f"starts_with(query, {label}) AND backend_type = 'client backend' AND datname = current_database()"
+            pid = f"(SELECT pid FROM pg_stat_activity WHERE {mine} ORDER BY state = 'active' DESC LIMIT 1)"
+        sight = """jsonb_build_object('worker', worker,
     'alive', EXISTS (SELECT FROM pg_stat_activity WHERE pid = worker AND state IS DISTINCT FROM 'idle'),
     'queued', (SELECT count(*) FROM pg_stat_activity
                WHERE wait_event_type = 'Lock' AND worker = ANY (pg_blocking_pids(pid))),
@@ -103,9 +126,9 @@ class Watch:
         'query', left(regexp_replace(a.query, '[[:space:]]+', ' ', 'g'), 60))), '[]')
       FROM (SELECT DISTINCT unnest(pg_blocking_pids(worker)) AS pid) b
       LEFT JOIN pg_stat_activity a ON a.pid = b.pid))"""
-        body = f"DECLARE worker integer := {pid}; BEGIN {eye.note(sight)} END"
-        preamble = "BEGIN READ ONLY; SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL statement_timeout = '5s'"
-        return f"{preamble}; {do_block(body)}; COMMIT"
+        path = "PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true)"
+        return f"""DECLARE worker integer; BEGIN {path};
+  PERFORM pg_stat_clear_snapshot(); worker := {pid}; {note(sight)} END"""
 
     def _see(self, sight: Sight, interval: float) -> None:
         if not sight.blockers:
@@ -156,17 +179,19 @@ async def with_lock_retries(
     attempt: Callable[[Session, Job], Awaitable[None]],
     *,
     at_length: AmpdError | None = None,
+    spare: Session | None = None,
 ) -> None:
     """Make attempts, each under `lock_timeout_secs`, until one succeeds or `lock_retry_secs` have passed.
 
     Between two attempts nothing is held and nothing waits, so that whoever queued behind us gets through. An attempt
-    that no lock_timeout ends is cancelled when it has been blocked for `lock_retry_secs`, and `at_length` is why.
+    that no lock_timeout ends is cancelled when it has been blocked for `lock_retry_secs`, and `at_length` is why. A
+    `spare` session is one to look from when no other can be had.
 
     Raises:
         LockTimeout: no attempt succeeded in time; says who was in the way.
     """
     limit, begun, rest = job.limits.lock_retry_secs, monotonic(), _FIRST_REST
-    watch = Watch(source, session, job, limit)
+    watch = Watch(source, session, job, limit, spare)
     first_look = _QUIET_SECS if at_length else min(_QUIET_SECS, job.lock_timeout_secs / 2 or _QUIET_SECS)
     with anyio.CancelScope() as patience:
         if at_length is not None:
@@ -192,14 +217,23 @@ async def with_lock_retries(
 
 @asynccontextmanager
 async def alongside(task: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
-    """Run a task for the time of a block; what the block raises goes through as it is."""
+    """Run a task for the time of a block; what either raises ends both, and goes through as it is."""
     raised: Exception | None = None
+
+    async def run() -> None:
+        nonlocal raised
+        try:
+            await task()
+        except Exception as error:  # a task group would wrap it
+            raised = raised or error
+            tasks.cancel_scope.cancel()
+
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(task)
+        tasks.start_soon(run)
         try:
             yield
-        except Exception as error:  # a task group would wrap it
-            raised = error
+        except Exception as error:
+            raised = raised or error
         tasks.cancel_scope.cancel()
     if raised is not None:
         raise raised

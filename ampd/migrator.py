@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, TypeAlias, Union
 
 import anyio
 
-from .config import DatabaseUrl, MetadataDb, Migrations
+from .config import DatabaseUrl, MetadataDb, Migrations, check_schema
 from .errors import AmpdError, ConfigError, InvalidMigration, MigrationConflict, MigrationInterrupted
-from .events import Applied, OnEvent, Starting, Warned, ignore
+from .events import Applied, OnEvent, Starting, Stopped, Warned, ignore
 from .history import History, TurnTaken, read, refuse_to_write
 from .migration import AppliedMigration, DirectiveError, Directives, Migration, directives
 from .plan import Order, Plan, Settlement, State, Step, plan
 from .postgres import GOODBYE_SECS, Database, Session
 from .report import AppliedNow, Report, Status, count, pending_of
 from .source import read_migrations
-from .turn import Turn
+from .turn import Turn, describe
 from .version import VERSION
 
 # With nothing pending, which is nearly every start, nothing is split or applied: sql, apply, locks and stepwise are
@@ -64,6 +64,9 @@ async def migrate(
     except AmpdError as error:
         error.report = run.report()
         raise
+    except anyio.get_cancelled_exc_class():
+        on_event(Stopped(report=run.report(), confirmed=run.confirmed))
+        raise
 
 
 async def status(
@@ -82,6 +85,8 @@ async def status(
     run = _Run(database, migrations, schema, target, limits, on_event)
     async with run.source.session() as session:
         run.history = await read(session, run.schema)
+        if run.plan().interrupted:  # or is somebody at it this very moment?
+            run.history = await read(session, run.schema, who=run.history.schema)
     return Status(run.shown, run.history.schema, run.plan())
 
 
@@ -142,6 +147,8 @@ class _Run:
         configured = database if isinstance(database, MetadataDb) else MetadataDb()
         self.limits = limits or configured.migrations
         self.schema = schema or configured.schema
+        if self.schema is not None:
+            check_schema(self.schema)
         self.files = read_migrations(self.limits.dir) if migrations is None else migrations
         self.target = target
         self.on_event = on_event
@@ -150,6 +157,7 @@ class _Run:
         self.source = Database(where, connect_wait_secs=self.limits.connect_wait_secs, on_event=on_event)
         self.history: History | None = None
         self.done: list[AppliedNow] = []
+        self.confirmed = True  # that what is not done has left nothing behind
 
     async def to_the_end(self) -> Report:
         async with self.source.session() as session:
@@ -165,9 +173,10 @@ class _Run:
                     continue
                 refuse_conflicts(todo)
                 if not todo.pending:
-                    return self._warn_if_ahead(self.report())
+                    return self._warn_if_ahead(self.report(todo if self.target is None else None))
                 refuse_to_write(self.history)
                 scripts = prepare(todo.pending)
+                self._insist_on_connections(scripts)
                 total = len(self.done) + len(todo.pending)
                 try:
                     for script in scripts:
@@ -178,8 +187,15 @@ class _Run:
 
     def plan(self, *, whole: bool = False) -> Plan:
         order = Order.ALLOW_OUT_OF_ORDER if self.limits.allow_out_of_order else Order.STRICT
-        applied = self.history.applied if self.history else ()
-        return plan(self.files, applied, target=None if whole else self.target, order=order)
+        applied, holder = (self.history.applied, self.history.holder) if self.history else ((), None)
+        at_work = describe(holder) if holder else None
+        return plan(self.files, applied, target=None if whole else self.target, order=order, at_work=at_work)
+
+    def _insist_on_connections(self, scripts: list[Script]) -> None:
+        if stepwise := [script for script in scripts if script.directives.no_transaction]:
+            from .stepwise import insist_on_two_connections
+
+            insist_on_two_connections(self.source, stepwise[0].migration.label)
 
     @property
     def shown(self) -> str:
@@ -187,8 +203,9 @@ class _Run:
             return self.history.address
         return self.source.label or "the pool's database"
 
-    def report(self) -> Report:
-        rest = self.plan(whole=True)
+    def report(self, rest: Plan | None = None) -> Report:
+        """Return how far the run has come; `rest` is the plan of everything, where it is known."""
+        rest = rest or self.plan(whole=True)
         return Report(
             database=self.shown,
             schema=self.history.schema if self.history else self.schema,
@@ -237,10 +254,12 @@ class _Run:
             else:
                 await with_lock_retries(self.source, session, job, apply_in_transaction)
         except anyio.get_cancelled_exc_class():
+            self.confirmed = False
             with anyio.CancelScope(shield=True), anyio.move_on_after(GOODBYE_SECS):
                 if await session.recover():
-                    rows = (await read(session, self.schema)).applied
-                    if any(row.version == version and row.finished_at for row in rows):
+                    self.history = await read(session, self.schema)
+                    self.confirmed = True
+                    if any(row.version == version and row.finished_at for row in self.history.applied):
                         applied()
             raise
         applied()
@@ -297,9 +316,10 @@ def prepare(pending: Iterable[Step]) -> list[Script]:
             wishes = Directives()
             hint = "write a number and one of ms, s, min, h"
             offences.append((migration, Problem(error.line, 1, error.offset, str(error), hint)))
-        found = problems(migration.sql, transactional=not wishes.no_transaction)
+        statements = split(migration.sql)
+        found = problems(migration.sql, transactional=not wishes.no_transaction, statements=statements)
         offences.extend((migration, problem) for problem in found)
-        scripts.append(Script(step, migration, split(migration.sql), wishes))
+        scripts.append(Script(step, migration, statements, wishes))
     if offences:
         raise _invalid(offences)
     return scripts

@@ -142,9 +142,11 @@ def plan(
     *,
     target: int | None = None,
     order: Order = Order.STRICT,
+    at_work: str | None = None,
 ) -> Plan:
     """Compare files with history: what is pending up to `target`, what is in conflict, what is ahead.
 
+    `at_work` says who has the turn at the time, if anybody: an unfinished migration is then in good hands.
     While the database is ahead of the files nothing is pending: a build that lags must not touch a newer schema.
     """
     files = {migration.version: migration for migration in migrations}
@@ -165,7 +167,9 @@ def plan(
         and (target is None or step.version <= target)
     )
     resuming = {step.version for step in pending}
-    conflicts = tuple(conflict_of(step) for step in steps if step.state in _VERDICTS and step.version not in resuming)
+    conflicts = tuple(
+        conflict_of(step, at_work) for step in steps if step.state in _VERDICTS and step.version not in resuming
+    )
     return Plan(steps, pending, conflicts)
 
 
@@ -180,10 +184,12 @@ def _state(
         assert file is not None
         late = newest_applied is not None and file.version < newest_applied
         return State.OUT_OF_ORDER if late and order is Order.STRICT else State.PENDING
+    if file is None and (newest_file is None or row.version > newest_file):
+        return State.AHEAD  # finished or not: it is for the newer build to finish, and this one can start meanwhile
     if row.finished_at is None:
         return State.INTERRUPTED
     if file is None:
-        return State.AHEAD if newest_file is None or row.version > newest_file else State.MISSING
+        return State.MISSING
     return State.APPLIED if file.checksum == row.checksum else State.CHANGED
 
 
@@ -256,16 +262,23 @@ _VERDICTS: dict[State, tuple[str, str]] = {
     ),
     State.INTERRUPTED: (
         "was started and did not finish: {done} of its statements are recorded as done",
-        "look at the database, finish or undo the migration by hand, then run `ampd resolve {version} --applied` "
-        "or `ampd resolve {version} --rolled-back`",
+        "{restore}look at the database, finish or undo the migration by hand, then run "
+        "`ampd resolve {version} --applied` or `ampd resolve {version} --rolled-back`",
     ),
 }
 
 
-def conflict_of(step: Step) -> Conflict:
+def conflict_of(step: Step, at_work: str | None = None) -> Conflict:
     """Return a step in conflict, told to a person."""
+    if step.state is State.INTERRUPTED and at_work:
+        hint = "wait for it; `ampd migrate` does, and goes on where it has stopped"
+        return Conflict(step, f"{step.version} {step.name} is not finished: a runner is at work ({at_work})", hint)
     message, hint = _VERDICTS[step.state]
+    edited = step.applied and (step.migration is None or step.migration.checksum != step.applied.checksum)
     facts = {
+        "restore": "restore the file as it was when it was started, and `ampd migrate` may resume it; else "
+        if edited
+        else "",
         "newest": step.newest_applied,
         "version": step.version,
         "done": step.applied.statements_done if step.applied else 0,

@@ -89,8 +89,10 @@ class ServerError(Exception):
 class Session:
     """One connection, spoken to in whole messages."""
 
-    def __init__(self, connection: Any, redact: Callable[[str], str], role: str | None) -> None:
+    def __init__(self, connection: Any, redact: Callable[[str], str], role: str | None, *, lent: bool) -> None:
         self._connection = connection
+        self._lent = lent
+        self.pooled = False  # whether a pooler stands before the server; known once a backend has told its process id
         self.server_pid = int(connection.get_server_pid())  # a pooler tells one that is no backend's
         self._redact = redact
         self.role = role
@@ -98,9 +100,15 @@ class Session:
         self._on_note: Callable[[str], None] | None = None
         self._on_event: OnEvent = ignore
         self._given_up: str | None = None
+        self._speaking = anyio.Lock()  # one message at a time: a guard is spoken to by two tasks
         self.busy = False
         self._unanswered = False  # cancelled: only the next answer tells where the transaction stands
         self.backend_pid: int | None = None  # of the running transaction: behind a pooler not that of the connection
+
+    @property
+    def shared(self) -> bool:
+        """Tell whether others, before us and after us, use the same session of the server."""
+        return self._lent or self.pooled
 
     async def run(
         self, message: str, *, on_note: Callable[[str], None] | None = None, on_event: OnEvent = ignore
@@ -111,21 +119,22 @@ class Session:
             ServerError: for `translate()` or a better-informed caller to turn into an AmpdError.
             ConnectionFailed: the connection was lost.
         """
-        self._on_note, self._on_event = on_note, on_event
-        self.busy = self._unanswered = True
-        try:
-            await self._connection.execute(message)
-            self._unanswered = False
-        except (OSError, asyncpg.InterfaceError, *_LOST) as error:
-            _terminate(self._connection)
-            raise lost(self._given_up or str(error), self._redact, getattr(error, "sqlstate", None)) from error
-        except asyncpg.PostgresError as error:
-            self._unanswered = False
-            tells = self._redact(str(error)) != str(error)  # a traceback would show the driver's own words as well
-            raise ServerError(error, self._redact, self.role) from (None if tells else error)
-        finally:
-            self._on_note, self._on_event = None, ignore
-            self.busy = False
+        async with self._speaking:
+            self._on_note, self._on_event = on_note, on_event
+            self.busy = self._unanswered = True
+            try:
+                await self._connection.execute(message)
+                self._unanswered = False
+            except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError, *_LOST) as error:
+                _terminate(self._connection)
+                raise lost(self._given_up or str(error), self._redact, getattr(error, "sqlstate", None)) from error
+            except asyncpg.PostgresError as error:
+                self._unanswered = False
+                tells = self._redact(str(error)) != str(error)  # a traceback would show the driver's own words as well
+                raise ServerError(error, self._redact, self.role) from (None if tells else error)
+            finally:
+                self._on_note, self._on_event = None, ignore
+                self.busy = False
 
     def note(self, expression: str) -> str:
         """Return a PL/pgSQL statement that sends the value of an SQL expression to `on_note`."""
@@ -293,7 +302,7 @@ class Database:
         connection = await (
             self._connect(patience, timeout) if self._pool is None else self._from_pool(patience + timeout)
         )
-        session = Session(connection, self.redact, self._role)
+        session = Session(connection, self.redact, self._role, lent=self._pool is not None)
         session.listen()
         try:
             yield session
@@ -311,7 +320,7 @@ class Database:
         delay = 0.05
         while True:
             try:
-                return await asyncpg.connect(**arguments)
+                return await _connect(arguments)
             except (
                 OSError,
                 asyncpg.PostgresError,
@@ -358,6 +367,24 @@ class Database:
         finally:
             if self._pool is None:
                 connection.terminate()
+
+
+async def _connect(arguments: dict[str, Any]) -> asyncpg.Connection:
+    """Connect; cancelled, let the attempt come to its end: asyncpg leaves an error behind that nobody retrieves."""
+    attempt = asyncio.ensure_future(asyncpg.connect(**arguments))
+    try:
+        return await asyncio.shield(attempt)
+    except asyncio.CancelledError:
+        attempt.add_done_callback(_discard)
+        with anyio.CancelScope(shield=True), anyio.move_on_after(GOODBYE_SECS):
+            await asyncio.wait([attempt])
+        attempt.cancel()
+        raise
+
+
+def _discard(attempt: asyncio.Future[Any]) -> None:
+    if not attempt.cancelled() and attempt.exception() is None:
+        attempt.result().terminate()
 
 
 def _kept_alive(keepalive: Mapping[str, int] | None, user_timeout_ms: int | None) -> type[asyncpg.Connection]:

@@ -19,8 +19,20 @@ import anyio
 import msgspec
 
 from . import history as sql_of
-from . import sql
-from .apply import NOTICE_A_DEAD_CLIENT, Course, LockUnavailable, leave_no_trace, meaning, milliseconds
+from . import indexes, sql
+from .apply import (
+    NO_TRANSACTION_TIMEOUT,
+    NOTICE_A_DEAD_CLIENT,
+    RUN_DEFERRED,
+    Course,
+    LockUnavailable,
+    as_ourselves,
+    leave_no_trace,
+    meaning,
+    milliseconds,
+    remember,
+    reset,
+)
 from .diagnose import Message, failure
 from .errors import (
     AmpdError,
@@ -32,10 +44,10 @@ from .errors import (
     NoAnswer,
 )
 from .events import StatementStarted, Warned
-from .history import TurnTaken
+from .history import Mark, TurnTaken
 from .locks import alongside, with_lock_retries
-from .plan import Resumption, conflict_of, done_checksum, resumption
-from .postgres import ANSWER_SECS, GOODBYE_SECS, RUN_AGAIN, ServerError, do_block, identifier, literal
+from .plan import Resumption, State, conflict_of, done_checksum, resumption
+from .postgres import ANSWER_SECS, GOODBYE_SECS, RUN_AGAIN, ServerError, do_block
 from .sql import Kind
 
 if TYPE_CHECKING:
@@ -49,14 +61,6 @@ T = TypeVar("T")
 _WORD_EVERY_SECS = 4.0
 _SEARCH_SECS = 5.0  # for a pooler's server connection that others are using
 _FIRST_REST_SECS = 0.05
-_SEARCH_SECS = 5.0  # for a server connection of a pooler that others are using
-_FIRST_REST_SECS = 0.05
-
-_NO_TRANSACTION_TIMEOUT = """
-  BEGIN
-    PERFORM pg_catalog.set_config('transaction_timeout', '0', true);
-  EXCEPTION WHEN undefined_object THEN NULL;  -- before PostgreSQL 17
-  END;"""
 
 UNFINISHED = "it is recorded as unfinished: mend the cause and run `ampd migrate` again, it resumes at this statement"
 UNKNOWN = "it is recorded as unfinished: look how far it came, then settle it with `ampd resolve`"
@@ -86,37 +90,57 @@ def units(statements: tuple[sql.Statement, ...], first: int) -> Iterator[Unit]:
         past = first + 1
         kind = sql.kind(statements[first])
         if kind is Kind.BEGIN:
-            while past < len(statements) and kind not in (Kind.COMMIT, Kind.ROLLBACK):
-                kind = sql.kind(statements[past])
+            while past < len(statements) and not sql.ends_transaction(statements[past - 1]):
                 past += 1
+            kind = sql.kind(statements[past - 1])
         yield Unit(first, statements[first:past], kind)
         first = past
+
+
+def in_force(statements: tuple[sql.Statement, ...]) -> tuple[sql.Statement, ...]:
+    """Return the statements by which a file has set its session, as far as no later one has taken them back."""
+    kept: list[tuple[str | None, sql.Statement]] = []
+    for unit in units(statements, 0):
+        if unit.kind is Kind.ROLLBACK:
+            continue
+        for statement in unit.statements:
+            name = sql.setting(statement)
+            if name == "all":
+                kept = [(other, each) for other, each in kept if other in ("role", "session_authorization")]
+            elif name is not None:
+                kept = [(other, each) for other, each in kept if other != name]
+            if (
+                (name and statement.words[0] == "SET")
+                or sql.is_set_config(statement)
+                or statement.words[:1] == ("LOAD",)
+            ):
+                kept.append((name, statement))
+    return tuple(statement for _, statement in kept)
 
 
 class Guard:
     """The connection that holds the turn while another one works."""
 
     def __init__(self, session: Session) -> None:
-        self._session = session
-        self._speaking = anyio.Lock()
+        self.session = session
 
     async def take(self, job: Job) -> None:
         """Take the turn, or raise TurnTaken; the transaction stays open and has touched no table."""
-        enter = f"BEGIN {_NO_TRANSACTION_TIMEOUT}{sql_of.take_turn(job.history)} END"
+        enter = f"BEGIN {NO_TRANSACTION_TIMEOUT}{sql_of.take_turn(job.history)} END"
         message = (
             "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = 0; "
             f"SET LOCAL idle_in_transaction_session_timeout = '{sql_of.GUARD_LEASE_SECS}s'; {do_block(enter)}"
         )
         try:
             with anyio.fail_after(ANSWER_SECS):
-                await self._session.run(message)
+                await self.session.run(message)
         except TimeoutError as error:
             raise NoAnswer(
                 f"a second connection got no answer for {ANSWER_SECS:g} s",
                 hint="a pooler in session mode needs two connections for each runner; " + RUN_AGAIN,
             ) from error
         except ServerError as error:
-            await self._session.recover()
+            await self.session.recover()
             raise meaning(error, job, Message(), -1) from error
 
     async def check(self) -> None:
@@ -126,9 +150,8 @@ class Guard:
             ConnectionFailed: it is not; nothing more may be run.
         """
         try:
-            async with self._speaking:
-                with anyio.fail_after(sql_of.GUARD_LEASE_SECS / 2):
-                    await self._session.run("SELECT 1")
+            with anyio.fail_after(sql_of.GUARD_LEASE_SECS / 2):
+                await self.session.run("SELECT 1")
         except (ServerError, ConnectionFailed, TimeoutError) as error:
             raise ConnectionFailed(
                 f"the connection that holds the turn was lost: {error}",
@@ -145,6 +168,19 @@ class Guard:
                 return  # whoever is about to run the next statement will find out
 
 
+def insist_on_two_connections(source: Database, label: str) -> None:
+    """Refuse a pool that cannot lend the guard a connection.
+
+    Raises:
+        ConfigError: the pool has but one.
+    """
+    if source.pool_size == 1:
+        raise ConfigError(
+            f"{label} runs outside of a transaction and needs two connections; the pool has one",
+            hint="give `ampd.migrate` a pool with max_size of at least 2, or the URL",
+        )
+
+
 async def apply_stepwise(source: Database, session: Session, job: Job) -> None:
     """Apply one no-transaction migration, or what is left of it.
 
@@ -153,21 +189,74 @@ async def apply_stepwise(source: Database, session: Session, job: Job) -> None:
         MigrationInterrupted: how far the statement to resume with came cannot be told.
         AmpdError: a statement failed; those before it are done and recorded.
     """
-    if source.pool_size == 1:
-        raise ConfigError(
-            f"{job.script.migration.label} runs outside of a transaction and needs two connections; the pool has one",
-            hint="give `ampd.migrate` a pool with max_size of at least 2, or the URL",
-        )
     async with source.session() as guarding:
         guard = Guard(guarding)
         await guard.take(job)
         try:
+            place = await _find_place(session)
+            if session.pooled and place.pid != job.history.pid:
+                _insist_on_no_session(job, place)
             if job.script.step.applied is not None:
                 await _look_again(session, job)
             async with alongside(guard.keep):
-                await _Steps(source, session, guard, job).run()
+                await _Steps(source, session, guard, job, place).run()
         finally:
             await guarding.recover()  # a pooler throws away a server connection that is left in a transaction
+
+
+class _Place(msgspec.Struct, frozen=True):
+    """Where a message has met the server: the backend's process id, and the schema that its search path begins with."""
+
+    pid: int
+    schema: str | None
+
+
+async def _find_place(session: Session) -> _Place:
+    document = (
+        "pg_catalog.jsonb_build_object('pid', pg_catalog.pg_backend_pid(), 'schema', pg_catalog.current_schema())"
+    )
+    try:
+        return await session.ask(do_block(f"BEGIN {session.note(document)} END"), _Place)
+    except NoAnswer as error:
+        hint = "a pooler needs two server connections for each runner of a no-transaction migration; " + RUN_AGAIN
+        raise NoAnswer(error.message, hint=hint) from error
+
+
+def _insist_on_no_session(job: Job, place: _Place) -> None:
+    """Refuse what depends on its session, behind a pooler that gives each message another one.
+
+    Raises:
+        ConfigError: objects could be made in a wrong schema, or by a wrong role.
+    """
+    statements, file, needs = job.script.statements, job.script.migration.file, None
+    for unit in units(statements, 0):
+        if unit.transactional:
+            continue
+        line, settings = unit.statements[0].line, in_force(statements[: unit.first])
+        if of_session := next(filter(_says_who_or_where, settings), None):
+            needs = f"`{of_session.text}` in line {of_session.line}"
+        elif job.schema not in (None, place.schema):
+            needs = f"schema = {job.schema!r}"
+        if needs:
+            raise ConfigError(
+                f"{file}:{line}: runs outside of a transaction, where {needs} does not reach it behind a pooler in "
+                "transaction mode",
+                hint="connect directly, or to a pooler in session mode; or let the server set it for each session, "
+                "such as ALTER ROLE … SET search_path = …",
+                version=job.script.migration.version,
+                file=file,
+                line=line,
+            )
+
+
+_WHO_AND_WHERE = ("search_path", "role", "session_authorization")
+
+
+def _says_who_or_where(statement: sql.Statement) -> bool:
+    text = statement.text.lower()
+    return sql.setting(statement) in _WHO_AND_WHERE or (
+        sql.is_set_config(statement) and any(f"'{name}'" in text for name in _WHO_AND_WHERE)
+    )
 
 
 async def _look_again(session: Session, job: Job) -> None:
@@ -185,54 +274,70 @@ async def _look_again(session: Session, job: Job) -> None:
 
 
 class _Steps:
-    """The remaining statements of one migration, under a guard."""
+    """The remaining statements of one migration, under a guard.
 
-    def __init__(self, source: Database, session: Session, guard: Guard, job: Job) -> None:
+    On a connection of our own the session keeps what the file sets, as it would in psql. Behind a pooler each message
+    may meet another session, so that everything is set for one message or one unit, and taken back with it.
+    """
+
+    def __init__(self, source: Database, session: Session, guard: Guard, job: Job, place: _Place) -> None:
         self._source = source
         self._session = session
         self._guard = guard
         self._job = job
+        self._place = place
         self._migration = job.script.migration
         self._statements = job.script.statements
         self._label = sql_of.label(job.history.schema or "", self._migration)
-        self._in_doubt = False  # whether the statement to run next was begun before
+        self._mark = Mark(0, None)  # what the history says
+        self._in_doubt = False  # whether the statement to run next was begun by an earlier run, which nobody saw end
+        self._begun = False  # whether it was begun by this one
+        self._refused = False  # whether the server has said that it failed
         self._touched = set[int]()  # the backends that we were given
         # What the file sets for itself is not ours to set.
-        changes = " ".join(each.text.lower() for each in self._statements if sql.kind(each) is Kind.SESSION)
+        self._changes = {sql.setting(each) for each in self._statements}
         self._limits = {
             name: secs
             for name, secs in (
                 ("lock_timeout", job.lock_timeout_secs),
                 ("statement_timeout", job.statement_timeout_secs),
             )
-            if name not in changes
+            if name not in self._changes
         }
 
     async def run(self) -> None:
         job, row, resume = self._job, self._job.script.step.applied, Resumption(0, in_doubt=False)
-        start = sql_of.insist_on(job.history) + sql_of.create(job.history)
         if row is None:
-            start += sql_of.insert(job.history, self._migration)
+            started = sql_of.insert(job.history, self._migration)
+            await self._write(
+                f"{sql_of.insist_on(job.history)}{sql_of.create(job.history)}{started}{sql_of.make_room(job.history)}"
+                f"{self._advance(0, 0)}"
+            )
+            self._mark = self._mark_at(0, 0)
         else:
             resume = resumption(self._migration, row) or resume
-        await self._write(start + sql_of.make_room(job.history))
+            self._mark = Mark(row.statements_done, row.done_checksum)
+            await self._write(sql_of.insist_on(job.history) + sql_of.make_room(job.history))
         patience = _SEARCH_SECS
         try:
+            await self._prepare_session(resume.done)
             self._in_doubt = resume.in_doubt
             for unit in units(self._statements, resume.done):
                 if unit.transactional:
                     await self._with_lock_retries(partial(self._together, unit))
+                    self._mark = self._mark_at(unit.past, unit.past)
                 else:
                     await self._outside(unit)
-                self._in_doubt = False
+                self._in_doubt = self._begun = self._refused = False
             await self._guard.check()
-            await self._write(f"{sql_of.finish_stepwise(job.history, self._migration, len(self._statements))};")
+            finish = sql_of.finish_stepwise(job.history, self._migration, self._mark, len(self._statements))
+            await self._write(finish)
         except anyio.get_cancelled_exc_class():
             patience = GOODBYE_SECS
             raise
         finally:
             with anyio.CancelScope(shield=True):
-                await self._take_back(leave_no_trace(self._statements), self._touched, patience)
+                await self._take_back(leave_no_trace(shared=self._session.shared), self._touched, patience)
 
     async def _take_back(self, resets: str, touched: set[int], patience: float = _SEARCH_SECS) -> None:
         """Clean the session; behind a pooler, each of its server connections that we have touched and can get in time.
@@ -263,7 +368,8 @@ class _Steps:
         """Clean the touched ones among a pooler's idle server connections, and hold the others until all are found."""
         alive = f"""(SELECT COALESCE(pg_catalog.jsonb_agg(pid), '[]') FROM pg_catalog.pg_stat_activity
             WHERE pid OPERATOR(pg_catalog.=) ANY (ARRAY{sorted(touched)}))"""
-        touched.intersection_update(await self._ask(alive, list[int]))
+        question = do_block(f"BEGIN {self._session.note(alive)} END")
+        touched.intersection_update(await self._session.ask(question, list[int]))
         async with AsyncExitStack() as holding:
             while touched:
                 session = await holding.enter_async_context(self._source.second_session(GOODBYE_SECS))
@@ -277,20 +383,33 @@ class _Steps:
     async def _with_lock_retries(
         self, attempt: Callable[[Session, Job], Awaitable[None]], *, at_length: AmpdError | None = None
     ) -> None:
-        await with_lock_retries(self._source, self._session, self._job, attempt, at_length=at_length)
+        await with_lock_retries(
+            self._source, self._session, self._job, attempt, at_length=at_length, spare=self._guard.session
+        )
 
     async def _write(self, body: str) -> None:
-        """Run PL/pgSQL of our own in a transaction."""
+        """Run PL/pgSQL of our own in a transaction, with our own role."""
         await self._with_lock_retries(partial(self._written, body))
 
     async def _written(self, body: str, session: Session, job: Job) -> None:
         block = do_block(f"BEGIN {session.note_pid()} {body} END")
-        message = f"{self._label} BEGIN ISOLATION LEVEL READ COMMITTED; {job.set_limits()}{block}; COMMIT"
+        ours = as_ourselves(shared=session.shared)
+        message = f"{self._label} BEGIN ISOLATION LEVEL READ COMMITTED; {ours}{job.set_limits()}{block}; COMMIT"
         try:
             await session.run(message, on_note=Course(session, job))
         except ServerError as error:
             await session.recover()
             raise meaning(error, job, Message(), -1) from error
+
+    def _mark_at(self, done: int, begun: int) -> Mark:
+        return Mark(done, done_checksum(self._statements[:begun]))
+
+    def _advance(self, done: int, begun: int) -> str:
+        return sql_of.advance(self._job.history, self._migration, self._mark, self._mark_at(done, begun))
+
+    async def _record(self, done: int, begun: int) -> None:
+        await self._write(self._advance(done, begun))
+        self._mark = self._mark_at(done, begun)
 
     def _tell(self, unit: Unit) -> None:
         self._job.on_event(
@@ -302,53 +421,88 @@ class _Steps:
             )
         )
 
-    def _record(self, done: int, begun: int) -> str:
-        return sql_of.record(self._job.history, self._migration, done, done_checksum(self._statements[:begun]))
-
     def _settings(self, first: int) -> str:
-        """Return again what the file has set for its session before statement `first`.
+        """Return again what the file has set for its session before statement `first`."""
+        return "".join(f"{each.text}\n; " for each in in_force(self._statements[:first]))
 
-        Not even that session need be the same one: an earlier run may have been interrupted, and a pooler in
-        transaction mode hands out another one each time. So it is set and taken back with every single unit.
-        """
-        return "".join(f"{each.text}\n; " for each in self._statements[:first] if _is_setting(each))
+    async def _prepare_session(self, done: int) -> None:
+        """Set a session of our own as it would be after the statements that an earlier run has done."""
+        settings = self._settings(done)
+        if self._session.pooled or not (settings or self._session.shared or self._job.schema is not None):
+            return
+        kept = remember(local=False) if self._session.shared else ""
+        body = f"BEGIN {self._session.note_pid()} {kept}{self._job.set_path(local=False)} END"
+        try:
+            await self._session.run(
+                f"{self._label} {do_block(body)}; {settings}", on_note=Course(self._session, self._job)
+            )
+        except ServerError as error:
+            await self._session.recover()
+            raise self._failed(error, Message(), done, UNFINISHED) from error
+        finally:
+            self._touch()
 
     async def _together(self, unit: Unit, session: Session, job: Job) -> None:
         """Run a unit and the record that it is done in one transaction."""
         await self._guard.check()
-        limits = "".join(f"SET LOCAL {name} = {milliseconds(secs)}; " for name, secs in self._limits.items())
-        prelude = f"BEGIN {session.note_pid()}{NOTICE_A_DEAD_CLIENT}{job.set_path(local=True)} END"
-        start = f" {limits}{do_block(prelude)}; {self._settings(unit.first)}"
-        end = f" {_RESETS}{job.set_limits()}{self._record(unit.past, unit.past)}; "
         message = Message(f"{self._label} ")
-        explicit = unit.kind is Kind.COMMIT
-        if not explicit:
-            message.add(f"BEGIN ISOLATION LEVEL READ COMMITTED;{start}")
-        for number, statement in enumerate(unit.statements, start=unit.first):
-            if explicit and number == unit.past - 1:
-                message.add(end)
-            message.add(f"{session.marker(str(number))}; ")
-            message.add_statement(statement)
-            if explicit and number == unit.first:
-                message.add(start)
-        if not explicit:
-            message.add(f"{end}COMMIT")
+        self._add(message, unit)
+        if unit.kind is Kind.COMMIT:
+            self._tell(unit)  # no marker can stand before a BEGIN
         course = Course(session, job, unit.first)
         try:
             await session.run(str(message), on_note=course, on_event=job.on_event)
         except ServerError as error:
             await session.recover()
-            raise self._refused(error, message, course.running, UNFINISHED) from error
+            raise self._failed(error, message, course.running, UNFINISHED) from error
         finally:
             self._touch()
+
+    def _add(self, message: Message, unit: Unit) -> None:
+        """Add a transactional unit to a message, between what has to hold for it and its record."""
+        session, job = self._session, self._job
+        prelude = session.note_pid() + NOTICE_A_DEAD_CLIENT
+        if "transaction_timeout" not in self._changes:
+            prelude += NO_TRANSACTION_TIMEOUT
+        limits = "".join(f"SET LOCAL {name} = {milliseconds(secs)}; " for name, secs in self._limits.items())
+        if session.pooled:
+            prelude = remember(local=True) + prelude + job.set_path(local=True)
+        start = f"{do_block(f'BEGIN {prelude} END')}; {limits}"
+        if session.pooled:
+            start += self._settings(unit.first)
+            ours = reset(shared=True)
+        else:
+            ours = as_ourselves(shared=session.shared)
+        end = f"{RUN_DEFERRED}{ours}{job.set_limits()}{do_block(f'BEGIN {self._advance(unit.past, unit.past)} END')}; "
+        if unit.kind is Kind.COMMIT:
+            self._add_marked(message, unit, start, end)
+            return
+        message.add(f"BEGIN ISOLATION LEVEL READ COMMITTED; {start}")
+        self._add_marked(message, unit, "", "")
+        message.add(f"{end}COMMIT")
+
+    def _add_marked(self, message: Message, unit: Unit, start: str, end: str) -> None:
+        """Add the statements of a unit, each behind a marker; `start` after its BEGIN, `end` before its last one.
+
+        SET TRANSACTION wants to be the first after BEGIN: not even a marker may stand before it.
+        """
+        opening = unit.statements[0].words[:1] in (("BEGIN",), ("START",))
+        for number, statement in enumerate(unit.statements, start=unit.first):
+            if opening and not (number == unit.first or sql.sets_transaction(statement)):
+                opening = False
+                message.add(start)
+            if number == unit.past - 1:
+                message.add(end)
+            if not opening:
+                message.add(f"{self._session.marker(str(number))}; ")
+            message.add_statement(statement)
 
     async def _outside(self, unit: Unit) -> None:
         """Run a unit outside of a transaction of ours; that it was begun is recorded first."""
         opaque, statement = unit.kind is Kind.OPAQUE, unit.statements[0]
         await self._guard.check()
-        # Where it stands recorded already the row stays as old as that: what is younger is this statement's work.
-        if not (self._in_doubt and self._is_recorded(unit)):
-            await self._write(f"{self._record(unit.first, unit.past)};")
+        if not self._in_doubt and not await self._is_hopeless(unit):
+            await self._record(unit.first, unit.past)
         self._tell(unit)
         blocked = LockTimeout(
             f"{self._migration.file}:{statement.line}: blocked by other sessions",
@@ -359,59 +513,97 @@ class _Steps:
             excerpt=sql.excerpt(self._migration.sql, statement.start, file=self._migration.file),
         )
         touched = await self._set_for_session(unit)
-        await self._with_lock_retries(partial(self._alone, unit), at_length=None if opaque else blocked)
+        try:
+            await self._with_lock_retries(partial(self._alone, unit), at_length=None if opaque else blocked)
+        except AmpdError:
+            await self._take_back_begun(unit)
+            raise
         if touched:
-            await self._take_back(_RESETS, touched)
-        await self._write(f"{self._record(unit.past, unit.past)};")
+            await self._take_back(reset(shared=True), touched)
+        await self._record(unit.past, unit.past)
+
+    async def _is_hopeless(self, unit: Unit) -> bool:
+        """Tell whether the server is bound to refuse a statement, or to leave things as they are.
+
+        It must not be recorded as begun: whatever a later run found would not be the work of this one.
+        """
+        statement = unit.statements[0]
+        if build := sql.index_build(statement):
+            return build.name is not None and await self._ask(indexes.is_taken(build), bool, unit)
+        if unit.kind is Kind.DROP_INDEX_CONCURRENTLY and (names := sql.dropped_indexes(statement)):
+            return not await self._ask(indexes.are_there(names), bool, unit)
+        return False
+
+    async def _take_back_begun(self, unit: Unit) -> None:
+        """Record that a statement was not begun, once the server has refused it and nothing of it is left."""
+        words = unit.statements[0].words
+        atomic = unit.kind is not Kind.OPAQUE or words[:1] in (("CREATE",), ("DROP",))
+        if self._refused and atomic and not self._in_doubt and self._mark != self._mark_at(unit.first, unit.first):
+            with suppress(AmpdError, TurnTaken):
+                if not await self._leftovers(unit):
+                    await self._record(unit.first, unit.first)
 
     async def _set_for_session(self, unit: Unit) -> set[int]:
-        """Set what must hold for a unit that no transaction of ours is around, and return in which backend."""
+        """Set what must hold for a unit that no transaction of ours is around, and return what a pooler has lent."""
         # lock_timeout inside a concurrent build would leave an INVALID index: its waiting is watched instead.
         limits = {
             name: 0.0 if name == "lock_timeout" and unit.kind is not Kind.OPAQUE else secs
             for name, secs in self._limits.items()
         }
-        session, job = self._session, self._job
-        settings, told = self._settings(unit.first), session.note_pid()
-        path = told + job.set_path(local=False) if settings or job.schema is not None else ""
+        session, job, settings = self._session, self._job, ""
+        told, path = session.note_pid(), ""
+        if session.pooled:
+            told += remember(local=False)
+            settings = self._settings(unit.first)
+            path = told + job.set_path(local=False) if settings or job.schema is not None else ""
         session.backend_pid = None  # unless something is set
+        if "transaction_timeout" not in self._changes:
+            limits["transaction_timeout"] = 0.0  # since PostgreSQL 17, and it ends whatever runs
+        prelude = do_block(f"BEGIN {path} {_limits_that_differ(limits, '' if path else told)} END")
         try:
-            prelude = do_block(f"BEGIN {path} {_limits_that_differ(limits, told)} END")
             await session.run(f"{self._label} {prelude}; {settings}", on_note=Course(session, job))
         except ServerError as error:
             await session.recover()
-            raise self._refused(error, Message(), unit.first, UNFINISHED) from error
+            raise self._failed(error, Message(), unit.first, UNFINISHED) from error
         finally:
             self._touch()
-        return {session.backend_pid} if session.backend_pid is not None else set()
+        if not session.pooled or session.backend_pid is None:
+            return set()
+        if session.backend_pid != self._place.pid:
+            _insist_on_no_session(job, self._place)
+        return {session.backend_pid}
 
     def _touch(self) -> None:
         if self._session.backend_pid is not None:
             self._touched.add(self._session.backend_pid)
 
-    def _is_recorded(self, unit: Unit) -> bool:
-        row = self._job.script.step.applied
-        return row is not None and row.done_checksum == done_checksum(self._statements[: unit.past])
-
     async def _alone(self, unit: Unit, session: Session, job: Job) -> None:
         """Run a unit as it stands, unless it was begun before and turns out to be done."""
         await self._guard.check()
         message = Message(f"{self._label} ")
-        for statement in unit.statements:
-            message.add_statement(statement)
+        if len(unit.statements) > 1:
+            self._add_marked(message, unit, "", "")
+        else:
+            message.add_statement(unit.statements[0])
+        course = Course(session, job, unit.first)
         aftermath = UNKNOWN if unit.kind is Kind.OPAQUE else UNFINISHED
         try:
-            if self._in_doubt and await self._is_done(unit):
-                return
-            self._in_doubt = True
-            await session.run(str(message), on_event=job.on_event)
+            if self._in_doubt or self._begun:
+                cleared = await self._clear_away(unit)
+                if self._in_doubt and await self._is_done(unit, cleared=cleared):
+                    return
+            self._in_doubt, self._begun = False, True
+            await session.run(str(message), on_note=course, on_event=job.on_event)
         except ServerError as error:
+            self._refused = True
             await session.recover()
-            raise self._refused(error, message, unit.first, aftermath) from error
+            raise self._failed(error, message, course.running, aftermath) from error
         if unit.kind is Kind.CREATE_INDEX_CONCURRENTLY:
-            await self._insist_on_valid(unit.statements[0])
+            await self._insist_on_valid(unit)
 
-    def _refused(self, error: ServerError, message: Message, running: int, aftermath: str) -> Exception:
+    def _failed(self, error: ServerError, message: Message, running: int, aftermath: str) -> Exception:
+        if error.sqlstate == sql_of.MOVED:
+            return TurnTaken(error.message)
         offset = None
         if error.position:
             offset = message.script_offset(error.position, counts_bytes=self._session.counts_bytes)
@@ -419,8 +611,43 @@ class _Steps:
         meant = failure(error, self._migration, statement, offset, aftermath=aftermath)
         return LockUnavailable(meant) if isinstance(meant, LockTimeout) and aftermath is UNFINISHED else meant
 
-    async def _is_done(self, unit: Unit) -> bool:
-        """Tell whether the statement in doubt has done its work, and clear away what it left half done.
+    async def _leftovers(self, unit: Unit) -> list[indexes.Leftover]:
+        """Return the INVALID indexes that a statement has left behind."""
+        statement, history, version = unit.statements[0], self._job.history, self._migration.version
+        if build := sql.index_build(statement):
+            question = indexes.invalid_builds(build, history, version)
+        elif statement.words[:1] == ("REINDEX",):
+            question = indexes.invalid_copies(history, version)
+        else:
+            return []
+        return await self._ask(question, list[indexes.Leftover], unit)
+
+    async def _clear_away(self, unit: Unit) -> bool:
+        """Drop what a statement has left behind, and tell whether there was anything.
+
+        Raises:
+            LockUnavailable: another session works on the table; an index of its own is INVALID while it is built.
+        """
+        leftovers = await self._leftovers(unit)
+        for each in leftovers:
+            if each.worker is not None:
+                raise LockUnavailable(self._busy(unit, each))
+            self._job.on_event(Warned(message=f"dropping the INVALID index {each.name} that an interrupted run left"))
+            await self._session.run(f"{self._label} DROP INDEX CONCURRENTLY IF EXISTS {each.name}")
+        return bool(leftovers)
+
+    def _busy(self, unit: Unit, leftover: indexes.Leftover) -> LockTimeout:
+        where = f"{self._migration.file}:{unit.statements[0].line}"
+        return LockTimeout(
+            f"{where}: index {leftover.name} is INVALID, and session {leftover.worker} is at work on its table",
+            hint=UNFINISHED,
+            version=self._migration.version,
+            file=self._migration.file,
+            line=unit.statements[0].line,
+        )
+
+    async def _is_done(self, unit: Unit, *, cleared: bool) -> bool:
+        """Tell whether the statement in doubt has done its work.
 
         Raises:
             MigrationInterrupted: that cannot be told.
@@ -428,94 +655,57 @@ class _Steps:
         statement = unit.statements[0]
         if unit.kind is Kind.CREATE_INDEX_CONCURRENTLY:
             build = sql.index_build(statement)
+            if cleared:
+                return False
             if build is None or build.name is None:
                 raise self._cannot_tell()
-            index = await self._index(build)
-            if index.name is not None and not index.valid:
-                await self._drop(index.name)
-                return False
-            return index.name is not None
+            return (await self._ask(indexes.index(build), indexes.Index, unit)).name is not None
         if unit.kind is Kind.DROP_INDEX_CONCURRENTLY:
             names = sql.dropped_indexes(statement)
             if not names:
                 raise self._cannot_tell()
-            shown = ", ".join(f"pg_catalog.to_regclass({literal('.'.join(map(identifier, name)))})" for name in names)
-            return not (await self._ask(f"pg_catalog.num_nonnulls({shown})", int))
-        if statement.words[:1] == ("REINDEX",):
-            for name in await self._ask(self._half_rebuilt(), list[str]):
-                await self._drop(name)
+            return not await self._ask(indexes.are_there(names), bool, unit)
         return False
 
-    async def _drop(self, index: str) -> None:
-        self._job.on_event(Warned(message=f"dropping the INVALID index {index} that an interrupted run left"))
-        await self._session.run(f"{self._label} DROP INDEX CONCURRENTLY IF EXISTS {index}")
-
-    def _half_rebuilt(self) -> str:
-        """Return an expression for the INVALID copies that REINDEX CONCURRENTLY has made since its row was written."""
-        return f"""(SELECT COALESCE(pg_catalog.jsonb_agg(pg_catalog.format('%I.%I', n.nspname, c.relname)), '[]')
-            FROM pg_catalog.pg_index i
-            JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) i.indexrelid
-            JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
-            JOIN {self._job.history.name} h ON h.version OPERATOR(pg_catalog.=) {self._migration.version}
-            WHERE NOT i.indisvalid AND n.nspname OPERATOR(pg_catalog.<>) 'pg_toast'
-              AND c.relname OPERATOR(pg_catalog.~) '_cc(new|old)[0-9]*$'
-              AND pg_catalog.age(i.xmin) OPERATOR(pg_catalog.<=) pg_catalog.age(h.xmin))"""
-
     def _cannot_tell(self) -> MigrationInterrupted:
-        conflict = conflict_of(self._job.script.step)
+        conflict = conflict_of(msgspec.structs.replace(self._job.script.step, state=State.INTERRUPTED))
         return MigrationInterrupted(conflict.message, conflicts=(conflict,), hint=conflict.hint)
 
-    async def _insist_on_valid(self, statement: sql.Statement) -> None:
-        """Raise if the index is INVALID: with IF NOT EXISTS the server is content with the ruin of an earlier build."""
-        build = sql.index_build(statement)
+    async def _insist_on_valid(self, unit: Unit) -> None:
+        """Raise if there is no valid index: with IF NOT EXISTS the server is content with anything of that name."""
+        build = sql.index_build(unit.statements[0])
         if build is None or build.name is None:
             return
-        index = await self._index(build)
-        if index.name is not None and not index.valid:
-            migration = self._migration
-            raise MigrationFailed(
-                f"{migration.file}:{statement.line}: index {index.name} exists and is INVALID: an earlier build failed",
-                hint=f"DROP INDEX CONCURRENTLY {index.name}; then run `ampd migrate` again",
-                version=migration.version,
-                file=migration.file,
-                line=statement.line,
-                excerpt=sql.excerpt(migration.sql, statement.start, file=migration.file),
-            )
-
-    async def _index(self, build: sql.IndexBuild) -> _Index:
-        table = literal(".".join(map(identifier, build.table)))
-        return await self._ask(
-            f"""(SELECT pg_catalog.jsonb_build_object('valid', pg_catalog.bool_and(i.indisvalid AND i.indisready),
-                'name', pg_catalog.min(pg_catalog.format('%I.%I', n.nspname, c.relname)))
-            FROM pg_catalog.pg_index i
-            JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) i.indexrelid
-            JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
-            WHERE i.indrelid OPERATOR(pg_catalog.=) pg_catalog.to_regclass({table})
-              AND c.relname OPERATOR(pg_catalog.=) {literal(build.name)})""",
-            _Index,
+        index = await self._ask(indexes.index(build), indexes.Index, unit)
+        if index.valid:
+            return
+        migration, line = self._migration, unit.statements[0].line
+        if index.name is None:
+            problem = f"there is no index {build.name} on {'.'.join(build.table)}: something else has that name"
+            hint = "give the index another name"
+        else:
+            problem = f"index {index.name} exists and is INVALID: an earlier build failed"
+            hint = f"DROP INDEX CONCURRENTLY {index.name}; then run `ampd migrate` again"
+        self._refused = True
+        raise MigrationFailed(
+            f"{migration.file}:{line}: {problem}",
+            hint=hint,
+            version=migration.version,
+            file=migration.file,
+            line=line,
+            excerpt=sql.excerpt(migration.sql, unit.statements[0].start, file=migration.file),
         )
 
-    async def _ask(self, expression: str, kind: type[T]) -> T:
-        body = f"BEGIN {self._session.note(expression)} END"
-        return await self._session.ask(f"BEGIN READ ONLY; {do_block(body)}; COMMIT", kind)
-
-
-class _Index(msgspec.Struct, frozen=True):
-    """An index as the catalog has it: its qualified and quoted name, or None where there is none."""
-
-    name: str | None
-    valid: bool | None
-
-
-# Roles too: the record is ours to write, whoever the statements run as.
-_RESETS = "SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; "
-
-
-def _is_setting(statement: sql.Statement) -> bool:
-    """Tell whether a statement sets something for the session that it runs in."""
-    if sql.kind(statement) is Kind.SESSION:
-        return statement.words[0] in ("SET", "RESET", "LOAD")
-    return statement.words[:1] == ("SELECT",) and "set_config" in statement.text.lower()
+    async def _ask(self, expression: str, kind: type[T], unit: Unit) -> T:
+        """Ask the catalog what the unit would find."""
+        session, there, settings = self._session, "", ""
+        ours = as_ourselves(shared=session.shared)
+        if session.pooled:
+            there, settings = self._job.set_path(local=True), self._settings(unit.first)
+        place = do_block(f"BEGIN {there} END")
+        question = do_block(f"BEGIN {session.note(f'pg_catalog.to_jsonb({expression})')} END")
+        message = f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {place}; {settings}{ours}{question}; ROLLBACK"
+        return await session.ask(message, kind)
 
 
 def _limits_that_differ(limits: Mapping[str, float], told: str) -> str:
@@ -526,6 +716,6 @@ def _limits_that_differ(limits: Mapping[str, float], told: str) -> str:
     return " ".join(
         f"IF (SELECT setting OPERATOR(pg_catalog.<>) '{milliseconds(secs)}' FROM pg_catalog.pg_settings "
         f"WHERE name OPERATOR(pg_catalog.=) '{name}') THEN "
-        f"PERFORM pg_catalog.set_config('{name}', '{milliseconds(secs)}', false); {told} END IF;"
+        f"{told}PERFORM pg_catalog.set_config('{name}', '{milliseconds(secs)}', false); END IF;"
         for name, secs in limits.items()
     )

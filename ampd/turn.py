@@ -59,6 +59,11 @@ class Turn:
         return await read(self._session, self._schema, who=history.schema)
 
 
+def describe(holder: Holder) -> str:
+    """Return who has the turn, in words."""
+    return told(_waiting(holder, 0, 0))
+
+
 def _waiting(holder: Holder, waited: float, limit: float) -> Waiting:
     return Waiting(
         waited=waited,
@@ -71,7 +76,7 @@ def _waiting(holder: Holder, waited: float, limit: float) -> Waiting:
     )
 
 
-def describe(waiting: Waiting) -> str:
+def told(waiting: Waiting) -> str:
     """Return whom a runner waits for, in words."""
     facts = [f"pid {waiting.pid}"]
     if waiting.client:
@@ -86,7 +91,7 @@ def describe(waiting: Waiting) -> str:
 
 
 def _timeout(holder: Holder | None, waited: float) -> TurnTimeout:
-    whom = f" ({describe(_waiting(holder, waited, 0))})" if holder else ""
+    whom = f" ({describe(holder)})" if holder else ""
     end = f", or end it: SELECT pg_terminate_backend({holder.pid})" if holder else ""
     return TurnTimeout(
         f"another runner has had its turn for {waited:.0f} s{whom}",

@@ -163,8 +163,9 @@ def pgbouncer(server: Server, pool_mode: str = "transaction", **settings: object
         folder, port = Path(name), free_port()
         place = {"listen_addr": server.host, "listen_port": port, "unix_socket_dir": "", "auth_type": "any"}
         pool = {"pool_mode": pool_mode, "max_client_conn": 1000, "default_pool_size": 20}
+        query = f" connect_query='{settings.pop('connect_query')}'" if "connect_query" in settings else ""
         values = "".join(f"{key} = {value}\n" for key, value in {**place, **pool, **settings}.items())
-        upstream = f"* = host={server.host} port={server.port} user=postgres\n"
+        upstream = f"* = host={server.host} port={server.port} user=postgres{query}\n"
         (folder / "pgbouncer.ini").write_text(f"[databases]\n{upstream}[pgbouncer]\n{values}")
         for file in (program, *program.parent.glob("lib*.so*")):  # its user may not reach the clone
             shutil.copy(file, folder)

@@ -212,7 +212,7 @@ async def test_every_conflict_is_told_at_once(ampd: Ampd, database: Database, tm
     """Changed, missing, out of order and interrupted are listed together, each with its facts and what to do."""
     folder = write(
         tmp_path / "m",
-        TWO | {"5_index.sql": "-- no-transaction\nCREATE DATABASE postgres;\n"},
+        TWO | {"5_index.sql": "-- no-transaction\nDO 'BEGIN COMMIT; PERFORM 1 / 0; END';\n"},
     )
     assert ampd("migrate", "--migrations", "m", url=database.url).returncode == 1
     index = sha256((folder / "5_index.sql").read_bytes()).hexdigest()
@@ -238,7 +238,8 @@ or reset the database and run all migrations again
 5 index was started and did not finish: 0 of its statements are recorded as done
   file:    m/5_index.sql, SHA-256 {now}
   started: TIME by postgres, SHA-256 {index}
-  to do:   look at the database, finish or undo the migration by hand, then run `ampd resolve 5 --applied` \
+  to do:   restore the file as it was when it was started, and `ampd migrate` may resume it; else \
+look at the database, finish or undo the migration by hand, then run `ampd resolve 5 --applied` \
 or `ampd resolve 5 --rolled-back`
 hint: settle each as it says; `ampd status` shows them all
 """
@@ -350,7 +351,8 @@ async def test_an_interrupted_migration_alone(ampd: Ampd, database: Database, tm
 error: 1 odd was started and did not finish: 1 of its statements are recorded as done
   file:    m/1_odd.sql, SHA-256 {new}
   started: TIME by postgres, SHA-256 {old}
-hint: look at the database, finish or undo the migration by hand, then run `ampd resolve 1 --applied` \
+hint: restore the file as it was when it was started, and `ampd migrate` may resume it; else \
+look at the database, finish or undo the migration by hand, then run `ampd resolve 1 --applied` \
 or `ampd resolve 1 --rolled-back`
 """
     process = ampd("migrate", "--json", "--migrations", "m", url=database.url)

@@ -331,6 +331,9 @@ def test_a_character_that_the_encoding_lacks() -> None:
   |      ^
 hint: the database's encoding has no such character: do without it, or use a UTF8 database; nothing was kept""",
     )
+    (unnamed,) = scripts("SELECT 1;")  # it stands in the name of the file, then
+    error = diagnose.failure(ServerError(said, str, None), unnamed, None, None, aftermath="nothing was kept")
+    assert (error.message, error.line) == (f"1_step.sql: {words} (SQLSTATE 22P05)", None)
 
 
 @pytest.mark.parametrize("script", ["SELECT 1;\nSELECT E'\\000';\n", "SELECT 1;\nSELECT E'\\xff';\n"])

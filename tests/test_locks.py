@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 import ampd as library
-from ampd import Blocked, LockRetry, LockTimeout, MigrationFailed, StatementStarted
+from ampd import Blocked, LockRetry, LockTimeout, MigrationFailed, StatementStarted, locks
 from ampd.config import Migrations
 from ampd.events import Event
 from tests.scenes import (
@@ -254,3 +254,46 @@ async def test_a_busy_history_table_is_a_lock_like_any_other(table: Database) ->
             )
     assert raised.value.version == 4
     assert not heard.of(StatementStarted)
+
+
+async def test_a_listener_that_raises(table: Database) -> None:
+    """What a listener raises while it is told of a lock comes out as it is."""
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Blocked):
+            raise ZeroDivisionError
+
+    async with transaction(table, "SELECT FROM t"):
+        with pytest.raises(ZeroDivisionError):
+            await library.migrate(table.url, migrations=scripts(ADD), on_event=listen)
+    await assert_no_trace(table)
+
+
+@pytest.mark.parametrize("directive", ["", "-- no-transaction\n"], ids=["transactional", "stepwise"])
+async def test_a_server_that_tells_nothing_of_its_sessions(
+    table: Database, monkeypatch: pytest.MonkeyPatch, directive: str
+) -> None:
+    """Without track_activities a look from outside finds nothing out, and takes nobody for dead."""
+    for name in ("_QUIET_SECS", "_LOOK_EVERY_SECS"):
+        monkeypatch.setattr(locks, name, 0.05)
+    await table.execute(f"ALTER DATABASE {table.name} SET track_activities = off")
+    files = scripts(f"{directive}SELECT 1; CALL slow()")
+    await table.execute("CREATE PROCEDURE slow() LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(1); END'")
+    assert len((await library.migrate(table.url, migrations=files)).applied) == 1
+
+
+async def test_a_pool_without_a_connection_to_look_from(table: Database) -> None:
+    """With two connections, both taken, the one that holds the turn sees who is in the way, and the limit holds."""
+    heard = Heard()
+    files = scripts("-- no-transaction\nCREATE INDEX CONCURRENTLY i ON t (id)")
+    async with (
+        transaction(table, "INSERT INTO t VALUES (1)") as writer,
+        asyncpg.create_pool(table.url, min_size=0, max_size=2) as pool,
+    ):
+        pid = await writer.fetchval("SELECT pg_backend_pid()")
+        with pytest.raises(LockTimeout) as raised:
+            await library.migrate(pool, migrations=files, limits=Migrations(lock_retry_secs=1), on_event=heard)
+        assert [blocker.pid for blocker in raised.value.blockers] == [pid]
+    assert heard.of(Blocked)
+    await library.migrate(table.url, migrations=files)
+    await assert_no_trace(table)

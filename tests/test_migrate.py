@@ -6,6 +6,7 @@ from typing import Any
 
 import anyio
 import asyncpg
+import msgspec
 import pytest
 
 import ampd
@@ -13,7 +14,7 @@ from ampd.events import Applied, Event, ServerMessage, Starting, StatementStarte
 from ampd.migration import Migration, checksum
 from ampd.version import VERSION
 from tests.folders import write
-from tests.scenes import GENEROUS, Heard, history, scripts
+from tests.scenes import GENEROUS, Heard, history, meanwhile, scripts
 from tests.servers import Database
 
 pytestmark = pytest.mark.anyio
@@ -524,3 +525,69 @@ async def test_a_temporary_table_of_the_same_name_is_not_the_history(database: D
         assert [done.version for done in report.applied] == [1]
         assert (await ampd.status(pool, migrations=files)).up_to_date
     assert await history(database) == [(1, True, 1)]
+
+
+DEFERRED = """
+CREATE TABLE heard (what text); CREATE TABLE t (id integer);
+CREATE FUNCTION hear() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  INSERT INTO heard VALUES (current_setting('app.who', true) || ' ' || current_setting('search_path'));
+  RETURN NULL;
+END $$;
+CREATE CONSTRAINT TRIGGER hears AFTER INSERT ON t DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION hear();
+"""
+
+
+@pytest.mark.parametrize("directive", ["", "-- no-transaction\n"])
+async def test_deferred_triggers_see_the_session_of_their_file(database: Database, directive: str) -> None:
+    """What runs at the end of the transaction runs before the session is taken back, as in psql."""
+    setting = "SET search_path = public, app; SET app.who = 'bob'"
+    temporary = (
+        "CREATE TEMPORARY TABLE p (id integer PRIMARY KEY);"
+        "CREATE TEMPORARY TABLE c (id integer REFERENCES p DEFERRABLE INITIALLY DEFERRED);"
+    )
+    late = "BEGIN; INSERT INTO c VALUES (1); INSERT INTO t VALUES (1); INSERT INTO p VALUES (1); COMMIT"
+    if not directive:
+        late = late.removeprefix("BEGIN; ").removesuffix("; COMMIT")
+    files = scripts(DEFERRED, f"{directive}{setting}; {temporary}{late}")
+    await ampd.migrate(database.url, migrations=files)
+    assert await database.fetchval("SELECT what FROM heard") == "bob public, app"
+
+
+@pytest.mark.parametrize(
+    ("table", "problem"),
+    [
+        (
+            "(id integer)",
+            "it has no column version, name, checksum, started_at, finished_at, statements_done, applied_by, ",
+        ),
+        ("AS SELECT 1 AS version", "Object missing required field `name`"),
+        ("AS SELECT 'one' AS version", "Expected `int`, got `str`"),
+        (
+            "AS SELECT 1 AS version, 'a' AS name, '\\x'::bytea AS checksum, 'infinity'::timestamptz AS started_at, "
+            "now() AS finished_at, 1 AS statements_done, 'a' AS applied_by, 'a' AS ampd_version",
+            "Invalid RFC3339 encoded datetime",
+        ),
+    ],
+)
+async def test_a_table_that_is_no_history(database: Database, table: str, problem: str) -> None:
+    """A table of that name and another shape is told, whoever comes to read or to write."""
+    await database.execute(f"CREATE TABLE ampd_schema_migrations {table}")
+    for run in (ampd.status, ampd.migrate):
+        with pytest.raises(ampd.ConfigError) as raised:
+            await run(database.url, migrations=scripts("SELECT 1"))
+        assert "is not ampd's history table, or was changed by hand: " + problem in raised.value.message
+
+
+async def test_a_history_that_moves_between_plan_and_turn(database: Database) -> None:
+    """What another runner has applied since the plan was made is seen under the lock, and judged anew."""
+    files = scripts("CREATE TABLE t ()")
+
+    def another_is_faster(event: Event) -> None:
+        if isinstance(event, Starting):
+            later = msgspec.structs.replace(files[0], version=2, sql="CREATE TABLE u ()")
+            meanwhile(lambda: ampd.migrate(database.url, migrations=[later]))
+
+    with pytest.raises(ampd.MigrationConflict, match="1 step is not applied and 2 already is"):
+        await ampd.migrate(database.url, migrations=files, on_event=another_is_faster)
+    assert await database.fetchval("SELECT to_regclass('t')") is None

@@ -12,6 +12,7 @@ import pytest
 import ampd as library
 from ampd import (
     AuthenticationFailed,
+    ConfigError,
     ConnectionFailed,
     DatabaseMissing,
     MigrationFailed,
@@ -50,7 +51,7 @@ FILES = (
     MESSY.format(name="t"),
     "-- no-transaction\nCREATE INDEX CONCURRENTLY t_more ON t (id, id); VACUUM t;",
     "CREATE TABLE v ()",
-    f"-- no-transaction\n{MESSY.format(name='u')}CREATE INDEX CONCURRENTLY t_id ON public.t (id);",
+    f"-- no-transaction\n{MESSY.format(name='u')}RESET search_path; CREATE INDEX CONCURRENTLY t_id ON public.t (id);",
 )
 
 
@@ -113,6 +114,54 @@ async def test_a_whole_run_among_other_traffic(pooled: Database, database: Datab
     await assert_clean(pooled)
 
 
+WHERE = [
+    ("app", ""),
+    (None, "SET search_path = app; "),
+    (None, "SELECT set_config('search_path', 'app', false); "),
+]
+
+
+@pytest.mark.parametrize(("schema", "setting"), WHERE, ids=["schema", "SET", "set_config"])
+async def test_what_could_land_in_a_wrong_schema(
+    request: pytest.FixtureRequest, pooled: Database, database: Database, schema: str | None, setting: str
+) -> None:
+    """What could land in a wrong schema is refused where each message may meet another session, and nowhere else."""
+    await database.execute("CREATE SCHEMA app; CREATE TABLE app.t (id integer); CREATE TABLE t (id integer)")
+    files = scripts(f"-- no-transaction\nSELECT 1; {setting}CREATE INDEX CONCURRENTLY i ON t (id)")
+    if "session" in request.node.name:
+        await library.migrate(pooled.url, migrations=files, schema=schema)
+        assert await indexes(database, "app.t") == [("app.i", True)]
+        await assert_clean(pooled)
+        return
+    with pytest.raises(ConfigError) as raised:
+        await library.migrate(pooled.url, migrations=files, schema=schema)
+    what = setting.strip("; ")
+    needs = f"`{what}` in line 2" if what else "schema = 'app'"
+    where = f"1_step.sql:2: runs outside of a transaction, where {needs} does not reach it behind a pooler in"
+    assert raised.value.message == f"{where} transaction mode"
+    await database.execute(f"ALTER DATABASE {database.name} SET search_path = app")
+    with pgbouncer(database.server, default_pool_size=CONNECTIONS) as fresh:
+        files = scripts("-- no-transaction\nSELECT 1; CREATE INDEX CONCURRENTLY i ON t (id)")
+        await library.migrate(fresh.url(database.name), migrations=files, schema=schema)
+    assert await indexes(database, "app.t") == [("i", True)]  # on the search path by now
+
+
+async def test_what_a_pooler_sets_on_its_connections_stays(database: Database) -> None:
+    """A pooler's own `connect_query` is in force for each migration, and for everybody afterwards."""
+    await database.execute("CREATE SCHEMA app")
+    files = scripts(
+        "CREATE TABLE a (); SET search_path = public", "CREATE TABLE b ()", "-- no-transaction\nCREATE TABLE c ()"
+    )
+    with pgbouncer(database.server, connect_query="SET search_path = app") as pooler:
+        await library.migrate(pooler.url(database.name), migrations=files)
+        async with database.connect(pooler.url(database.name), statement_cache_size=0) as connection:
+            assert await connection.fetchval("SELECT current_setting('search_path')") == "app"
+    names = await database.fetchval(
+        "SELECT array_agg(tablename::text ORDER BY tablename) FROM pg_tables WHERE schemaname = 'app'"
+    )
+    assert names == ["a", "ampd_schema_migrations", "b", "c"]
+
+
 async def test_a_server_connection_that_others_hide(pooled: Database) -> None:
     """What a file leaves on a server connection is taken back though the pooler hands out another one ever since."""
 
@@ -125,12 +174,10 @@ async def test_a_server_connection_that_others_hide(pooled: Database) -> None:
                 await each.execute("ROLLBACK")
 
     def hide_it(event: Event) -> None:
-        if isinstance(event, StatementStarted) and event.number == 6:
+        if isinstance(event, StatementStarted) and event.number == 3:
             meanwhile(hide)
 
-    files = scripts(
-        f"-- no-transaction\n{MESSY.format(name='t')}VACUUM; VACUUM;".replace("SELECT pg_advisory_lock(7);", "")
-    )
+    files = scripts("-- no-transaction\nPREPARE planned AS SELECT 1; LISTEN ears; SELECT 1; VACUUM; VACUUM")
     await library.migrate(pooled.url, migrations=files, on_event=hide_it)
     await assert_clean(pooled)
 

@@ -1,0 +1,97 @@
+"""What statements that run outside of a transaction do to indexes, as SQL expressions that ask the catalog. Pure.
+
+An index that such a statement leaves INVALID when it fails or is interrupted has to go before the statement can run
+again; and only the catalog tells whether an interrupted one has done its work.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from .postgres import identifier, literal
+
+if TYPE_CHECKING:
+    from .history import History
+    from .sql import IndexBuild
+
+
+class Index(msgspec.Struct, frozen=True):
+    """An index as the catalog has it: its qualified and quoted name, or None where there is none."""
+
+    name: str | None
+    valid: bool | None
+
+
+class Leftover(msgspec.Struct, frozen=True):
+    """An INVALID index, and the session that holds its table for work such as building an index, if there is one."""
+
+    name: str
+    worker: int | None
+
+
+def index(build: IndexBuild) -> str:
+    """Return an expression for the index of that name on that table, as `Index`."""
+    return f"""(SELECT pg_catalog.jsonb_build_object('valid', pg_catalog.bool_and(i.indisvalid AND i.indisready),
+            'name', pg_catalog.min(pg_catalog.format('%I.%I', n.nspname, c.relname)))
+        FROM {_INDEXES}
+        WHERE i.indrelid OPERATOR(pg_catalog.=) {_relation(build.table)}
+          AND c.relname OPERATOR(pg_catalog.=) {literal(build.name)})"""
+
+
+def is_taken(build: IndexBuild) -> str:
+    """Return an expression for whether anything has the name that an index is to get, as `bool`."""
+    return f"""EXISTS (
+        SELECT FROM pg_catalog.pg_class c
+        JOIN pg_catalog.pg_class t ON t.relnamespace OPERATOR(pg_catalog.=) c.relnamespace
+        WHERE t.oid OPERATOR(pg_catalog.=) {_relation(build.table)}
+          AND c.relname OPERATOR(pg_catalog.=) {literal(build.name)})"""
+
+
+def are_there(names: tuple[tuple[str, ...], ...]) -> str:
+    """Return an expression for whether any relation of these names exists, as `bool`."""
+    return " OR ".join(f"{_relation(name)} IS NOT NULL" for name in names)
+
+
+def invalid_builds(build: IndexBuild, history: History, version: int) -> str:
+    """Return an expression for what a build has left, as `list[Leftover]`; without a name, what is younger than it."""
+    mine = (
+        _younger(history, version) if build.name is None else f"c.relname OPERATOR(pg_catalog.=) {literal(build.name)}"
+    )
+    return _invalid(f"i.indrelid OPERATOR(pg_catalog.=) {_relation(build.table)} AND {mine}")
+
+
+def invalid_copies(history: History, version: int) -> str:
+    """Return an expression for the copies that a REINDEX CONCURRENTLY has left since then, as `list[Leftover]`."""
+    copies = "n.nspname OPERATOR(pg_catalog.<>) 'pg_toast' AND c.relname OPERATOR(pg_catalog.~) '_cc(new|old)[0-9]*$'"
+    return _invalid(f"{copies} AND {_younger(history, version)}")
+
+
+_INDEXES = """pg_catalog.pg_index i
+        JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) i.indexrelid
+        JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace"""
+
+
+def _invalid(condition: str) -> str:
+    # Whoever builds, rebuilds or drops an index concurrently holds this lock on its table throughout.
+    return f"""(SELECT COALESCE(pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
+            'name', pg_catalog.format('%I.%I', n.nspname, c.relname),
+            'worker', (SELECT pg_catalog.min(l.pid) FROM pg_catalog.pg_locks l
+                       WHERE l.relation OPERATOR(pg_catalog.=) i.indrelid AND l.granted
+                         AND l.database OPERATOR(pg_catalog.=) (
+                             SELECT d.oid FROM pg_catalog.pg_database d
+                             WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())
+                         AND l.mode OPERATOR(pg_catalog.=) 'ShareUpdateExclusiveLock'
+                         AND l.pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid()))), '[]')
+        FROM {_INDEXES}
+        WHERE NOT i.indisvalid AND {condition})"""
+
+
+def _younger(history: History, version: int) -> str:
+    return f"""pg_catalog.age(i.xmin) OPERATOR(pg_catalog.<=) (
+            SELECT pg_catalog.age(h.xmin) FROM {history.name} h WHERE h.version OPERATOR(pg_catalog.=) {version})"""
+
+
+def _relation(name: tuple[str, ...]) -> str:
+    return f"pg_catalog.to_regclass({literal('.'.join(map(identifier, name)))})"

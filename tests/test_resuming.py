@@ -1,0 +1,283 @@
+"""What a no-transaction migration may conclude from the state it finds, and what it must leave alone."""
+
+import anyio
+import pytest
+
+import ampd as library
+from ampd import LockTimeout, MigrationFailed, MigrationInterrupted, Warned
+from ampd.config import Migrations
+from tests.scenes import (
+    GENEROUS,
+    Heard,
+    ampds,
+    assert_no_trace,
+    building,
+    history,
+    indexes,
+    scripts,
+    transaction,
+    until,
+    waiting_for_a_lock,
+)
+from tests.servers import Database
+
+pytestmark = pytest.mark.anyio
+
+NT = "-- no-transaction\n"
+
+
+@pytest.fixture
+async def table(database: Database) -> Database:
+    """A database with a table `t` of a few rows."""
+    await database.execute("CREATE TABLE t (id integer, more integer); INSERT INTO t VALUES (1, 1), (2, 1), (3, 1)")
+    return database
+
+
+async def definitions(database: Database) -> list[str]:
+    """Return the definitions of the indexes of `t`."""
+    rows = await database.fetch("SELECT indexdef FROM pg_indexes WHERE tablename = 't' ORDER BY 1")
+    return [row["indexdef"] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("before", "statement", "sqlstate", "mended"),
+    [
+        ("CREATE INDEX i ON t (id)", "CREATE INDEX CONCURRENTLY i ON t (more)", "42P07", "SELECT 1"),
+        ("CREATE INDEX i ON t (id)", "DROP INDEX CONCURRENTLY ii", "42704", "DROP INDEX CONCURRENTLY i"),
+        ("SELECT 1", "CREATE INDEX CONCURRENTLY i ON t (idd)", "42703", "CREATE INDEX CONCURRENTLY i ON t (id)"),
+        ("SELECT 1", "REINDEX TABLE CONCURRENTLY tt", "42P01", "REINDEX TABLE CONCURRENTLY t"),
+        ("SELECT 1", "VACUUM tt", "42P01", "VACUUM t"),
+        ("SELECT 1", "BEGIN; CREATE TABLE u (); INSERT INTO t SELECT 1/0; ROLLBACK", "22012", "SELECT 1"),
+    ],
+    ids=["name taken", "no such index", "no such column", "reindex", "vacuum", "rolled back"],
+)  # fmt: skip
+async def test_what_was_refused_is_refused_again_until_it_is_mended(
+    table: Database, before: str, statement: str, sqlstate: str, mended: str
+) -> None:
+    """A second run does not take what it finds for the work of the first, and a mended file is simply resumed."""
+    await table.execute(before)
+    found = await definitions(table)
+    for _ in range(2):
+        heard = Heard()
+        with pytest.raises(MigrationFailed) as raised:
+            await library.migrate(table.url, migrations=scripts(f"{NT}SELECT 1; {statement}"), on_event=heard)
+        assert raised.value.sqlstate == sqlstate
+        assert await history(table) == [(1, False, 1)]
+        assert await definitions(table) == found
+        assert not heard.of(Warned)
+    report = await library.migrate(table.url, migrations=scripts(f"{NT}SELECT 1; {mended}"))
+    assert [each.version for each in report.applied] == [1]
+    await assert_no_trace(table)
+
+
+@pytest.mark.parametrize("guard", ["", "IF NOT EXISTS "])
+async def test_an_invalid_index_of_somebody_else_is_left_alone(table: Database, guard: str) -> None:
+    """What stood there before the statement was begun is not its leftover, and is neither dropped nor believed in."""
+    async with table.connect() as connection:
+        with pytest.raises(Exception, match="could not create unique index"):
+            await connection.execute("CREATE UNIQUE INDEX CONCURRENTLY i ON t (more)")
+    files = scripts(f"{NT}CREATE INDEX CONCURRENTLY {guard}i ON t (id)")
+    for _ in range(2):
+        with pytest.raises(MigrationFailed):
+            await library.migrate(table.url, migrations=files)
+        assert await indexes(table) == [("i", False)]
+
+
+async def test_a_build_that_fails_is_cleared_away_and_built_again(table: Database) -> None:
+    """The INVALID index that a failed build has left is its own: gone, once its cause is gone as well."""
+    files = scripts(f"{NT}CREATE UNIQUE INDEX CONCURRENTLY i ON t (more)")
+    with pytest.raises(MigrationFailed):
+        await library.migrate(table.url, migrations=files)
+    assert await indexes(table) == [("i", False)]
+    await table.execute("DELETE FROM t WHERE id > 1")
+    heard = Heard()
+    await library.migrate(table.url, migrations=files, on_event=heard)
+    (warned,) = heard.of(Warned)
+    assert warned.message == "dropping the INVALID index public.i that an interrupted run left"
+    assert await indexes(table) == [("i", True)]
+
+
+async def test_a_nameless_build_that_fails_is_cleared_away_and_built_again(table: Database) -> None:
+    """Without a name its leftover is known by its age: what is older stays."""
+    await table.execute("CREATE INDEX older ON t (id)")
+    files = scripts(f"{NT}CREATE UNIQUE INDEX CONCURRENTLY ON t (more)")
+    for _ in range(2):
+        with pytest.raises(MigrationFailed):
+            await library.migrate(table.url, migrations=files)
+    await table.execute("DELETE FROM t WHERE id > 1")
+    await library.migrate(table.url, migrations=files)
+    assert await indexes(table) == [("older", True), ("t_more_idx", True)]
+
+
+async def test_a_build_of_somebody_else_is_not_disturbed(table: Database) -> None:
+    """While another session builds the very index, ampd gives up without harm to that; nor does it the second time."""
+    limits, files = Migrations(lock_retry_secs=0.5), scripts(f"{NT}CREATE INDEX CONCURRENTLY i ON t (id)")
+    async with (
+        table.connect() as builder,
+        anyio.create_task_group() as tasks,
+        transaction(table, "INSERT INTO t VALUES (4, 1)"),
+    ):
+        tasks.start_soon(builder.execute, "CREATE INDEX CONCURRENTLY i ON t (id)")
+        await building(table)
+        for _ in range(2):
+            with pytest.raises(LockTimeout):
+                await library.migrate(table.url, migrations=files, limits=limits)
+    assert await indexes(table) == [("i", True)]
+    with pytest.raises(MigrationFailed, match='relation "i" already exists'):
+        await library.migrate(table.url, migrations=files, limits=limits)
+
+
+async def test_an_index_of_that_name_on_another_table(table: Database) -> None:
+    """With IF NOT EXISTS the server is content with it; the migration is not."""
+    await table.execute("CREATE TABLE other (id integer); CREATE INDEX i ON other (id)")
+    files = scripts(f"{NT}CREATE INDEX CONCURRENTLY IF NOT EXISTS i ON t (id)")
+    with pytest.raises(MigrationFailed) as raised:
+        await library.migrate(table.url, migrations=files)
+    assert raised.value.message == "1_step.sql:2: there is no index i on t: something else has that name"
+
+
+@pytest.mark.parametrize(
+    "gone_on",
+    [
+        "UPDATE ampd_schema_migrations SET finished_at = now(), statements_done = 3, done_checksum = NULL",
+        "UPDATE ampd_schema_migrations SET finished_at = now(), statements_done = 9",
+    ],
+    ids=["finished", "elsewhere"],
+)
+async def test_a_runner_that_comes_too_late_changes_nothing(table: Database, gone_on: str) -> None:
+    """Where another runner has gone on in the meantime, what a stalled one still sends is rolled back."""
+    gate = "SELECT pg_advisory_xact_lock(1)"
+    files = scripts(f"{NT}INSERT INTO t VALUES (4); BEGIN; INSERT INTO t VALUES (5); {gate}; COMMIT")
+    reports = list[library.Report]()
+
+    async def run() -> None:
+        reports.append(await library.migrate(table.url, migrations=files))
+
+    async with transaction(table, gate) as stalled, anyio.create_task_group() as tasks:
+        tasks.start_soon(run)
+        await waiting_for_a_lock(table)
+        await table.execute(gone_on)
+        await stalled.execute("COMMIT")
+    assert [report.applied for report in reports] == [()]
+    assert await table.fetchval("SELECT array_agg(id ORDER BY id) FROM t") == [1, 2, 3, 4]
+    await assert_no_trace(table)
+
+
+async def test_a_query_that_merely_looks_like_a_setting_runs_once(table: Database) -> None:
+    """Only what sets something is set again where it is needed; a function's name is no reason to call it again."""
+    body = (
+        "CREATE FUNCTION fill_asset_config() RETURNS void BEGIN ATOMIC INSERT INTO t VALUES (9); END;"
+        if table.server.major >= 14
+        else "CREATE FUNCTION fill_asset_config() RETURNS void LANGUAGE sql AS 'INSERT INTO t VALUES (9)';"
+    )
+    files = scripts(
+        f"{NT}{body} SELECT fill_asset_config(); CREATE SEQUENCE s;"
+        "SELECT set_config('a.b', nextval('s')::text, false); CREATE INDEX CONCURRENTLY i ON t (id);"
+        "CREATE TABLE u (); CREATE TABLE v ()"
+    )
+    await library.migrate(table.url, migrations=files)
+    assert await table.fetchval("SELECT count(*) FROM t WHERE id = 9") == 1
+    assert await table.fetchval("SELECT last_value FROM s") == 1
+
+
+async def test_settings_hold_as_in_one_session(table: Database) -> None:
+    """What a file sets holds until it is set otherwise, rolled back or reset, whatever has become of it by then."""
+    role = f"{table.name}_temporary"
+    files = scripts(
+        f"{NT}CREATE ROLE {role}; GRANT ALL ON SCHEMA public TO {role}; SET ROLE {role}; CREATE TABLE mine ();"
+        "RESET ROLE; CREATE SCHEMA app; SET search_path = app; CREATE TABLE a (); VACUUM; CREATE TABLE b ();"
+        "BEGIN; SET search_path = nowhere; ROLLBACK; CREATE TABLE c (); BEGIN; SET search_path = public; COMMIT;"
+        f"CREATE TABLE d (); DROP OWNED BY {role}; DROP ROLE {role}; CREATE TABLE e (); CREATE TEMPORARY TABLE f ();"
+        "CREATE INDEX CONCURRENTLY i ON t (id); INSERT INTO f DEFAULT VALUES; SELECT current_setting('search_path')"
+    )
+    await library.migrate(table.url, migrations=files)
+    rows = await table.fetch(
+        "SELECT schemaname || '.' || tablename AS name FROM pg_tables WHERE schemaname !~ '^pg_|^inf'"
+    )
+    names = {row["name"] for row in rows}
+    assert names == {"app.a", "app.b", "app.c", "public.d", "public.e", "public.t", "public.ampd_schema_migrations"}
+    await assert_no_trace(table)
+
+
+async def test_settings_hold_after_an_interruption(table: Database) -> None:
+    """A run that resumes has the settings that the one before had at this place, and no others."""
+    await table.execute("CREATE SCHEMA app")
+    text = f"{NT}SET work_mem = '99kB'; SET search_path = app; CREATE TABLE a (); RESET work_mem; SELECT 1/{{}}; {{}}"
+    late = "CREATE TABLE b AS SELECT current_setting('work_mem') AS memory"
+    with pytest.raises(MigrationFailed):
+        await library.migrate(table.url, migrations=scripts(text.format(0, late)))
+    await library.migrate(table.url, migrations=scripts(text.format(1, late)))
+    assert await table.fetchval("SELECT memory FROM app.b") == "4MB"
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "BEGIN; SET TRANSACTION ISOLATION LEVEL SERIALIZABLE; CREATE TABLE u AS {level}; COMMIT",
+        "BEGIN ISOLATION LEVEL SERIALIZABLE; CREATE TABLE u AS {level}; COMMIT",
+        "START TRANSACTION ISOLATION LEVEL SERIALIZABLE; SET TRANSACTION READ WRITE; CREATE TABLE u AS {level}; END",
+    ],
+)
+async def test_a_transaction_of_the_file_has_the_isolation_it_asks_for(table: Database, unit: str) -> None:
+    """Nothing of ours stands between its BEGIN and what has to be first in it."""
+    level = "SELECT current_setting('transaction_isolation') AS level"
+    await library.migrate(table.url, migrations=scripts(f"{NT}{unit.format(level=level)}"))
+    assert await table.fetchval("SELECT level FROM u") == "serializable"
+
+
+async def test_a_place_in_a_transaction_that_is_rolled_back(table: Database) -> None:
+    """In a unit that ends in ROLLBACK too the failing statement is told by its line."""
+    text = f"{NT}BEGIN;\nINSERT INTO t VALUES (1);\nALTER TABLE t ADD UNIQUE (id);\nROLLBACK;"
+    await table.execute("INSERT INTO t VALUES (1)")
+    with pytest.raises(MigrationFailed) as raised:
+        await library.migrate(table.url, migrations=scripts(text))
+    assert raised.value.line == 4
+
+
+async def test_a_prepared_transaction_is_a_unit_of_its_own(table: Database) -> None:
+    """PREPARE TRANSACTION ends the transaction that BEGIN has begun."""
+    files = scripts(
+        f"{NT}BEGIN; INSERT INTO t VALUES (4); PREPARE TRANSACTION 'p'; COMMIT PREPARED 'p'; CREATE TABLE u ()"
+    )
+    await library.migrate(table.url, migrations=files)
+    assert await table.fetchval("SELECT count(*) FROM t WHERE id = 4") == 1
+
+
+async def test_a_build_whose_end_nobody_saw_is_not_guessed_at(table: Database) -> None:
+    """A nameless build that is neither there for certain nor half there waits for a person."""
+    files = scripts(f"{NT}CREATE INDEX CONCURRENTLY ON t (id)")
+    with pytest.raises(MigrationFailed):
+        await library.migrate(table.url, migrations=scripts(f"{NT}CREATE INDEX CONCURRENTLY ON t (nowhere)"))
+    await table.execute(
+        f"UPDATE ampd_schema_migrations SET checksum = '\\x{files[0].checksum.hex()}', done_checksum = NULL"
+    )
+    with pytest.raises(MigrationInterrupted):
+        await library.migrate(table.url, migrations=files)
+
+
+async def test_a_runner_at_work_is_no_interruption(table: Database) -> None:
+    """A second runner waits for the first to finish its file, and says so in the status meanwhile."""
+    files = scripts(f"{NT}CALL slow()")
+    await table.execute(
+        "CREATE PROCEDURE slow() LANGUAGE plpgsql AS 'BEGIN COMMIT; PERFORM pg_advisory_xact_lock(1); END'"
+    )
+    async with transaction(table, "SELECT pg_advisory_xact_lock(1)") as gate, anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: library.migrate(table.url, migrations=files))
+
+        async def at_it() -> bool:
+            return len(await ampds(table)) >= 2 and (await history(table) if await there(table) else []) == [
+                (1, False, 0)
+            ]
+
+        await until(at_it)
+        (conflict,) = (await library.status(table.url, migrations=files)).plan.conflicts
+        assert conflict.message.startswith("1 step is not finished: a runner is at work (pid ")
+        assert (await library.status(table.url, migrations=())).plan.ahead
+        await gate.execute("COMMIT")
+    with anyio.fail_after(GENEROUS):
+        assert (await library.status(table.url, migrations=files)).up_to_date
+
+
+async def there(database: Database) -> bool:
+    """Tell whether there is a history yet."""
+    return await database.fetchval("SELECT to_regclass('ampd_schema_migrations')") is not None
