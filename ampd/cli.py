@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from .config import MetadataDb
     from .progress import Progress
-    from .report import AppliedNow, PendingMigration, Status
+    from .report import AppliedNow, PendingMigration, Report, Status
 
 T = TypeVar("T")
 
@@ -278,11 +278,7 @@ def _outcome(arguments: Sequence[str]) -> int:
         _complain(error)
         return 1
     except _Signalled as signalled:
-        if _wants_json(arguments):
-            newest = signalled.applied[-1].version if signalled.applied else None
-            _print_failure(MigrationInterrupted(signalled.told, conflicts=()), newest, signalled.applied)
-        _say(signalled.told)
-        return 128 + signalled.number
+        return _signalled(signalled, json=_wants_json(arguments))
     except KeyboardInterrupt:
         return 130
     except OSError as error:
@@ -358,56 +354,79 @@ def _examined(found: Status, *, check: bool, json: bool) -> int:
 
 
 class _Signalled(Exception):
-    """A signal has ended the command: which one, what there is to say, what had been applied by then."""
+    """A signal has ended the command: which one, what there is to say, and how far a run had come by then."""
 
-    def __init__(self, number: int, told: str = "", applied: tuple[AppliedNow, ...] = ()) -> None:
+    def __init__(self, number: int, told: str, report: Report | None) -> None:
         super().__init__(number)
         self.number = number
         self.told = told
-        self.applied = applied
+        self.report = report
+
+
+_LAST_CALL_SECS = 0.9
 
 
 def _run(progress: Progress, work: Callable[[], Awaitable[T]], *, stopping: bool = False) -> T:
     """Run the command's coroutine; the first SIGINT or SIGTERM cancels it, and what was done is told.
 
-    With `stopping` a signal is how the command is meant to end, once nothing is running any more.
+    With `stopping` a signal is how the command is meant to end, once nothing is running any more. Without, whatever
+    keeps it from ending in time is left behind: a script being read, a name server that says nothing, a dead network.
     """
+    import asyncio
     import signal
+    from threading import Timer
 
     import anyio
 
+    caught: list[int] = []
+
+    def signalled() -> _Signalled:
+        name = signal.Signals(caught[0]).name
+        told = "stopped" if stopping and progress.idle else progress.interrupted()
+        return _Signalled(caught[0], f"{name}: {told}", progress.stopped.report if progress.stopped else None)
+
+    def leave() -> None:
+        progress.clear()
+        os._exit(_signalled(signalled(), json=_wants_json(sys.argv[1:])))
+
+    last_call = Timer(_LAST_CALL_SECS, leave)
+    last_call.daemon = True
+
     async def until_signalled() -> T:
-        outcome: list[T] = []
-        raised: list[Exception] = []
-        caught: list[int] = []
+        loop = asyncio.get_running_loop()
+        with anyio.CancelScope() as scope:
 
-        async def listen(*, task_status: anyio.abc.TaskStatus[None]) -> None:
-            with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-                task_status.started()
-                async for number in signals:
-                    caught.append(number)
-                    tasks.cancel_scope.cancel()
+            def on_signal(number: int, _: object) -> None:
+                if not caught and not stopping:
+                    last_call.start()
+                caught.append(number)
+                loop.call_soon_threadsafe(scope.cancel)
 
-        async with anyio.create_task_group() as tasks:
-            await tasks.start(listen)
-            try:
-                outcome.append(await work())
-            except Exception as error:  # a task group would wrap it
-                raised.append(error)
-            tasks.cancel_scope.cancel()
-        if raised:
-            raise raised[0]
-        if not outcome:
-            raise _Signalled(caught[0])
-        return outcome[0]
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, on_signal)
+            return await work()
+        raise signalled()
 
     try:
         return anyio.run(until_signalled)
-    except _Signalled as signalled:
+    except _Signalled:
         progress.clear()
-        name = signal.Signals(signalled.number).name
-        told = "stopped" if stopping and progress.idle else progress.interrupted()
-        raise _Signalled(signalled.number, f"{name}: {told}", progress.applied_now) from None
+        raise
+    finally:
+        last_call.cancel()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _signalled(signalled: _Signalled, *, json: bool) -> int:
+    """Say that a signal has ended the command, and return its exit code."""
+    _say(signalled.told)
+    if json:
+        known = signalled.report
+        facts = (known.current_version, known.applied, known.pending) if known else ()
+        with suppress(OSError):  # that nobody listens changes nothing
+            _print_failure(MigrationInterrupted(signalled.told, conflicts=()), *facts)
+    return 128 + signalled.number
 
 
 def _progress() -> Progress:

@@ -16,13 +16,14 @@ from .events import (
     ServerMessage,
     Starting,
     StatementStarted,
+    Stopped,
     Waiting,
     Warned,
 )
-from .report import AppliedNow
-from .turn import describe
+from .turn import told
 
 _UNFINISHED = "unfinished: run `ampd migrate` again, it resumes or says what to do"
+_UNCONFIRMED = "and the server has not said what became of it: look at `ampd status`"
 _ERASE = "\r\x1b[2K"
 
 
@@ -34,16 +35,12 @@ class Progress:
         self._live = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         self._running: Starting | None = None
         self.applied: list[Applied] = []
+        self.stopped: Stopped | None = None
 
     @property
     def idle(self) -> bool:
         """Tell whether no migration is running."""
         return self._running is None
-
-    @property
-    def applied_now(self) -> tuple[AppliedNow, ...]:
-        """Return what was applied, as the report has it."""
-        return tuple(AppliedNow(each.version, each.name, each.duration_ms) for each in self.applied)
 
     def interrupted(self) -> str:
         """Return what to say when a signal has ended the run."""
@@ -51,7 +48,8 @@ class Progress:
         if self._running is None:
             return done or "nothing was applied"
         running = f"{self._running.version} {self._running.name}"
-        end = "rolled back" if self._running.transactional else _UNFINISHED
+        confirmed = self.stopped is not None and self.stopped.confirmed
+        end = _UNFINISHED if not self._running.transactional else "rolled back" if confirmed else _UNCONFIRMED
         return f"{done or 'nothing was applied'}; {running} was stopped, {end}"
 
     def __call__(self, event: Event) -> None:
@@ -64,6 +62,8 @@ class Progress:
             case StatementStarted() if self._running:
                 at = f"[{self._running.number}/{self._running.total}] {event.version} {self._running.name}"
                 self._now(f"{at}: statement {event.number}/{event.statements}, line {event.line}")
+            case Stopped():
+                self.stopped = event
             case Applied():
                 self._running = None
                 self.applied.append(event)
@@ -77,7 +77,7 @@ class Progress:
             case LockRetry() if event.waited >= 1:
                 self._line(f"lock not available: rolled back, trying again in {event.delay:.1f} s")
             case Waiting():
-                self._line(f"another runner has its turn ({describe(event)}); waiting {event.waited:.0f} s so far")
+                self._line(f"another runner has its turn ({told(event)}); waiting {event.waited:.0f} s so far")
             case Retrying():
                 self._line(f"{event.reason}; trying for {event.limit - event.waited:.0f} s more")
             case ServerMessage():

@@ -8,10 +8,12 @@ import shutil
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import anyio
 import asyncpg
+import msgspec
 import pytest
 
 import ampd as library
@@ -34,7 +36,7 @@ from tests.scenes import (
     until,
     waiting_for_a_lock,
 )
-from tests.servers import Ampd, Database, Proxy, Server
+from tests.servers import Ampd, Database, Proxy, Server, pgbouncer
 
 pytestmark = pytest.mark.anyio
 
@@ -318,3 +320,65 @@ async def lent_clean(pool: asyncpg.Pool) -> None:
                     " WHERE pid = pg_backend_pid() AND locktype = 'advisory')"
                 )
             ) == ('"$user", public', "4MB", 0)
+
+
+async def test_a_signal_in_a_silent_network(database: Database, ampd: Ampd, tmp_path: Path) -> None:
+    """With a server that answers nothing any more the process ends all the same, and claims no more than it knows."""
+    files = (FIRST, SECOND)
+    folder = folder_of(tmp_path / "files", *files)
+    async with (
+        transaction(database, GATE) as gate,
+        Proxy(database.server.host, database.server.port) as proxy,
+    ):
+        url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database.name}?sslmode=disable"
+        process = ampd.start("migrate", "--json", "--migrations", folder, url=url)
+        await waiting_for_a_lock(database)
+        proxy.silent = True
+        process.send_signal(signal.SIGTERM)
+        stdout, stderr = await anyio.to_thread.run_sync(lambda: process.communicate(timeout=GENEROUS))
+        await gate.execute("COMMIT")
+    assert process.returncode == 143
+    told = "SIGTERM: applied 1 step; 2 step was stopped, "
+    told += "and the server has not said what became of it: look at `ampd status`"
+    assert stderr.splitlines()[-1] == told
+    document = msgspec.json.decode(stdout)
+    assert (document["result"], document["current_version"]) == ("failed", 1)
+    assert [each["version"] for each in document["applied"]] == [1]
+    assert [each["version"] for each in document["pending"]] == [2]
+    assert (document["error"]["code"], document["error"]["message"]) == ("interrupted", told)
+    await assert_complete(database, files)
+
+
+async def test_a_signal_while_a_script_is_taken_apart(database: Database, ampd: Ampd, tmp_path: Path) -> None:
+    """A huge file does not keep a signal waiting for the end of its reading."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+    (folder / "1_huge.sql").write_text("INSERT INTO t VALUES (1);\n" * 1_000_000)
+    process = ampd.start("migrate", "--migrations", folder, url=database.url)
+
+    async def connected() -> bool:
+        return bool(await ampds(database))
+
+    await until(connected)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = await anyio.to_thread.run_sync(lambda: process.communicate(timeout=GENEROUS))
+    assert (process.returncode, stderr) == (143, "SIGTERM: nothing was applied\n")
+    assert await database.fetchval("SELECT to_regclass('ampd_schema_migrations')") is None
+
+
+@pytest.mark.parametrize("pooled", [False, True], ids=["pool", "pooler"])
+async def test_a_cancelled_run_costs_no_connection(database: Database, pooled: bool) -> None:
+    """What is cancelled is rolled back where it ran: pool and pooler keep the very connection."""
+    files = scripts(SECOND.replace("INSERT INTO t VALUES (2)", FIRST))
+    async with AsyncExitStack() as stack:
+        place = stack.enter_context(pgbouncer(database.server, default_pool_size=1)) if pooled else database.server
+        url = place.url(database.name)
+        options = {"min_size": 1, "max_size": 1, "statement_cache_size": 0}
+        pool = await stack.enter_async_context(asyncpg.create_pool(url, **options))
+        before = await pool.fetchval("SELECT pg_backend_pid()")
+        async with transaction(database, GATE), anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: library.migrate(url if pooled else pool, migrations=files))
+            await waiting_for_a_lock(database)
+            tasks.cancel_scope.cancel()
+        assert await pool.fetchval("SELECT pg_backend_pid()") == before
+    await assert_no_trace(database)
