@@ -127,12 +127,16 @@ BEYOND_ROLLBACK = f"SELECT pg_catalog.pg_advisory_unlock_all(); {do_block(_DEALL
 
 _FOUND = "ampd.found"  # a setting that holds what others had set before us
 
+# A transaction's own modes cannot be reset, and end with it.
+_SET = """pg_catalog.pg_settings
+    WHERE source OPERATOR(pg_catalog.=) 'session'
+      AND name OPERATOR(pg_catalog.<>) ALL ('{transaction_isolation, transaction_read_only, transaction_deferrable}')"""
+
 _REMEMBER = f"""
   PERFORM pg_catalog.set_config('{_FOUND}', (
     SELECT pg_catalog.jsonb_build_object('role', pg_catalog.current_setting('role'),
       'settings', COALESCE(pg_catalog.jsonb_object_agg(name, setting), '{{}}'))::pg_catalog.text
-    FROM pg_catalog.pg_settings
-    WHERE source OPERATOR(pg_catalog.=) 'session' AND name OPERATOR(pg_catalog.<>) '{_FOUND}'), %s);"""
+    FROM {_SET} AND name OPERATOR(pg_catalog.<>) '{_FOUND}'), %s);"""
 
 _TO_THE_FOUND_ROLE = """
   IF kept OPERATOR(pg_catalog.->>) 'role' OPERATOR(pg_catalog.<>) 'none' THEN
@@ -152,7 +156,7 @@ BEGIN
 _RESTORE = f"""{_IF_FOUND}
   FOR one IN
     SELECT name, setting, kept OPERATOR(pg_catalog.->) 'settings' OPERATOR(pg_catalog.->>) name AS before
-    FROM pg_catalog.pg_settings WHERE source OPERATOR(pg_catalog.=) 'session'
+    FROM {_SET}
   LOOP
     IF one.before IS NULL THEN
       EXECUTE (SELECT pg_catalog.concat('RESET ', pg_catalog.string_agg(pg_catalog.quote_ident(part), '.'))

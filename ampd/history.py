@@ -246,7 +246,8 @@ BEGIN
       EXECUTE 'SELECT jsonb_agg(h) FROM ' || quote_ident(place) || '.{TABLE} h' INTO applied;
     END IF;
     IF applied IS NULL THEN
-      SELECT string_agg(wanted, ', ') INTO lacks FROM unnest(ARRAY[{columns}]) wanted WHERE NOT EXISTS (
+      SELECT string_agg(wanted, ', ' ORDER BY position) INTO lacks
+      FROM unnest(ARRAY[{columns}]) WITH ORDINALITY _ (wanted, position) WHERE NOT EXISTS (
         SELECT FROM pg_attribute WHERE attrelid = home AND attname = wanted AND NOT attisdropped);
     END IF;
   END IF;
