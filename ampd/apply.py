@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .postgres import Session
 
 NOTHING_KEPT = "nothing of this migration was kept"
-ROLLED_BACK = f"{NOTHING_KEPT}: mend the file and run again"
+ROLLED_BACK = f"{NOTHING_KEPT}: fix the file and run again"
 
 
 class LockUnavailable(Exception):

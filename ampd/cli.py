@@ -312,7 +312,7 @@ def _bad_command_line(error: CycloptsError) -> ConfigError:
     if itself := re.fullmatch(r"Unknown option: (\S+)\. Did you mean \1\?", message):  # it stands behind a --
         message = f"unexpected argument: {itself[1]}"
     command = " ".join(("ampd", *(error.command_chain or ())))
-    return ConfigError(message[:1].lower() + message[1:], hint=f"`{command} --help` shows what there is")
+    return ConfigError(message[:1].lower() + message[1:], hint=f"`{command} --help` lists the options")
 
 
 def _configure(

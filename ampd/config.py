@@ -50,7 +50,7 @@ class DatabaseUrl:
         rest, _, query = rest.partition("?")
         authority, _, path = rest.partition("/")
         if "@" in path:
-            raise ConfigError("the database URL has an @ behind the host", hint=_ENCODE)
+            raise ConfigError("the database URL has an @ after the host", hint=_ENCODE)
         credentials, _, hostspec = authority.rpartition("@")
         user, _, password = credentials.partition(":")
         given = _parameters(query)
@@ -138,7 +138,7 @@ def _parameters(query: str) -> list[tuple[str, str]]:
     """Return key and value of each parameter, the values still percent-encoded."""
     parts = [part.partition("=") for part in query.split("&") if part]
     if not all(separator for _, separator, _ in parts):
-        raise ConfigError("the database URL has a parameter without a value behind the ?", hint=_ENCODE)
+        raise ConfigError("the database URL has a parameter without a value after the ?", hint=_ENCODE)
     given = [(_decoded(key), value) for key, _, value in parts]
     return [
         ("sslmode", "require") if each == ("ssl", "true") else each for each in given
@@ -339,13 +339,13 @@ def _read_toml(file: Path) -> dict[str, Any]:
         content = file.read_bytes()
         return tomllib.loads(content.decode("utf-8-sig"))
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{file}: not valid TOML: {error}", file=str(file), hint="mend the line it names") from None
+        raise ConfigError(f"{file}: not valid TOML: {error}", file=str(file), hint="fix the line it names") from None
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{file}: not UTF-8 text (line {line})", file=str(file), hint="save it as UTF-8") from None
     except (RecursionError, ValueError) as error:  # what tomllib lets through: many brackets, and very long numbers
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise ConfigError(f"{file}: not valid TOML: {reason}", file=str(file), hint="mend the file") from None
+        raise ConfigError(f"{file}: not valid TOML: {reason}", file=str(file), hint="fix the file") from None
     except OSError as error:
         raise ConfigError(
             f"{file}: the configuration file cannot be read: {error.strerror or error}",

@@ -113,7 +113,7 @@ def failure(
     match error.sqlstate:
         case "42501":
             grant = grant_hint(error, statement.words if statement else ())
-            after_it = aftermath.replace("mend the file and run again", "run again after that")  # the file is all right
+            after_it = aftermath.replace("fix the file and run again", "run again after that")  # the file is all right
             return PermissionDenied(message, hint=f"{grant}; {after_it}", **facts)
         case "25006":
             return read_only(message, **facts)

@@ -29,7 +29,7 @@ class Waiting(Event, frozen=True):
 
     waited: float
     limit: float
-    pid: int | None = None
+    pid: int
     client: str | None = None
     application: str | None = None
     migration: str | None = None

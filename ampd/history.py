@@ -54,7 +54,6 @@ class Holder(msgspec.Struct, frozen=True):
     """The session that has the turn; what the role may not see is None."""
 
     pid: int
-    user: str | None = None
     application: str | None = None
     client: str | None = None
     since: datetime | None = None
@@ -260,7 +259,7 @@ def _holder(schema: str) -> str:
     """Return an expression for who holds the lock, or runs a statement on behalf of a runner that is gone."""
     key = lock_key(schema)
     return f"""(
-    SELECT jsonb_build_object('pid', coalesce(a.pid, l.pid), 'user', a.usename, 'application', a.application_name,
+    SELECT jsonb_build_object('pid', coalesce(a.pid, l.pid), 'application', a.application_name,
       'client', coalesce(a.client_hostname, host(a.client_addr)), 'since', a.xact_start, 'query', left(a.query, 300))
     FROM pg_stat_activity a FULL JOIN (
         SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1

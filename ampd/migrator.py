@@ -16,7 +16,7 @@ from .migration import AppliedMigration, DirectiveError, Directives, Migration, 
 from .plan import Order, Plan, Settlement, State, Step, plan
 from .postgres import GOODBYE_SECS, Database, Session
 from .report import AppliedNow, Report, Status, count, pending_of
-from .source import read_migrations
+from .source import PACKAGED, read_migrations
 from .turn import Turn, describe
 from .version import VERSION
 
@@ -287,12 +287,17 @@ def refuse_conflicts(found: Plan) -> None:
     if not found.conflicts:
         return
     kind = MigrationInterrupted if len(found.interrupted) == len(found.conflicts) else MigrationConflict
+    files = [step.migration for step in found.steps if step.migration]
+    missing = any(conflict.step.state is State.MISSING for conflict in found.conflicts)
+    strange = missing and all(file.file.startswith(PACKAGED) for file in files)
+    whose = "; these are the migrations packaged with ampd: give a folder of your own with --migrations DIR"
     if len(found.conflicts) == 1:
-        raise kind(found.conflicts[0].message, conflicts=found.conflicts, hint=found.conflicts[0].hint)
+        hint = found.conflicts[0].hint + (whose if strange else "")
+        raise kind(found.conflicts[0].message, conflicts=found.conflicts, hint=hint)
     raise kind(
         f"{len(found.conflicts)} migrations are in conflict with the history of the database; nothing is applied",
         conflicts=found.conflicts,
-        hint="settle each as it says; `ampd status` shows them all",
+        hint="settle each as it says; `ampd status` shows them all" + (whose if strange else ""),
     )
 
 

@@ -197,11 +197,6 @@ class Session:
         """Tell whether the server's error positions count bytes: the database's encoding is SQL_ASCII."""
         return str(getattr(self._connection.get_settings(), "server_encoding", "")) == "SQL_ASCII"
 
-    @property
-    def redact(self) -> Callable[[str], str]:
-        """Return the function that takes secrets out of a text."""
-        return self._redact
-
     def is_closed(self) -> bool:
         """Tell whether the connection is known to be gone."""
         try:

@@ -22,7 +22,7 @@ from .events import (
 )
 from .turn import told
 
-_UNFINISHED = "unfinished: run `ampd migrate` again, it resumes or says what to do"
+_UNFINISHED = "unfinished: run `ampd migrate` again; it resumes or says what to do"
 _UNCONFIRMED = "and the server has not said what became of it: look at `ampd status`"
 _ERASE = "\r\x1b[2K"
 
@@ -69,7 +69,7 @@ class Progress:
                 self.applied.append(event)
                 self._line(f"[{event.number}/{event.total}] {event.version} {event.name}  {event.duration_ms} ms")
             case Blocked():
-                self._line(f"waiting for a lock for {event.waited:.0f} s of at most {event.limit:g} s; in the way:")
+                self._line(f"blocked for {event.waited:.0f} s (limit {event.limit:g} s) by:")
                 for blocker in event.blockers:
                     self._line(f"  {blocker.describe()}")
                 if event.queued:

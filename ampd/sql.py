@@ -55,8 +55,6 @@ class IndexBuild(msgspec.Struct, frozen=True):
 
     name: str | None
     table: tuple[str, ...]
-    if_not_exists: bool
-    table_only: bool
 
 
 def split(script: str) -> tuple[Statement, ...]:
@@ -129,8 +127,6 @@ def index_build(statement: Statement) -> IndexBuild | None:
     return found and IndexBuild(
         name=_fold(found["name"]) if found["name"] else None,
         table=_qualified(found["table"]),
-        if_not_exists=bool(found["guard"]),
-        table_only=bool(found["only"]),
     )
 
 
@@ -332,8 +328,8 @@ _WITH = r"(?>.*? WITH \( )(?:.*? )??"  # as far as one of the options
 _SET = r"(?>.*? SET \( )(?:.*? , )??"
 _CHAIN = "(?:WORK |TRANSACTION )?AND CHAIN"
 _INDEX_BUILD = (
-    r"CREATE (?:UNIQUE )?INDEX CONCURRENTLY (?:(?P<guard>IF NOT EXISTS )?(?P<name>[^ ]+) )??"
-    rf"ON (?P<only>ONLY )?(?P<table>{_NAME})(?= USING | \()"
+    r"CREATE (?:UNIQUE )?INDEX CONCURRENTLY (?:(?:IF NOT EXISTS )?(?P<name>[^ ]+) )??"
+    rf"ON (?:ONLY )?(?P<table>{_NAME})(?= USING | \()"
 )
 _INDEX_DROP = (
     r"DROP INDEX CONCURRENTLY (?:IF EXISTS )?"
@@ -507,7 +503,7 @@ def _misplaced(ruled: list[_Ruled], transactional: bool) -> Iterator[_Finding]:
             yield statement.start, message, f"write {statement.words[0]}; BEGIN; in its place"
         elif rule.fault in (_Fault.CONTROL, _Fault.CHAIN) and transactional:
             message = f"{rule.label} in a migration that runs in one transaction"
-            hint = "remove it, ampd wraps the file itself; or add `-- no-transaction` as the first line"
+            hint = "remove it: ampd wraps the file itself; or add `-- no-transaction` as the first line"
             yield statement.start, message, hint
         elif rule.fault is _Fault.OUTSIDE and transactional:
             message = f"{rule.label} cannot run inside a transaction block"
@@ -537,7 +533,7 @@ def _transactions(ruled: list[_Ruled]) -> Iterator[_Finding]:
         if begun and (rule.kind is Kind.BEGIN or rule.fault is _Fault.MODE):
             read_only = statement if re.search(_READ_ONLY, _shape(statement.text)) else read_only
     if begun:
-        yield begun.start, "this transaction is never ended", "add COMMIT where it should end"
+        yield begun.start, "this transaction is never committed or rolled back", "add COMMIT where it should end"
 
 
 def _misread(ruled: list[_Ruled]) -> Iterator[_Finding]:

@@ -62,8 +62,8 @@ _WORD_EVERY_SECS = 4.0
 _SEARCH_SECS = 5.0  # for a pooler's server connection that others are using
 _FIRST_REST_SECS = 0.05
 
-UNFINISHED = "it is recorded as unfinished: mend the cause and run `ampd migrate` again, it resumes at this statement"
-UNKNOWN = "it is recorded as unfinished: look how far it came, then settle it with `ampd resolve`"
+UNFINISHED = "it is recorded as unfinished: fix the cause and run `ampd migrate` again; it resumes at this statement"
+UNKNOWN = "it is recorded as unfinished: check how far it got, then settle it with `ampd resolve`"
 
 
 class Unit(msgspec.Struct, frozen=True):
@@ -155,7 +155,7 @@ class Guard:
         except (ServerError, ConnectionFailed, TimeoutError) as error:
             raise ConnectionFailed(
                 f"the connection that holds the turn was lost: {error}",
-                hint="nothing more was begun; run `ampd migrate` again, it resumes after the last statement done",
+                hint="nothing more was begun; run `ampd migrate` again; it resumes after the last statement done",
             ) from error
 
     async def keep(self) -> None:

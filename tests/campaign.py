@@ -74,11 +74,13 @@ def kills(*, folder: Path, kills: int = 1000, prepare: Path | None = None, seed:
                 if chance.random() < 0.05:  # now and then the next one is let through
                     break
             last = ampd("migrate", "--migrations", folder, url=url)
-            interrupted += "ampd resolve" in last.stderr
+            if "ampd resolve" in last.stderr:  # a person has to look: after a DO that commits by itself, say
+                interrupted += 1
+                continue
             found = asyncio.run(_catalog(url)) if last.returncode == 0 else []
             if found != reference:
                 different += 1
-                print(last.stderr, *set(found) ^ set(reference), sep="\n", file=sys.stderr)
+                print(last.stderr, f"{len(set(found) ^ set(reference))} rows of the catalog differ", file=sys.stderr)
         print(f"kills {killed}, databases {databases}, differences {different}, interrupted {interrupted}")
         return int(different > 0)
 

@@ -530,10 +530,10 @@ def test_the_deprecated_key_works_with_a_warning(ampd: Ampd, database: Database,
 )
 def test_bad_command_lines(ampd: Ampd, arguments: list[str], message: str, page: str) -> None:
     """A command line that means nothing exits 1 with a message on stderr, and with one document for --json."""
-    hint = f"`{page} --help` shows what there is"
+    hint = f"`{page} --help` lists the options"
     assert seen(ampd(*arguments)) == (1, "", f"error: {message}\nhint: {hint}\n")
     process = ampd("migrate", "--json", "--nosuch")
-    expected = error("config", "unknown option: --nosuch", "`ampd migrate --help` shows what there is")
+    expected = error("config", "unknown option: --nosuch", "`ampd migrate --help` lists the options")
     assert (process.returncode, document(process)) == (1, failed(expected))
 
 
@@ -704,7 +704,7 @@ def shell(ampd: Ampd, url: str, redirection: str, *arguments: str) -> subprocess
 FULL = "error: the output cannot be written: No space left on device\n"
 NOSUCH = (
     'unknown command "nosuch". Available commands: migrate, status, resolve, solo\n'
-    "hint: `ampd --help` shows what there is\n"
+    "hint: `ampd --help` lists the options\n"
 )
 
 
@@ -817,7 +817,7 @@ async def test_what_was_applied_before_a_failure_is_told(ampd: Ampd, database: D
     problem = error(
         "migration_failed",
         'm/3_bad.sql:2: relation "nowhere" does not exist (SQLSTATE 42P01)',
-        "nothing of this migration was kept: mend the file and run again",
+        "nothing of this migration was kept: fix the file and run again",
         version=3,
         file="m/3_bad.sql",
         line=2,
@@ -837,3 +837,15 @@ error: m/3_bad.sql:2: relation "nowhere" does not exist (SQLSTATE 42P01)
     assert plain(process.stderr).startswith(text)
     assert process.returncode == 1
     assert await database.fetch("SELECT version FROM ampd_schema_migrations ORDER BY 1") == [(1,), (2,)]
+
+
+async def test_the_packaged_migrations_by_mistake(ampd: Ampd, database: Database, tmp_path: Path) -> None:
+    """Without a folder, a database of other migrations is held against the packaged ones: the hint says so."""
+    write(tmp_path / "m", {"20990101000000_mine.sql": "SELECT 1;", "20990102000000_mine.sql": "SELECT 1;"})
+    assert ampd("migrate", "--migrations", "m", url=database.url).returncode == 0
+    await database.execute("UPDATE ampd_schema_migrations SET version = version - 20990101000000 + 1")
+    process = ampd("migrate", url=database.url)
+    assert process.returncode == 1
+    assert process.stderr.endswith(
+        "; these are the migrations packaged with ampd: give a folder of your own with --migrations DIR\n"
+    )

@@ -433,14 +433,14 @@ def test_two_keys_at_odds_are_blamed_on_the_variable(file: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message", "hint"),
     [
-        (b"x =", "not valid TOML: Invalid value (at end of document)", "mend the line it names"),
+        (b"x =", "not valid TOML: Invalid value (at end of document)", "fix the line it names"),
         (
             b"[metadata_db]\nurl = postgresql://u:hunter2-secret@h/db\n",
             "not valid TOML: Invalid value (at line 2, column 7)",
-            "mend the line it names",
+            "fix the line it names",
         ),
-        (b"x = " + b"[" * 5000, "not valid TOML: nested too deeply", "mend the file"),
-        (b"x = " + b"{a=" * 5000, "not valid TOML: nested too deeply", "mend the file"),
+        (b"x = " + b"[" * 5000, "not valid TOML: nested too deeply", "fix the file"),
+        (b"x = " + b"{a=" * 5000, "not valid TOML: nested too deeply", "fix the file"),
         (b"[metadata_db]\nschema = 'caf\xe9'\n", "not UTF-8 text (line 2)", "save it as UTF-8"),
     ],
 )

@@ -103,10 +103,10 @@ def test_what_a_url_means(
             )
             for url in ("", "h/db", "host=h password=hunter2", "mysql://u:hunter2@h/db", "POSTGRESQL:/u:hunter2@h/db")
         ),
-        ("postgresql://u:hunter2/x@h/db", "the database URL has an @ behind the host", ENCODE),
+        ("postgresql://u:hunter2/x@h/db", "the database URL has an @ after the host", ENCODE),
         ("postgresql://u:hunter2/x", NOT_A_PORT, ENCODE),
-        ("postgresql://u:8080/hunter2@h/db", "the database URL has an @ behind the host", ENCODE),
-        ("postgresql://u:80?hunter2@h/db", "the database URL has a parameter without a value behind the ?", ENCODE),
+        ("postgresql://u:8080/hunter2@h/db", "the database URL has an @ after the host", ENCODE),
+        ("postgresql://u:80?hunter2@h/db", "the database URL has a parameter without a value after the ?", ENCODE),
         ("postgresql://h:0/db", NOT_A_PORT, ENCODE),
         ("postgresql://h:65536/db", NOT_A_PORT, ENCODE),
         ("postgresql://h:-1/db", NOT_A_PORT, ENCODE),

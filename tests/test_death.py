@@ -214,7 +214,7 @@ async def test_a_network_that_is_silent_from_the_start(database: Database) -> No
             signal.SIGTERM,
             143,
             "-- no-transaction\n",
-            "unfinished: run `ampd migrate` again, it resumes or says what to do",
+            "unfinished: run `ampd migrate` again; it resumes or says what to do",
         ),
     ],
 )

@@ -29,7 +29,7 @@ from tests.servers import Ampd, Database, Server
 pytestmark = pytest.mark.anyio
 
 AT_ONCE = ampd.Migrations(connect_wait_secs=0)
-KEPT = "nothing of this migration was kept: mend the file and run again"
+KEPT = "nothing of this migration was kept: fix the file and run again"
 
 
 async def failure(database: Database, folder: Path, script: str | bytes) -> AmpdError:
@@ -202,7 +202,7 @@ m/1_x.sql:2:1
 2 | INSERT INTO a VALUES (1), (1);
   | ^
 detail: Key (id)=(1) already exists.
-hint: nothing of this migration was kept: mend the file and run again""",
+hint: nothing of this migration was kept: fix the file and run again""",
         id="detail",
     ),
     pytest.param(
@@ -214,7 +214,7 @@ m/1_x.sql:3:3
 3 |   RAISE 'no way' USING DETAIL = 'why', HINT = 'do this.', ERRCODE = 'P0042';
   |   ^
 detail: why
-hint: do this; nothing of this migration was kept: mend the file and run again""",
+hint: do this; nothing of this migration was kept: fix the file and run again""",
         id="the script's own error",
     ),
     pytest.param(
@@ -225,7 +225,7 @@ m/1_x.sql:5:1
   |
 5 | SELECT 1, f(0);
   | ^
-hint: nothing of this migration was kept: mend the file and run again""",
+hint: nothing of this migration was kept: fix the file and run again""",
         id="inside a function that is called",
     ),
     pytest.param(
@@ -237,7 +237,7 @@ m/1_x.sql:8:3
   |
 8 |   PERFORM f();
   |   ^
-hint: nothing of this migration was kept: mend the file and run again""",
+hint: nothing of this migration was kept: fix the file and run again""",
         id="inside a function that DO calls",
     ),
     pytest.param(
@@ -247,7 +247,7 @@ hint: nothing of this migration was kept: mend the file and run again""",
 m/1_x.sql: insert or update on table "b" violates foreign key constraint "b_a_fkey" at the end of the migration \
 (SQLSTATE 23503)
 detail: Key (a)=(7) is not present in table "a".
-hint: nothing of this migration was kept: mend the file and run again""",
+hint: nothing of this migration was kept: fix the file and run again""",
         id="a deferred constraint, at the end",
     ),
     pytest.param(
@@ -259,7 +259,7 @@ m/1_x.sql:3:1
 3 | SELECT pg_sleep(60);
   | ^
 hint: if it needs longer, raise statement_timeout_secs or begin the file with `-- statement-timeout: 10min`; \
-nothing of this migration was kept: mend the file and run again""",
+nothing of this migration was kept: fix the file and run again""",
         id="statement timeout",
     ),
     pytest.param(
@@ -271,7 +271,7 @@ m/1_x.sql:2:1
 2 | CREATE TABLE a ();
   | ^
 hint: it exists already: was it made by hand, or by another tool?; \
-nothing of this migration was kept: mend the file and run again""",
+nothing of this migration was kept: fix the file and run again""",
         id="exists already",
     ),
 ]

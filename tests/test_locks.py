@@ -223,7 +223,7 @@ async def test_a_statement_that_takes_too_long_fails(database: Database) -> None
     assert (raised.value.sqlstate, raised.value.line) == ("57014", 2)
     assert raised.value.hint == (
         "if it needs longer, raise statement_timeout_secs or begin the file with `-- statement-timeout: 10min`; "
-        "nothing of this migration was kept: mend the file and run again"
+        "nothing of this migration was kept: fix the file and run again"
     )
     assert await database.fetchval("SELECT to_regclass('t')") is None
 

@@ -116,7 +116,7 @@ async def test_a_cluster_of_another_version_is_refused(data_dir: Path, bindir: P
         async with local_server(data_dir, bindir=bindir):
             pass
     assert str(error.value) == (
-        f"the cluster was made by PostgreSQL 12, and here is only {server.major}\n"
+        f"the cluster was made by PostgreSQL 12, and this machine has {server.major}\n"
         "hint: install PostgreSQL 12, or choose another folder with --amp-dir"
     )
 
@@ -235,7 +235,7 @@ async def test_a_folder_with_other_files_is_refused(data_dir: Path, bindir: Path
     """Somebody's files are never mixed with a cluster."""
     data_dir.mkdir(parents=True)
     (data_dir / "thesis.txt").touch()
-    with pytest.raises(ConfigError, match="holds something else than a cluster"):
+    with pytest.raises(ConfigError, match="holds something other than a PostgreSQL cluster"):
         async with local_server(data_dir, bindir=bindir):
             pass
     assert [path.name for path in data_dir.iterdir()] == ["thesis.txt"]

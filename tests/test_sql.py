@@ -435,15 +435,15 @@ def test_has_byte_escape_knows_what_may_be_no_text(script: str, expected: bool) 
 @pytest.mark.parametrize(
     ("script", "expected"),
     [
-        ("CREATE INDEX CONCURRENTLY Idx ON Tbl (a)", IndexBuild("idx", ("tbl",), False, False)),
-        ("CREATE INDEX CONCURRENTLY ON t USING gin (a)", IndexBuild(None, ("t",), False, False)),
+        ("CREATE INDEX CONCURRENTLY Idx ON Tbl (a)", IndexBuild("idx", ("tbl",))),
+        ("CREATE INDEX CONCURRENTLY ON t USING gin (a)", IndexBuild(None, ("t",))),
         (
             'CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS "My ""Idx" ON ONLY "S ." . Ta/**/ (a)',
-            IndexBuild('My "Idx', ("S .", "ta"), True, True),
+            IndexBuild('My "Idx', ("S .", "ta")),
         ),
-        ('CREATE INDEX CONCURRENTLY "on" ON d.s."ON"(a)', IndexBuild("on", ("d", "s", "ON"), False, False)),
-        ('CREATE INDEX CONCURRENTLY GRÖßE ON "a\nb" (x)', IndexBuild("grÖße", ("a\nb",), False, False)),
-        (f"CREATE INDEX CONCURRENTLY {'ä' * 40} ON t (a)", IndexBuild("ä" * 31, ("t",), False, False)),
+        ('CREATE INDEX CONCURRENTLY "on" ON d.s."ON"(a)', IndexBuild("on", ("d", "s", "ON"))),
+        ('CREATE INDEX CONCURRENTLY GRÖßE ON "a\nb" (x)', IndexBuild("grÖße", ("a\nb",))),
+        (f"CREATE INDEX CONCURRENTLY {'ä' * 40} ON t (a)", IndexBuild("ä" * 31, ("t",))),
         ('CREATE INDEX CONCURRENTLY U&"\\0061" ON t (a)', None),
         ('CREATE INDEX CONCURRENTLY i ON U&"\\0061" (a)', None),
         ("CREATE INDEX i ON t (a)", None),
@@ -571,16 +571,16 @@ def test_a_transactional_script_may_not_leave_its_transaction(
     ("script", "expected"),
     [
         ("BEGIN; SELECT 1; COMMIT; BEGIN; ROLLBACK; START TRANSACTION; PREPARE TRANSACTION 'x'", []),
-        ("SELECT 1;\n BEGIN; SELECT 2", [(2, 2, "this transaction is never ended")]),
+        ("SELECT 1;\n BEGIN; SELECT 2", [(2, 2, "this transaction is never committed or rolled back")]),
         (
             "BEGIN; COMMIT AND CHAIN; SELECT 1",
             [
-                (1, 1, "this transaction is never ended"),
+                (1, 1, "this transaction is never committed or rolled back"),
                 (1, 8, "COMMIT AND CHAIN begins a transaction of which ampd cannot record that it is done"),
             ],
         ),
         ("BEGIN; COMMIT AND NO CHAIN; BEGIN; ROLLBACK WORK AND NO CHAIN", []),
-        ("BEGIN; SAVEPOINT s; ROLLBACK TO s", [(1, 1, "this transaction is never ended")]),
+        ("BEGIN; SAVEPOINT s; ROLLBACK TO s", [(1, 1, "this transaction is never committed or rolled back")]),
         ("BEGIN; SET TRANSACTION ISOLATION LEVEL SERIALIZABLE; SELECT 1; COMMIT", []),
         (
             "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE; BEGIN; COMMIT; SET transaction_deferrable = on",
@@ -718,7 +718,7 @@ def test_a_problem_says_what_to_do() -> None:
     script = "BEGIN; VACUUM; \\x\n-- migrate:down\n COPY t FROM STDIN;"
     modes = "SET TRANSACTION READ ONLY; SET TRANSACTION DEFERRABLE"
     assert [(each.offset, each.hint) for each in problems(script, transactional=True)] == [
-        (0, "remove it, ampd wraps the file itself; or add `-- no-transaction` as the first line"),
+        (0, "remove it: ampd wraps the file itself; or add `-- no-transaction` as the first line"),
         (7, "put it in a file of its own whose first line is `-- no-transaction`"),
         (15, "remove it; only psql itself understands backslash commands"),
         (18, "keep only the up part in the file"),

@@ -126,7 +126,7 @@ async def test_a_build_that_waits_too_long_is_cancelled(table: Database, blocker
     assert f"\n  blocked by pid {pid}: user postgres, application ?, from 127.0.0.1, idle in tr" in error.message
     assert error.hint == (
         f"wait for the blocking transaction, or end it (pg_terminate_backend of {pid}), and run again; "
-        "it is recorded as unfinished: mend the cause and run `ampd migrate` again, it resumes at this statement"
+        "it is recorded as unfinished: fix the cause and run `ampd migrate` again; it resumes at this statement"
     )
     assert [each.pid for each in error.blockers] == [pid]
     assert await indexes(table) == [("t_id", False)]
