@@ -44,7 +44,8 @@ bench: $(VENV)/ready  ## measure ampd against its peers
 
 test-matrix: test-13 test-14 test-15 test-16 test-17 test-18  ## run the tests on PostgreSQL 13 to 18
 
-test-oldest: test-13  ## run the tests on the oldest supported PostgreSQL
+test-oldest: ARGS += --server-only
+test-oldest: test-13  ## run the tests on the oldest supported PostgreSQL, but for those of pure code
 
 test-newest:  ## run the tests on the newest, with the newest Python at hand
 	@$(MAKE) --no-print-directory test-18 VENV=.venv-newest PYTHON="$(NEWEST_PYTHON)"

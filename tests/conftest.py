@@ -29,6 +29,17 @@ SETTINGS = {
 _SERVER = pytest.StashKey[Server]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let a run on another server leave out what no server has a part in."""
+    parser.addoption("--server-only", action="store_true", help="run only the tests that talk to a server")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Choose those."""
+    if config.getoption("--server-only"):
+        items[:] = [item for item in items if "server" in getattr(item, "fixturenames", ())]
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     """Start the server once, in pytest-xdist's controller, and tell each worker where it is."""

@@ -14,12 +14,12 @@ from urllib.request import urlopen
 import pytest
 
 import ampd
-from tests.servers import Ampd, Database, free_port
+from tests.servers import AT_LENGTH, Ampd, Database, free_port
 
 pytestmark = pytest.mark.anyio
 
 ROOT = Path(__file__).parent.parent
-STARTS = int(os.environ.get("AMPD_TEST_STARTS", "20"))
+STARTS = int(os.environ.get("AMPD_TEST_STARTS", "20" if AT_LENGTH else "3"))
 WORKERS = 8
 PATIENCE_SECS = 60  # after which what still runs is killed, and the test fails
 
