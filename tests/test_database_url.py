@@ -2,6 +2,7 @@
 
 import ctypes
 import inspect
+import socket
 from collections.abc import Callable, Iterator
 from ctypes.util import find_library
 from pathlib import Path
@@ -503,3 +504,28 @@ async def test_a_server_is_reached_by_every_form(database: Database) -> None:
         finally:
             await admin.execute(f'DROP DATABASE "{odd}" WITH (FORCE)')
             await admin.execute(f'DROP ROLE "{odd}"')
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("", (1, 5, 2, 3, 0)),
+        ("keepalives_idle=7&keepalives_interval=4&keepalives_count=9&tcp_user_timeout=1234", (1, 7, 4, 9, 1234)),
+        ("keepalives=0", (0, None, None, None, 0)),
+    ],
+)
+async def test_a_dead_server_is_noticed_by_the_socket(
+    database: Database, query: str, expected: tuple[int | None, ...]
+) -> None:
+    """Keepalives are on unless the URL says otherwise, with its own numbers where it gives some."""
+    arguments, _ = driver_arguments(DatabaseUrl(f"{database.url}?sslmode=disable&{query}".rstrip("&")), 10)
+    connection = await asyncpg.connect(**arguments)
+    sock = connection._transport.get_extra_info("socket")
+    tcp = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
+    found = [sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)]
+    found += [sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in tcp]
+    await connection.close()
+    assert [value for value, wanted in zip(found, expected, strict=True) if wanted is not None] == [
+        wanted for wanted in expected if wanted is not None
+    ]

@@ -20,7 +20,9 @@ from ampd import (
     StatementStarted,
     Waiting,
     Warned,
+    stepwise,
 )
+from ampd import history as history_module
 from ampd.config import Migrations
 from ampd.events import Event
 from ampd.plan import done_checksum
@@ -406,3 +408,12 @@ async def test_the_roles_transaction_timeout_does_not_end_the_guard(database: Da
     )
     report = await library.migrate(database.url, migrations=scripts(procedure, two_steps))
     assert report.current_version == 2
+
+
+async def test_a_statement_may_outlast_the_lease_of_its_guard(table: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guard's word every now and then keeps its transaction, and with it the turn."""
+    monkeypatch.setattr(history_module, "GUARD_LEASE_SECS", 1)
+    monkeypatch.setattr(stepwise, "_WORD_EVERY_SECS", 0.2)
+    await table.execute("CREATE PROCEDURE slow() LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(2.5); END'")
+    report = await library.migrate(table.url, migrations=scripts("-- no-transaction\nCALL slow(); VACUUM t"))
+    assert len(report.applied) == 1
