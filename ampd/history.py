@@ -38,6 +38,7 @@ STRANGER = "AM004"  # the history table belongs to somebody whose triggers must 
 
 _UNSIGNED = 0xFFFF_FFFF_FFFF_FFFF
 
+READ_LOCK_SECS = 10  # nobody locks a history table for so long but by hand
 GUARD_LEASE_SECS = 20  # a guard that is silent for so long has lost its client
 
 
@@ -229,7 +230,8 @@ DECLARE
 BEGIN
   PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true),
           pg_catalog.set_config('bytea_output', 'hex', true),
-          pg_catalog.set_config('lock_timeout', '10s', true), pg_catalog.set_config('statement_timeout', '30s', true);
+          pg_catalog.set_config('lock_timeout', '{READ_LOCK_SECS}s', true),
+          pg_catalog.set_config('statement_timeout', '30s', true);
   FOREACH place IN ARRAY places LOOP
     CONTINUE WHEN starts_with(place, 'pg_temp_');
     first := coalesce(first, place);

@@ -24,8 +24,14 @@ class Index(msgspec.Struct, frozen=True):
     valid: bool | None
 
 
+class Worker(msgspec.Struct, frozen=True):
+    """The process id of a session that is at work on a table, or None."""
+
+    pid: int | None
+
+
 class Leftover(msgspec.Struct, frozen=True):
-    """An INVALID index, and the session that holds its table for work such as building an index, if there is one."""
+    """An INVALID index, and the session that is at work on its table, if there is one."""
 
     name: str
     worker: int | None
@@ -74,18 +80,27 @@ _INDEXES = """pg_catalog.pg_index i
 
 
 def _invalid(condition: str) -> str:
-    # Whoever builds, rebuilds or drops an index concurrently holds this lock on its table throughout.
     return f"""(SELECT COALESCE(pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
-            'name', pg_catalog.format('%I.%I', n.nspname, c.relname),
-            'worker', (SELECT pg_catalog.min(l.pid) FROM pg_catalog.pg_locks l
-                       WHERE l.relation OPERATOR(pg_catalog.=) i.indrelid AND l.granted
-                         AND l.database OPERATOR(pg_catalog.=) (
-                             SELECT d.oid FROM pg_catalog.pg_database d
-                             WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())
-                         AND l.mode OPERATOR(pg_catalog.=) 'ShareUpdateExclusiveLock'
-                         AND l.pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid()))), '[]')
+            'name', pg_catalog.format('%I.%I', n.nspname, c.relname), 'worker', {_worker("i.indrelid")})), '[]')
         FROM {_INDEXES}
         WHERE NOT i.indisvalid AND {condition})"""
+
+
+def worker(build: IndexBuild) -> str:
+    """Return an expression for the session that is at work on the table of an index to be built, as `Worker`."""
+    return f"pg_catalog.jsonb_build_object('pid', {_worker(_relation(build.table))})"
+
+
+def _worker(table: str) -> str:
+    # Whoever builds, rebuilds or drops an index concurrently holds this lock throughout; autovacuum gives it up for us.
+    return f"""(SELECT pg_catalog.min(l.pid) FROM pg_catalog.pg_locks l
+        JOIN pg_catalog.pg_database d ON d.oid OPERATOR(pg_catalog.=) l.database
+        LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid OPERATOR(pg_catalog.=) l.pid
+        WHERE l.relation OPERATOR(pg_catalog.=) {table} AND l.granted
+          AND d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
+          AND l.mode OPERATOR(pg_catalog.=) 'ShareUpdateExclusiveLock'
+          AND l.pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid()
+          AND COALESCE(a.backend_type, '') OPERATOR(pg_catalog.<>) 'autovacuum worker')"""
 
 
 def _younger(history: History, version: int) -> str:

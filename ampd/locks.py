@@ -52,7 +52,7 @@ class Watch:
         self._job = job
         self._limit = limit
         self._spare = spare
-        self._begun = monotonic()
+        self._begun = self._looked = monotonic()
         self._told = 0.0
         self._seen_alive: int | None = None
         self.blockers: tuple[Blocker, ...] = ()
@@ -75,7 +75,7 @@ class Watch:
                         sight = await eye.ask(self._question(eye), Sight, timeout=_ANSWER_SECS)
                         silent_since = None
                         missed = missed + 1 if self._session.busy and self._is_gone(sight) else 0
-                        self._see(sight, interval)
+                        self._see(sight)
                         await anyio.sleep(interval)
                         interval = min(interval * 1.2, _LOOK_EVERY_SECS)
                     return self._session.give_up("the server no longer works for this connection")
@@ -94,7 +94,7 @@ class Watch:
         if self._spare is not None:
             with suppress(AmpdError):
                 sight = await self._spare.ask(do_block(self._body(self._spare.note)), Sight)
-                self._see(sight, _LOOK_EVERY_SECS)
+                self._see(sight)
 
     def _is_gone(self, sight: Sight) -> bool:
         """Tell whether a backend that was seen at work is no longer."""
@@ -130,10 +130,11 @@ class Watch:
         return f"""DECLARE worker integer; BEGIN {path};
   PERFORM pg_stat_clear_snapshot(); worker := {pid}; {note(sight)} END"""
 
-    def _see(self, sight: Sight, interval: float) -> None:
+    def _see(self, sight: Sight) -> None:
+        since, self._looked = self._looked, monotonic()
         if not sight.blockers:
             return
-        self.blocked_secs += interval
+        self.blocked_secs += self._looked - since
         self.blockers = tuple(
             msgspec.structs.replace(blocker, own_pool=self._source.owns_pid(blocker.pid)) for blocker in sight.blockers
         )
@@ -208,11 +209,20 @@ async def with_lock_retries(
                         raise _gave_up(busy.error, watch, waited) from busy
                     version = job.script.migration.version
                     job.on_event(LockRetry(version=version, delay=pause, waited=waited, limit=limit))
-                await anyio.sleep(pause)
+                await _stay_awake(session, pause)
                 rest = min(rest * 2, _LONGEST_REST)
     assert at_length is not None
     await session.recover()
     raise _gave_up(at_length, watch, watch.blocked_secs)
+
+
+async def _stay_awake(session: Session, secs: float) -> None:
+    """Rest, with a word every second: the server may end sessions that are idle for longer."""
+    while secs > 1:
+        await anyio.sleep(1)
+        await session.run("SELECT 1")
+        secs -= 1
+    await anyio.sleep(secs)
 
 
 @asynccontextmanager

@@ -29,6 +29,7 @@ from .errors import (
     ConfigError,
     ConnectionFailed,
     DatabaseMissing,
+    LockTimeout,
     NoAnswer,
     PermissionDenied,
     ReadOnlyServer,
@@ -658,6 +659,9 @@ def translate(error: ServerError) -> AmpdError:
             return PermissionDenied(error.message, hint=grant_hint(error), **facts)
         case "25006":
             return read_only(error.message, **facts)
+        case "55P03" | "40P01":
+            hint = "wait for its transaction, or end it (pg_locks shows the session), and run again"
+            return LockTimeout(f"another session has locked the history table: {error.message}", hint=hint, **facts)
     return ConnectionFailed(error.message, hint=error.hint or "see the server's log", **facts)
 
 

@@ -61,6 +61,7 @@ T = TypeVar("T")
 _WORD_EVERY_SECS = 4.0
 _SEARCH_SECS = 5.0  # for a pooler's server connection that others are using
 _FIRST_REST_SECS = 0.05
+_GLANCES = 5  # at which server connection a pooler gives us
 
 UNFINISHED = "it is recorded as unfinished: fix the cause and run `ampd migrate` again; it resumes at this statement"
 UNKNOWN = "it is recorded as unfinished: check how far it got, then settle it with `ampd resolve`"
@@ -193,9 +194,7 @@ async def apply_stepwise(source: Database, session: Session, job: Job) -> None:
         guard = Guard(guarding)
         await guard.take(job)
         try:
-            place = await _find_place(session)
-            if session.pooled and place.pid != job.history.pid:
-                _insist_on_no_session(job, place)
+            place = await _find_place(session, job)
             if job.script.step.applied is not None:
                 await _look_again(session, job)
             async with alongside(guard.keep):
@@ -211,15 +210,26 @@ class _Place(msgspec.Struct, frozen=True):
     schema: str | None
 
 
-async def _find_place(session: Session) -> _Place:
+async def _find_place(session: Session, job: Job) -> _Place:
+    """Return where we are; behind a pooler, insist that we stay there if the migration depends on it.
+
+    A pooler in transaction mode gives the guard what we had, and us another server connection.
+    """
     document = (
         "pg_catalog.jsonb_build_object('pid', pg_catalog.pg_backend_pid(), 'schema', pg_catalog.current_schema())"
     )
-    try:
-        return await session.ask(do_block(f"BEGIN {session.note(document)} END"), _Place)
-    except NoAnswer as error:
-        hint = "a pooler needs two server connections for each runner of a no-transaction migration; " + RUN_AGAIN
-        raise NoAnswer(error.message, hint=hint) from error
+    pids, place = {job.history.pid}, None
+    for _ in range(_GLANCES if session.pooled else 1):
+        try:
+            place = await session.ask(do_block(f"BEGIN {session.note(document)} END"), _Place)
+        except NoAnswer as error:
+            hint = "a pooler needs two server connections for each runner of a no-transaction migration; " + RUN_AGAIN
+            raise NoAnswer(error.message, hint=hint) from error
+        pids.add(place.pid)
+    assert place is not None
+    if session.pooled and len(pids) > 1:
+        _insist_on_no_session(job, place)
+    return place
 
 
 def _insist_on_no_session(job: Job, place: _Place) -> None:
@@ -592,6 +602,7 @@ class _Steps:
                 cleared = await self._clear_away(unit)
                 if self._in_doubt and await self._is_done(unit, cleared=cleared):
                     return
+            await self._insist_on_quiet(unit)
             self._in_doubt, self._begun = False, True
             await session.run(str(message), on_note=course, on_event=job.on_event)
         except ServerError as error:
@@ -631,19 +642,30 @@ class _Steps:
         leftovers = await self._leftovers(unit)
         for each in leftovers:
             if each.worker is not None:
-                raise LockUnavailable(self._busy(unit, each))
+                raise LockUnavailable(self._busy(unit, each.worker))
             self._job.on_event(Warned(message=f"dropping the INVALID index {each.name} that an interrupted run left"))
             await self._session.run(f"{self._label} DROP INDEX CONCURRENTLY IF EXISTS {each.name}")
         return bool(leftovers)
 
-    def _busy(self, unit: Unit, leftover: indexes.Leftover) -> LockTimeout:
-        where = f"{self._migration.file}:{unit.statements[0].line}"
+    async def _insist_on_quiet(self, unit: Unit) -> None:
+        """Let whoever builds an index on the same table finish: two such builds would wait for one another.
+
+        Raises:
+            LockUnavailable: another session is at it.
+        """
+        if build := sql.index_build(unit.statements[0]):
+            worker = await self._ask(indexes.worker(build), indexes.Worker, unit)
+            if worker.pid is not None:
+                raise LockUnavailable(self._busy(unit, worker.pid))
+
+    def _busy(self, unit: Unit, worker: int) -> LockTimeout:
+        file, line = self._migration.file, unit.statements[0].line
         return LockTimeout(
-            f"{where}: index {leftover.name} is INVALID, and session {leftover.worker} is at work on its table",
+            f"{file}:{line}: session {worker} is at work on the table, such as building another index",
             hint=UNFINISHED,
             version=self._migration.version,
-            file=self._migration.file,
-            line=unit.statements[0].line,
+            file=file,
+            line=line,
         )
 
     async def _is_done(self, unit: Unit, *, cleared: bool) -> bool:
@@ -683,6 +705,9 @@ class _Steps:
         if index.name is None:
             problem = f"there is no index {build.name} on {'.'.join(build.table)}: something else has that name"
             hint = "give the index another name"
+            if self._session.pooled:
+                problem = f"there is no index {build.name} on {'.'.join(build.table)}"
+                hint = "something else has that name, or the pooler has built it in another schema: connect directly"
         else:
             problem = f"index {index.name} exists and is INVALID: an earlier build failed"
             hint = f"DROP INDEX CONCURRENTLY {index.name}; then run `ampd migrate` again"

@@ -9,13 +9,16 @@ import pytest
 
 import ampd as library
 from ampd import Blocked, LockRetry, LockTimeout, MigrationFailed, StatementStarted, locks
+from ampd import history as history_module
 from ampd.config import Migrations
 from ampd.events import Event
 from tests.scenes import (
     Heard,
     ampds,
     assert_no_trace,
+    building,
     history,
+    indexes,
     meanwhile,
     scripts,
     transaction,
@@ -297,3 +300,36 @@ async def test_a_pool_without_a_connection_to_look_from(table: Database) -> None
     assert heard.of(Blocked)
     await library.migrate(table.url, migrations=files)
     await assert_no_trace(table)
+
+
+async def test_a_locked_history(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A history that somebody keeps locked is a lock that could not be acquired, not a lost connection."""
+    monkeypatch.setattr(history_module, "READ_LOCK_SECS", 1)
+    files = scripts("CREATE TABLE t ()")
+    await library.migrate(database.url, migrations=files)
+    async with transaction(database, "LOCK TABLE ampd_schema_migrations"):
+        with pytest.raises(LockTimeout, match="another session has locked the history table") as raised:
+            await library.status(database.url, migrations=files)
+    assert raised.value.code == "lock_timeout"
+    assert raised.value.hint == "wait for its transaction, or end it (pg_locks shows the session), and run again"
+
+
+async def test_a_build_on_a_table_at_which_another_is_at_work(table: Database) -> None:
+    """Two concurrent builds on one table would deadlock: ours is begun only when the other one is through."""
+    heard = Heard()
+    async with (
+        table.connect() as builder,
+        anyio.create_task_group() as tasks,
+        transaction(table, "INSERT INTO t VALUES (1)") as writer,
+    ):
+        tasks.start_soon(builder.execute, "CREATE INDEX CONCURRENTLY theirs ON t (id)")
+        await building(table)
+
+        async def free_it() -> None:
+            await heard.first(LockRetry)
+            await writer.execute("COMMIT")
+
+        tasks.start_soon(free_it)
+        files = scripts("-- no-transaction\nCREATE INDEX CONCURRENTLY ours ON t (id)")
+        await library.migrate(table.url, migrations=files, on_event=heard)
+    assert await indexes(table) == [("ours", True), ("theirs", True)]
