@@ -1,4 +1,4 @@
-"""What statements that run outside of a transaction do to indexes, as SQL expressions that ask the catalog. Pure.
+"""What statements that run outside of a transaction do to indexes, as SQL expressions that ask the catalog.
 
 An index that such a statement leaves INVALID when it fails or is interrupted has to go before the statement can run
 again; and only the catalog tells whether an interrupted one has done its work.

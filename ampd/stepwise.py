@@ -11,7 +11,7 @@ crash; before each of those its beginning is recorded, and afterwards the databa
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -47,11 +47,13 @@ from .events import StatementStarted, Warned
 from .history import Mark, TurnTaken
 from .locks import alongside, with_lock_retries
 from .plan import Resumption, State, conflict_of, done_checksum, resumption
+from .pooler import SEARCH_SECS, Place, find_place, insist_on_no_session, take_back
 from .postgres import ANSWER_SECS, GOODBYE_SECS, RUN_AGAIN, ServerError, do_block
 from .sql import Kind
+from .units import Unit, in_force, units
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from .apply import Job
     from .postgres import Database, Session
@@ -59,64 +61,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _WORD_EVERY_SECS = 4.0
-_SEARCH_SECS = 5.0  # for a pooler's server connection that others are using
-_FIRST_REST_SECS = 0.05
-_GLANCES = 5  # at which server connection a pooler gives us
 
 UNFINISHED = "it is recorded as unfinished: fix the cause and run `ampd migrate` again; it resumes at this statement"
 UNKNOWN = "it is recorded as unfinished: check how far it got, then settle it with `ampd resolve`"
-
-
-class Unit(msgspec.Struct, frozen=True):
-    """Statements that succeed or fail as one: a single one, or all from a BEGIN to its COMMIT."""
-
-    first: int
-    statements: tuple[sql.Statement, ...]
-    kind: Kind
-
-    @property
-    def past(self) -> int:
-        """Return the number of the first statement after it."""
-        return self.first + len(self.statements)
-
-    @property
-    def transactional(self) -> bool:
-        """Tell whether it can be recorded in the transaction that it runs in."""
-        return self.kind in (Kind.TRANSACTIONAL, Kind.SESSION, Kind.COMMIT)
-
-
-def units(statements: tuple[sql.Statement, ...], first: int) -> Iterator[Unit]:
-    """Yield what remains to be run from statement `first` on, explicit transactions in one piece."""
-    while first < len(statements):
-        past = first + 1
-        kind = sql.kind(statements[first])
-        if kind is Kind.BEGIN:
-            while past < len(statements) and not sql.ends_transaction(statements[past - 1]):
-                past += 1
-            kind = sql.kind(statements[past - 1])
-        yield Unit(first, statements[first:past], kind)
-        first = past
-
-
-def in_force(statements: tuple[sql.Statement, ...]) -> tuple[sql.Statement, ...]:
-    """Return the statements by which a file has set its session, as far as no later one has taken them back."""
-    kept: list[tuple[str | None, sql.Statement]] = []
-    for unit in units(statements, 0):
-        if unit.kind is Kind.ROLLBACK:
-            continue
-        for statement in unit.statements:
-            name = sql.setting(statement)
-            if name == "all":
-                kept = [(other, each) for other, each in kept if other in ("role", "session_authorization")]
-            elif name is not None:
-                kept = [(other, each) for other, each in kept if other != name]
-            if (
-                (name and statement.words[0] == "SET")
-                or sql.is_set_config(statement)
-                or statement.words[:1] == ("LOAD",)
-            ):
-                kept.append((name, statement))
-    return tuple(statement for _, statement in kept)
 
 
 class Guard:
@@ -194,79 +141,13 @@ async def apply_stepwise(source: Database, session: Session, job: Job) -> None:
         guard = Guard(guarding)
         await guard.take(job)
         try:
-            place = await _find_place(session, job)
+            place = await find_place(session, job)
             if job.script.step.applied is not None:
                 await _look_again(session, job)
             async with alongside(guard.keep):
                 await _Steps(source, session, guard, job, place).run()
         finally:
             await guarding.recover()  # a pooler throws away a server connection that is left in a transaction
-
-
-class _Place(msgspec.Struct, frozen=True):
-    """Where a message has met the server: the backend's process id, and the schema that its search path begins with."""
-
-    pid: int
-    schema: str | None
-
-
-async def _find_place(session: Session, job: Job) -> _Place:
-    """Return where we are; behind a pooler, insist that we stay there if the migration depends on it.
-
-    A pooler in transaction mode gives the guard what we had, and us another server connection.
-    """
-    document = (
-        "pg_catalog.jsonb_build_object('pid', pg_catalog.pg_backend_pid(), 'schema', pg_catalog.current_schema())"
-    )
-    pids, place = {job.history.pid}, None
-    for _ in range(_GLANCES if session.pooled else 1):
-        try:
-            place = await session.ask(do_block(f"BEGIN {session.note(document)} END"), _Place)
-        except NoAnswer as error:
-            hint = "a pooler needs two server connections for each runner of a no-transaction migration; " + RUN_AGAIN
-            raise NoAnswer(error.message, hint=hint) from error
-        pids.add(place.pid)
-    assert place is not None
-    if session.pooled and len(pids) > 1:
-        _insist_on_no_session(job, place)
-    return place
-
-
-def _insist_on_no_session(job: Job, place: _Place) -> None:
-    """Refuse what depends on its session, behind a pooler that gives each message another one.
-
-    Raises:
-        ConfigError: objects could be made in a wrong schema, or by a wrong role.
-    """
-    statements, file, needs = job.script.statements, job.script.migration.file, None
-    for unit in units(statements, 0):
-        if unit.transactional:
-            continue
-        line, settings = unit.statements[0].line, in_force(statements[: unit.first])
-        if of_session := next(filter(_says_who_or_where, settings), None):
-            needs = f"`{of_session.text}` in line {of_session.line}"
-        elif job.schema not in (None, place.schema):
-            needs = f"schema = {job.schema!r}"
-        if needs:
-            raise ConfigError(
-                f"{file}:{line}: runs outside of a transaction, where {needs} does not reach it behind a pooler in "
-                "transaction mode",
-                hint="connect directly, or to a pooler in session mode; or let the server set it for each session, "
-                "such as ALTER ROLE … SET search_path = …",
-                version=job.script.migration.version,
-                file=file,
-                line=line,
-            )
-
-
-_WHO_AND_WHERE = ("search_path", "role", "session_authorization")
-
-
-def _says_who_or_where(statement: sql.Statement) -> bool:
-    text = statement.text.lower()
-    return sql.setting(statement) in _WHO_AND_WHERE or (
-        sql.is_set_config(statement) and any(f"'{name}'" in text for name in _WHO_AND_WHERE)
-    )
 
 
 async def _look_again(session: Session, job: Job) -> None:
@@ -290,7 +171,7 @@ class _Steps:
     may meet another session, so that everything is set for one message or one unit, and taken back with it.
     """
 
-    def __init__(self, source: Database, session: Session, guard: Guard, job: Job, place: _Place) -> None:
+    def __init__(self, source: Database, session: Session, guard: Guard, job: Job, place: Place) -> None:
         self._source = source
         self._session = session
         self._guard = guard
@@ -328,7 +209,7 @@ class _Steps:
             resume = resumption(self._migration, row) or resume
             self._mark = Mark(row.statements_done, row.done_checksum)
             await self._write(sql_of.insist_on(job.history) + sql_of.make_room(job.history))
-        patience = _SEARCH_SECS
+        patience = SEARCH_SECS
         try:
             await self._prepare_session(resume.done)
             self._in_doubt = resume.in_doubt
@@ -347,48 +228,14 @@ class _Steps:
             raise
         finally:
             with anyio.CancelScope(shield=True):
-                await self._take_back(leave_no_trace(shared=self._session.shared), self._touched, patience)
-
-    async def _take_back(self, resets: str, touched: set[int], patience: float = _SEARCH_SECS) -> None:
-        """Clean the session; behind a pooler, each of its server connections that we have touched and can get in time.
-
-        It hands out first what was given back last, which hides the others, and some may be in other hands by now.
-        """
-        session, rest = self._session, _FIRST_REST_SECS
-        with anyio.move_on_after(patience):
-            with anyio.move_on_after(GOODBYE_SECS), suppress(ServerError, AmpdError):
-                if await session.recover():
-                    pid = do_block(f"BEGIN {session.note_pid()} END")
-                    await session.run(f"{resets}{pid}", on_note=Course(session, self._job))
-                    touched.discard(session.backend_pid or 0)
-            if session.server_pid in touched:  # no pooler: the connection is gone, and what was set on it as well
-                return
-            while touched:
-                with anyio.move_on_after(GOODBYE_SECS), suppress(ServerError, AmpdError):
-                    await self._search(resets, touched)
-                if touched:  # let those through who wait for what we have held
-                    await anyio.sleep(rest)
-                    rest *= 2
-        if touched:
-            pids = ", ".join(map(str, sorted(touched)))
-            told = f"what {self._migration.label} has set may still hold in the pooler's server connection, pid {pids}"
-            self._job.on_event(Warned(message=f"{told}: RECONNECT in the pooler's console renews it"))
-
-    async def _search(self, resets: str, touched: set[int]) -> None:
-        """Clean the touched ones among a pooler's idle server connections, and hold the others until all are found."""
-        alive = f"""(SELECT COALESCE(pg_catalog.jsonb_agg(pid), '[]') FROM pg_catalog.pg_stat_activity
-            WHERE pid OPERATOR(pg_catalog.=) ANY (ARRAY{sorted(touched)}))"""
-        question = do_block(f"BEGIN {self._session.note(alive)} END")
-        touched.intersection_update(await self._session.ask(question, list[int]))
-        async with AsyncExitStack() as holding:
-            while touched:
-                session = await holding.enter_async_context(self._source.second_session(GOODBYE_SECS))
-                holding.push_async_callback(session.recover)  # a pooler throws away what is left in a transaction
-                pid = do_block(f"BEGIN {session.note_pid()} END")
-                await session.run(f"BEGIN; {pid}", on_note=Course(session, self._job))
-                if session.backend_pid in touched:
-                    await session.run(f"{resets}COMMIT")
-                    touched.discard(session.backend_pid)
+                await take_back(
+                    self._source,
+                    self._session,
+                    self._job,
+                    leave_no_trace(shared=self._session.shared),
+                    self._touched,
+                    patience,
+                )
 
     async def _with_lock_retries(
         self, attempt: Callable[[Session, Job], Awaitable[None]], *, at_length: AmpdError | None = None
@@ -529,7 +376,7 @@ class _Steps:
             await self._take_back_begun(unit)
             raise
         if touched:
-            await self._take_back(reset(shared=True), touched)
+            await take_back(self._source, self._session, self._job, reset(shared=True), touched)
         await self._record(unit.past, unit.past)
 
     async def _is_hopeless(self, unit: Unit) -> bool:
@@ -580,7 +427,7 @@ class _Steps:
         if not session.pooled or session.backend_pid is None:
             return set()
         if session.backend_pid != self._place.pid:
-            _insist_on_no_session(job, self._place)
+            insist_on_no_session(job, self._place)
         return {session.backend_pid}
 
     def _touch(self) -> None:

@@ -1,0 +1,139 @@
+"""Behind a pooler: noticing one, refusing what cannot work there, and giving its server connections back as they were.
+
+A pooler in transaction mode gives each message whichever server connection is free. What is set on one of them stays
+there for whoever is given it next, and does not hold for what follows.
+"""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack, suppress
+from typing import TYPE_CHECKING
+
+import anyio
+import msgspec
+
+from . import sql
+from .apply import Course
+from .errors import AmpdError, ConfigError, NoAnswer
+from .events import Warned
+from .postgres import GOODBYE_SECS, RUN_AGAIN, ServerError, do_block
+from .units import in_force, units
+
+if TYPE_CHECKING:
+    from .apply import Job
+    from .postgres import Database, Session
+
+SEARCH_SECS = 5.0  # for a server connection that others are using
+_FIRST_REST_SECS = 0.05
+_GLANCES = 5  # at which server connection we are given
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where a message has met the server: the backend's process id, and the schema that its search path begins with."""
+
+    pid: int
+    schema: str | None
+
+
+async def find_place(session: Session, job: Job) -> Place:
+    """Return where we are; behind a pooler, insist that we stay there if the migration depends on it.
+
+    A pooler in transaction mode gives the guard what we had, and us another server connection.
+    """
+    document = (
+        "pg_catalog.jsonb_build_object('pid', pg_catalog.pg_backend_pid(), 'schema', pg_catalog.current_schema())"
+    )
+    pids, place = {job.history.pid}, None
+    for _ in range(_GLANCES if session.pooled else 1):
+        try:
+            place = await session.ask(do_block(f"BEGIN {session.note(document)} END"), Place)
+        except NoAnswer as error:
+            hint = "a pooler needs two server connections for each runner of a no-transaction migration; " + RUN_AGAIN
+            raise NoAnswer(error.message, hint=hint) from error
+        pids.add(place.pid)
+    assert place is not None
+    if session.pooled and len(pids) > 1:
+        insist_on_no_session(job, place)
+    return place
+
+
+def insist_on_no_session(job: Job, place: Place) -> None:
+    """Refuse what depends on its session, behind a pooler that gives each message another one.
+
+    Raises:
+        ConfigError: objects could be made in a wrong schema, or by a wrong role.
+    """
+    statements, file, needs = job.script.statements, job.script.migration.file, None
+    for unit in units(statements, 0):
+        if unit.transactional:
+            continue
+        line, settings = unit.statements[0].line, in_force(statements[: unit.first])
+        if of_session := next(filter(_says_who_or_where, settings), None):
+            needs = f"`{of_session.text}` in line {of_session.line}"
+        elif job.schema not in (None, place.schema):
+            needs = f"schema = {job.schema!r}"
+        if needs:
+            raise ConfigError(
+                f"{file}:{line}: runs outside of a transaction, where {needs} does not reach it behind a pooler in "
+                "transaction mode",
+                hint="connect directly, or to a pooler in session mode; or let the server set it for each session, "
+                "such as ALTER ROLE … SET search_path = …",
+                version=job.script.migration.version,
+                file=file,
+                line=line,
+            )
+
+
+_WHO_AND_WHERE = ("search_path", "role", "session_authorization")
+
+
+def _says_who_or_where(statement: sql.Statement) -> bool:
+    text = statement.text.lower()
+    return sql.setting(statement) in _WHO_AND_WHERE or (
+        sql.is_set_config(statement) and any(f"'{name}'" in text for name in _WHO_AND_WHERE)
+    )
+
+
+async def take_back(
+    source: Database, session: Session, job: Job, resets: str, touched: set[int], patience: float = SEARCH_SECS
+) -> None:
+    """Clean a session; behind a pooler, each of its server connections that we have touched and can get in time.
+
+    It hands out first what was given back last, which hides the others, and some may be in other hands by now.
+    """
+    rest = _FIRST_REST_SECS
+    with anyio.move_on_after(patience):
+        with anyio.move_on_after(GOODBYE_SECS), suppress(ServerError, AmpdError):
+            if await session.recover():
+                pid = do_block(f"BEGIN {session.note_pid()} END")
+                await session.run(f"{resets}{pid}", on_note=Course(session, job))
+                touched.discard(session.backend_pid or 0)
+        if session.server_pid in touched:  # no pooler: the connection is gone, and what was set on it as well
+            return
+        while touched:
+            with anyio.move_on_after(GOODBYE_SECS), suppress(ServerError, AmpdError):
+                await _search(source, session, job, resets, touched)
+            if touched:  # let those through who wait for what we have held
+                await anyio.sleep(rest)
+                rest *= 2
+    if touched:
+        pids = ", ".join(map(str, sorted(touched)))
+        told = f"what {job.script.migration.label} has set may still hold in the pooler's server connection, pid {pids}"
+        job.on_event(Warned(message=f"{told}: RECONNECT in the pooler's console renews it"))
+
+
+async def _search(source: Database, session: Session, job: Job, resets: str, touched: set[int]) -> None:
+    """Clean the touched ones among a pooler's idle server connections, and hold the others until all are found."""
+    alive = f"""(SELECT COALESCE(pg_catalog.jsonb_agg(pid), '[]') FROM pg_catalog.pg_stat_activity
+        WHERE pid OPERATOR(pg_catalog.=) ANY (ARRAY{sorted(touched)}))"""
+    question = do_block(f"BEGIN {session.note(alive)} END")
+    touched.intersection_update(await session.ask(question, list[int]))
+    async with AsyncExitStack() as holding:
+        while touched:
+            other = await holding.enter_async_context(source.second_session(GOODBYE_SECS))
+            holding.push_async_callback(other.recover)  # a pooler throws away what is left in a transaction
+            pid = do_block(f"BEGIN {other.note_pid()} END")
+            await other.run(f"BEGIN; {pid}", on_note=Course(other, job))
+            if other.backend_pid in touched:
+                await other.run(f"{resets}COMMIT")
+                touched.discard(other.backend_pid)

@@ -1,0 +1,49 @@
+"""The units of a no-transaction file, and what it has set for its session at a place."""
+
+import pytest
+
+from ampd.sql import Kind, split
+from ampd.units import in_force, units
+
+PLAIN, AGAIN = Kind.TRANSACTIONAL, Kind.REPEATABLE
+
+
+@pytest.mark.parametrize(
+    ("script", "first", "expected"),
+    [
+        ("SELECT 1; VACUUM; SELECT 2", 0, [(0, 1, PLAIN), (1, 1, AGAIN), (2, 1, PLAIN)]),
+        ("SELECT 1; VACUUM; SELECT 2", 2, [(2, 1, PLAIN)]),
+        ("SELECT 1; VACUUM", 2, []),
+        ("BEGIN; SELECT 1; COMMIT; SELECT 2", 0, [(0, 3, Kind.COMMIT), (3, 1, PLAIN)]),
+        ("BEGIN; SAVEPOINT a; ROLLBACK TO a; END", 0, [(0, 4, Kind.COMMIT)]),
+        ("START TRANSACTION; SELECT 1; ABORT; VACUUM", 0, [(0, 3, Kind.ROLLBACK), (3, 1, AGAIN)]),
+        ("BEGIN; PREPARE TRANSACTION 'p'; COMMIT PREPARED 'p'", 0, [(0, 2, Kind.OPAQUE), (2, 1, Kind.OPAQUE)]),
+        ("BEGIN; COMMIT", 0, [(0, 2, Kind.COMMIT)]),
+    ],
+)  # fmt: skip
+def test_units(script: str, first: int, expected: list[tuple[int, int, Kind]]) -> None:
+    """From BEGIN to whatever ends the transaction is one unit, and any other statement is one by itself."""
+    found = [(unit.first, len(unit.statements), unit.kind) for unit in units(split(script), first)]
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("SELECT 1; VACUUM", []),
+        ("SET work_mem = '1MB'; SET search_path = a", ["SET work_mem = '1MB'", "SET search_path = a"]),
+        ("SET work_mem = '1MB'; SET Work_Mem = '2MB'", ["SET Work_Mem = '2MB'"]),
+        ("SET work_mem = '1MB'; RESET work_mem", []),
+        ("SET work_mem = '1MB'; SET ROLE a; RESET ALL", ["SET ROLE a"]),
+        ("SET ROLE a; RESET ROLE", []),
+        ("BEGIN; SET work_mem = '1MB'; COMMIT", ["SET work_mem = '1MB'"]),
+        ("BEGIN; SET work_mem = '1MB'; ROLLBACK", []),
+        ("SET LOCAL work_mem = '1MB'; BEGIN; SET TRANSACTION READ WRITE; COMMIT", []),
+        ("SELECT set_config('a.b', 'c', false)", ["SELECT set_config('a.b', 'c', false)"]),
+        ("SELECT set_config('a.b', now()::text, false); SELECT reset_config()", []),
+        ("LOAD 'auto_explain'", ["LOAD 'auto_explain'"]),
+    ],
+)
+def test_what_is_in_force(script: str, expected: list[str]) -> None:
+    """What is set again is what a session would have: neither what was rolled back, nor what was set anew or reset."""
+    assert [statement.text for statement in in_force(split(script))] == expected
