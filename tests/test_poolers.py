@@ -214,8 +214,8 @@ async def test_a_kill_in_mid_statement(
         process.communicate()
 
         async def freed() -> bool:
-            locked = "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted)"
-            return not await database.fetchval(locked)
+            waits = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = $1 AND wait_event_type = 'Lock')"
+            return not await database.fetchval(waits, database.name)
 
         await until(freed)
     report = await library.migrate(pooled.url, migrations=scripts(*files))
