@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from .errors import ConfigError, PermissionDenied
+from .errors import ConfigError, MigrationFailed, PermissionDenied
 from .migration import AppliedMigration
 from .postgres import do_block, identifier, literal, read_only
 from .version import VERSION
 
 if TYPE_CHECKING:
+    from .errors import AmpdError
     from .migration import Migration
     from .postgres import ServerError, Session
 
@@ -48,7 +49,14 @@ _COLLISIONS = ("23505", "42P01", "42P07", "42P06")
 
 
 class TurnTaken(Exception):
-    """Another runner has the lock, or has added to the history: read it again."""
+    """Another runner has the lock, or has added to the history: read it again.
+
+    `unless` is what the server's refusal means if it turns out that no other runner was there.
+    """
+
+    def __init__(self, message: str, *, unless: AmpdError | None = None) -> None:
+        super().__init__(message)
+        self.unless = unless
 
 
 class Holder(msgspec.Struct, frozen=True):
@@ -191,8 +199,10 @@ def refuse_to_write(history: History) -> None:
 
 def turned_away(error: ServerError, history: History) -> Exception | None:
     """Return what it means that `take_turn` or `insist_on` has refused; None for any other error."""
-    if error.sqlstate in (BUSY, MOVED) or error.sqlstate in _COLLISIONS:
+    if error.sqlstate in (BUSY, MOVED):
         return TurnTaken(error.message)
+    if error.sqlstate in _COLLISIONS:
+        return TurnTaken(error.message, unless=unwritable(error, history))
     if error.sqlstate == STRANGER:
         return PermissionDenied(
             f"the history table {history.name} belongs to {error.message}, who is neither a superuser, nor the owner "
@@ -201,6 +211,16 @@ def turned_away(error: ServerError, history: History) -> Exception | None:
             "if not, drop it, and REVOKE CREATE ON SCHEMA public FROM PUBLIC",
         )
     return None
+
+
+def unwritable(error: ServerError, history: History) -> AmpdError:
+    """Return the error for a server that has refused what it is asked with every migration, whoever is to blame."""
+    return MigrationFailed(
+        f"the history table {history.name} could not be written: {error.message} (SQLSTATE {error.sqlstate})",
+        hint="look for an event trigger, a trigger or a type that is in its way, and run again; nothing was kept",
+        sqlstate=error.sqlstate,
+        detail=error.detail,
+    )
 
 
 def _read_message(session: Session, schema: str | None, who: str | None) -> str:

@@ -182,8 +182,8 @@ class _Run:
                     for script in scripts:
                         self.history = await self._apply(session, script, self.history, total)
                         turn.had()
-                except TurnTaken:
-                    self.history = await turn.wait(self.history)
+                except TurnTaken as taken:
+                    self.history = await turn.wait(self.history, taken)
 
     def plan(self, *, whole: bool = False) -> Plan:
         order = Order.ALLOW_OUT_OF_ORDER if self.limits.allow_out_of_order else Order.STRICT

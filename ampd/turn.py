@@ -10,7 +10,7 @@ import anyio
 
 from .errors import TurnTimeout
 from .events import OnEvent, Waiting
-from .history import History, Holder, read
+from .history import History, Holder, TurnTaken, read
 
 if TYPE_CHECKING:
     from .postgres import Session
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _SHORTEST, _LONGEST = 0.02, 1.0  # seconds between two looks
 _QUIET_SECS = 1.0  # a shorter wait is not worth a word
 _TELL_EVERY_SECS = 5.0
+_COLLISIONS = 5  # with nobody to be seen, after which it was no other runner
 
 
 class Turn:
@@ -35,12 +36,14 @@ class Turn:
         self._begun: float | None = None
         self._told = 0.0
         self._pause = _SHORTEST
+        self._collisions = 0
 
-    async def wait(self, history: History) -> History:
+    async def wait(self, history: History, why: TurnTaken | None = None) -> History:
         """Pause, and read the history again, with who has the turn now.
 
         Raises:
             TurnTimeout: others have had the turn for too long.
+            AmpdError: it was not taken by any other runner.
         """
         now = monotonic()
         self._begun = self._begun or now
@@ -52,7 +55,12 @@ class Turn:
             self._on_event(_waiting(history.holder, waited, self._limit))
         await anyio.sleep(min(self._pause * random.uniform(0.5, 1.5), self._limit - waited))
         self._pause = min(self._pause * 1.5, _LONGEST)
-        return await self.look(history)
+        found = await self.look(history)
+        unless = why.unless if why and not found.holder and found.applied == history.applied else None
+        self._collisions = self._collisions + 1 if unless else 0
+        if unless and self._collisions >= _COLLISIONS:
+            raise unless from why
+        return found
 
     async def look(self, history: History) -> History:
         """Read the history again, with who has the turn."""
