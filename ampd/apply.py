@@ -16,11 +16,11 @@ from .diagnose import (
     Message,
     failure,
 )
-from .errors import AmpdError
+from .errors import AmpdError, ConnectionFailed
 from .events import OnEvent, StatementStarted
 from .migration import Directives, Migration
 from .plan import Settlement
-from .postgres import ServerError, do_block, identifier, literal, translate
+from .postgres import ABOUT_THE_CONNECTION, ServerError, do_block, identifier, literal, translate
 
 if TYPE_CHECKING:
     from .config import Migrations
@@ -87,6 +87,12 @@ class Job(msgspec.Struct, frozen=True):
   PERFORM pg_catalog.set_config('search_path', CASE WHEN {path} OPERATOR(pg_catalog.=) '' THEN {front}
     ELSE pg_catalog.concat({front}, ', ', {path}) END, {str(local).lower()});"""
 
+    def set_path_after(self, statement: sql.Statement, *, local: bool) -> str:
+        """Return a statement that does so again where a statement of the file has taken it back."""
+        if self.schema is None or not sql.resets_path(statement):
+            return ""
+        return f"{do_block(f'BEGIN {self.set_path(local=local)} END')}; "
+
 
 def milliseconds(seconds: float) -> int:
     """Return what PostgreSQL's timeouts take; never 0, which is no limit, for a limit that rounds down to it."""
@@ -146,9 +152,9 @@ _TO_THE_FOUND_ROLE = """
 _IF_FOUND = f"""
 DECLARE
   kept pg_catalog.jsonb;
-  one record;
+  one pg_catalog.record;
 BEGIN
-  IF COALESCE(pg_catalog.current_setting('{_FOUND}', true), '') OPERATOR(pg_catalog.=) '' THEN
+  IF COALESCE(pg_catalog.current_setting('{_FOUND}', true), '') OPERATOR(pg_catalog.=) '' THEN%s
     RETURN;
   END IF;
   kept := pg_catalog.current_setting('{_FOUND}')::pg_catalog.jsonb;"""
@@ -156,7 +162,7 @@ BEGIN
 _RESTORE = f"""{_IF_FOUND}
   FOR one IN
     SELECT name, setting, kept OPERATOR(pg_catalog.->) 'settings' OPERATOR(pg_catalog.->>) name AS before
-    FROM {_SET}
+    FROM {_SET} OR kept OPERATOR(pg_catalog.->) 'settings' OPERATOR(pg_catalog.?) name
   LOOP
     IF one.before IS NULL THEN
       EXECUTE (SELECT pg_catalog.concat('RESET ', pg_catalog.string_agg(pg_catalog.quote_ident(part), '.'))
@@ -165,9 +171,10 @@ _RESTORE = f"""{_IF_FOUND}
       PERFORM pg_catalog.set_config(one.name, one.before, false);
     END IF;
   END LOOP;{_TO_THE_FOUND_ROLE % "false"}
+  PERFORM pg_catalog.set_config('{_FOUND}', '', false);
 END"""
 
-_AS_FOUND = f"""{_IF_FOUND}{_TO_THE_FOUND_ROLE % "true"}
+_AS_FOUND = f"""{_IF_FOUND % ""}{_TO_THE_FOUND_ROLE % "true"}
 END"""
 
 
@@ -180,21 +187,25 @@ def remember(*, local: bool) -> str:
   END IF;"""
 
 
-def reset(*, shared: bool) -> str:
-    """Return the statements that take back role and settings: to the defaults, or to what was remembered."""
-    settings = do_block(_RESTORE) if shared else "RESET ALL"
-    return f"SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; {settings}; "
+def reset(*, shared: bool, remembered: bool = False) -> str:
+    """Return the statements that take back role and settings: to the defaults, or to what others had set.
+
+    `remembered` says that it was noted in this very transaction: if the note is gone, a RESET ALL has taken it away.
+    """
+    settings = do_block(_RESTORE % (" EXECUTE 'RESET ALL';" if remembered else "")) if shared else "RESET ALL"
+    return f"SET LOCAL statement_timeout = 0; SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; {settings}; "
 
 
 def as_ourselves(*, shared: bool) -> str:
     """Return the statements by which the rest of a transaction has our own role, whatever its script has set."""
     found = f"{do_block(_AS_FOUND)}; " if shared else ""
-    return f"SET LOCAL SESSION AUTHORIZATION DEFAULT; SET LOCAL ROLE NONE; {found}"
+    return f"SET LOCAL SESSION AUTHORIZATION DEFAULT; SET LOCAL ROLE TO DEFAULT; {found}"
 
 
-def leave_no_trace(*, shared: bool) -> str:
+def leave_no_trace(*, shared: bool, remembered: bool = False) -> str:
     """Return the statements that take back whatever a script may have done to the session."""
-    return f"{reset(shared=shared)}CLOSE ALL; UNLISTEN *; DISCARD TEMP; DISCARD SEQUENCES; {BEYOND_ROLLBACK}"
+    taken_back = reset(shared=shared, remembered=remembered)
+    return f"{taken_back}CLOSE ALL; UNLISTEN *; DISCARD TEMP; DISCARD SEQUENCES; {BEYOND_ROLLBACK}"
 
 
 async def apply_in_transaction(session: Session, job: Job) -> None:
@@ -274,8 +285,9 @@ END"""
     for number, statement in enumerate(job.script.statements):
         message.add(f"{session.marker(str(number))}; ")
         message.add_statement(statement)
+        message.add(job.set_path_after(statement, local=True))
     message.add(f"{session.marker(str(len(job.script.statements)))}; {RUN_DEFERRED}")
-    message.add(f"{leave_no_trace(shared=session.shared)}{job.set_limits()}")
+    message.add(f"{leave_no_trace(shared=session.shared, remembered=True)}{job.set_limits()}")
     message.add(f"{sql_of.finish(history, migration, len(job.script.statements))}; COMMIT")
     return message
 
@@ -293,7 +305,9 @@ def meaning(error: ServerError, job: Job, message: Message, running: int, *, cou
             escaped = next(filter(sql.has_byte_escape, job.script.statements), None) if escapes else None
             return failure(error, job.script.migration, escaped, None, aftermath=ROLLED_BACK)
         if error.sqlstate not in (LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED):
-            return translate(error)
+            known = translate(error)
+            ours = type(known) is ConnectionFailed and error.sqlstate[:2] not in ABOUT_THE_CONNECTION
+            return sql_of.unwritable(error, job.history) if ours else known
     at_end = running >= len(job.script.statements)
     statement = None if at_end or running < 0 else job.script.statements[running]
     if error.sqlstate in (LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED):

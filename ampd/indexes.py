@@ -60,18 +60,21 @@ def are_there(names: tuple[tuple[str, ...], ...]) -> str:
     return " OR ".join(f"{_relation(name)} IS NOT NULL" for name in names)
 
 
-def invalid_builds(build: IndexBuild, history: History, version: int) -> str:
+def begun_by(history: History, version: int) -> str:
+    """Return an expression for the transaction that has last written a migration's row of the history, as `str`."""
+    return f"(SELECT h.xmin::pg_catalog.text FROM {history.name} h WHERE h.version OPERATOR(pg_catalog.=) {version})"
+
+
+def invalid_builds(build: IndexBuild, begun_by: str) -> str:
     """Return an expression for what a build has left, as `list[Leftover]`; without a name, what is younger than it."""
-    mine = (
-        _younger(history, version) if build.name is None else f"c.relname OPERATOR(pg_catalog.=) {literal(build.name)}"
-    )
+    mine = _younger(begun_by) if build.name is None else f"c.relname OPERATOR(pg_catalog.=) {literal(build.name)}"
     return _invalid(f"i.indrelid OPERATOR(pg_catalog.=) {_relation(build.table)} AND {mine}")
 
 
-def invalid_copies(history: History, version: int) -> str:
+def invalid_copies(begun_by: str) -> str:
     """Return an expression for the copies that a REINDEX CONCURRENTLY has left since then, as `list[Leftover]`."""
     copies = "n.nspname OPERATOR(pg_catalog.<>) 'pg_toast' AND c.relname OPERATOR(pg_catalog.~) '_cc(new|old)[0-9]*$'"
-    return _invalid(f"{copies} AND {_younger(history, version)}")
+    return _invalid(f"{copies} AND {_younger(begun_by)}")
 
 
 _INDEXES = """pg_catalog.pg_index i
@@ -92,20 +95,20 @@ def worker(build: IndexBuild) -> str:
 
 
 def _worker(table: str) -> str:
-    # Whoever builds, rebuilds or drops an index concurrently holds this lock throughout; autovacuum gives it up for us.
+    # Whoever builds, rebuilds or drops an index concurrently holds this lock throughout; autovacuum, which has no user,
+    # gives it up for us.
     return f"""(SELECT pg_catalog.min(l.pid) FROM pg_catalog.pg_locks l
         JOIN pg_catalog.pg_database d ON d.oid OPERATOR(pg_catalog.=) l.database
-        LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid OPERATOR(pg_catalog.=) l.pid
+        JOIN pg_catalog.pg_stat_activity a ON a.pid OPERATOR(pg_catalog.=) l.pid
         WHERE l.relation OPERATOR(pg_catalog.=) {table} AND l.granted
           AND d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
           AND l.mode OPERATOR(pg_catalog.=) 'ShareUpdateExclusiveLock'
           AND l.pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid()
-          AND COALESCE(a.backend_type, '') OPERATOR(pg_catalog.<>) 'autovacuum worker')"""
+          AND a.usesysid IS NOT NULL)"""
 
 
-def _younger(history: History, version: int) -> str:
-    return f"""pg_catalog.age(i.xmin) OPERATOR(pg_catalog.<=) (
-            SELECT pg_catalog.age(h.xmin) FROM {history.name} h WHERE h.version OPERATOR(pg_catalog.=) {version})"""
+def _younger(begun_by: str) -> str:
+    return f"pg_catalog.age(i.xmin) OPERATOR(pg_catalog.<=) pg_catalog.age({literal(begun_by)}::pg_catalog.xid)"
 
 
 def _relation(name: tuple[str, ...]) -> str:

@@ -93,7 +93,9 @@ class Watch:
         """Look on the connection that holds the turn, for want of another one."""
         if self._spare is not None:
             with suppress(AmpdError):
-                sight = await self._spare.ask(do_block(self._body(self._spare.note)), Sight)
+                # The savepoint gives back the locks on catalogs, for which the migration itself might wait.
+                look = f"SAVEPOINT look; {do_block(self._body(self._spare.note))}; ROLLBACK TO look; RELEASE look"
+                sight = await self._spare.ask(look, Sight)
                 self._see(sight)
 
     def _is_gone(self, sight: Sight) -> bool:

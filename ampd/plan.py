@@ -214,15 +214,17 @@ def done_checksum(statements: Iterable[Statement]) -> bytes:
 def resumption(migration: Migration, row: AppliedMigration) -> Resumption | None:
     """Return where to go on with an interrupted migration; None if that is not provably safe.
 
-    It is when the file still runs statement by statement, every statement that was done stands in it unchanged, and
-    likewise the one that was begun, and that one can either be run again or leaves traces by which to tell whether it
-    must be.
+    It is when the file still runs statement by statement, every statement that was done stands in it unchanged and has
+    made nothing temporary that the others mention, and the one that was begun stands unchanged as well, and can either
+    be run again or leaves traces by which to tell whether it must be.
     """
     from .sql import Kind, kind, split
 
     statements = split(migration.sql)
     done = row.statements_done
     if not 0 <= done <= len(statements) or _runs_in_a_transaction(migration):
+        return None
+    if is_bound_to_session(statements, done):
         return None
     if row.done_checksum == done_checksum(statements[:done]):
         return Resumption(done, in_doubt=False)
@@ -234,6 +236,14 @@ def resumption(migration: Migration, row: AppliedMigration) -> Resumption | None
     if not unchanged or (len(begun) > done and kind(begun[done]) is Kind.OPAQUE):
         return None
     return Resumption(done, in_doubt=len(begun) > done)
+
+
+def is_bound_to_session(statements: tuple[Statement, ...], done: int) -> bool:
+    """Tell whether what is not done needs what the rest has made for its session, and could mistake another for it."""
+    from .sql import mentions, temporary
+
+    gone = set(filter(None, map(temporary, statements[:done])))
+    return any(mentions(each, name) for name in gone for each in statements[done:])
 
 
 def _runs_in_a_transaction(migration: Migration) -> bool:

@@ -17,7 +17,7 @@ from .apply import Course
 from .errors import AmpdError, ConfigError, NoAnswer
 from .events import Warned
 from .postgres import GOODBYE_SECS, RUN_AGAIN, ServerError, do_block
-from .units import in_force, units
+from .units import units
 
 if TYPE_CHECKING:
     from .apply import Job
@@ -64,11 +64,23 @@ def insist_on_no_session(job: Job, place: Place) -> None:
         ConfigError: objects could be made in a wrong schema, or by a wrong role.
     """
     statements, file, needs = job.script.statements, job.script.migration.file, None
+    temporary = dict[str, int]()
     for unit in units(statements, 0):
+        line = unit.statements[0].line
+        name = next((name for name in temporary for each in unit.statements if sql.mentions(each, name)), None)
+        if name is not None:
+            raise ConfigError(
+                f"{file}:{line}: behind a pooler in transaction mode this may not find {name}, which is temporary and "
+                f"made in line {temporary[name]}",
+                hint="connect directly, or to a pooler in session mode; or put both between BEGIN and COMMIT",
+                version=job.script.migration.version,
+                file=file,
+                line=line,
+            )
+        temporary |= {name: each.line for each in unit.statements if (name := sql.temporary(each))}
         if unit.transactional:
             continue
-        line, settings = unit.statements[0].line, in_force(statements[: unit.first])
-        if of_session := next(filter(_says_who_or_where, settings), None):
+        if of_session := next((each for each in unit.settings if sql.setting(each) in _WHO_AND_WHERE), None):
             needs = f"`{of_session.text}` in line {of_session.line}"
         elif job.schema not in (None, place.schema):
             needs = f"schema = {job.schema!r}"
@@ -87,13 +99,6 @@ def insist_on_no_session(job: Job, place: Place) -> None:
 _WHO_AND_WHERE = ("search_path", "role", "session_authorization")
 
 
-def _says_who_or_where(statement: sql.Statement) -> bool:
-    text = statement.text.lower()
-    return sql.setting(statement) in _WHO_AND_WHERE or (
-        sql.is_set_config(statement) and any(f"'{name}'" in text for name in _WHO_AND_WHERE)
-    )
-
-
 async def take_back(
     source: Database, session: Session, job: Job, resets: str, touched: set[int], patience: float = SEARCH_SECS
 ) -> None:
@@ -108,7 +113,8 @@ async def take_back(
                 pid = do_block(f"BEGIN {session.note_pid()} END")
                 await session.run(f"{resets}{pid}", on_note=Course(session, job))
                 touched.discard(session.backend_pid or 0)
-        if session.server_pid in touched:  # no pooler: the connection is gone, and what was set on it as well
+        if session.server_pid in touched:  # no pooler: what cannot be taken back goes with the connection
+            session.give_up("what the migration has set could not be taken back")
             return
         while touched:
             with anyio.move_on_after(GOODBYE_SECS), suppress(ServerError, AmpdError):

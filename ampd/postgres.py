@@ -95,6 +95,8 @@ class Session:
         self._lent = lent
         self.pooled = False  # whether a pooler stands before the server; known once a backend has told its process id
         self.server_pid = int(connection.get_server_pid())  # a pooler tells one that is no backend's
+        # Error positions count bytes in a database whose encoding is SQL_ASCII.
+        self.counts_bytes = str(getattr(connection.get_settings(), "server_encoding", "")) == "SQL_ASCII"
         self._redact = redact
         self.role = role
         self._mark = token_hex(8)
@@ -126,7 +128,7 @@ class Session:
             try:
                 await self._connection.execute(message)
                 self._unanswered = False
-            except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError, *_LOST) as error:
+            except (*_BROKEN, *_LOST) as error:
                 _terminate(self._connection)
                 raise lost(self._given_up or str(error), self._redact, getattr(error, "sqlstate", None)) from error
             except asyncpg.PostgresError as error:
@@ -185,18 +187,13 @@ class Session:
             with anyio.CancelScope(shield=True), anyio.fail_after(GOODBYE_SECS):
                 await self._connection.execute(f"ROLLBACK; {resets}")
                 self._unanswered = False
-        except (TimeoutError, OSError, asyncpg.InterfaceError, asyncpg.PostgresError):
+        except (*_BROKEN, asyncpg.PostgresError):
             _terminate(self._connection)
             return False
         except BaseException:  # cancelled again, from outside of anyio
             _terminate(self._connection)
             raise
         return True
-
-    @property
-    def counts_bytes(self) -> bool:
-        """Tell whether the server's error positions count bytes: the database's encoding is SQL_ASCII."""
-        return str(getattr(self._connection.get_settings(), "server_encoding", "")) == "SQL_ASCII"
 
     def is_closed(self) -> bool:
         """Tell whether the connection is known to be gone."""
@@ -229,6 +226,11 @@ def _terminate(connection: Any) -> None:
         connection.terminate()
 
 
+# What the driver raises when it cannot go on with a connection: a time-out is an OSError, and text that is no UTF-8 may
+# come where a script has set another client_encoding.
+_BROKEN = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError, UnicodeDecodeError)
+
+# What the server says when it ends a connection.
 _LOST = (
     asyncpg.PostgresConnectionError,
     asyncpg.AdminShutdownError,
@@ -358,7 +360,7 @@ class Database:
                     await connection.reload_schema_state()
                     await self._pool.release(connection, timeout=GOODBYE_SECS)
                 return
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        except (*_BROKEN, asyncpg.PostgresError):
             pass
         finally:
             if self._pool is None:
@@ -649,6 +651,9 @@ def lost(reason: str, redact: Callable[[str], str], sqlstate: str | None = None)
     """Return what it means that an established connection broke."""
     text = redact(reason) or "closed by the server"
     return ConnectionFailed(f"the connection to the server was lost: {text}", hint=RUN_AGAIN, sqlstate=sqlstate)
+
+
+ABOUT_THE_CONNECTION = ("08", "53", "57", "58")  # classes of SQLSTATE: lost, out of resources, intervention, system
 
 
 def translate(error: ServerError) -> AmpdError:

@@ -78,7 +78,9 @@ def problems(
         del ruled[copy + 1 :]
         script = script[: ruled[copy][0].end]
     unfinished = () if transactional or copy is not None else _transactions(ruled)
-    found = chain(_misplaced(ruled, transactional), unfinished, _misread(ruled), _not_sql(script, ruled))
+    found = chain(
+        _misplaced(ruled, transactional), unfinished, _misread(ruled), _miscoded(script, ruled), _not_sql(script, ruled)
+    )
     return tuple(Problem(*locate(script, offset), offset, message, hint) for offset, message, hint in sorted(found))
 
 
@@ -97,11 +99,48 @@ def sets_transaction(statement: Statement) -> bool:
     return _rule(statement).fault is _Fault.MODE
 
 
+def resets_path(statement: Statement) -> bool:
+    """Tell whether a statement puts the search path back to what the server has for it."""
+    return statement.words[:1] in (("SET",), ("RESET",)) and bool(re.match(_PATH_RESET, _shape(statement.text)))
+
+
+def savepoint(statement: Statement) -> tuple[str, str] | None:
+    """Name the savepoint that a statement sets, after "SAVEPOINT", or goes back to, after "ROLLBACK"; else None."""
+    found = re.match(_SAVEPOINT, _shape(statement.text))
+    return found and (statement.words[0], _fold(found["name"]))
+
+
+def is_concurrent(statement: Statement) -> bool:
+    """Tell whether a statement waits for its locks without that others queue behind it."""
+    return _rule(statement).label in _CONCURRENT and not re.match(_VACUUM_FULL, _shape(statement.text))
+
+
+def temporary(statement: Statement) -> str | None:
+    """Name what a statement makes for its session only, until the end of that; None for any other statement."""
+    shape = _shape(statement.text)
+    found = None if " ON COMMIT DROP" in shape else re.match(_TEMPORARY, shape, re.DOTALL)
+    return found and _fold(found["name"] or found["of_schema"] or found["into"])
+
+
+def mentions(statement: Statement, name: str) -> bool:
+    """Tell whether a statement has a name in it, if only in a string."""
+    for kind, start, end in _tokens(statement.text):
+        token = statement.text[start:end]
+        if kind in _LITERALS and name in token.translate(_LOWER):
+            return True
+        if (kind in _WORDS or kind == "name") and _fold(token) == name:
+            return True
+    return False
+
+
 def setting(statement: Statement) -> str | None:
-    """Name the setting that a SET or RESET changes for the session, `all` for RESET ALL; None for anything else.
+    """Name the setting that a SET, RESET or SELECT set_config changes for the session, `all` for RESET ALL; else None.
 
     SET SESSION CHARACTERISTICS changes several: it goes by its own words, and replaces nothing but its like.
     """
+    if is_set_config(statement):
+        literals = (statement.text[start:end] for kind, start, end in _tokens(statement.text) if kind in _LITERALS)
+        return re.sub(_QUOTES, "", next(literals)).translate(_LOWER)
     if kind(statement) is not Kind.SESSION or not (found := re.match(_SETTING, _shape(statement.text), re.DOTALL)):
         return None
     name = found["name"] or found["words"]
@@ -341,6 +380,8 @@ _STRING_MODE = (
     r"(?:RESET (?:ALL|STANDARD_CONFORMING_STRINGS)"
     rf"|SET (?:SESSION |LOCAL )?STANDARD_CONFORMING_STRINGS (?:=|TO) (?P<off>{_OFF})?)"
 )
+_UTF8 = r"(?i:'?(?:utf[-_]?8|unicode)'?)"
+_ENCODING = rf"SET (?:SESSION |LOCAL )?(?:CLIENT_ENCODING (?:=|TO)|NAMES) (?!(?:{_UTF8}|DEFAULT)\Z)"
 _SETTINGS = {  # what need not go by the name it has as a setting
     "TIME ZONE": "timezone",
     "SESSION AUTHORIZATION": "session_authorization",
@@ -355,6 +396,25 @@ _SETTING = (
 )
 _LITERAL = r"(?:[eE]?'|\$)[^ ]*"
 _SET_CONFIG = rf"SELECT (?:PG_CATALOG \. )?SET_CONFIG \( {_LITERAL} , {_LITERAL} , {_OFF} \)"
+_QUOTES = r"\A(?:[eE]?'|\$[^$]*\$)|(?:'|\$[^$]*\$)\Z"
+_PATH_RESET = r"(?:RESET (?:ALL|SEARCH_PATH)|SET (?:SESSION |LOCAL )?SEARCH_PATH (?:=|TO) DEFAULT)\Z"
+_SAVEPOINT = r"(?:SAVEPOINT|ROLLBACK (?:WORK |TRANSACTION )?TO(?: SAVEPOINT)?) (?P<name>[^ ]+)\Z"
+_TEMPORARY = (
+    r"CREATE (?:(?:OR REPLACE|GLOBAL|LOCAL) )*(?:TEMP|TEMPORARY) (?:RECURSIVE )?(?:TABLE|SEQUENCE|VIEW) "
+    r"(?:IF NOT EXISTS )?(?:PG_TEMP \. )?(?P<name>[^ ]+)"
+    r"|CREATE (?:[A-Z]+ )+PG_TEMP \. (?P<of_schema>[^ ]+)"
+    r"|(?:SELECT|WITH) (?>.*? INTO )(?:(?:GLOBAL|LOCAL) )?(?:TEMP|TEMPORARY) (?:TABLE )?(?P<into>[^ ]+)"
+)
+_CONCURRENT = frozenset(
+    {
+        "CREATE INDEX CONCURRENTLY",
+        "DROP INDEX CONCURRENTLY",
+        "REINDEX CONCURRENTLY",
+        "DETACH PARTITION CONCURRENTLY",
+        "VACUUM",
+    }
+)
+_VACUUM_FULL = r"VACUUM(?: \( (?>.*?(?<= )FULL )| FULL(?= |\Z))"
 _BYTE_ESCAPE = (
     r"(?<!\\)(?:\\\\)*+\\(?:[2-7][0-7]{2}|000|0{1,2}(?![0-7])"
     r"|x(?:[89A-Fa-f][0-9A-Fa-f]|00|0(?![0-9A-Fa-f])))"
@@ -402,6 +462,8 @@ _RULES = (  # the first that fits counts
     _Rule("REINDEX SYSTEM", Kind.REPEATABLE, _Fault.OUTSIDE, rf"REINDEX (?:{_OPTIONS} )?SYSTEM"),
     _Rule("VACUUM", Kind.REPEATABLE, _Fault.OUTSIDE),
     _Rule("CLUSTER without a table", Kind.REPEATABLE, _Fault.OUTSIDE, rf"CLUSTER(?: VERBOSE| {_OPTIONS})?\Z"),
+    _Rule("REINDEX", Kind.REPEATABLE, _Fault.NONE),  # of a partitioned table it does not run in a transaction
+    _Rule("CLUSTER", Kind.REPEATABLE, _Fault.NONE),  # likewise
     _Rule("ALTER SYSTEM", Kind.REPEATABLE, _Fault.OUTSIDE),
     _Rule("DISCARD ALL", Kind.REPEATABLE, _Fault.OUTSIDE),
     _Rule("DROP DATABASE", Kind.REPEATABLE, _Fault.OUTSIDE, "DROP DATABASE IF EXISTS"),
@@ -548,6 +610,20 @@ def _misread(ruled: list[_Ruled]) -> Iterator[_Finding]:
                     message = "a backslash in a plain string while standard_conforming_strings is off"
                     yield statement.start + start, message, "write the string as E'…', which means the same everywhere"
                     return
+
+
+def _miscoded(script: str, ruled: list[_Ruled]) -> Iterator[_Finding]:
+    """Find where the server is told to read what follows in another encoding, if that makes a difference."""
+    for statement, _ in ruled:
+        if statement.words[:1] == ("SET",) and re.match(_ENCODING, _shape(statement.text)):
+            if not script.isascii():
+                message = "another client_encoding in a file with characters beyond ASCII, which ampd sends as UTF-8"
+                yield (
+                    statement.start,
+                    message,
+                    "remove it; the server converts to the encoding of the database by itself",
+                )
+            return
 
 
 def _not_sql(script: str, ruled: list[_Ruled]) -> Iterator[_Finding]:

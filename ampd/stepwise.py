@@ -46,14 +46,14 @@ from .errors import (
 from .events import StatementStarted, Warned
 from .history import Mark, TurnTaken
 from .locks import alongside, with_lock_retries
-from .plan import Resumption, State, conflict_of, done_checksum, resumption
+from .plan import Resumption, State, conflict_of, done_checksum, is_bound_to_session, resumption
 from .pooler import SEARCH_SECS, Place, find_place, insist_on_no_session, take_back
 from .postgres import ANSWER_SECS, GOODBYE_SECS, RUN_AGAIN, ServerError, do_block
 from .sql import Kind
 from .units import Unit, in_force, units
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from .apply import Job
     from .postgres import Database, Session
@@ -185,16 +185,6 @@ class _Steps:
         self._begun = False  # whether it was begun by this one
         self._refused = False  # whether the server has said that it failed
         self._touched = set[int]()  # the backends that we were given
-        # What the file sets for itself is not ours to set.
-        self._changes = {sql.setting(each) for each in self._statements}
-        self._limits = {
-            name: secs
-            for name, secs in (
-                ("lock_timeout", job.lock_timeout_secs),
-                ("statement_timeout", job.statement_timeout_secs),
-            )
-            if name not in self._changes
-        }
 
     async def run(self) -> None:
         job, row, resume = self._job, self._job.script.step.applied, Resumption(0, in_doubt=False)
@@ -278,13 +268,18 @@ class _Steps:
             )
         )
 
-    def _settings(self, first: int) -> str:
-        """Return again what the file has set for its session before statement `first`."""
-        return "".join(f"{each.text}\n; " for each in in_force(self._statements[:first]))
+    def _limits(self, unit: Unit) -> dict[str, float]:
+        """Return the limits that a unit is held to; what the file has set by then is not ours to set."""
+        # lock_timeout inside a concurrent build would leave an INVALID index: such waiting is watched instead.
+        wait = 0.0 if unit.waits_in_nobodys_way else self._job.lock_timeout_secs
+        limits = {"lock_timeout": wait, "statement_timeout": self._job.statement_timeout_secs}
+        limits["transaction_timeout"] = 0.0  # since PostgreSQL 17, and it ends whatever runs
+        set_by_file = set(map(sql.setting, unit.settings))
+        return {name: secs for name, secs in limits.items() if name not in set_by_file}
 
     async def _prepare_session(self, done: int) -> None:
         """Set a session of our own as it would be after the statements that an earlier run has done."""
-        settings = self._settings(done)
+        settings = _again(in_force(self._statements[:done]))
         if self._session.pooled or not (settings or self._session.shared or self._job.schema is not None):
             return
         kept = remember(local=False) if self._session.shared else ""
@@ -318,16 +313,16 @@ class _Steps:
     def _add(self, message: Message, unit: Unit) -> None:
         """Add a transactional unit to a message, between what has to hold for it and its record."""
         session, job = self._session, self._job
-        prelude = session.note_pid() + NOTICE_A_DEAD_CLIENT
-        if "transaction_timeout" not in self._changes:
+        prelude, limits = session.note_pid() + NOTICE_A_DEAD_CLIENT, self._limits(unit)
+        if limits.pop("transaction_timeout", None) is not None:
             prelude += NO_TRANSACTION_TIMEOUT
-        limits = "".join(f"SET LOCAL {name} = {milliseconds(secs)}; " for name, secs in self._limits.items())
+        limited = "".join(f"SET LOCAL {name} = {milliseconds(secs)}; " for name, secs in limits.items())
         if session.pooled:
             prelude = remember(local=True) + prelude + job.set_path(local=True)
-        start = f"{do_block(f'BEGIN {prelude} END')}; {limits}"
+        start = f"{do_block(f'BEGIN {prelude} END')}; {limited}"
         if session.pooled:
-            start += self._settings(unit.first)
-            ours = reset(shared=True)
+            start += _again(unit.settings)
+            ours = reset(shared=True, remembered=True)
         else:
             ours = as_ourselves(shared=session.shared)
         end = f"{RUN_DEFERRED}{ours}{job.set_limits()}{do_block(f'BEGIN {self._advance(unit.past, unit.past)} END')}; "
@@ -353,17 +348,18 @@ class _Steps:
             if not opening:
                 message.add(f"{self._session.marker(str(number))}; ")
             message.add_statement(statement)
+            message.add(self._job.set_path_after(statement, local=self._session.pooled))
 
     async def _outside(self, unit: Unit) -> None:
         """Run a unit outside of a transaction of ours; that it was begun is recorded first."""
-        opaque, statement = unit.kind is Kind.OPAQUE, unit.statements[0]
+        statement = unit.statements[0]
         await self._guard.check()
         if not self._in_doubt and not await self._is_hopeless(unit):
             await self._record(unit.first, unit.past)
         self._tell(unit)
         blocked = LockTimeout(
             f"{self._migration.file}:{statement.line}: blocked by other sessions",
-            hint=UNFINISHED,
+            hint=UNKNOWN if self._is_beyond_telling(unit) else UNFINISHED,
             version=self._migration.version,
             file=self._migration.file,
             line=statement.line,
@@ -371,13 +367,16 @@ class _Steps:
         )
         touched = await self._set_for_session(unit)
         try:
-            await self._with_lock_retries(partial(self._alone, unit), at_length=None if opaque else blocked)
+            watched = unit.waits_in_nobodys_way or unit.kind is not Kind.OPAQUE
+            await self._with_lock_retries(partial(self._alone, unit), at_length=blocked if watched else None)
         except AmpdError:
             await self._take_back_begun(unit)
             raise
         if touched:
             await take_back(self._source, self._session, self._job, reset(shared=True), touched)
         await self._record(unit.past, unit.past)
+        if statement.words[:2] == ("DISCARD", "ALL"):
+            await self._prepare_session(unit.past)
 
     async def _is_hopeless(self, unit: Unit) -> bool:
         """Tell whether the server is bound to refuse a statement, or to leave things as they are.
@@ -392,31 +391,26 @@ class _Steps:
         return False
 
     async def _take_back_begun(self, unit: Unit) -> None:
-        """Record that a statement was not begun, once the server has refused it and nothing of it is left."""
+        """Record that a statement was not begun: it was never sent, or was refused and nothing of it is left."""
         words = unit.statements[0].words
         atomic = unit.kind is not Kind.OPAQUE or words[:1] in (("CREATE",), ("DROP",))
-        if self._refused and atomic and not self._in_doubt and self._mark != self._mark_at(unit.first, unit.first):
+        recorded = self._mark != self._mark_at(unit.first, unit.first)
+        if recorded and not self._in_doubt and (not self._begun or (self._refused and atomic)):
             with suppress(AmpdError, TurnTaken):
                 if not await self._leftovers(unit):
                     await self._record(unit.first, unit.first)
 
     async def _set_for_session(self, unit: Unit) -> set[int]:
         """Set what must hold for a unit that no transaction of ours is around, and return what a pooler has lent."""
-        # lock_timeout inside a concurrent build would leave an INVALID index: its waiting is watched instead.
-        limits = {
-            name: 0.0 if name == "lock_timeout" and unit.kind is not Kind.OPAQUE else secs
-            for name, secs in self._limits.items()
-        }
         session, job, settings = self._session, self._job, ""
         told, path = session.note_pid(), ""
         if session.pooled:
             told += remember(local=False)
-            settings = self._settings(unit.first)
+            settings = _again(unit.settings)
             path = told + job.set_path(local=False) if settings or job.schema is not None else ""
         session.backend_pid = None  # unless something is set
-        if "transaction_timeout" not in self._changes:
-            limits["transaction_timeout"] = 0.0  # since PostgreSQL 17, and it ends whatever runs
-        prelude = do_block(f"BEGIN {path} {_limits_that_differ(limits, '' if path else told)} END")
+        limits = _limits_that_differ(self._limits(unit), "" if path else told)
+        prelude = do_block(f"BEGIN {path} {limits} END")
         try:
             await session.run(f"{self._label} {prelude}; {settings}", on_note=Course(session, job))
         except ServerError as error:
@@ -462,22 +456,23 @@ class _Steps:
     def _failed(self, error: ServerError, message: Message, running: int, aftermath: str) -> Exception:
         if error.sqlstate == sql_of.MOVED:
             return TurnTaken(error.message)
-        offset = None
+        offset, repeatable = None, aftermath is UNFINISHED
         if error.position:
             offset = message.script_offset(error.position, counts_bytes=self._session.counts_bytes)
         statement = self._statements[min(running, len(self._statements) - 1)]
+        if aftermath is UNFINISHED and is_bound_to_session(self._statements, self._mark.done):
+            aftermath = UNKNOWN
         meant = failure(error, self._migration, statement, offset, aftermath=aftermath)
-        return LockUnavailable(meant) if isinstance(meant, LockTimeout) and aftermath is UNFINISHED else meant
+        return LockUnavailable(meant) if isinstance(meant, LockTimeout) and repeatable else meant
 
     async def _leftovers(self, unit: Unit) -> list[indexes.Leftover]:
         """Return the INVALID indexes that a statement has left behind."""
-        statement, history, version = unit.statements[0], self._job.history, self._migration.version
-        if build := sql.index_build(statement):
-            question = indexes.invalid_builds(build, history, version)
-        elif statement.words[:1] == ("REINDEX",):
-            question = indexes.invalid_copies(history, version)
-        else:
+        statement = unit.statements[0]
+        build = sql.index_build(statement)
+        if build is None and statement.words[:1] != ("REINDEX",):
             return []
+        begun_by = await self._ask(indexes.begun_by(self._job.history, self._migration.version), str)
+        question = indexes.invalid_builds(build, begun_by) if build else indexes.invalid_copies(begun_by)
         return await self._ask(question, list[indexes.Leftover], unit)
 
     async def _clear_away(self, unit: Unit) -> bool:
@@ -536,6 +531,16 @@ class _Steps:
             return not await self._ask(indexes.are_there(names), bool, unit)
         return False
 
+    def _is_beyond_telling(self, unit: Unit) -> bool:
+        """Tell whether nothing tells afterwards if a statement that was given up has done its work."""
+        statement = unit.statements[0]
+        if unit.kind is Kind.CREATE_INDEX_CONCURRENTLY:
+            build = sql.index_build(statement)
+            return build is None or build.name is None
+        if unit.kind is Kind.DROP_INDEX_CONCURRENTLY:
+            return not sql.dropped_indexes(statement)
+        return unit.kind is Kind.OPAQUE
+
     def _cannot_tell(self) -> MigrationInterrupted:
         conflict = conflict_of(msgspec.structs.replace(self._job.script.step, state=State.INTERRUPTED))
         return MigrationInterrupted(conflict.message, conflicts=(conflict,), hint=conflict.hint)
@@ -568,16 +573,21 @@ class _Steps:
             excerpt=sql.excerpt(migration.sql, unit.statements[0].start, file=migration.file),
         )
 
-    async def _ask(self, expression: str, kind: type[T], unit: Unit) -> T:
-        """Ask the catalog what the unit would find."""
-        session, there, settings = self._session, "", ""
-        ours = as_ourselves(shared=session.shared)
-        if session.pooled:
-            there, settings = self._job.set_path(local=True), self._settings(unit.first)
-        place = do_block(f"BEGIN {there} END")
+    async def _ask(self, expression: str, kind: type[T], unit: Unit | None = None) -> T:
+        """Ask what a unit would find, with the role and the search path that the file has set; or ask as ourselves."""
+        session = self._session
+        if unit is None:
+            there = as_ourselves(shared=session.shared)
+        elif session.pooled:
+            there = f"{do_block(f'BEGIN {self._job.set_path(local=True)} END')}; {_again(unit.settings)}"
+        else:
+            there = ""
         question = do_block(f"BEGIN {session.note(f'pg_catalog.to_jsonb({expression})')} END")
-        message = f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {place}; {settings}{ours}{question}; ROLLBACK"
-        return await session.ask(message, kind)
+        return await session.ask(f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {there}{question}; ROLLBACK", kind)
+
+
+def _again(settings: Iterable[sql.Statement]) -> str:
+    return "".join(f"{each.text}\n; " for each in settings)
 
 
 def _limits_that_differ(limits: Mapping[str, float], told: str) -> str:

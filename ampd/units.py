@@ -19,6 +19,7 @@ class Unit(msgspec.Struct, frozen=True):
     first: int
     statements: tuple[sql.Statement, ...]
     kind: Kind
+    settings: tuple[sql.Statement, ...]  # by which the file has set its session before it
 
     @property
     def past(self) -> int:
@@ -30,9 +31,30 @@ class Unit(msgspec.Struct, frozen=True):
         """Tell whether it can be recorded in the transaction that it runs in."""
         return self.kind in (Kind.TRANSACTIONAL, Kind.SESSION, Kind.COMMIT)
 
+    @property
+    def waits_in_nobodys_way(self) -> bool:
+        """Tell whether nobody has to queue behind it while it waits for a lock."""
+        return len(self.statements) == 1 and sql.is_concurrent(self.statements[0])
+
 
 def units(statements: tuple[sql.Statement, ...], first: int) -> Iterator[Unit]:
     """Yield what remains to be run from statement `first` on, explicit transactions in one piece."""
+    settings = _in_force(statements[:first])
+    for start, piece, kind in _pieces(statements, first):
+        yield Unit(start, piece, kind, tuple(statement for _, statement in settings))
+        settings = _after(settings, piece, kind)
+
+
+def in_force(statements: tuple[sql.Statement, ...]) -> tuple[sql.Statement, ...]:
+    """Return the statements by which a file has set its session, as far as no later one has taken them back."""
+    return tuple(statement for _, statement in _in_force(statements))
+
+
+_Settings = list[tuple[str | None, sql.Statement]]  # each with the name of what it sets
+_Piece = tuple[int, tuple[sql.Statement, ...], Kind]
+
+
+def _pieces(statements: tuple[sql.Statement, ...], first: int) -> Iterator[_Piece]:
     while first < len(statements):
         past = first + 1
         kind = sql.kind(statements[first])
@@ -40,26 +62,37 @@ def units(statements: tuple[sql.Statement, ...], first: int) -> Iterator[Unit]:
             while past < len(statements) and not sql.ends_transaction(statements[past - 1]):
                 past += 1
             kind = sql.kind(statements[past - 1])
-        yield Unit(first, statements[first:past], kind)
+        yield first, statements[first:past], kind
         first = past
 
 
-def in_force(statements: tuple[sql.Statement, ...]) -> tuple[sql.Statement, ...]:
-    """Return the statements by which a file has set its session, as far as no later one has taken them back."""
-    kept: list[tuple[str | None, sql.Statement]] = []
-    for unit in units(statements, 0):
-        if unit.kind is Kind.ROLLBACK:
-            continue
-        for statement in unit.statements:
-            name = sql.setting(statement)
-            if name == "all":
-                kept = [(other, each) for other, each in kept if other in ("role", "session_authorization")]
-            elif name is not None:
-                kept = [(other, each) for other, each in kept if other != name]
-            if (
-                (name and statement.words[0] == "SET")
-                or sql.is_set_config(statement)
-                or statement.words[:1] == ("LOAD",)
-            ):
-                kept.append((name, statement))
-    return tuple(statement for _, statement in kept)
+def _in_force(statements: tuple[sql.Statement, ...]) -> _Settings:
+    settings: _Settings = []
+    for _, piece, kind in _pieces(statements, 0):
+        settings = _after(settings, piece, kind)
+    return settings
+
+
+def _after(before: _Settings, statements: tuple[sql.Statement, ...], kind: Kind) -> _Settings:
+    """Return what is in force after statements that are committed or rolled back together."""
+    if kind is Kind.ROLLBACK:
+        return before
+    settings, at_savepoint = before, dict[str, _Settings]()
+    for statement in statements:
+        name = sql.setting(statement)
+        match sql.savepoint(statement):
+            case ("SAVEPOINT", savepoint):
+                at_savepoint[savepoint] = settings
+            case ("ROLLBACK", savepoint):
+                settings = at_savepoint.get(savepoint, settings)
+        if statement.words[:2] == ("DISCARD", "ALL"):
+            settings = []
+        elif name == "all":
+            settings = [(other, each) for other, each in settings if other in ("role", "session_authorization")]
+        elif name is not None:
+            settings = [(other, each) for other, each in settings if other != name]
+        if (name and statement.words[0] != "RESET" and not sql.resets_path(statement)) or statement.words[:1] == (
+            "LOAD",
+        ):
+            settings = [*settings, (name, statement)]
+    return settings

@@ -480,6 +480,55 @@ async def test_the_configured_schema(database: Database, schema: str, exists: bo
     assert await database.fetchval("SELECT to_regclass('public.ampd_schema_migrations')") is None
 
 
+@pytest.mark.parametrize("directive", ["", "-- no-transaction\n"])
+@pytest.mark.parametrize(
+    "taken_back", ["RESET search_path", "SET search_path TO DEFAULT", "SET SCHEMA 'public'; RESET ALL", "DISCARD ALL"]
+)
+async def test_the_configured_schema_is_what_a_file_comes_back_to(
+    database: Database, directive: str, taken_back: str
+) -> None:
+    """A file that takes back its search path is again in the schema that it began in."""
+    if taken_back == "DISCARD ALL" and not directive:
+        pytest.skip("DISCARD ALL does not run in a transaction")
+    text = f"{directive}SET search_path = public; CREATE TABLE a (); {taken_back}; CREATE TABLE b (); CREATE TABLE c ()"
+    await ampd.migrate(database.url, migrations=scripts(text), schema="amp")
+    rows = await database.fetch("SELECT schemaname || '.' || tablename FROM pg_tables WHERE schemaname !~ '^(pg|inf)'")
+    assert {row[0] for row in rows} == {"amp.ampd_schema_migrations", "public.a", "amp.b", "amp.c"}
+
+
+@pytest.mark.parametrize(
+    ("before", "sqlstate", "message"),
+    [
+        (
+            "CREATE FUNCTION f() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN PERFORM 1 FROM nothing; END';"
+            "CREATE EVENT TRIGGER e ON ddl_command_end EXECUTE FUNCTION f()",
+            "42P01",
+            'relation "nothing" does not exist',
+        ),
+        (
+            "CREATE DOMAIN ampd_schema_migrations AS integer",
+            "42710",
+            'type "ampd_schema_migrations" already exists',
+        ),
+    ],
+    ids=["event trigger", "type"],
+)
+@pytest.mark.parametrize("directive", ["", "-- no-transaction\n"])
+async def test_what_is_in_the_way_of_the_history_is_no_other_runner(
+    database: Database, directive: str, before: str, sqlstate: str, message: str
+) -> None:
+    """An error that a race of two runners could cause is told as it is when there is no other one."""
+    await database.execute(before)
+    with pytest.raises(ampd.MigrationFailed) as raised:
+        await ampd.migrate(database.url, migrations=scripts(f"{directive}CREATE TABLE a ()"))
+    assert raised.value.message == (
+        f'the history table "public".ampd_schema_migrations could not be written: {message} (SQLSTATE {sqlstate})'
+    )
+    assert raised.value.hint == (
+        "look for an event trigger, a trigger or a type that is in its way, and run again; nothing was kept"
+    )
+
+
 async def test_two_schemas_of_one_database_are_independent(database: Database) -> None:
     """Each schema has its own history, and the same files may be applied to each."""
     files = scripts("CREATE TABLE a ();")

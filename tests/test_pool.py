@@ -488,6 +488,30 @@ async def test_what_the_service_sets_on_its_connections_holds_throughout(databas
     ]
 
 
+async def test_a_connection_that_cannot_be_cleaned_is_not_given_back(database: Database) -> None:
+    """What a file has set with a role that is gone again, and we may not take back, goes with its connection."""
+    role = await database.role("migrator", "CREATE, USAGE ON SCHEMA public")
+    powerful = f"{database.name}_powerful"
+    await database.execute(f"CREATE ROLE {powerful} SUPERUSER; GRANT {powerful} TO {role.name}")
+    wild = f"-- no-transaction\nSET ROLE {powerful}; SET session_replication_role = replica; CREATE TABLE t ()"
+    async with asyncpg.create_pool(role.url, min_size=2, max_size=2) as pool:
+        await ampd.migrate(pool, migrations=[migration(1, "wild", wild)])
+        assert (
+            await on_each(pool, "SELECT current_user::text, current_setting('session_replication_role')")
+            == [[(role.name, "origin")]] * 2
+        )
+
+
+async def test_a_statement_timeout_of_the_file_does_not_end_the_cleaning(database: Database) -> None:
+    """However short the file wants its statements, what it has set is taken back, after an error too."""
+    short = "-- no-transaction\nSET work_mem = '123kB'; SET statement_timeout = '1ms'; SELECT pg_sleep(600)"
+    async with lent_pool(database) as pool:
+        with pytest.raises(ampd.MigrationFailed, match="statement timeout"):
+            await ampd.migrate(pool, migrations=[migration(1, "short", short)])
+        facts = "SELECT current_setting('work_mem'), current_setting('statement_timeout')"
+        assert await on_each(pool, facts) == [[("4MB", "0")]] * 2
+
+
 OPENED = "hint: lend a pool that has been opened, and is closed after the run"
 
 

@@ -162,6 +162,54 @@ async def test_what_a_pooler_sets_on_its_connections_stays(database: Database) -
     assert names == ["a", "ampd_schema_migrations", "b", "c"]
 
 
+@pytest.mark.parametrize(
+    ("script", "left"),
+    [
+        ("SET work_mem = '3MB'; RESET work_mem; RESET lock_timeout", ("9MB", "8s", "app")),
+        ("RESET ALL; SET search_path = public; SET work_mem = '3MB'", ("4MB", "0", '"$user", public')),
+        ("SELECT set_config('ampd.found', '{}', false); SET work_mem = '3MB'", ("4MB", "0", '"$user", public')),
+    ],
+)
+async def test_what_was_remembered_is_remembered_once(
+    database: Database, script: str, left: tuple[str, str, str]
+) -> None:
+    """Each run goes by what it has found itself, and a file that takes that away leaves nothing of its own behind."""
+    await database.execute("CREATE SCHEMA app")
+    found = "SET work_mem = '%s'; SET lock_timeout = '8s'; SET search_path = app"
+    facts = "SELECT current_setting('work_mem'), current_setting('lock_timeout'), current_setting('search_path')"
+    first = "-- no-transaction\nSELECT 1"
+    with pgbouncer(database.server, default_pool_size=2) as pooler:
+        url = pooler.url(database.name)
+        async with database.connect(url, statement_cache_size=0) as one:
+            async with database.connect(url, statement_cache_size=0) as two:
+                for each in (one, two):
+                    await each.execute(f"BEGIN; {found % '7MB'}")
+                for each in (one, two):
+                    await each.execute("COMMIT")
+            await library.migrate(url, migrations=scripts(first), schema="public")
+            await one.execute(found % "9MB")
+            await library.migrate(url, migrations=scripts(first, script), schema="public")
+            assert tuple(await one.fetchrow(facts)) == left
+
+
+async def test_what_is_temporary_may_be_gone_behind_a_pooler(
+    pooled: Database, database: Database, request: pytest.FixtureRequest
+) -> None:
+    """A table that the next message may not find is refused, lest it find a permanent one of that name."""
+    files = scripts("CREATE TABLE t ()", "-- no-transaction\nCREATE TEMP TABLE t ();\nDROP TABLE t")
+    if "session" in request.node.name:
+        await library.migrate(pooled.url, migrations=files)
+    else:
+        with pytest.raises(ConfigError) as raised:
+            await library.migrate(pooled.url, migrations=files)
+        assert raised.value.message == (
+            "2_step.sql:3: behind a pooler in transaction mode this may not find t, which is temporary and made in "
+            "line 2"
+        )
+    assert await database.fetchval("SELECT to_regclass('t') IS NOT NULL")
+    await assert_clean(pooled)
+
+
 async def test_a_server_connection_that_others_hide(pooled: Database) -> None:
     """What a file leaves on a server connection is taken back though the pooler hands out another one ever since."""
 

@@ -19,7 +19,7 @@ from tests.scenes import (
     until,
     waiting_for_a_lock,
 )
-from tests.servers import Database
+from tests.servers import Database, Role
 
 pytestmark = pytest.mark.anyio
 
@@ -281,3 +281,87 @@ async def test_a_runner_at_work_is_no_interruption(table: Database) -> None:
 async def there(database: Database) -> bool:
     """Tell whether there is a history yet."""
     return await database.fetchval("SELECT to_regclass('ampd_schema_migrations')") is not None
+
+
+async def owner_of(database: Database, migrator: Role) -> str:
+    """Make a role with a schema of its own name and a table `t` in it, and the migrator a member."""
+    owner = f"{database.name}_owner"
+    await database.execute(
+        f"CREATE ROLE {owner}; GRANT {owner} TO {migrator.name}; CREATE SCHEMA {owner} AUTHORIZATION {owner};"
+        f"CREATE TABLE {owner}.t (id integer); ALTER TABLE {owner}.t OWNER TO {owner}"
+    )
+    return owner
+
+
+@pytest.mark.parametrize("inherits", ["INHERIT", "NOINHERIT"])
+async def test_the_catalog_is_asked_with_the_role_of_the_file(table: Database, inherits: str) -> None:
+    """What the role that a file has set finds on its search path is what counts, and it may look where we may not."""
+    migrator = await table.role("migrator", "CREATE, USAGE ON SCHEMA public")
+    await table.execute(f"ALTER ROLE {migrator.name} {inherits}")
+    owner = await owner_of(table, migrator)
+    files = scripts(f"{NT}SET ROLE {owner}; CREATE INDEX CONCURRENTLY i ON t (id)", f"{NT}SET ROLE {owner}; VACUUM t")
+    await library.migrate(migrator.url, migrations=files)
+    assert await indexes(table, f"{owner}.t") == [(f"{owner}.i", True)]
+    assert await history(table) == [(1, True, 2), (2, True, 2)]
+
+
+async def test_an_index_dropped_by_another_role_is_looked_for_where_that_role_looks(table: Database) -> None:
+    """That our own search path has no such index does not mean that it is dropped."""
+    migrator = await table.role("migrator", "CREATE, USAGE ON SCHEMA public")
+    owner = await owner_of(table, migrator)
+    await table.execute(f"CREATE INDEX i ON {owner}.t (id)")
+    files = scripts(f"{NT}SET ROLE {owner}; DROP INDEX CONCURRENTLY i")
+    async with transaction(table, f"SELECT FROM {owner}.t"):
+        with pytest.raises(LockTimeout):
+            await library.migrate(migrator.url, migrations=files, limits=Migrations(lock_retry_secs=1))
+    assert await indexes(table, f"{owner}.t") == [(f"{owner}.i", False)]
+    await library.migrate(migrator.url, migrations=files)
+    assert await indexes(table, f"{owner}.t") == []
+
+
+@pytest.mark.parametrize("build", ["CREATE INDEX CONCURRENTLY ON t (id)", "CREATE INDEX CONCURRENTLY i ON t (id)"])
+async def test_a_build_that_had_to_wait_for_another_was_not_begun(table: Database, build: str) -> None:
+    """What was never sent to the server can simply be run later, and an index made meanwhile is not taken for it."""
+    files = scripts(NT + build)
+    async with transaction(table, "LOCK TABLE t IN SHARE UPDATE EXCLUSIVE MODE") as other:
+        with pytest.raises(LockTimeout) as raised:
+            await library.migrate(table.url, migrations=files, limits=Migrations(lock_retry_secs=0.5))
+        assert raised.value.message.startswith(f"1_step.sql:2: session {other.get_server_pid()} is at work on the")
+    await table.execute("CREATE INDEX i ON t (more)")
+    if " i " in build:
+        with pytest.raises(MigrationFailed, match='relation "i" already exists'):
+            await library.migrate(table.url, migrations=files)
+    else:
+        await library.migrate(table.url, migrations=files)
+        assert await indexes(table) == [("i", True), ("t_id_idx", True)]
+
+
+async def test_what_needs_something_temporary_is_not_resumed_without_it(table: Database) -> None:
+    """A later session has no temporary table, and might take a permanent one of that name for it."""
+    files = scripts(f"{NT}CREATE TEMP TABLE t AS SELECT 1 AS id;\nSELECT 1 / count(*) FROM gate;\nDELETE FROM t")
+    await table.execute("CREATE TABLE gate (id integer)")
+    with pytest.raises(MigrationFailed, match="division by zero") as raised:
+        await library.migrate(table.url, migrations=files)
+    hint = "it is recorded as unfinished: check how far it got, then settle it with `ampd resolve`"
+    assert raised.value.hint == hint
+    await table.execute("INSERT INTO gate VALUES (1)")
+    with pytest.raises(MigrationInterrupted):
+        await library.migrate(table.url, migrations=files)
+    assert await table.fetchval("SELECT count(*) FROM t") == 3
+
+
+@pytest.mark.parametrize("login", ["INHERIT", "NOINHERIT"])
+async def test_the_role_that_a_login_begins_with_keeps_the_history(database: Database, login: str) -> None:
+    """Logins that come and go, each with the same role by default, leave one owner behind and write as that one."""
+    owner = f"{database.name}_owner"
+    await database.execute(f"CREATE ROLE {owner}; GRANT CREATE, USAGE ON SCHEMA public TO {owner}")
+    files = scripts(f"{NT}CREATE TABLE t (id integer); CREATE INDEX CONCURRENTLY i ON t (id)", "CREATE TABLE u ()", NT)
+    for last, name in enumerate(("first", "second"), start=2):
+        role = await database.role(name)
+        await database.execute(
+            f"ALTER ROLE {role.name} {login}; GRANT {owner} TO {role.name}; ALTER ROLE {role.name} SET role = {owner}"
+        )
+        await library.migrate(role.url, migrations=files[:last])
+    rows = await database.fetch("SELECT DISTINCT applied_by, tableowner FROM ampd_schema_migrations, pg_tables"
+                                " WHERE schemaname = 'public'")  # fmt: skip
+    assert [tuple(row) for row in rows] == [(owner, owner)]

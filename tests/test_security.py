@@ -1,6 +1,7 @@
 """A stranger who may create objects in `public`, and a superuser who migrates: nothing of the stranger's is run."""
 
 import anyio
+import asyncpg
 import pytest
 
 import ampd
@@ -175,6 +176,20 @@ async def test_overloaded_names_are_not_called(database: Database, stranger: Rol
     assert await run_everything(database) == []
     assert await caught(database) == []
     assert await history(database) == [(1, True, 2), (2, True, 2), (3, True, 1)]
+
+
+async def test_a_type_of_a_stranger_is_not_taken_for_a_record(database: Database, stranger: Role) -> None:
+    """Nor is one taken where we put back what others have set, on the path that a file has left."""
+    await plant(
+        database,
+        stranger,
+        "CREATE DOMAIN trap AS text CHECK (snap('record'));"
+        "CREATE TYPE record AS (name trap, setting trap, before trap); CREATE TYPE jsonb AS (a trap)",
+    )
+    files = scripts("SET search_path = public, pg_catalog; SET work_mem = '99kB'", f"-- no-transaction\n{FILES[0].sql}")
+    async with asyncpg.create_pool(database.url, min_size=2, max_size=2) as pool:
+        await ampd.migrate(pool, migrations=files)
+    assert await caught(database) == []
 
 
 TABLE = (

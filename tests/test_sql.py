@@ -19,13 +19,17 @@ from ampd.sql import (
     excerpt,
     has_byte_escape,
     index_build,
+    is_concurrent,
     is_set_config,
     kind,
     locate,
+    mentions,
     problems,
+    savepoint,
     sets_transaction,
     setting,
     split,
+    temporary,
 )
 
 NASTY = (
@@ -189,20 +193,20 @@ def test_what_is_no_sql_degrades_gracefully(script: str, texts: list[str] | None
         ("REINDEX (CONCURRENTLY, VERBOSE) TABLE t", Kind.REPEATABLE),
         ("REINDEX (VERBOSE, CONCURRENTLY true) TABLE t", Kind.REPEATABLE),
         ('REINDEX ("concurrently") TABLE t', Kind.REPEATABLE),
-        ("REINDEX (CONCURRENTLY off, VERBOSE) TABLE t", Kind.TRANSACTIONAL),
-        ("REINDEX (CONCURRENTLY 0) TABLE t", Kind.TRANSACTIONAL),
-        ("REINDEX (CONCURRENTLY 'false') TABLE t", Kind.TRANSACTIONAL),
-        ('REINDEX TABLE "concurrently"', Kind.TRANSACTIONAL),
-        ("REINDEX TABLE t", Kind.TRANSACTIONAL),
+        ("REINDEX (CONCURRENTLY off, VERBOSE) TABLE t", Kind.REPEATABLE),
+        ("REINDEX (CONCURRENTLY 0) TABLE t", Kind.REPEATABLE),
+        ("REINDEX (CONCURRENTLY 'false') TABLE t", Kind.REPEATABLE),
+        ('REINDEX TABLE "concurrently"', Kind.REPEATABLE),
+        ("REINDEX TABLE t", Kind.REPEATABLE),
         ("REINDEX SCHEMA s", Kind.REPEATABLE),
         ("REINDEX (VERBOSE) DATABASE d", Kind.REPEATABLE),
         ("REINDEX SYSTEM", Kind.REPEATABLE),
         ("CLUSTER", Kind.REPEATABLE),
         ("CLUSTER VERBOSE", Kind.REPEATABLE),
         ("CLUSTER (VERBOSE)", Kind.REPEATABLE),
-        ("CLUSTER VERBOSE t", Kind.TRANSACTIONAL),
-        ("CLUSTER (VERBOSE) t USING i", Kind.TRANSACTIONAL),
-        ('CLUSTER "verbose"', Kind.TRANSACTIONAL),
+        ("CLUSTER VERBOSE t", Kind.REPEATABLE),
+        ("CLUSTER (VERBOSE) t USING i", Kind.REPEATABLE),
+        ('CLUSTER "verbose"', Kind.REPEATABLE),
         ("ALTER SYSTEM SET work_mem = 1", Kind.REPEATABLE),
         ("DISCARD ALL", Kind.REPEATABLE),
         ("DISCARD PLANS", Kind.SESSION),
@@ -375,7 +379,11 @@ def test_sets_transaction_knows_what_must_stand_before_any_query(script: str, ex
         ("LOAD 'x'", None),
         ("DISCARD PLANS", None),
         ("DISCARD ALL", None),
-        ("SELECT set_config('search_path', 'a', false)", None),
+        ("SELECT set_config('search_path', 'a', false)", "search_path"),
+        ("SELECT set_config('Standard_Conforming_Strings', 'on', false)", "standard_conforming_strings"),
+        ("SELECT pg_catalog.set_config($a$role$a$, 'joe', 'off')", "role"),
+        ("SELECT set_config(E'a.b', 'c', false)", "a.b"),
+        ("SELECT set_config('search_path', 'a', true)", None),
         ("ALTER ROLE joe SET search_path = a", None),
         ("SELECT 1", None),
     ],
@@ -384,6 +392,90 @@ def test_setting_names_what_a_session_is_told(script: str, expected: str | None)
     """Each SET and RESET is known by the setting that it changes, however that is written."""
     assert accepted(script)
     assert setting(only(script)) == expected
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("CREATE TEMP TABLE t ()", "t"),
+        ("create local temporary table if not exists t as select 1", "t"),
+        ("CREATE OR REPLACE TEMP VIEW v AS SELECT 1", "v"),
+        ("CREATE TEMP SEQUENCE S", "s"),
+        ("CREATE TABLE pg_temp.t ()", "t"),
+        ("SELECT 1 INTO TEMP t", "t"),
+        ("WITH a AS (SELECT 1) SELECT * INTO TEMPORARY TABLE t FROM a", "t"),
+        ("CREATE TEMP TABLE t () ON COMMIT DROP", None),
+        ("CREATE TABLE temp (temp int)", None),
+        ("CREATE TABLE t (a text DEFAULT 'CREATE TEMP ')", None),
+        ("INSERT INTO temp VALUES (1)", None),
+        ("SELECT 1", None),
+    ],
+)
+def test_what_is_temporary(script: str, expected: str | None) -> None:
+    """What is made for the session alone is known by its name, since a later session would not find it."""
+    assert accepted(script)
+    assert temporary(only(script)) == expected
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("DELETE FROM Jobs", True),
+        ('DROP TABLE pg_temp."jobs"', True),
+        ("DO $$BEGIN DELETE FROM jobs; END$$", True),
+        ("SELECT nextval('jobs')", True),
+        ('DELETE FROM "Jobs"', False),
+        ("DELETE FROM jobs_2 -- jobs", False),
+    ],
+)
+def test_what_mentions_a_name(script: str, expected: bool) -> None:
+    """A name is found as the server would read it, and rather once too often than not."""
+    assert accepted(script)
+    assert mentions(only(script), "jobs") is expected
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("CREATE INDEX CONCURRENTLY ON t (a)", True),
+        ("DROP INDEX CONCURRENTLY i", True),
+        ("REINDEX TABLE CONCURRENTLY t", True),
+        ("REINDEX (CONCURRENTLY) TABLE t", True),
+        ("ALTER TABLE p DETACH PARTITION c CONCURRENTLY", True),
+        ("VACUUM", True),
+        ("VACUUM (ANALYZE) t", True),
+        ('VACUUM "full"', True),
+        ("VACUUM FULL", False),
+        ("VACUUM FULL t", False),
+        ("VACUUM (ANALYZE, FULL) t", False),
+        ("REINDEX (CONCURRENTLY false) TABLE t", False),
+        ("REINDEX TABLE t", False),
+        ("CLUSTER t", False),
+        ("ALTER TABLE p DETACH PARTITION c", False),
+        ("CREATE INDEX ON t (a)", False),
+    ],
+)
+def test_what_waits_in_nobodys_way(script: str, expected: bool) -> None:
+    """A lock that others would have to queue behind is told from one that they need not."""
+    assert accepted(script)
+    assert is_concurrent(only(script)) is expected
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("SAVEPOINT a", ("SAVEPOINT", "a")),
+        ('SAVEPOINT "A b"', ("SAVEPOINT", "A b")),
+        ("ROLLBACK TO A", ("ROLLBACK", "a")),
+        ("ROLLBACK WORK TO SAVEPOINT a", ("ROLLBACK", "a")),
+        ("RELEASE a", None),
+        ("ROLLBACK", None),
+    ],
+)
+def test_savepoint_names_it(script: str, expected: tuple[str, str] | None) -> None:
+    """A savepoint goes by the name that the server gives it."""
+    assert accepted(script)
+    assert savepoint(only(script)) == expected
 
 
 @pytest.mark.parametrize(
@@ -702,6 +794,12 @@ COPY = "COPY FROM STDIN waits for data, and a migration has none to send"
             [(3, 3, "a backslash in a plain string while standard_conforming_strings is off")],
         ),
         (
+            "SET standard_conforming_strings = on; SET NAMES 'LATIN1';\nSELECT 'é'",
+            [(1, 39, "another client_encoding in a file with characters beyond ASCII, which ampd sends as UTF-8")],
+        ),
+        ("SET client_encoding = 'LATIN1'; SELECT 'e'", []),
+        ("SET client_encoding = 'UTF8'; SET NAMES 'Unicode'; SET client_encoding TO DEFAULT; SELECT 'é'", []),
+        (
             "SET SESSION standard_conforming_strings = FALSE; SELECT '\\'",
             [(1, 57, "a backslash in a plain string while standard_conforming_strings is off")],
         ),
@@ -856,6 +954,9 @@ def test_nothing_crashes(script: str) -> None:
         dropped_indexes(statement)
         setting(statement)
         is_set_config(statement)
+        is_concurrent(statement)
+        mentions(statement, temporary(statement) or "a")
+        savepoint(statement)
         has_byte_escape(statement)
         code_block(statement)
     for transactional in (True, False):

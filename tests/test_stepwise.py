@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
+import asyncpg
 import pytest
 
 import ampd as library
@@ -339,6 +340,73 @@ async def test_a_limit_that_the_file_sets_is_the_files_own(table: Database) -> N
             await library.migrate(table.url, migrations=files, on_event=heard)
     assert await indexes(table) == [("t_id", True)]
     assert await history(table) == [(1, True, 2)]
+
+
+@pytest.mark.parametrize("statement", ["ALTER TABLE t ADD more integer; SET lock_timeout = 0", "VACUUM FULL t"])
+async def test_whoever_queues_behind_it_is_let_through(table: Database, statement: str) -> None:
+    """What others would have to queue behind gives up its place after lock_timeout, whatever the file sets later on."""
+    limits = Migrations(lock_timeout_secs=0.1, lock_retry_secs=0.5)
+    heard = Heard()
+    async with transaction(table, "SELECT FROM t"):
+        with pytest.raises(LockTimeout) as raised:
+            await library.migrate(
+                table.url, migrations=scripts(f"-- no-transaction\n{statement}"), limits=limits, on_event=heard
+            )
+    assert (raised.value.sqlstate, raised.value.line) == ("55P03", 2)
+    assert heard.of(LockRetry)
+
+
+async def test_a_detachment_waits_in_nobodys_way(table: Database) -> None:
+    """DETACH PARTITION CONCURRENTLY, which a lock_timeout would leave half done, waits for whoever has read."""
+    skip_before(table, 14, "DETACH PARTITION CONCURRENTLY")
+    await table.execute(
+        "CREATE TABLE p (id integer) PARTITION BY RANGE (id); CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (9)"
+    )
+    files = scripts("-- no-transaction\nALTER TABLE p DETACH PARTITION p1 CONCURRENTLY")
+    heard = Heard()
+    limits = Migrations(lock_timeout_secs=0.02)
+    async with transaction(table, "SELECT FROM p") as reader, anyio.create_task_group() as tasks:
+
+        async def free_it() -> None:
+            await heard.first(Blocked)
+            await reader.execute("COMMIT")
+
+        tasks.start_soon(free_it)
+        await library.migrate(table.url, migrations=files, limits=limits, on_event=heard)
+    assert await history(table) == [(1, True, 1)]
+    assert await table.fetchval("SELECT count(*) FROM pg_inherits") == 0
+
+
+@pytest.mark.parametrize("statement", ["REINDEX TABLE p", "REINDEX INDEX p_id", "CLUSTER p USING p_id"])
+async def test_what_a_partitioned_table_refuses_in_a_transaction(table: Database, statement: str) -> None:
+    """Only the server can tell that a table is partitioned: what runs outside of a transaction for one, always does."""
+    skip_before(table, 15 if "CLUSTER" in statement else 14, statement)
+    await table.execute(
+        "CREATE TABLE p (id integer) PARTITION BY RANGE (id); CREATE INDEX p_id ON p (id);"
+        "CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (9)"
+    )
+    await library.migrate(table.url, migrations=scripts(f"-- no-transaction\n{statement}; {statement}"))
+    assert await history(table) == [(1, True, 2)]
+
+
+async def test_the_guard_is_in_nobodys_way(table: Database) -> None:
+    """A look from the guard's session, for want of another one, leaves no lock that the migration could wait for."""
+    heard = Heard()
+    limits = Migrations(lock_timeout_secs=2)
+    async with (
+        asyncpg.create_pool(table.url, min_size=2, max_size=2) as pool,
+        transaction(table, "SELECT FROM pg_am") as reader,
+        anyio.create_task_group() as tasks,
+    ):
+
+        async def free_it() -> None:
+            assert (await heard.first(Blocked)).blockers[0].pid == reader.get_server_pid()
+            await reader.execute("COMMIT")
+
+        tasks.start_soon(free_it)
+        files = scripts("-- no-transaction\nVACUUM FULL pg_am; VACUUM FULL pg_database; VACUUM FULL pg_authid")
+        with anyio.fail_after(GENEROUS):
+            await library.migrate(pool, migrations=files, limits=limits, on_event=heard)
 
 
 async def test_a_plan_made_from_an_older_history_is_made_anew(table: Database) -> None:

@@ -36,12 +36,21 @@ def test_units(script: str, first: int, expected: list[tuple[int, int, Kind]]) -
         ("SET work_mem = '1MB'; RESET work_mem", []),
         ("SET work_mem = '1MB'; SET ROLE a; RESET ALL", ["SET ROLE a"]),
         ("SET ROLE a; RESET ROLE", []),
+        ("SET search_path = a; SET search_path TO DEFAULT", []),
         ("BEGIN; SET work_mem = '1MB'; COMMIT", ["SET work_mem = '1MB'"]),
         ("BEGIN; SET work_mem = '1MB'; ROLLBACK", []),
         ("SET LOCAL work_mem = '1MB'; BEGIN; SET TRANSACTION READ WRITE; COMMIT", []),
         ("SELECT set_config('a.b', 'c', false)", ["SELECT set_config('a.b', 'c', false)"]),
         ("SELECT set_config('a.b', now()::text, false); SELECT reset_config()", []),
         ("LOAD 'auto_explain'", ["LOAD 'auto_explain'"]),
+        ("SELECT set_config('work_mem', '1MB', false); RESET work_mem", []),
+        (
+            "SET work_mem = '1MB'; SELECT set_config('Work_Mem', '2MB', false); SET a.b = c",
+            ["SELECT set_config('Work_Mem', '2MB', false)", "SET a.b = c"],
+        ),
+        ("SET ROLE a; SET work_mem = '1MB'; DISCARD ALL", []),
+        ("BEGIN; SET a.b = c; SAVEPOINT s; SET d.e = f; ROLLBACK TO S; COMMIT", ["SET a.b = c"]),
+        ("BEGIN; SET a.b = c; SAVEPOINT s; SET d.e = f; RELEASE s; COMMIT", ["SET a.b = c", "SET d.e = f"]),
     ],
 )
 def test_what_is_in_force(script: str, expected: list[str]) -> None:
