@@ -7,6 +7,7 @@ and what a query answers comes back on the one channel that such a message has, 
 from __future__ import annotations
 
 import asyncio
+import getpass
 import os
 import re
 import socket
@@ -465,6 +466,7 @@ def driver_arguments(url: DatabaseUrl, default_timeout: float) -> tuple[dict[str
             )
     _check_key(parameters.get("sslkey"))
     _check_variables(parameters)
+    _check_user(url)
     attributes = parameters.get("target_session_attrs", "any")
     if attributes not in _SESSION_ATTRIBUTES:
         raise ConfigError(
@@ -472,13 +474,15 @@ def driver_arguments(url: DatabaseUrl, default_timeout: float) -> tuple[dict[str
             hint=f"use one of {', '.join(_SESSION_ATTRIBUTES)}",
         )
 
+    remarks = []
+    if _uses_tls(url, parameters) and (closed := _closed_home()):
+        remarks.append(_without_tls(closed, parameters))
     arguments: dict[str, Any] = {
         "dsn": url.with_parameters(parameters).reveal(),
         "timeout": default_timeout if timeout is None else timeout if timeout > 0 else None,
         "statement_cache_size": 0,
         "connection_class": _kept_alive(keepalive if switched_on else None, user_timeout),
     }
-    remarks = []
     loose = _loose_password_file(url)
     if loose:
         arguments["password"] = ""
@@ -518,6 +522,51 @@ def _check_variables(parameters: Mapping[str, str]) -> None:
         )
 
 
+def _check_user(url: DatabaseUrl) -> None:
+    """Refuse to guess a user where there is none: the driver would fall over it."""
+    if url.user or os.environ.get("PGUSER"):
+        return
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # which of them depends on Python's version
+        raise ConfigError(
+            f"the database URL has no user, and user id {os.getuid()} of this machine has no name",
+            hint="write the URL as postgresql://user:***@host:5432/database, or set PGUSER",
+        ) from None
+
+
+def _uses_tls(url: DatabaseUrl, parameters: Mapping[str, str]) -> bool:
+    """Tell whether the driver would look for certificates."""
+    mode = parameters.get("sslmode") or os.environ.get("PGSSLMODE")
+    hosts = [host for host, _ in url.hosts] or os.environ.get("PGHOST", "").split(",")
+    return mode != "disable" if mode else not all(host.startswith("/") for host in hosts)
+
+
+def _closed_home() -> Path | None:
+    """Return the folder of certificates in HOME if this user may not even look for it."""
+    try:
+        (folder := Path.home() / ".postgresql").stat()
+    except PermissionError:
+        return folder
+    except (OSError, RuntimeError):  # there is none, or no home at all, and the driver goes on
+        pass
+    return None
+
+
+def _without_tls(closed: Path, parameters: dict[str, str]) -> str:
+    """Go on without TLS where libpq does, which has no way to look for certificates either, and say so.
+
+    Raises:
+        ConfigError: the connection must be encrypted.
+    """
+    mode = parameters.get("sslmode") or os.environ.get("PGSSLMODE", "prefer")
+    problem, remedy = f"this user may not look for certificates in {closed}", "set HOME to a folder that it may enter"
+    if mode not in ("prefer", "allow"):
+        raise ConfigError(f"{problem}, as sslmode={mode} makes it", hint=f"{remedy}, or use sslmode=disable")
+    parameters["sslmode"] = "disable"
+    return f"{problem}, so the connection goes without TLS; {remedy}"
+
+
 def _check_key(path: str | None) -> None:
     """Refuse a private key that others may read, by libpq's rule: 0600, or 0640 when root owns it."""
     if path is None or not os.path.isfile(path):
@@ -534,8 +583,11 @@ def _loose_password_file(url: DatabaseUrl) -> str | None:
     """Return the password file that the driver would read though others may read it too; psql ignores such a file."""
     if url.password is not None or "PGPASSWORD" in os.environ:
         return None
-    path = Path(url.parameters.get("passfile") or os.environ.get("PGPASSFILE") or Path.home() / ".pgpass")
-    return str(path) if path.is_file() and path.stat().st_mode & 0o077 else None
+    try:
+        path = Path(url.parameters.get("passfile") or os.environ.get("PGPASSFILE") or Path.home() / ".pgpass")
+        return str(path) if path.is_file() and path.stat().st_mode & 0o077 else None
+    except (OSError, RuntimeError):  # out of reach, or this user has no home: to psql too it is none
+        return None
 
 
 _VARIABLES = ("PGHOST", "PGPORT", "PGSSLMODE", "PGSSLNEGOTIATION", "PGSSLROOTCERT", "PGSSLMINPROTOCOLVERSION")
@@ -620,7 +672,9 @@ def connection_failure(error: BaseException, url: DatabaseUrl | None) -> tuple[A
         hint = "check host, port and firewall; or give it more time with connect_timeout in the URL"
         return NoAnswer(f"{where}: no answer in time", hint=hint), True
     if isinstance(error, PermissionError):
-        return _failed(f"{where}: {error.strerror}", "check the permissions of the socket folder", None), False
+        socket_host = url is None or not url.hosts or any(host.startswith("/") for host, _ in url.hosts)
+        what = "the socket folder" if socket_host else "the files that sslrootcert, sslcert, sslkey and sslcrl name"
+        return _failed(f"{where}: {error.strerror}", f"check the permissions of {what}", None), False
     return _failed(
         f"{where} cannot be reached: {_reason(error)}",
         "check host and port, and that the server runs and listens there",

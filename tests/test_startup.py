@@ -1,9 +1,13 @@
 """The order of starting: a server that is not there yet is waited for; what waiting cannot mend is told at once."""
 
 import asyncio
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Self
 
 import anyio
@@ -12,6 +16,7 @@ import pytest
 import ampd as library
 from ampd import AmpdError, AuthenticationFailed, ConnectionFailed, DatabaseMissing, Retrying
 from ampd.config import Migrations
+from ampd.postgres import connection_failure
 from tests.scenes import GENEROUS, Heard, scripts
 from tests.servers import Ampd, Database, Proxy, free_port
 
@@ -182,3 +187,81 @@ async def test_the_second_host_answers_when_the_first_does_not(database: Databas
         url = f"postgresql://postgres@{hosts}/{database.name}?target_session_attrs=read-write"
         report = await library.migrate(url, migrations=FILES, limits=PATIENT)
     assert len(report.applied) == 1
+
+
+# --- a home that is none
+
+
+_AS_A_STRANGER = """
+import asyncio, os, sys, ampd
+asyncio.run(ampd.status(sys.argv[1], migrations=()))  # imports what the stranger may not read
+os.setgroups([]), os.setgid(54321), os.setuid(54321)
+try:
+    print(asyncio.run(ampd.status(sys.argv[2], migrations=(), on_event=lambda event: print(event.message))).summary())
+except ampd.AmpdError as error:
+    print(error)
+"""
+_CLOSED = "this user may not look for certificates in {home}/.postgresql"
+_FRESH = "up to date, no migration applied"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+@pytest.mark.parametrize(
+    ("query", "env", "said"),
+    [
+        ("?sslmode=disable", {}, _FRESH),
+        ("?sslmode=disable", {"HOME": "{home}"}, _FRESH),
+        ("?sslmode=disable", {"PGPASSFILE": "{home}/pgpass"}, _FRESH),
+        ("?sslmode=disable&passfile={home}/pgpass", {}, _FRESH),
+        ("", {}, _FRESH),
+        (
+            "",
+            {"HOME": "{home}"},
+            f"{_CLOSED}, so the connection goes without TLS; set HOME to a folder that it may enter\n{_FRESH}",
+        ),
+        (
+            "?sslmode=require",
+            {"HOME": "{home}"},
+            f"{_CLOSED}, as sslmode=require makes it\n"
+            "hint: set HOME to a folder that it may enter, or use sslmode=disable",
+        ),
+        (
+            "?user=",
+            {"HOME": "/"},
+            "the database URL has no user, and user id 54321 of this machine has no name\n"
+            "hint: write the URL as postgresql://user:***@host:5432/database, or set PGUSER",
+        ),
+    ],
+)
+def test_a_user_without_a_name_or_a_home(
+    database: Database, tmp_path: Path, query: str, env: dict[str, str], said: str
+) -> None:
+    """A home that is not there or may not be entered has no password file and no certificates, as to psql."""
+    tmp_path.chmod(0o700)
+    url = database.url.replace("postgres@", "") if query == "?user=" else database.url + query.format(home=tmp_path)
+    process = subprocess.run(
+        [sys.executable, "-c", _AS_A_STRANGER, f"{database.url}?sslmode=disable", url],
+        env={name: value.format(home=tmp_path) for name, value in env.items()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (process.stdout, process.stderr) == (f"{said.format(home=tmp_path)}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("url", "what"),
+    [
+        ("postgresql:///db?host=/sockets", "the socket folder"),
+        ("postgresql:///db", "the socket folder"),
+        ("postgresql://h/db", "the files that sslrootcert, sslcert, sslkey and sslcrl name"),
+    ],
+)
+def test_a_permission_that_is_lacking(url: str, what: str) -> None:
+    """Only a URL with a socket in it leads to the folder of the socket."""
+    error, again = connection_failure(PermissionError(13, "Permission denied"), library.DatabaseUrl(url))
+    assert (error.message.endswith(": Permission denied"), error.hint, again) == (
+        True,
+        f"check the permissions of {what}",
+        False,
+    )
