@@ -442,4 +442,6 @@ def _convert(
 def _decode(kind: type, value: object) -> object:
     if not isinstance(value, str):
         raise ValueError(f"expected `str`, got `{type(value).__name__}`")
+    if kind is Path and not value:  # which would be the working folder
+        raise ValueError("expected `str` of length >= 1")
     return kind(value)

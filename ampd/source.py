@@ -28,6 +28,8 @@ def read_migrations(directory: str | Path | None = None) -> tuple[Migration, ...
     """
     if directory is None:
         return _read(_packaged(), PACKAGED)
+    if not str(directory):  # from a variable that is not set, say: it would be the working folder
+        raise InvalidMigration("the migrations folder is an empty path", hint="write . for the working folder")
     return _read(Path(directory), str(Path(directory)))
 
 

@@ -337,6 +337,7 @@ METADATA_DB_URL = "see the configuration section of the README for metadata_db.u
             for name in ("$user", "pg_catalog", "pg_amp")
         ),
         (toml("idle_timeout_secs", '"1h"'), "metadata_db.idle_timeout_secs: expected `float`, got `str`", None),
+        (toml("migrations.dir", '""'), "metadata_db.migrations.dir: expected `str` of length >= 1", None),
         (toml("migrations.dir", "3"), "metadata_db.migrations.dir: expected `str`, got `int`", None),
         (
             toml("migrations.lock_timeout_secs", "-1"),
@@ -382,6 +383,7 @@ def test_wrong_values_in_the_file(file: Path, document: str, message: str, hint:
         ("auto_migrate", "maybe", "expected `bool`, got `str`"),
         ("auto_migrate", "", "expected `bool`, got `str`"),
         ("schema", "", "expected `str` of length >= 1"),
+        ("migrations.dir", "", "expected `str` of length >= 1"),
         ("migrations.turn_wait_secs", "1h", "expected `float`, got `str`"),
         ("migrations.turn_wait_secs", "nan", "expected `float` >= 0.0"),
         ("migrations.turn_wait_secs", "inf", "expected `float` <= 2147483.0"),

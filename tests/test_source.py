@@ -42,7 +42,7 @@ def fill(folder: Path, files: dict[str, bytes | str]) -> None:
             (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def refusal(folder: Path) -> InvalidMigration:
+def refusal(folder: Path | str) -> InvalidMigration:
     """Return the error that reading ends in."""
     with pytest.raises(InvalidMigration) as error:
         read_migrations(folder)
@@ -170,6 +170,11 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     assert refusal(tmp_path / "loop").message == (
         f"the migrations folder {tmp_path}/loop cannot be read: Too many levels of symbolic links"
     )
+
+
+def test_an_empty_path_is_no_folder() -> None:
+    """Nothing is not taken for the working folder, which a dot stands for."""
+    assert str(refusal("")) == "the migrations folder is an empty path\nhint: write . for the working folder"
 
 
 @contextmanager
