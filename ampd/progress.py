@@ -34,21 +34,24 @@ class Progress:
         self._stream = stream or sys.stderr
         self._live = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         self._running: Starting | None = None
+        self._begun = False  # whether it has had its turn: another runner may be at the very same migration
         self.applied: list[Applied] = []
         self.stopped: Stopped | None = None
 
     @property
     def idle(self) -> bool:
         """Tell whether no migration is running."""
-        return self._running is None
+        return not self._begun
 
     def interrupted(self) -> str:
         """Return what to say when a signal has ended the run."""
         done = f"applied {', '.join(f'{each.version} {each.name}' for each in self.applied)}" if self.applied else ""
+        confirmed = self.stopped is not None and self.stopped.confirmed
         if self._running is None:
             return done or "nothing was applied"
+        if confirmed and not self._begun:
+            return f"{done or 'nothing was applied'}; the rest was waiting for its turn"
         running = f"{self._running.version} {self._running.name}"
-        confirmed = self.stopped is not None and self.stopped.confirmed
         end = _UNFINISHED if not self._running.transactional else "rolled back" if confirmed else _UNCONFIRMED
         return f"{done or 'nothing was applied'}; {running} was stopped, {end}"
 
@@ -56,19 +59,21 @@ class Progress:
         """Take one event."""
         match event:
             case Starting():
-                self._running = event
+                self._running, self._begun = event, False
                 resumed = f", resumed at statement {event.resumed_at + 1}" if event.resumed_at else ""
                 self._now(f"[{event.number}/{event.total}] {event.version} {event.name} …{resumed}")
             case StatementStarted() if self._running:
+                self._begun = True
                 at = f"[{self._running.number}/{self._running.total}] {event.version} {self._running.name}"
                 self._now(f"{at}: statement {event.number}/{event.statements}, line {event.line}")
             case Stopped():
                 self.stopped = event
             case Applied():
-                self._running = None
+                self._running, self._begun = None, False
                 self.applied.append(event)
                 self._line(f"[{event.number}/{event.total}] {event.version} {event.name}  {event.duration_ms} ms")
             case Blocked():
+                self._begun = True
                 self._line(f"blocked for {event.waited:.0f} s (limit {event.limit:g} s) by:")
                 for blocker in event.blockers:
                     self._line(f"  {blocker.describe()}")

@@ -1,6 +1,7 @@
 """Waiting for one's turn: whom for, how long, and not a moment longer than the schema needs."""
 
 import re
+import signal
 
 import anyio
 import pytest
@@ -14,6 +15,7 @@ from tests.scenes import (
     Heard,
     ampds,
     assert_no_trace,
+    folder_of,
     history,
     meanwhile,
     scripts,
@@ -123,6 +125,26 @@ async def test_a_waiter_gives_up_in_time(database: Database, ampd: Ampd) -> None
         "hint: wait for it and run again, raise turn_wait_secs, or end it: "
         f"SELECT pg_terminate_backend({worker})\n"
     )
+
+
+async def test_a_waiter_that_is_stopped_speaks_of_itself(database: Database, ampd: Ampd) -> None:
+    """What another runner is at was not stopped with the waiter, nor rolled back."""
+    folder = folder_of(ampd.folder / "files", "SELECT 1", AT_THE_GATE)
+    async with transaction(database, GATE):
+        processes = [ampd.start("migrate", "--migrations", folder, url=database.url)]
+        await waiting_for_a_lock(database)
+        processes.append(ampd.start("migrate", "--migrations", folder, url=database.url))
+        waits, told = processes[1].stderr, []
+        assert waits is not None
+        await anyio.to_thread.run_sync(lambda: told.append(waits.readline()))
+        assert told[0].startswith("another runner has its turn (")
+        for process in reversed(processes):
+            process.send_signal(signal.SIGTERM)
+            told.append(process.communicate(timeout=GENEROUS)[1].splitlines()[-1])
+    assert told[1:] == [
+        "SIGTERM: nothing was applied; the rest was waiting for its turn",
+        "SIGTERM: applied 1 step; 2 step was stopped, rolled back",
+    ]
 
 
 async def test_a_waiter_stops_when_its_schema_is_current(database: Database) -> None:
