@@ -754,10 +754,10 @@ _GRANTS = {
 _ALTERED = {"FOREIGN SERVER": "SERVER"}
 
 
-def grant_hint(error: ServerError, words: tuple[str, ...] = ()) -> str:
+def grant_hint(error: ServerError, words: tuple[str, ...] = (), statement: str = "") -> str:
     """Return the GRANT that would lift a "permission denied", read off the server's own words.
 
-    `words` are the first ones of the statement: the server names a table, but not what was wanted with it.
+    `words` are the first ones of the statement: the server names a table, but neither its schema nor what was wanted.
     """
     role = identifier(error.role) if error.role else "the role"
     kinds = "|".join(_GRANTS)
@@ -765,16 +765,31 @@ def grant_hint(error: ServerError, words: tuple[str, ...] = ()) -> str:
     if not refused:
         return f"grant {role} the privilege that the message names, or migrate as a role that has it"
     what, kind, name = refused.groups()
-    word, privileges = _GRANTS[kind]
+    (word, privileges), where = _GRANTS[kind], ""
     if kind in _ROUTINES:  # without arguments, and with the schema where the statement gave it
         name = ".".join(map(identifier, name.split(".")))
+    elif kind in (*_RELATIONS, "sequence"):
+        if read := re.search(r"FROM (.+\.ampd_schema_migrations) h\b", error.context):  # our own
+            return f"as its owner: GRANT SELECT ON TABLE {read[1]} TO {role}; and INSERT, UPDATE, if it is to migrate"
+        schema = _schema_of(name, f"{statement}\n{error.context}")
+        name = f"{schema}.{identifier(name)}" if schema else identifier(name)
+        where = "" if schema else " (in its schema)"
     elif kind not in (*_TYPES, "large object"):  # of types the server itself quotes the name
         name = identifier(name)
     if what == "must be owner of":
-        return f"as a superuser: ALTER {_ALTERED.get(word, word)} {name} OWNER TO {role}; or migrate as the owner"
+        return (
+            f"as a superuser{where}: ALTER {_ALTERED.get(word, word)} {name} OWNER TO {role}; or migrate as the owner"
+        )
     if kind in _RELATIONS:
         privileges = _on_table(words) or privileges
-    return f"as its owner: GRANT {privileges} ON {word} {name} TO {role}"
+    return f"as its owner{where}: GRANT {privileges} ON {word} {name} TO {role}"
+
+
+def _schema_of(name: str, text: str) -> str | None:
+    """Return the schema that SQL gives a table, quoted where the SQL quotes it; None where it does not always do so."""
+    spelt = rf"{re.escape(identifier(name))}|\b{re.escape(name)}(?![\w$])"
+    found = re.findall(rf'(?:("(?:[^"]|"")+"|\b[^\W\d][\w$]*)\s*\.\s*)?(?:{spelt})', text)
+    return found[0] if len(set(found)) == 1 and found[0] else None
 
 
 def _on_table(words: tuple[str, ...]) -> str | None:

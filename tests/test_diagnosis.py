@@ -453,9 +453,9 @@ async def test_no_right_to_read_the_history(database: Database) -> None:
         with pytest.raises(ampd.PermissionDenied) as caught:
             await run(role.url, migrations=scripts("SELECT 1"))
         assert caught.value.message == "permission denied for table ampd_schema_migrations"
-        assert f'"ampd_schema_migrations" TO "{role.name}"' in str(caught.value.hint)
-        assert "GRANT SELECT" in str(caught.value.hint)
-    await database.execute(f"GRANT SELECT ON ampd_schema_migrations TO {role.name}")
+        grant = f'GRANT SELECT ON TABLE public.ampd_schema_migrations TO "{role.name}"'
+        assert caught.value.hint == f"as its owner: {grant}; and INSERT, UPDATE, if it is to migrate"
+    await database.execute(grant)
     assert (await ampd.status(role.url, migrations=scripts("SELECT 1"))).up_to_date
     assert (await ampd.migrate(role.url, migrations=scripts("SELECT 1"))).applied == ()
 
@@ -468,13 +468,13 @@ async def test_a_statement_that_the_role_may_not_run(database: Database) -> None
     assert isinstance(error, ampd.PermissionDenied)
     assert (error.file, error.line, error.sqlstate) == ("1_step.sql", 3, "42501")
     assert error.hint == (
-        f'as a superuser: ALTER TABLE "theirs" OWNER TO "{role.name}"; or migrate as the owner; '
+        f'as a superuser (in its schema): ALTER TABLE "theirs" OWNER TO "{role.name}"; or migrate as the owner; '
         "nothing of this migration was kept: run again after that"
     )
     error = await refused(role.url, "SELECT 1;\nSELECT * FROM theirs;")
     assert (error.code, error.line) == ("permission", 2)
     assert error.hint == (
-        f'as its owner: GRANT SELECT, INSERT, UPDATE, DELETE ON TABLE "theirs" TO "{role.name}"; '
+        f'as its owner (in its schema): GRANT SELECT, INSERT, UPDATE, DELETE ON TABLE "theirs" TO "{role.name}"; '
         "nothing of this migration was kept: run again after that"
     )
 
@@ -559,7 +559,9 @@ async def _refused_until_obeyed(
         texts.append(action.replace("{number}", str(number)).replace("{}", quoted))
         error = await refused(role.url, *texts)
         assert isinstance(error, ampd.PermissionDenied)
-        hint = re.match(rf'as (?:its owner|a superuser): ({statement} .* TO "{role.name}")', str(error.hint))
+        hint = re.match(
+            rf'as (?:its owner|a superuser)(?: \(in its schema\))?: ({statement} .* TO "{role.name}")', str(error.hint)
+        )
         assert hint, error
         await database.execute(hint[1])
         await ampd.migrate(role.url, migrations=scripts(*texts))
@@ -587,7 +589,7 @@ async def test_the_change_of_owner_of_the_hint_is_what_was_missing(
         ("permission denied for tablespace Fast", 'as its owner: GRANT CREATE ON TABLESPACE "Fast" TO "r"'),
         (
             "permission denied for materialized view a view",
-            'as its owner: GRANT SELECT, INSERT, UPDATE, DELETE ON TABLE "a view" TO "r"',
+            'as its owner (in its schema): GRANT SELECT, INSERT, UPDATE, DELETE ON TABLE "a view" TO "r"',
         ),
         (
             "must be owner of foreign-data wrapper w",
@@ -609,6 +611,26 @@ def test_what_a_refusal_is_read_as(message: str, hint: str) -> None:
     """Only the kinds of object that have a GRANT or an owner of their own get a statement to run."""
     said = SimpleNamespace(message=message, sqlstate="42501", detail=None, hint=None, position=None, context=None)
     assert grant_hint(ServerError(said, str, "r")) == hint
+
+
+@pytest.mark.parametrize(
+    ("statement", "table"),
+    [
+        ("SELECT * FROM amp.theirs", 'amp."theirs"'),
+        ("INSERT INTO Amp . Theirs SELECT", None),  # which is not how the server spells it
+        ('DELETE FROM "Am""p"."theirs" USING x.theirs_too', '"Am""p"."theirs"'),
+        ("SELECT t.theirs FROM theirs t", None),
+        ("SELECT FROM a.theirs, b.theirs", None),
+        ("SELECT FROM their.s", None),
+    ],
+)
+def test_the_schema_of_a_table_that_was_refused(statement: str, table: str | None) -> None:
+    """The table in the GRANT has the schema that the statement gives it; else the hint says that it has one."""
+    words = "permission denied for table theirs"
+    said = SimpleNamespace(message=words, sqlstate="42501", detail=None, hint=None, position=None, context=None)
+    hint = grant_hint(ServerError(said, str, "r"), (), statement)
+    where = "as its owner" if table else "as its owner (in its schema)"
+    assert hint == f"""{where}: GRANT SELECT, INSERT, UPDATE, DELETE ON TABLE {table or '"theirs"'} TO "r\""""
 
 
 async def test_hints_about_a_database_with_an_odd_name(database: Database) -> None:
