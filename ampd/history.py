@@ -155,7 +155,7 @@ async def read(session: Session, schema: str | None, *, who: str | None = None) 
     """Read the history in one round trip, in a read-only transaction; with `who` (a schema) also who has its turn.
 
     Raises:
-        ConfigError: the table is not one of ampd's.
+        ConfigError: the table is not one of ampd's, or no schema of the search path exists.
         PermissionDenied: the role may not read the table, or use any schema of its search path.
     """
     try:
@@ -165,11 +165,7 @@ async def read(session: Session, schema: str | None, *, who: str | None = None) 
     history = msgspec.structs.replace(answer.history, applied=tuple(row.migration() for row in answer.rows or ()))
     session.role, session.pooled = history.user, history.pid != session.server_pid
     if history.schema is None:
-        role = identifier(history.user)
-        raise PermissionDenied(
-            f"the search path of role {history.user} names no schema that it may use",
-            hint=f"as its owner: GRANT USAGE, CREATE ON SCHEMA public TO {role}; or set metadata_db.schema",
-        )
+        raise _leads_nowhere(history.user, await session.ask(_path_message(session), _SearchPath))
     if history.table_exists and not history.plain:
         raise ConfigError(
             f"{history.name} (owner {history.owner}) is not a plain table, so it is not read as ampd's history",
@@ -178,6 +174,43 @@ async def read(session: Session, schema: str | None, *, who: str | None = None) 
     if history.lacks:
         raise _not_ours(history.name, f"it has no column {history.lacks}")
     return history
+
+
+class _SearchPath(msgspec.Struct, frozen=True):
+    """A search path, and each schema that it names, quoted where need be, with whether it exists."""
+
+    text: str
+    schemas: tuple[tuple[str, bool], ...]
+
+
+def _path_message(session: Session) -> str:
+    document = r"""jsonb_build_object('text', path, 'schemas', (
+    SELECT coalesce(jsonb_agg(jsonb_build_array(name, to_regnamespace(name) IS NOT NULL) ORDER BY position), '[]')
+    FROM regexp_matches(path, '("(?:[^"]|"")*"|[^",\s]+)', 'g') WITH ORDINALITY _ (word, position),
+      replace(word[1], '"$user"', quote_ident(current_user)) name
+    WHERE name <> '""' AND NOT starts_with(name, 'pg_')))"""
+    return do_block(f"""
+DECLARE
+  path pg_catalog.text := pg_catalog.current_setting('search_path');
+BEGIN
+  PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+  {session.note(document)}
+END""")
+
+
+def _leads_nowhere(user: str, path: _SearchPath) -> ConfigError | PermissionDenied:
+    """Return the error for a search path on which there is no schema that the role may use."""
+    role, otherwise = identifier(user), "or set metadata_db.schema"
+    shown = f"the search path of role {user} ({path.text or 'empty'})"
+    for schema, exists in path.schemas:
+        if exists:
+            grant = f"GRANT USAGE, CREATE ON SCHEMA {schema} TO {role}"
+            return PermissionDenied(
+                f"{shown} names no schema that it may use", hint=f"as its owner: {grant}; {otherwise}"
+            )
+    make = f"CREATE SCHEMA {path.schemas[-1][0]} AUTHORIZATION {role}" if path.schemas else ""
+    hint = make or f"ALTER ROLE {role} SET search_path = public"
+    return ConfigError(f"{shown} names no schema that exists", hint=f"{hint}; {otherwise}")
 
 
 _ELSEWHERE = "if it is not yours, drop it; or keep the history elsewhere with metadata_db.schema"

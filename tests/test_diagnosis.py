@@ -460,6 +460,38 @@ async def test_no_right_to_read_the_history(database: Database) -> None:
     assert (await ampd.migrate(role.url, migrations=scripts("SELECT 1"))).applied == ()
 
 
+@pytest.mark.parametrize(
+    ("path", "said", "hint"),
+    [
+        ("amp", "(amp) names no schema that exists", 'CREATE SCHEMA amp AUTHORIZATION "{role}"'),
+        ('"A mp"', '("A mp") names no schema that exists', 'CREATE SCHEMA "A mp" AUTHORIZATION "{role}"'),
+        ('"$user", amp', '("$user", amp) names no schema that exists', 'CREATE SCHEMA amp AUTHORIZATION "{role}"'),
+        ("pg_temp", "(pg_temp) names no schema that exists", None),
+        ("''", '("") names no schema that exists', None),
+        (
+            '"$user", amp, closed',
+            '("$user", amp, closed) names no schema that it may use',
+            'as its owner: GRANT USAGE, CREATE ON SCHEMA closed TO "{role}"',
+        ),
+    ],
+)
+async def test_a_search_path_that_leads_nowhere(database: Database, path: str, said: str, hint: str | None) -> None:
+    """A schema that does not exist is told from one that the role may not use; the hint runs as it is printed."""
+    role = await database.role("low")
+    await database.execute(f"CREATE SCHEMA closed; ALTER ROLE {role.name} SET search_path = {path}")
+    with pytest.raises(AmpdError) as caught:
+        await ampd.status(role.url, migrations=())
+    error = caught.value
+    assert (error.code, error.message) == (
+        "permission" if "may use" in said else "config",
+        f"the search path of role {role.name} {said}",
+    )
+    statement = hint.format(role=role.name) if hint else f'ALTER ROLE "{role.name}" SET search_path = public'
+    assert error.hint == f"{statement}; or set metadata_db.schema"
+    await database.execute(statement.removeprefix("as its owner: "))
+    assert (await ampd.status(role.url, migrations=())).up_to_date
+
+
 async def test_a_statement_that_the_role_may_not_run(database: Database) -> None:
     """A privilege that a statement lacks is `permission`, with file and line, and the GRANT to run."""
     role = await database.role("low")
