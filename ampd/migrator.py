@@ -105,7 +105,7 @@ async def resolve(
     Takes the arguments of `migrate`, and raises the errors of connecting and reading.
 
     Raises:
-        ConfigError: that migration is not interrupted.
+        ConfigError: that migration is not interrupted, or these are not the files that it is one of.
         TurnTimeout: its runner, or a statement of it, is still at work.
     """
     from .apply import settle
@@ -118,10 +118,13 @@ async def resolve(
             step = next((step for step in run.plan().steps if step.version == version), None)
             if step is None or step.state is not State.INTERRUPTED:
                 state = f"is {step.state.value.replace('_', ' ')}" if step else "is unknown"
+                lacking = step is not None and step.state is State.AHEAD
                 raise ConfigError(
                     f"version {version} {state}, not interrupted: there is nothing to resolve",
-                    hint="`ampd status` shows what is interrupted",
+                    hint=_OTHER_FOLDER if lacking else "`ampd status` shows what is interrupted",
                 )
+            if settlement is Settlement.APPLIED:
+                _insist_on_its_file(step, run.files)
             try:
                 if not run.history.holder:
                     await settle(session, run.history, step, settlement)
@@ -130,6 +133,24 @@ async def resolve(
             except TurnTaken:
                 pass
             run.history = await turn.wait(run.history)
+
+
+_OTHER_FOLDER = "give the folder that its file is in with --migrations DIR"
+
+
+def _insist_on_its_file(step: Step, files: Sequence[Migration]) -> None:
+    """Refuse to record as applied what another folder's file stands for; a file may be gone from a folder of one's own.
+
+    Raises:
+        ConfigError: it has another name and content, or these are the packaged migrations, which lose none.
+    """
+    row, migration = step.applied, step.migration
+    if migration is None and all(file.file.startswith(PACKAGED) for file in files):
+        raise ConfigError(f"{step.version} {step.name} is none of the packaged migrations", hint=_OTHER_FOLDER)
+    if migration and row and migration.name != row.name and migration.checksum != row.checksum:
+        raise ConfigError(
+            f"{row.version} {row.name} was started, and {migration.file} is another migration", hint=_OTHER_FOLDER
+        )
 
 
 class _Run:

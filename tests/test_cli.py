@@ -366,6 +366,32 @@ or `ampd resolve 1 --rolled-back`
     assert seen(ampd(*run, url=database.url)) == (1, "", refusal + hint)
 
 
+OTHER_FOLDER = "hint: give the folder that its file is in with --migrations DIR\n"
+
+
+@pytest.mark.parametrize(
+    ("version", "arguments", "text"),
+    [
+        (1, [], f"error: 1 odd is none of the packaged migrations\n{OTHER_FOLDER}"),
+        (1, ["--migrations", "n"], f"error: 1 odd was started, and n/1_even.sql is another migration\n{OTHER_FOLDER}"),
+        (
+            20990101000000,
+            [],
+            "error: version 20990101000000 is ahead, not interrupted: there is nothing to resolve\n" + OTHER_FOLDER,
+        ),
+    ],
+)
+def test_resolving_with_another_folder(
+    ampd: Ampd, database: Database, tmp_path: Path, version: int, arguments: list[str], text: str
+) -> None:
+    """What is recorded as applied is recorded by its file: a folder that cannot hold it is refused."""
+    write(tmp_path / "m", {f"{version}_odd.sql": "-- no-transaction\nCREATE DATABASE postgres;\n"})
+    write(tmp_path / "n", {"1_even.sql": "SELECT 1;"})
+    assert ampd("migrate", "--migrations", "m", url=database.url).returncode == 1
+    assert seen(ampd("resolve", str(version), "--applied", *arguments, url=database.url)) == (1, "", text)
+    assert ampd("resolve", str(version), "--applied", "--migrations", "m", url=database.url).returncode == 0
+
+
 # --- help and version
 
 

@@ -318,6 +318,9 @@ class Game(RuleBasedStateMachine):
 
     def _settle(self, version: int, row: Row, settlement: ampd.Settlement) -> None:
         settled = self.files.get(version, row.file) if settlement is ampd.Settlement.APPLIED else None
+        if settled and settled.name != row.file.name and settled.text() != row.file.text():
+            assert isinstance(self.table.run(self._resolve, version, settlement), ampd.ConfigError)
+            return
         self.table.run(self._by_hand, row.file, settled)
         assert self.table.run(self._resolve, version, settlement) is None
         if settled:
