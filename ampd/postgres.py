@@ -627,7 +627,14 @@ def connection_failure(error: BaseException, url: DatabaseUrl | None) -> tuple[A
                 elif "no pg_hba.conf entry" in text:
                     hint = _HBA_HINT
                 else:
-                    hint = f"check user and password of the URL; with psql: ALTER ROLE {role} PASSWORD '...'"
+                    hint = "check user and password of the URL"
+                    if which := re.fullmatch(
+                        'role "(.+)" (does not exist|is not permitted to log in)', text, re.DOTALL
+                    ):
+                        verb = "CREATE" if which[2] == "does not exist" else "ALTER"
+                        hint = f"{verb} ROLE {identifier(which[1])} LOGIN, or correct the user of the URL"
+                    elif user and isinstance(error, asyncpg.InvalidPasswordError):
+                        hint += f"; with psql: ALTER ROLE {role} PASSWORD '...'"
                 return AuthenticationFailed(f"{where}: {text}", hint=hint, sqlstate=sqlstate), False
             case (
                 asyncpg.UndefinedObjectError()

@@ -685,6 +685,29 @@ async def test_hints_about_a_database_with_an_odd_name(database: Database) -> No
         await database.execute(f"DROP DATABASE {create.removeprefix('CREATE DATABASE ')} WITH (FORCE)")
 
 
+@pytest.mark.parametrize(
+    ("user", "problem", "verb"),
+    [
+        ("no body", "does not exist", "CREATE"),
+        ("", "does not exist", "CREATE"),
+        ("{database}_low", "is not permitted to log in", "ALTER"),
+    ],
+)
+async def test_a_role_that_may_not_log_in(
+    database: Database, monkeypatch: pytest.MonkeyPatch, user: str, problem: str, verb: str
+) -> None:
+    """A role that is not there, or no login, wants another statement than a new password."""
+    monkeypatch.setenv("LOGNAME", "no body")
+    role = await database.role("low")
+    await database.execute(f"ALTER ROLE {role.name} NOLOGIN")
+    name = user.format(database=database.name)
+    with pytest.raises(AuthenticationFailed) as caught:
+        await ampd.status(database.server.url(database.name, name).replace("//@", "//"), migrations=())
+    who = name or "no body"
+    assert caught.value.message.endswith(f'/{database.name}: role "{who}" {problem}')
+    assert caught.value.hint == f'{verb} ROLE "{who}" LOGIN, or correct the user of the URL'
+
+
 async def test_a_role_that_may_not_connect(database: Database) -> None:
     """A role without CONNECT is told the GRANT to run."""
     role = await database.role("low")
@@ -898,6 +921,16 @@ async def test_each_failure_to_connect_has_its_own_class_and_hint(
     everything = "".join(traceback.format_exception(error)) + repr(error) + str(vars(error))
     for secret in (SECRET, CODED, quote(SECRET)):
         assert secret not in everything
+
+
+async def test_a_pool_whose_password_is_wrong(strict: Strict) -> None:
+    """Of a pool the user is not known: no statement is made up for it."""
+    pool = asyncpg.create_pool(strict.url("alice").replace(CODED, "wrong"), min_size=0)
+    async with pool:
+        with pytest.raises(AuthenticationFailed) as caught:
+            await ampd.status(pool, migrations=())
+    assert caught.value.message == 'the pool\'s server: password authentication failed for user "alice"'
+    assert caught.value.hint == "check user and password of the URL"
 
 
 @pytest.mark.parametrize(
