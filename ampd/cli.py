@@ -201,9 +201,11 @@ def solo(
         Start, migrate, print the status, stop.
     """
     progress = _progress()
-    found_by_itself = amp_dir / "config.toml"
-    if config is None and not os.environ.get("AMP_CONFIG") and found_by_itself.is_file():
-        config = found_by_itself
+    if config is None and not os.environ.get("AMP_CONFIG"):
+        from .solo import usable
+
+        with usable(amp_dir):
+            config = found if (found := amp_dir / "config.toml").is_file() else None
     metadata_db = _configure(config, None, defaults={"auto_migrate": True}, url_needed=False)
 
     def up(standing: Status, url: str) -> None:

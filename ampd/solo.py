@@ -115,30 +115,54 @@ async def local_server(
     data_dir: Path, *, bindir: Path | None = None, tcp: bool = False, settings: Mapping[str, str] | None = None
 ) -> AsyncIterator[LocalServer]:
     """Run PostgreSQL on `data_dir`, made if missing, for the length of the block; never two servers on one folder."""
-    data_dir = data_dir.absolute()
     async with AsyncExitStack() as stack:
-        lock = stack.enter_context(_sole_use(data_dir))
-        made_by = _made_by(data_dir)
-        installation = find_postgres(bindir, major=made_by)
-        launcher = _Launcher.choose(installation, data_dir)
-        if made_by is None:
-            await _make_cluster(data_dir, installation, launcher)
-        elif leftover := _postmaster(data_dir):
-            await _stop(leftover, lambda: _postmaster(data_dir) == leftover)
-        socket_dir = stack.enter_context(_socket_dir(data_dir, launcher))
-        give_up = anyio.current_time() + _PASSING_PATIENCE
-        while True:
-            server = _start(installation, data_dir, socket_dir, tcp, settings or {}, launcher)
-            stack.push_async_callback(_stop, server.process.pid, partial(_runs, server.process))
-            if await _is_ready(server):
-                break
-            failure = _failure("the local PostgreSQL server does not start", _neighbour(data_dir, "log"))
-            if anyio.current_time() > give_up or not any(passing in str(failure) for passing in _PASSING):
-                raise failure
-            await anyio.sleep(0.1)
-        lock.write(server.url)
-        lock.flush()
+        with usable(data_dir):
+            server = await _up(stack, data_dir.resolve(), bindir, tcp, settings or {})
         yield server
+
+
+@contextmanager
+def usable(folder: Path) -> Iterator[None]:
+    """Turn what the file system refuses into an error that names the folder.
+
+    Raises:
+        ConfigError: it, or something in it or beside it, is not what it should be.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError before Python 3.13
+        what = error.strerror if isinstance(error, OSError) else error
+        where = f": {error.filename}" if isinstance(error, OSError) and error.filename else ""
+        raise ConfigError(
+            f"cannot keep a database in {folder}{where}: {what}", hint="choose another folder with --amp-dir"
+        ) from error
+
+
+async def _up(
+    stack: AsyncExitStack, data_dir: Path, bindir: Path | None, tcp: bool, settings: Mapping[str, str]
+) -> LocalServer:
+    lock = stack.enter_context(_sole_use(data_dir))
+    made_by = _made_by(data_dir)
+    installation = find_postgres(bindir, major=made_by)
+    launcher = _Launcher.choose(installation, data_dir)
+    if made_by is None:
+        await _make_cluster(data_dir, installation, launcher)
+    elif leftover := _postmaster(data_dir):
+        await _stop(leftover, lambda: _postmaster(data_dir) == leftover)
+    socket_dir = stack.enter_context(_socket_dir(data_dir, launcher))
+    give_up = anyio.current_time() + _PASSING_PATIENCE
+    while True:
+        server = _start(installation, data_dir, socket_dir, tcp, settings, launcher)
+        stack.push_async_callback(_stop, server.process.pid, partial(_runs, server.process))
+        if await _is_ready(server):
+            break
+        failure = _failure("the local PostgreSQL server does not start", _neighbour(data_dir, "log"))
+        if anyio.current_time() > give_up or not any(passing in str(failure) for passing in _PASSING):
+            raise failure
+        await anyio.sleep(0.1)
+    lock.write(server.url)
+    lock.flush()
+    return server
 
 
 def _candidates() -> Iterator[Path]:
@@ -173,6 +197,11 @@ def _made_by(data_dir: Path) -> int | None:
         return int((data_dir / "PG_VERSION").read_text())
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise ConfigError(
+            f"cannot keep a database in {data_dir}: its PG_VERSION holds no version",
+            hint="choose another folder with --amp-dir",
+        ) from error
     except PermissionError as error:
         raise ConfigError(f"{data_dir} belongs to another user", hint="choose another folder with --amp-dir") from error
 
@@ -188,15 +217,8 @@ def _failure(message: str, log: Path) -> ConnectionFailed:
 
 @contextmanager
 def _sole_use(data_dir: Path) -> Iterator[IO[str]]:
-    try:
-        data_dir.parent.mkdir(parents=True, exist_ok=True)
-        lock = _neighbour(data_dir, "lock").open("a+")
-    except OSError as error:
-        raise ConfigError(
-            f"cannot keep a database in {data_dir.parent}: {error.strerror}",
-            hint="choose another folder with --amp-dir",
-        ) from error
-    with lock:
+    data_dir.parent.mkdir(parents=True, exist_ok=True)
+    with _neighbour(data_dir, "lock").open("a+") as lock:
         lock.seek(0)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -368,10 +390,15 @@ def _postmaster(data_dir: Path) -> int | None:
     with suppress(OSError, ValueError):
         pid = int((data_dir / "postmaster.pid").read_text().split("\n")[0])
         os.kill(pid, 0)
-        command = _command_of(pid)
-        if b"postgres" in command and os.fsencode(data_dir) in command:
+        if b"postgres" in (command := _command_of(pid)) and _works_in(pid, data_dir, command):
             return pid
     return None
+
+
+def _works_in(pid: int, data_dir: Path, command: bytes) -> bool:
+    with suppress(OSError):  # there is no /proc, or it does not tell us
+        return os.path.samefile(f"/proc/{pid}/cwd", data_dir)  # whichever links it was started through
+    return os.fsencode(data_dir) in command
 
 
 def _command_of(pid: int) -> bytes:

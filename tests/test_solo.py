@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -14,7 +16,7 @@ import pytest
 from ampd import solo
 from ampd.errors import ConfigError, ConnectionFailed
 from ampd.solo import LocalServer, find_postgres, local_server
-from tests.servers import Server
+from tests.servers import Ampd, Server
 
 pytestmark = pytest.mark.anyio
 
@@ -239,6 +241,79 @@ async def test_a_folder_with_other_files_is_refused(data_dir: Path, bindir: Path
         async with local_server(data_dir, bindir=bindir):
             pass
     assert [path.name for path in data_dir.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda data_dir: data_dir.touch(), "{data_dir}/PG_VERSION: Not a directory"),
+        (lambda data_dir: (data_dir / "PG_VERSION").mkdir(parents=True), "{data_dir}/PG_VERSION: Is a directory"),
+        (lambda data_dir: data_dir.with_name("metadb.log").mkdir(), "{data_dir}.log: Is a directory"),
+        (lambda data_dir: data_dir.with_name("metadb.lock").mkdir(), "{data_dir}.lock: Is a directory"),
+        (lambda data_dir: data_dir.parent.rmdir() or data_dir.parent.touch(), "{data_dir.parent}: File exists"),
+    ],
+    ids=["file", "folder for a version", "folder for a log", "folder for a lock", "file for a folder"],
+)
+async def test_what_stands_in_the_way_is_named(
+    data_dir: Path, bindir: Path, make: Callable[[Path], object], problem: str
+) -> None:
+    """Something else in a place of ours is an error that names it."""
+    data_dir.parent.mkdir()
+    make(data_dir)
+    with pytest.raises(ConfigError) as error:
+        async with local_server(data_dir, bindir=bindir):
+            pass
+    assert str(error.value) == (
+        f"cannot keep a database in {data_dir}: {problem.format(data_dir=data_dir)}\n"
+        "hint: choose another folder with --amp-dir"
+    )
+
+
+async def test_a_version_that_is_none(data_dir: Path, bindir: Path) -> None:
+    """A PG_VERSION that no PostgreSQL has written is told as such."""
+    data_dir.mkdir(parents=True)
+    (data_dir / "PG_VERSION").write_text("fifteen")
+    with pytest.raises(ConfigError) as error:
+        async with local_server(data_dir, bindir=bindir):
+            pass
+    assert str(error.value) == (
+        f"cannot keep a database in {data_dir}: its PG_VERSION holds no version\n"
+        "hint: choose another folder with --amp-dir"
+    )
+
+
+def test_a_folder_that_cannot_even_be_looked_for(ampd: Ampd) -> None:
+    """Before the server the configuration is sought in the folder; what stands in the way of that is told as well."""
+    name = "x" * 300
+    assert ampd("solo", "--amp-dir", name).stderr == (
+        f"error: cannot keep a database in {name}: {name}/config.toml: File name too long\n"
+        "hint: choose another folder with --amp-dir\n"
+    )
+
+
+def test_a_working_folder_that_is_gone(tmp_path: Path) -> None:
+    """Where a relative path leads nowhere the message says so."""
+    (gone := tmp_path / "gone").mkdir()
+    program = "import os, sys, ampd.cli; os.rmdir(os.getcwd()); sys.exit(ampd.cli.run(['solo', '--once']))"
+    process = subprocess.run(
+        [sys.executable, "-c", program], cwd=gone, env={}, capture_output=True, text=True, check=False
+    )
+    assert (process.returncode, process.stderr) == (
+        1,
+        "error: cannot keep a database in .amp/metadb: No such file or directory\n"
+        "hint: choose another folder with --amp-dir\n",
+    )
+
+
+async def test_a_linked_folder_has_one_server(data_dir: Path, bindir: Path) -> None:
+    """Through a link it is the same folder, and a leftover server there is found and stopped."""
+    link = data_dir.with_name("link")
+    async with local_server(data_dir, bindir=bindir) as server:
+        link.symlink_to(data_dir)
+        with pytest.raises(ConfigError, match="another ampd runs the server in"):
+            async with local_server(link, bindir=bindir):
+                pass
+        assert solo._postmaster(data_dir) == solo._postmaster(link) == server.process.pid
 
 
 async def test_a_failed_start_shows_the_log(data_dir: Path, bindir: Path) -> None:
