@@ -239,6 +239,8 @@ class MetadataDb(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             raise ValueError(f"min_connections ({self.min_connections}) is above pool_size ({self.pool_size})")
         if self.schema is not None:
             check_schema(self.schema)
+        if self.url is not None and not isinstance(self.url, DatabaseUrl):  # a plain str would show its password
+            msgspec.structs.force_setattr(self, "url", DatabaseUrl(self.url))
 
     def require_url(self) -> DatabaseUrl:
         """Return the URL.

@@ -7,6 +7,7 @@ import random
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+from .config import MetadataDb
 from .errors import ConfigError, MigrationConflict
 from .events import OnEvent, Warned, ignore
 from .migrator import migrate, refuse_conflicts, status
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     import asyncpg
-
-    from .config import MetadataDb
 
 
 @asynccontextmanager
@@ -37,6 +36,8 @@ async def open_pool(
         MigrationConflict: without `auto_migrate`, migrations are pending; the hint names the command to run.
         AmpdError: as `migrate` and `status` do.
     """
+    if not isinstance(metadata_db, MetadataDb):
+        raise TypeError(f"open_pool takes the metadata_db section of a configuration, not {type(metadata_db).__name__}")
     if metadata_db.auto_migrate:
         await migrate(metadata_db, on_event=on_event)
     else:

@@ -515,3 +515,12 @@ def test_a_configuration_prints_no_password() -> None:
     config, _ = read_config(None, {URL: f"postgresql://u:{SECRET}@h/db?sslpassword=also-{SECRET}"})
     assert SECRET not in f"{config} {config!r} {config.metadata_db} {config.metadata_db.url!r}"
     assert "postgresql://u:***@h/db?sslpassword=***" in repr(config)
+
+
+def test_a_url_given_as_a_text_is_hidden_too() -> None:
+    """Whoever makes the section by hand need not know of the class that hides the password."""
+    section = MetadataDb(url=f"postgresql://u:{SECRET}@h/db")  # type: ignore[arg-type]
+    assert section == MetadataDb(url=DatabaseUrl(f"postgresql://u:{SECRET}@h/db"))
+    assert SECRET not in f"{section} {section!r}"
+    with pytest.raises(TypeError, match="a database URL is a str, not int"):
+        MetadataDb(url=5432)  # type: ignore[arg-type]

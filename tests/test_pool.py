@@ -554,5 +554,9 @@ async def test_what_is_no_database(database: Database) -> None:
                 with pytest.raises(TypeError) as refused:
                     await run(source, migrations=[ONE])
                 assert str(refused.value) == kinds + kind
+    with pytest.raises(TypeError) as refused:
+        async with ampd.open_pool(ampd.Config()):  # type: ignore[arg-type]
+            pass
+    assert str(refused.value) == "open_pool takes the metadata_db section of a configuration, not Config"
     with pytest.raises(TypeError, match="a database URL is a str, not bytes"):
         ampd.DatabaseUrl(b"postgresql://h/d")  # type: ignore[arg-type]
