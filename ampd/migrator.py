@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import PurePath
 from time import monotonic
 from typing import TYPE_CHECKING, TypeAlias, Union
 
@@ -36,7 +38,7 @@ Source: TypeAlias = Union[str, DatabaseUrl, MetadataDb, "asyncpg.Pool"]
 async def migrate(
     database: Source,
     *,
-    migrations: Sequence[Migration] | None = None,
+    migrations: Iterable[Migration] | None = None,
     schema: str | None = None,
     target: int | None = None,
     limits: Migrations | None = None,
@@ -49,7 +51,7 @@ async def migrate(
 
     Args:
         database: a PostgreSQL URL, an `asyncpg.Pool`, or the `metadata_db` section of a configuration.
-        migrations: default: those of the configured folder, else the packaged ones.
+        migrations: in any order; default: those of the configured folder, else the packaged ones.
         schema: where the tables and the history live; default: as configured, else what the search path says.
         target: stop after this version.
         limits: how patient to be, in seconds; default: as configured, else as `[metadata_db.migrations]` has it.
@@ -72,7 +74,7 @@ async def migrate(
 async def status(
     database: Source,
     *,
-    migrations: Sequence[Migration] | None = None,
+    migrations: Iterable[Migration] | None = None,
     schema: str | None = None,
     target: int | None = None,
     limits: Migrations | None = None,
@@ -95,7 +97,7 @@ async def resolve(
     version: int,
     settlement: Settlement,
     *,
-    migrations: Sequence[Migration] | None = None,
+    migrations: Iterable[Migration] | None = None,
     schema: str | None = None,
     limits: Migrations | None = None,
     on_event: OnEvent = ignore,
@@ -159,7 +161,7 @@ class _Run:
     def __init__(
         self,
         database: Source,
-        migrations: Sequence[Migration] | None,
+        migrations: Iterable[Migration] | None,
         schema: str | None,
         target: int | None,
         limits: Migrations | None,
@@ -170,7 +172,7 @@ class _Run:
         self.schema = schema or configured.schema
         if self.schema is not None:
             check_schema(self.schema)
-        self.files = read_migrations(self.limits.dir) if migrations is None else migrations
+        self.files = read_migrations(self.limits.dir) if migrations is None else _in_order(migrations)
         self.target = target
         self.on_event = on_event
         _check_target(self.files, target)
@@ -296,6 +298,29 @@ class _Run:
                 ampd_version=VERSION,
             )
         )
+
+
+def _in_order(given: Iterable[Migration]) -> tuple[Migration, ...]:
+    """Return migrations that the caller has put together as those of a folder are: in order, each version once.
+
+    Raises:
+        InvalidMigration: two have the same version.
+        TypeError: these are no migrations.
+    """
+    files: tuple[Migration, ...] = () if isinstance(given, str | PurePath) else tuple(given)
+    for each in files or (given,):
+        if isinstance(each, str | PurePath):
+            raise TypeError(f"migrations= takes what ampd.read_migrations(...) returns, not {type(each).__name__}")
+    ordered = tuple(sorted(files, key=lambda file: file.version))
+    for one, other in pairwise(ordered):
+        if one.version == other.version:
+            raise InvalidMigration(
+                f"{one.file} and {other.file} have the same version, {one.version}",
+                version=one.version,
+                file=other.file,
+                hint="give each migration a version that no other has",
+            )
+    return ordered
 
 
 def refuse_conflicts(found: Plan) -> None:

@@ -640,3 +640,37 @@ async def test_a_history_that_moves_between_plan_and_turn(database: Database) ->
     with pytest.raises(ampd.MigrationConflict, match="1 step is not applied and 2 already is"):
         await ampd.migrate(database.url, migrations=files, on_event=another_is_faster)
     assert await database.fetchval("SELECT to_regclass('t')") is None
+
+
+# --- migrations that the caller has put together
+
+
+async def test_migrations_in_whatever_they_come(database: Database) -> None:
+    """A generator works as well as a list, in any order."""
+    files = scripts("CREATE TABLE t ()", "ALTER TABLE t ADD x int")
+    for run in (ampd.status, ampd.migrate):
+        with pytest.raises(ampd.ConfigError) as refused:
+            await run(database.url, migrations=reversed(files), target=3)
+        assert refused.value.hint == "the newest are 1 step, 2 step"
+    report = await ampd.migrate(database.url, migrations=(each for each in reversed(files)))
+    assert [each.version for each in report.applied] == [1, 2]
+    assert (await ampd.status(database.url, migrations=(each for each in files))).up_to_date
+
+
+@pytest.mark.parametrize(("given", "kind"), [("m", "str"), (Path("m"), type(Path()).__name__), (["m"], "str")])
+async def test_what_are_no_migrations(given: Any, kind: str) -> None:
+    """A path is no migrations, and the message says what makes some of it; nothing was connected to."""
+    for run in (ampd.status, ampd.migrate):
+        with pytest.raises(TypeError) as refused:
+            await run("postgresql://127.0.0.1:1/nowhere", migrations=given)
+        assert str(refused.value) == f"migrations= takes what ampd.read_migrations(...) returns, not {kind}"
+
+
+async def test_two_migrations_with_one_version() -> None:
+    """Neither is silently left out, as neither is of a folder."""
+    first = Migration(1, "a", "a.sql", "", b"")
+    with pytest.raises(ampd.InvalidMigration) as refused:
+        await ampd.migrate("postgresql://127.0.0.1:1/nowhere", migrations=[first, Migration(1, "b", "b.sql", "", b"")])
+    assert str(refused.value) == (
+        "a.sql and b.sql have the same version, 1\nhint: give each migration a version that no other has"
+    )
