@@ -381,6 +381,8 @@ def _run(progress: Progress, work: Callable[[], Awaitable[T]], *, stopping: bool
     import anyio
 
     caught: list[int] = []
+    the_first = iter((True,))
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def signalled() -> _Signalled:
         name = signal.Signals(caught[0]).name
@@ -399,12 +401,14 @@ def _run(progress: Progress, work: Callable[[], Awaitable[T]], *, stopping: bool
         with anyio.CancelScope() as scope:
 
             def on_signal(number: int, _: object) -> None:
-                if not caught and not stopping:
-                    last_call.start()
-                caught.append(number)
-                loop.call_soon_threadsafe(scope.cancel)
+                for _ in the_first:  # an iterator lets one in, even of two that interrupt each other
+                    caught.append(number)
+                    if not stopping:
+                        last_call.start()
+                    with suppress(RuntimeError):  # the loop is closed: the work was done by then
+                        loop.call_soon_threadsafe(scope.cancel)
 
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in before:
                 signal.signal(number, on_signal)
             return await work()
         raise signalled()
@@ -416,8 +420,8 @@ def _run(progress: Progress, work: Callable[[], Awaitable[T]], *, stopping: bool
         raise
     finally:
         last_call.cancel()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in before.items():  # what follows takes no time, and the first signal has chosen the code
+            signal.signal(number, signal.SIG_IGN if caught else handler)
 
 
 def _signalled(signalled: _Signalled, *, json: bool) -> int:

@@ -227,6 +227,9 @@ async def test_a_signal(
         process = ampd.start("migrate", "--migrations", folder_of(tmp_path / "files", *files), url=database.url)
         await waiting_for_a_lock(database)
         process.send_signal(sign)
+        while process.poll() is None:  # who is impatient and repeats it changes nothing
+            await anyio.sleep(0.002)
+            process.send_signal(sign)
         stdout, stderr = process.communicate(timeout=GENEROUS)
         await assert_no_trace_but_the_gate(database)
     assert (process.returncode, stdout) == (code, "")
@@ -234,6 +237,17 @@ async def test_a_signal(
         f"[1/2] 1 step  N ms\n{sign.name}: applied 1 step; 2 step was stopped, {end}\n"
     )
     await assert_complete(database, files)
+
+
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+async def test_a_signal_before_anything_is_begun(ampd: Ampd, tmp_path: Path, sign: signal.Signals, code: int) -> None:
+    """While it still reads its configuration, here from a pipe, the process ends at once and without a word."""
+    os.mkfifo(tmp_path / "pipe")
+    process = ampd.start("status", "--config", "pipe")
+    with (tmp_path / "pipe").open("wb"):  # as soon as it is opened on the other side
+        process.send_signal(sign)
+        assert process.communicate(timeout=GENEROUS) == ("", "")
+    assert process.returncode == code
 
 
 async def assert_no_trace_but_the_gate(database: Database) -> None:
