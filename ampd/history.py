@@ -34,7 +34,7 @@ TABLE = "ampd_schema_migrations"
 # Raised by the blocks below; the class AM is nobody else's.
 BUSY = "AM001"  # another runner holds the lock
 MOVED = "AM002"  # the history is not what the plan was made from
-ESCAPED = "AM003"  # the migration ended the transaction that it ran in
+ESCAPED = "AM003"  # the migration ended the transaction that it ran in, or took its row out of the history
 STRANGER = "AM004"  # the history table belongs to somebody whose triggers must not run with our rights
 
 _UNSIGNED = 0xFFFF_FFFF_FFFF_FFFF
@@ -419,13 +419,17 @@ def insert(history: History, migration: Migration) -> str:
 def make_room(history: History) -> str:
     """Return PL/pgSQL that adds the one column which resuming needs, when the first no-transaction migration comes."""
     return f"""
-  IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
-                 WHERE attrelid OPERATOR(pg_catalog.=) {literal(history.name)}::pg_catalog.regclass
-                   AND attname OPERATOR(pg_catalog.=) 'done_checksum' AND NOT attisdropped) THEN
+  IF NOT {_has_room(history)} THEN
     ALTER TABLE {history.name} ADD COLUMN done_checksum pg_catalog.bytea;
     COMMENT ON COLUMN {history.name}.done_checksum IS
       'SHA-256 of the statements that a no-transaction migration has begun or done; null once it is finished';
   END IF;"""
+
+
+def _has_room(history: History) -> str:
+    return f"""EXISTS (SELECT FROM pg_catalog.pg_attribute
+                 WHERE attrelid OPERATOR(pg_catalog.=) {literal(history.name)}::pg_catalog.regclass
+                   AND attname OPERATOR(pg_catalog.=) 'done_checksum' AND NOT attisdropped)"""
 
 
 class Mark(msgspec.Struct, frozen=True):
@@ -483,7 +487,10 @@ def settle(history: History, version: int, migration: Migration | None, statemen
     )
     return f"""
   UPDATE {history.name} SET finished_at = pg_catalog.clock_timestamp(), applied_by = CURRENT_USER,
-    ampd_version = '{VERSION}'{file} {this};"""
+    ampd_version = '{VERSION}'{file} {this};
+  IF {_has_room(history)} THEN
+    UPDATE {history.name} SET done_checksum = NULL WHERE version OPERATOR(pg_catalog.=) {version};
+  END IF;"""
 
 
 def finish(history: History, migration: Migration, statements: int) -> str:
@@ -493,6 +500,7 @@ def finish(history: History, migration: Migration, statements: int) -> str:
    WHERE version OPERATOR(pg_catalog.=) {migration.version}
      AND xmin OPERATOR(pg_catalog.=) pg_catalog.pg_current_xact_id()::pg_catalog.xid;
   IF NOT FOUND THEN
-    RAISE EXCEPTION 'the migration ended the transaction that it ran in' USING ERRCODE = '{ESCAPED}';
+    RAISE EXCEPTION 'the migration ended the transaction that it ran in, or took its row out of the history'
+      USING ERRCODE = '{ESCAPED}';
   END IF;
 END""")

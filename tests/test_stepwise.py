@@ -263,6 +263,7 @@ async def test_a_statement_already_done_may_not(table: Database, settlement: Set
     assert "`ampd resolve 1 --applied`" in raised.value.hint
     assert "`ampd resolve 1 --rolled-back`" in raised.value.hint
     await library.resolve(table.url, 1, settlement, migrations=changed)
+    assert await table.fetchval("SELECT count(done_checksum) FROM ampd_schema_migrations") == 0
     report = await library.migrate(table.url, migrations=changed)
     assert len(report.applied) == (settlement is Settlement.ROLLED_BACK)
     assert [row["id"] for row in await table.fetch("SELECT id FROM t ORDER BY id")] == rows
