@@ -330,7 +330,8 @@ class Database:
                 failure, worth_retrying = connection_failure(error, self._url)
                 waited = monotonic() - begun
                 if not worth_retrying or waited + delay > patience:
-                    raise failure from (None if isinstance(failure, ConfigError) else error)
+                    tells = self._url.redact(str(error)) != str(error)  # and so would a traceback
+                    raise failure from (None if tells or isinstance(failure, ConfigError) else error)
                 if monotonic() - told > 3 or told == begun:
                     told = monotonic()
                     self._on_event(Retrying(reason=failure.message, waited=waited, limit=patience))
@@ -634,7 +635,7 @@ def connection_failure(error: BaseException, url: DatabaseUrl | None) -> tuple[A
                         verb = "CREATE" if which[2] == "does not exist" else "ALTER"
                         hint = f"{verb} ROLE {identifier(which[1])} LOGIN, or correct the user of the URL"
                     elif user and isinstance(error, asyncpg.InvalidPasswordError):
-                        hint += f"; with psql: ALTER ROLE {role} PASSWORD '...'"
+                        hint += f"; with psql: ALTER ROLE {identifier(named)} PASSWORD '...'"
                 return AuthenticationFailed(f"{where}: {text}", hint=hint, sqlstate=sqlstate), False
             case (
                 asyncpg.UndefinedObjectError()
@@ -700,11 +701,12 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno).lower()
     text = str(error)
-    known = next((code for code in ("refused", "unreachable", "No such file") if code in text), None)
+    known = next((code for code in ("refused", "unreachable", "No such file", "connection_lost") if code in text), None)
     return {
         "refused": "connection refused",
         "unreachable": "network unreachable",
         "No such file": "no such socket",
+        "connection_lost": "the server closed the connection",
     }.get(known or "", text or type(error).__name__)
 
 
@@ -831,6 +833,14 @@ async def connected_pool(metadata_db: MetadataDb, options: Mapping[str, Any]) ->
     pool = asyncpg.create_pool(**arguments)
     try:
         return await pool
-    except (OSError, asyncpg.TooManyConnectionsError, asyncpg.TargetServerAttributeNotMatched, *_LOST) as error:
+    except (OSError, *_REFUSED, *_LOST) as error:
         pool.terminate()  # what it has got
         raise connection_failure(error, url)[0] from error
+
+
+_REFUSED = (
+    asyncpg.TooManyConnectionsError,
+    asyncpg.TargetServerAttributeNotMatched,
+    asyncpg.InvalidAuthorizationSpecificationError,  # `options` may hold another user, password or database
+    asyncpg.InvalidCatalogNameError,
+)

@@ -251,6 +251,14 @@ hint: nothing of this migration was kept: fix the file and run again""",
         id="a deferred constraint, at the end",
     ),
     pytest.param(
+        "DELETE FROM ampd_schema_migrations;\n",
+        """\
+m/1_x.sql: the migration ended the transaction that it ran in, or took its row out of the history \
+at the end of the migration (SQLSTATE AM003)
+hint: nothing of this migration was kept: fix the file and run again""",
+        id="its own row removed",
+    ),
+    pytest.param(
         "-- statement-timeout: 50ms\nSELECT 1;\nSELECT pg_sleep(60);\n",
         """\
 m/1_x.sql:3: canceling statement due to statement timeout (SQLSTATE 57014)

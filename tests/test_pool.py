@@ -280,6 +280,23 @@ async def test_says_so_when_the_server_is_full(configured: Callable[..., ampd.Me
     )
 
 
+@pytest.mark.parametrize(
+    ("options", "kind", "said"),
+    [
+        ({"user": "no body"}, ampd.AuthenticationFailed, 'role "no body" does not exist'),
+        ({"database": "no such"}, ampd.DatabaseMissing, 'database "no such" does not exist'),
+    ],
+)
+async def test_says_what_the_drivers_options_were_refused_for(
+    configured: Callable[..., ampd.MetadataDb], options: dict[str, Any], kind: type[ampd.AmpdError], said: str
+) -> None:
+    """An option that the server refuses is an error of ampd's, as the same in a URL would be."""
+    with pytest.raises(kind) as refused:
+        async with ampd.open_pool(configured(auto_migrate=True), **options):
+            pass
+    assert refused.value.message.endswith(f": {said}")
+
+
 async def test_events_tell_the_run_in_order(database: Database) -> None:
     """Each migration is announced, told statement by statement and reported as applied before the next begins."""
     events: list[ampd.Event] = []

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -163,6 +164,25 @@ async def test_what_waiting_cannot_mend_is_told_at_once(
             await library.migrate(door.url(database), migrations=FILES, limits=PATIENT, on_event=heard)
     assert door.refusals == 98
     assert not heard
+
+
+async def test_a_server_that_hangs_up_at_once() -> None:
+    """It is told in words of our own; the driver's are about its insides."""
+    async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0) as server:
+        where = f"127.0.0.1:{server.sockets[0].getsockname()[1]}/amp"
+        with pytest.raises(ConnectionFailed) as raised:
+            await library.status(f"postgresql://u@{where}", migrations=(), limits=Migrations(connect_wait_secs=0))
+    assert raised.value.message == f"{where} cannot be reached: the server closed the connection"
+
+
+async def test_a_refusal_that_repeats_the_password(database: Database) -> None:
+    """What a server says of the password is hidden in the traceback as well."""
+    async with Door(database, refusals=1, answer=fatal("XX000", "no hunter2 here")) as door:
+        url = door.url(database).replace("@", ":hunter2@")
+        with pytest.raises(ConnectionFailed) as raised:
+            await library.status(url, migrations=())
+    assert raised.value.message.endswith(": no *** here")
+    assert "hunter2 here" not in "".join(traceback.format_exception(raised.value))
 
 
 @pytest.mark.parametrize(
