@@ -484,10 +484,11 @@ def driver_arguments(url: DatabaseUrl, default_timeout: float) -> tuple[dict[str
         "statement_cache_size": 0,
         "connection_class": _kept_alive(keepalive if switched_on else None, user_timeout),
     }
-    loose = _loose_password_file(url)
-    if loose:
-        arguments["password"] = ""
-        remarks.append(f"password file {loose} has group or world access and is ignored; chmod 0600 {loose}")
+    password, remark = _from_password_file(url)
+    if password is not None:
+        arguments["password"] = password
+    if remark:
+        remarks.append(remark)
     return arguments, tuple(remarks)
 
 
@@ -580,15 +581,39 @@ def _check_key(path: str | None) -> None:
         )
 
 
-def _loose_password_file(url: DatabaseUrl) -> str | None:
-    """Return the password file that the driver would read though others may read it too; psql ignores such a file."""
+def _from_password_file(url: DatabaseUrl) -> tuple[str | None, str | None]:
+    """Return the password that libpq would find in its file, and a remark on a file that it would ignore.
+
+    The driver has a reader of its own, which takes no escapes and drops a space at the end.
+    """
     if url.password is not None or "PGPASSWORD" in os.environ:
-        return None
+        return None, None
     try:
         path = Path(url.parameters.get("passfile") or os.environ.get("PGPASSFILE") or Path.home() / ".pgpass")
-        return str(path) if path.is_file() and path.stat().st_mode & 0o077 else None
+        if not path.is_file():
+            return None, None
+        if path.stat().st_mode & 0o077:
+            return "", f"password file {path} has group or world access and is ignored; chmod 0600 {path}"
+        return _password_in(path.read_text(errors="surrogateescape"), url), None
     except (OSError, RuntimeError):  # out of reach, or this user has no home: to psql too it is none
-        return None
+        return None, None
+
+
+def _password_in(text: str, url: DatabaseUrl) -> str | None:
+    user = url.user or os.environ.get("PGUSER") or getpass.getuser()
+    database = url.database or os.environ.get("PGDATABASE") or user
+    lines = [_PASSWORD_LINE.match(line) for line in text.split("\n") if not line.startswith("#")]
+    for name, port in url.hosts or (("", None),):
+        host = name or os.environ.get("PGHOST") or "localhost"
+        place = ("localhost" if host.startswith("/") else host, str(port or os.environ.get("PGPORT") or 5432))
+        for line in filter(None, lines):
+            *known, password = (re.sub(r"\\(.)", r"\1", field) for field in line.groups())
+            if all(given in ("*", wanted) for given, wanted in zip(known, (*place, database, user), strict=True)):
+                return password
+    return None
+
+
+_PASSWORD_LINE = re.compile(r"((?:\\.|[^:\\])*):" * 4 + r"((?:\\.|[^:\r])*)")
 
 
 _VARIABLES = ("PGHOST", "PGPORT", "PGSSLMODE", "PGSSLNEGOTIATION", "PGSSLROOTCERT", "PGSSLMINPROTOCOLVERSION")
@@ -826,6 +851,8 @@ async def connected_pool(metadata_db: MetadataDb, options: Mapping[str, Any]) ->
         "max_size": metadata_db.pool_size,
         "max_inactive_connection_lifetime": metadata_db.idle_timeout_secs,
     }
+    if options.keys() & {"host", "port", "user", "database", "passfile"}:
+        arguments.pop("password", None)  # which was that of somebody else: the driver looks for this one's
     arguments |= sizes | dict(options)
     if metadata_db.schema is not None:
         path = {"search_path": f'{identifier(metadata_db.schema)}, "$user", public'}

@@ -257,6 +257,30 @@ def test_an_empty_file_name_is_none() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("lines", "password"),
+    [
+        ("h:5433:db:u:plain", "plain"),
+        ("*:*:*:*:any", "any"),
+        ("h:5433:db:u:a\\:b\\\\c", "a:b\\c"),
+        ("h:5433:db:u:ends \r\nh:5433:db:u:second", "ends "),
+        ("# h:5433:db:u:no\n\nshort:line\nh:5433:db:u\nh:1:db:u:no\nh:5433:x:u:no\nh:5433:db:v:no\ni:*:*:*:no", None),
+        ("h:5433:db:u:up to here:not this", "up to here"),
+        ("h:5433:db:u:half\\", "half\\"),
+    ],
+)
+def test_the_password_file_is_read_as_libpq_does(tmp_path: Path, lines: str, password: str | None) -> None:
+    """A colon and a backslash are escaped by a backslash, and a space at the end belongs to the password."""
+    (file := tmp_path / "pgpass").write_bytes(lines.encode())
+    file.chmod(0o600)
+    url = DatabaseUrl(f"postgresql://u@h:5433/db?passfile={file}")
+    assert driver_arguments(url, 1)[0].get("password") == password
+    file.chmod(0o640)
+    arguments, remarks = driver_arguments(url, 1)
+    loose = f"password file {file} has group or world access and is ignored; chmod 0600 {file}"
+    assert (arguments["password"], remarks) == ("", (loose,))
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize(
     ("variable", "value", "text"),
