@@ -293,10 +293,10 @@ async def test_a_cancelled_task(
     texts += ["SET search_path = nowhere; SELECT pg_advisory_lock(5)", "INSERT INTO t VALUES (2), (3)"]
     files, chance = scripts(*texts), random.Random(7)
     anew, url = "DROP TABLE IF EXISTS t, ampd_schema_migrations", f"{database.url}?sslmode=disable"
-    async with asyncpg.create_pool(database.url, min_size=0, max_size=4) as pool:
+    # asyncpg complains of its own negotiation of TLS when it is cancelled in the midst of that.
+    async with asyncpg.create_pool(url, min_size=0, max_size=4) as pool:
 
         async def run() -> Report:
-            # asyncpg complains of its own negotiation of TLS when it is cancelled in the midst of that.
             return await library.migrate(pool if source == "pool" else url, migrations=files)
 
         longest = 0.3
