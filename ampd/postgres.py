@@ -602,7 +602,7 @@ def _from_password_file(url: DatabaseUrl) -> tuple[str | None, str | None]:
 def _password_in(text: str, url: DatabaseUrl) -> str | None:
     user = url.user or os.environ.get("PGUSER") or getpass.getuser()
     database = url.database or os.environ.get("PGDATABASE") or user
-    lines = [_PASSWORD_LINE.match(line) for line in text.split("\n") if not line.startswith("#")]
+    lines = [re.match(_PASSWORD_LINE, line) for line in text.split("\n") if not line.startswith("#")]
     for name, port in url.hosts or (("", None),):
         host = name or os.environ.get("PGHOST") or "localhost"
         place = ("localhost" if host.startswith("/") else host, str(port or os.environ.get("PGPORT") or 5432))
@@ -613,7 +613,7 @@ def _password_in(text: str, url: DatabaseUrl) -> str | None:
     return None
 
 
-_PASSWORD_LINE = re.compile(r"((?:\\.|[^:\\])*):" * 4 + r"((?:\\.|[^:\r])*)")
+_PASSWORD_LINE = r"((?:\\.|[^:\\])*):" * 4 + r"((?:\\.|[^:\r])*)"
 
 
 _VARIABLES = ("PGHOST", "PGPORT", "PGSSLMODE", "PGSSLNEGOTIATION", "PGSSLROOTCERT", "PGSSLMINPROTOCOLVERSION")
