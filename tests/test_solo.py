@@ -296,7 +296,7 @@ def test_a_working_folder_that_is_gone(tmp_path: Path) -> None:
     (gone := tmp_path / "gone").mkdir()
     program = "import os, sys, ampd.cli; os.rmdir(os.getcwd()); sys.exit(ampd.cli.run(['solo', '--once']))"
     process = subprocess.run(
-        [sys.executable, "-c", program], cwd=gone, env={}, capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-c", program], cwd=gone, env={}, capture_output=True, text=True, check=False
     )
     assert (process.returncode, process.stderr) == (
         1,
