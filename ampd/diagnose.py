@@ -112,6 +112,8 @@ def failure(
     message = f"{where}: {error.message}{when} (SQLSTATE {error.sqlstate})"
     match error.sqlstate:
         case "42501":
+            if statement is not None and (role := sql.role(sql.split(migration.sql[: statement.start]))):
+                error.role = role
             grant = grant_hint(error, *((statement.words, statement.text) if statement else ()))
             after_it = aftermath.replace("fix the file and run again", "run again after that")  # the file is all right
             return PermissionDenied(message, hint=f"{grant}; {after_it}", **facts)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias, Union
 import anyio
 
 from .config import DatabaseUrl, MetadataDb, Migrations, check_schema
-from .errors import AmpdError, ConfigError, InvalidMigration, MigrationConflict, MigrationInterrupted
+from .errors import AmpdError, ConfigError, ConnectionFailed, InvalidMigration, MigrationConflict, MigrationInterrupted
 from .events import Applied, OnEvent, Starting, Stopped, Warned, ignore
 from .history import History, TurnTaken, read, refuse_to_write
 from .migration import AppliedMigration, DirectiveError, Directives, Migration, directives
@@ -276,6 +276,11 @@ class _Run:
                 await apply_stepwise(self.source, session, job)
             else:
                 await with_lock_retries(self.source, session, job, apply_in_transaction)
+        except ConnectionFailed as error:
+            if error.version is None:
+                error.version, error.file = version, script.migration.file
+                error.hint = f"{script.migration.file} was being applied; {error.hint}"
+            raise
         except anyio.get_cancelled_exc_class():
             self.confirmed = False
             with anyio.CancelScope(shield=True), anyio.move_on_after(GOODBYE_SECS):
@@ -312,14 +317,14 @@ def _in_order(given: Iterable[Migration]) -> tuple[Migration, ...]:
         if isinstance(each, str | PurePath):
             raise TypeError(f"migrations= takes what ampd.read_migrations(...) returns, not {type(each).__name__}")
     ordered = tuple(sorted(files, key=lambda file: file.version))
-    for one, other in pairwise(ordered):
-        if one.version == other.version:
-            raise InvalidMigration(
-                f"{one.file} and {other.file} have the same version, {one.version}",
-                version=one.version,
-                file=other.file,
-                hint="give each migration a version that no other has",
-            )
+    twins = [(one, other) for one, other in pairwise(ordered) if one.version == other.version]
+    if twins:
+        raise InvalidMigration(
+            "; ".join(f"{one.file} and {other.file} have the same version, {one.version}" for one, other in twins),
+            version=twins[0][0].version,
+            file=twins[0][1].file,
+            hint="give each migration a version that no other has",
+        )
     return ordered
 
 

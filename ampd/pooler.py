@@ -61,7 +61,7 @@ def insist_on_no_session(job: Job, place: Place) -> None:
     """Refuse what depends on its session, behind a pooler that gives each message another one.
 
     Raises:
-        ConfigError: objects could be made in a wrong schema, or by a wrong role.
+        ConfigError: objects could be made in a wrong schema or by a wrong role, or temporary ones not be found.
     """
     statements, file, needs = job.script.statements, job.script.migration.file, None
     temporary = dict[str, int]()

@@ -9,7 +9,7 @@ import enum
 import re
 import unicodedata
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import accumulate, chain, islice, takewhile
 
@@ -106,8 +106,8 @@ def resets_path(statement: Statement) -> bool:
 
 def savepoint(statement: Statement) -> tuple[str, str] | None:
     """Name the savepoint that a statement sets, after "SAVEPOINT", or goes back to, after "ROLLBACK"; else None."""
-    found = re.match(_SAVEPOINT, _shape(statement.text))
-    return found and (statement.words[0], _fold(found["name"]))
+    found = statement.words[:1] in (("SAVEPOINT",), ("ROLLBACK",)) and re.match(_SAVEPOINT, _shape(statement.text))
+    return (found or None) and (statement.words[0], _fold(found["name"]))
 
 
 def is_concurrent(statement: Statement) -> bool:
@@ -117,7 +117,7 @@ def is_concurrent(statement: Statement) -> bool:
 
 def temporary(statement: Statement) -> str | None:
     """Name what a statement makes for its session only, until the end of that; None for any other statement."""
-    shape = _shape(statement.text)
+    shape = _shape(statement.text) if statement.words[:1] in (("CREATE",), ("SELECT",), ("WITH",)) else ""
     found = None if " ON COMMIT DROP" in shape else re.match(_TEMPORARY, shape, re.DOTALL)
     return found and _fold(found["name"] or found["of_schema"] or found["into"])
 
@@ -145,6 +145,19 @@ def setting(statement: Statement) -> str | None:
         return None
     name = found["name"] or found["words"]
     return _SETTINGS.get(name) or ".".join(_qualified(name)).translate(_LOWER)
+
+
+def role(statements: Iterable[Statement]) -> str | None:
+    """Name the role that a script has taken on by the end of these statements; None for that of the login."""
+    name: str | None = None
+    for statement in statements:
+        shape = _shape(statement.text) if statement.words[:1] in (("SET",), ("RESET",)) else ""
+        if re.match(_ROLE, shape):
+            *_, (kind, start, end) = (each for each in _tokens(statement.text) if each[0] not in _COMMENTS)
+            token = statement.text[start:end]
+            own = statement.words[0] == "RESET" or token.translate(_UPPER) in ("NONE", "DEFAULT")
+            name = None if own else re.sub(_QUOTES, "", token) if kind in _LITERALS else _fold(token)
+    return name
 
 
 def is_set_config(statement: Statement) -> bool:
@@ -398,6 +411,7 @@ _LITERAL = r"(?:[eE]?'|\$)[^ ]*"
 _SET_CONFIG = rf"SELECT (?:PG_CATALOG \. )?SET_CONFIG \( {_LITERAL} , {_LITERAL} , {_OFF} \)"
 _QUOTES = r"\A(?:[eE]?'|\$[^$]*\$)|(?:'|\$[^$]*\$)\Z"
 _PATH_RESET = r"(?:RESET (?:ALL|SEARCH_PATH)|SET (?:SESSION |LOCAL )?SEARCH_PATH (?:=|TO) DEFAULT)\Z"
+_ROLE = r"(?:SET (?:SESSION |LOCAL )?|RESET )(?:ROLE|SESSION AUTHORIZATION)(?= |\Z)"
 _SAVEPOINT = r"(?:SAVEPOINT|ROLLBACK (?:WORK |TRANSACTION )?TO(?: SAVEPOINT)?) (?P<name>[^ ]+)\Z"
 _TEMPORARY = (
     r"CREATE (?:(?:OR REPLACE|GLOBAL|LOCAL) )*(?:TEMP|TEMPORARY) (?:RECURSIVE )?(?:TABLE|SEQUENCE|VIEW) "

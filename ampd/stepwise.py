@@ -469,7 +469,7 @@ class _Steps:
         """Return the INVALID indexes that a statement has left behind."""
         statement = unit.statements[0]
         build = sql.index_build(statement)
-        if build is None and statement.words[:1] != ("REINDEX",):
+        if build is None and not (statement.words[:1] == ("REINDEX",) and sql.is_concurrent(statement)):
             return []
         begun_by = await self._ask(indexes.begun_by(self._job.history, self._migration.version), str)
         question = indexes.invalid_builds(build, begun_by) if build else indexes.invalid_copies(begun_by)
@@ -517,17 +517,13 @@ class _Steps:
             MigrationInterrupted: that cannot be told.
         """
         statement = unit.statements[0]
-        if unit.kind is Kind.CREATE_INDEX_CONCURRENTLY:
-            build = sql.index_build(statement)
-            if cleared:
-                return False
-            if build is None or build.name is None:
-                raise self._cannot_tell()
+        if cleared:
+            return False
+        if self._is_beyond_telling(unit):
+            raise self._cannot_tell()
+        if build := sql.index_build(statement):
             return (await self._ask(indexes.index(build), indexes.Index, unit)).name is not None
-        if unit.kind is Kind.DROP_INDEX_CONCURRENTLY:
-            names = sql.dropped_indexes(statement)
-            if not names:
-                raise self._cannot_tell()
+        if names := sql.dropped_indexes(statement):
             return not await self._ask(indexes.are_there(names), bool, unit)
         return False
 

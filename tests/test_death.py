@@ -89,7 +89,10 @@ async def test_a_terminated_backend(database: Database, directive: str) -> None:
             await library.migrate(database.url, migrations=scripts(*files), on_event=heard)
     assert raised.value.message.startswith("the connection to the server was lost: ")
     assert raised.value.message.endswith("terminating connection due to administrator command")
-    assert raised.value.code == "connection"
+    assert (raised.value.code, raised.value.version, raised.value.file) == ("connection", 2, "2_step.sql")
+    assert raised.value.hint == (
+        "2_step.sql was being applied; run the command again: what was committed stays, nothing is applied twice"
+    )
     assert raised.value.report is not None
     assert [each.version for each in raised.value.report.applied] == [1]
     await assert_complete(database, files)

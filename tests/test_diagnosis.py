@@ -615,6 +615,22 @@ async def test_the_grant_of_the_hint_is_what_was_missing(
     await _refused_until_obeyed(database, prepare, action, names, "GRANT")
 
 
+@pytest.mark.parametrize("directive", ["", "-- no-transaction\n"])
+@pytest.mark.parametrize("taken", ["SET ROLE {}", "SET LOCAL ROLE '{}'", 'SET SESSION AUTHORIZATION "{}"'])
+async def test_the_grant_of_the_hint_is_to_the_role_of_the_file(database: Database, taken: str, directive: str) -> None:
+    """Where a file has taken on another role it is that one which lacks the privilege, and gets it."""
+    low = await database.role("low")
+    await database.execute("CREATE SCHEMA closed")
+    begin, commit = ("BEGIN; ", "; COMMIT") if directive else ("", "")
+    files = scripts(f"{directive}{begin}{taken.format(low.name)}; CREATE TABLE closed.t (){commit}")
+    with pytest.raises(ampd.PermissionDenied) as raised:
+        await ampd.migrate(database.url, migrations=files)
+    grant = f'GRANT USAGE, CREATE ON SCHEMA "closed" TO "{low.name}"'
+    assert str(raised.value.hint).startswith(f"as its owner: {grant}; ")
+    await database.execute(grant)
+    await ampd.migrate(database.url, migrations=files)
+
+
 @pytest.mark.parametrize(("prepare", "action", "names"), OWNERS)
 async def test_the_change_of_owner_of_the_hint_is_what_was_missing(
     database: Database, prepare: str, action: str, names: tuple[str, ...]

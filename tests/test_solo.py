@@ -251,8 +251,12 @@ async def test_a_folder_with_other_files_is_refused(data_dir: Path, bindir: Path
         (lambda data_dir: data_dir.with_name("metadb.log").mkdir(), "{data_dir}.log: Is a directory"),
         (lambda data_dir: data_dir.with_name("metadb.lock").mkdir(), "{data_dir}.lock: Is a directory"),
         (lambda data_dir: data_dir.parent.rmdir() or data_dir.parent.touch(), "{data_dir.parent}: File exists"),
+        (
+            lambda data_dir: data_dir.mkdir() or (data_dir / "PG_VERSION").write_text("fifteen"),
+            "its PG_VERSION holds no version",
+        ),
     ],
-    ids=["file", "folder for a version", "folder for a log", "folder for a lock", "file for a folder"],
+    ids=["file", "folder for a version", "folder for a log", "folder for a lock", "file for a folder", "no version"],
 )
 async def test_what_stands_in_the_way_is_named(
     data_dir: Path, bindir: Path, make: Callable[[Path], object], problem: str
@@ -265,19 +269,6 @@ async def test_what_stands_in_the_way_is_named(
             pass
     assert str(error.value) == (
         f"cannot keep a database in {data_dir}: {problem.format(data_dir=data_dir)}\n"
-        "hint: choose another folder with --amp-dir"
-    )
-
-
-async def test_a_version_that_is_none(data_dir: Path, bindir: Path) -> None:
-    """A PG_VERSION that no PostgreSQL has written is told as such."""
-    data_dir.mkdir(parents=True)
-    (data_dir / "PG_VERSION").write_text("fifteen")
-    with pytest.raises(ConfigError) as error:
-        async with local_server(data_dir, bindir=bindir):
-            pass
-    assert str(error.value) == (
-        f"cannot keep a database in {data_dir}: its PG_VERSION holds no version\n"
         "hint: choose another folder with --amp-dir"
     )
 

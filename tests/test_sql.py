@@ -25,6 +25,7 @@ from ampd.sql import (
     locate,
     mentions,
     problems,
+    role,
     savepoint,
     sets_transaction,
     setting,
@@ -459,6 +460,29 @@ def test_what_waits_in_nobodys_way(script: str, expected: bool) -> None:
     """A lock that others would have to queue behind is told from one that they need not."""
     assert accepted(script)
     assert is_concurrent(only(script)) is expected
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("SELECT 1", None),
+        ("SET ROLE Joe", "joe"),
+        ("SET SESSION ROLE 'Joe' -- the owner", "Joe"),
+        ('SET LOCAL ROLE "Joe B"', "Joe B"),
+        ("SET role TO joe", "joe"),
+        ("SET SESSION AUTHORIZATION 'joe'; SELECT 1", "joe"),
+        ("SET ROLE joe; SET ROLE jim", "jim"),
+        ("SET ROLE joe; RESET ALL", "joe"),
+        ("SET ROLE joe; RESET ROLE", None),
+        ("SET ROLE joe; SET ROLE NONE", None),
+        ("SET SESSION AUTHORIZATION joe; SET SESSION AUTHORIZATION DEFAULT", None),
+        ("SET roles.of = 'a'", None),
+    ],
+)
+def test_role_names_who_runs_what_follows(script: str, expected: str | None) -> None:
+    """The role that a script has last taken on is known, however it was written."""
+    assert accepted(script)
+    assert role(split(script)) == expected
 
 
 @pytest.mark.parametrize(
@@ -955,6 +979,7 @@ def test_nothing_crashes(script: str) -> None:
         setting(statement)
         is_set_config(statement)
         is_concurrent(statement)
+        role([statement])
         mentions(statement, temporary(statement) or "a")
         savepoint(statement)
         has_byte_escape(statement)
