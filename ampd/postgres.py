@@ -131,6 +131,11 @@ class Session:
                 self._unanswered = False
             except (*_BROKEN, *_LOST) as error:
                 _terminate(self._connection)
+                if isinstance(error, UnicodeDecodeError):
+                    raise ConnectionFailed(
+                        "the connection was given up: the server's answer is not UTF-8",
+                        hint="remove SET client_encoding from the file, and run again",
+                    ) from error
                 raise lost(self._given_up or str(error), self._redact, getattr(error, "sqlstate", None)) from error
             except asyncpg.PostgresError as error:
                 self._unanswered = False

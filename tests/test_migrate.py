@@ -481,6 +481,18 @@ async def test_the_configured_schema(database: Database, schema: str, exists: bo
 
 
 @pytest.mark.parametrize("directive", ["", "-- no-transaction\n"])
+async def test_an_answer_in_another_encoding(database: Database, directive: str) -> None:
+    """What a file has made unreadable is told with the way out, and of that file."""
+    text = f"{directive}SET client_encoding = 'LATIN1'; DO $$ BEGIN RAISE EXCEPTION '%', chr(233); END $$"
+    with pytest.raises(ampd.ConnectionFailed) as raised:
+        await ampd.migrate(database.url, migrations=scripts(text))
+    assert str(raised.value) == (
+        "the connection was given up: the server's answer is not UTF-8\n"
+        "hint: 1_step.sql was being applied; remove SET client_encoding from the file, and run again"
+    )
+
+
+@pytest.mark.parametrize("directive", ["", "-- no-transaction\n"])
 @pytest.mark.parametrize(
     "taken_back", ["RESET search_path", "SET search_path TO DEFAULT", "SET SCHEMA 'public'; RESET ALL", "DISCARD ALL"]
 )
@@ -519,7 +531,7 @@ async def test_what_is_in_the_way_of_the_history_is_no_other_runner(
 ) -> None:
     """An error that a race of two runners could cause is told as it is when there is no other one."""
     await database.execute(before)
-    with pytest.raises(ampd.MigrationFailed) as raised:
+    with anyio.fail_after(GENEROUS), pytest.raises(ampd.MigrationFailed) as raised:
         await ampd.migrate(database.url, migrations=scripts(f"{directive}CREATE TABLE a ()"))
     assert raised.value.message == (
         f'the history table "public".ampd_schema_migrations could not be written: {message} (SQLSTATE {sqlstate})'

@@ -521,12 +521,15 @@ async def test_a_connection_that_cannot_be_cleaned_is_not_given_back(database: D
 
 async def test_a_statement_timeout_of_the_file_does_not_end_the_cleaning(database: Database) -> None:
     """However short the file wants its statements, what it has set is taken back, after an error too."""
-    short = "-- no-transaction\nSET work_mem = '123kB'; SET statement_timeout = '1ms'; SELECT pg_sleep(600)"
+    many = "DO $$BEGIN FOR i IN 1..300 LOOP EXECUTE 'CREATE TEMP TABLE t' || i || ' ()'; END LOOP; END$$"
+    short = f"-- no-transaction\n{many}; SET work_mem = '123kB'; SET statement_timeout = '1ms'; SELECT pg_sleep(600)"
     async with lent_pool(database) as pool:
+        before = await on_each(pool, "SELECT pg_backend_pid()")
         with pytest.raises(ampd.MigrationFailed, match="statement timeout"):
             await ampd.migrate(pool, migrations=[migration(1, "short", short)])
         facts = "SELECT current_setting('work_mem'), current_setting('statement_timeout')"
         assert await on_each(pool, facts) == [[("4MB", "0")]] * 2
+        assert sorted(await on_each(pool, "SELECT pg_backend_pid()")) == sorted(before)
 
 
 OPENED = "hint: lend a pool that has been opened, and is closed after the run"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import asyncpg
 import pytest
 
 import ampd as library
@@ -175,21 +176,32 @@ async def test_what_was_remembered_is_remembered_once(
 ) -> None:
     """Each run goes by what it has found itself, and a file that takes that away leaves nothing of its own behind."""
     await database.execute("CREATE SCHEMA app")
-    found = "SET work_mem = '%s'; SET lock_timeout = '8s'; SET search_path = app"
     facts = "SELECT current_setting('work_mem'), current_setting('lock_timeout'), current_setting('search_path')"
-    first = "-- no-transaction\nSELECT 1"
+    first = "-- no-transaction\nVACUUM pg_am"
     with pgbouncer(database.server, default_pool_size=2) as pooler:
         url = pooler.url(database.name)
-        async with database.connect(url, statement_cache_size=0) as one:
-            async with database.connect(url, statement_cache_size=0) as two:
-                for each in (one, two):
-                    await each.execute(f"BEGIN; {found % '7MB'}")
-                for each in (one, two):
-                    await each.execute("COMMIT")
-            await library.migrate(url, migrations=scripts(first), schema="public")
-            await one.execute(found % "9MB")
-            await library.migrate(url, migrations=scripts(first, script), schema="public")
-            assert tuple(await one.fetchrow(facts)) == left
+
+        async def on_both(sql: str) -> list[asyncpg.Record]:
+            async with (
+                database.connect(url, statement_cache_size=0) as one,
+                database.connect(url, statement_cache_size=0) as two,
+            ):
+                await one.execute("BEGIN")
+                await two.execute("BEGIN")
+                rows = [await each.fetchrow(sql) for each in (one, two)]
+                await one.execute("COMMIT")
+                await two.execute("COMMIT")
+                return rows
+
+        found = "set_config('lock_timeout', '8s', false), set_config('search_path', 'app', false)"
+        await on_both(f"SELECT set_config('work_mem', '7MB', false), {found}")
+        await library.migrate(url, migrations=scripts(first))
+        assert {tuple(row) for row in await on_both(facts)} == {("7MB", "8s", "app")}
+        note = "SELECT COALESCE(current_setting('ampd.found', true), '')"
+        assert {tuple(row) for row in await on_both(note)} == {("",)}
+        await on_both("SELECT set_config('work_mem', '9MB', false)")
+        await library.migrate(url, migrations=scripts(first, script))
+        assert {tuple(row) for row in await on_both(facts)} == {("9MB", "8s", "app"), left}
 
 
 async def test_what_is_temporary_may_be_gone_behind_a_pooler(

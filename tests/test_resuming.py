@@ -1,11 +1,18 @@
 """What a no-transaction migration may conclude from the state it finds, and what it must leave alone."""
 
+import shutil
+import tempfile
+from pathlib import Path
+
 import anyio
+import asyncpg
+import msgspec
 import pytest
 
 import ampd as library
-from ampd import LockTimeout, MigrationFailed, MigrationInterrupted, Warned
+from ampd import LockRetry, LockTimeout, MigrationFailed, MigrationInterrupted, Warned
 from ampd.config import Migrations
+from ampd.solo import local_server
 from tests.scenes import (
     GENEROUS,
     Heard,
@@ -19,7 +26,7 @@ from tests.scenes import (
     until,
     waiting_for_a_lock,
 )
-from tests.servers import Database, Role
+from tests.servers import Database, Role, Server
 
 pytestmark = pytest.mark.anyio
 
@@ -365,3 +372,61 @@ async def test_the_role_that_a_login_begins_with_keeps_the_history(database: Dat
     rows = await database.fetch("SELECT DISTINCT applied_by, tableowner FROM ampd_schema_migrations, pg_tables"
                                 " WHERE schemaname = 'public'")  # fmt: skip
     assert [tuple(row) for row in rows] == [(owner, owner)]
+
+
+async def test_a_plain_reindex_clears_nothing_away(table: Database) -> None:
+    """It leaves no copies of its own behind, and those of somebody else are not its business."""
+    heard = Heard()
+    limits = Migrations(lock_timeout_secs=0.05)
+    await table.execute("CREATE TABLE u (id integer); INSERT INTO u VALUES (1), (1); CREATE INDEX t_id ON t (id)")
+    async with transaction(table, "INSERT INTO t VALUES (4, 4)") as writer, anyio.create_task_group() as tasks:
+
+        async def fail_elsewhere() -> None:
+            await heard.first(LockRetry)
+            with pytest.raises(asyncpg.UniqueViolationError):
+                await table.execute("CREATE UNIQUE INDEX CONCURRENTLY u_id_ccnew ON u (id)")
+            await writer.execute("COMMIT")
+
+        tasks.start_soon(fail_elsewhere)
+        with anyio.fail_after(GENEROUS):
+            await library.migrate(table.url, migrations=scripts(f"{NT}REINDEX TABLE t"), limits=limits, on_event=heard)
+    assert await indexes(table, "u") == [("u_id_ccnew", False)]
+    assert not heard.of(Warned)
+
+
+async def test_autovacuum_is_not_waited_for(server: Server) -> None:
+    """Autovacuum gives way to a build by itself, though a role without privileges cannot see that it is autovacuum."""
+    folder = Path(tempfile.mkdtemp(prefix="ampd-autovacuum-"))
+    folder.chmod(0o711)
+    settings = {"autovacuum": "on", "autovacuum_naptime": "1s", "fsync": "off"}
+    try:
+        async with local_server(folder / "db", bindir=Path(server.bindir), tcp=True, settings=settings) as local:
+            own = msgspec.structs.replace(
+                server, port=local.port, socket_dir=str(local.socket_dir), data_dir=str(local.data_dir)
+            )
+            database = Database(own, "amp")
+            role = await database.role("migrator", "CREATE, USAGE ON SCHEMA public")
+            await database.execute(
+                "CREATE TABLE t (id integer, filler text) WITH (autovacuum_vacuum_scale_factor = 0, "
+                "autovacuum_vacuum_threshold = 1, autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1"
+                ");"
+                "INSERT INTO t SELECT i, repeat('x', 500) FROM generate_series(1, 20000) i;"
+                "DELETE FROM t WHERE id % 2 = 0;"
+                f"ALTER TABLE t OWNER TO {role.name}"
+            )
+
+            async def at_work() -> bool:
+                locks = "SELECT EXISTS (SELECT FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE"
+                mode = "relation = 't'::regclass AND mode = 'ShareUpdateExclusiveLock'"
+                found: bool = await database.fetchval(f"{locks} {mode} AND backend_type = 'autovacuum worker')")
+                return found
+
+            await until(at_work)
+            heard = Heard()
+            files = scripts(f"{NT}CREATE INDEX CONCURRENTLY t_id ON t (id)")
+            limits = Migrations(lock_retry_secs=5)
+            await library.migrate(role.url, migrations=files, limits=limits, on_event=heard)
+            assert not heard.of(LockRetry)
+            assert await indexes(database) == [("t_id", True)]
+    finally:
+        shutil.rmtree(folder)

@@ -349,7 +349,7 @@ async def test_whoever_queues_behind_it_is_let_through(table: Database, statemen
     limits = Migrations(lock_timeout_secs=0.1, lock_retry_secs=0.5)
     heard = Heard()
     async with transaction(table, "SELECT FROM t"):
-        with pytest.raises(LockTimeout) as raised:
+        with anyio.fail_after(GENEROUS), pytest.raises(LockTimeout) as raised:
             await library.migrate(
                 table.url, migrations=scripts(f"-- no-transaction\n{statement}"), limits=limits, on_event=heard
             )
@@ -373,7 +373,8 @@ async def test_a_detachment_waits_in_nobodys_way(table: Database) -> None:
             await reader.execute("COMMIT")
 
         tasks.start_soon(free_it)
-        await library.migrate(table.url, migrations=files, limits=limits, on_event=heard)
+        with anyio.fail_after(GENEROUS):
+            await library.migrate(table.url, migrations=files, limits=limits, on_event=heard)
     assert await history(table) == [(1, True, 1)]
     assert await table.fetchval("SELECT count(*) FROM pg_inherits") == 0
 
