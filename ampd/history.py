@@ -364,6 +364,20 @@ def insist_on(history: History) -> str:
   END IF;"""
 
 
+def trusted_owner_sql(owner: str, role: str | None = None) -> str:
+    """Return an SQL expression for whether a history that belongs to `owner`, an expression of type oid, is trusted.
+
+    Trusted are the role that connects or migrates, a superuser, the owner of the database, and `role`, the configured
+    one; never a role for being a group of ours, nor for owning the schema: either may be a stranger's.
+    """
+    me = ", ".join(("CURRENT_USER", "SESSION_USER", *(f"{literal(name)}::pg_catalog.name" for name in (role,) if name)))
+    return f"""EXISTS (
+      SELECT FROM pg_catalog.pg_roles r WHERE r.oid OPERATOR(pg_catalog.=) {owner} AND (
+        r.rolsuper OR r.rolname OPERATOR(pg_catalog.=) ANY (ARRAY[{me}]) OR r.oid OPERATOR(pg_catalog.=) (
+          SELECT d.datdba FROM pg_catalog.pg_database d
+          WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())))"""
+
+
 def _insist_on_owner(history: History) -> str:
     return f"""
   DECLARE
