@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from . import sql
 from .errors import AmpdError, LockTimeout, MigrationFailed, PermissionDenied, masked
 from .migration import directives
-from .postgres import grant_hint, read_only
+from .postgres import grant_hint, plpgsql_error, read_only
 
 if TYPE_CHECKING:
     from .migration import Migration
@@ -27,11 +27,22 @@ _HINTS = {
     "2D000": _OUTSIDE,
     "55P04": _ENUM,
     "42P07": "it exists already: was it made by hand, or by another tool?",
-    "57014": "if it needs longer, raise statement_timeout_secs or begin the file with `-- statement-timeout: 10min`",
-    "53100": "the server's disk is full",
+    "25P03": "the file, or a function that it calls, sets idle_in_transaction_session_timeout: raise it",
+    "25P04": "the file, or a function that it calls, sets transaction_timeout: raise it",
     UNTRANSLATABLE_CHARACTER: "the database's encoding has no such character: do without it, or use a UTF8 database",
     "0A000": "this server does not support it: check its version and extensions",
 }
+# What no change of the file would mend: an SQLSTATE, or a class of them.
+_NOT_THE_FILE = {
+    "40001": "another transaction was in its way",
+    "53100": "the server's disk is full: make room",
+    "53": "the server is out of memory or of another resource",
+    "57": "the server was told to stop it",
+    "58": "the server's own storage or system has failed: see its log",
+    "XX": "the server's own data are damaged, or it has a bug: see its log",
+}
+_CANCELLED = "a person or a program has cancelled it (pg_cancel_backend)"
+_TOO_SLOW = "if it needs longer, raise statement_timeout_secs or begin the file with `-- statement-timeout: 10min`"
 
 
 class Message:
@@ -97,7 +108,10 @@ def failure(
     unread = error.sqlstate in (CHARACTER_NOT_IN_REPERTOIRE, UNTRANSLATABLE_CHARACTER)  # nothing was even begun
     ended = offset is None and not unread
     when = " at the end of the migration" if ended else error.redact(_in_function(error.context))
-    hint = (error.hint or _HINTS.get(error.sqlstate, "")).removesuffix(".")
+    not_the_file = _not_the_file(error)
+    hint = (error.hint or not_the_file or _HINTS.get(error.sqlstate, "")).removesuffix(".")
+    if not_the_file and "timeout" not in not_the_file:
+        aftermath = aftermath.replace("fix the file and run again", "run again")
     if hint == _OUTSIDE and not _runs_outside(error, migration, statement):
         hint = ""
     facts: dict[str, Any] = {
@@ -110,6 +124,8 @@ def failure(
         "excerpt": _excerpt(error, migration, offset) if offset is not None else None,
     }
     message = f"{where}: {error.message}{when} (SQLSTATE {error.sqlstate})"
+    if lacking := plpgsql_error(error):
+        return MigrationFailed(f"{where}: {lacking.message} after it", hint=aftermath, **facts)
     match error.sqlstate:
         case "42501":
             if statement is not None and (role := sql.role(sql.split(migration.sql[: statement.start]))):
@@ -122,6 +138,14 @@ def failure(
         case "55P03" | "40P01":
             return LockTimeout(message, hint=aftermath, **facts)
     return MigrationFailed(message, hint=f"{hint}; {aftermath}" if hint else aftermath, **facts)
+
+
+def _not_the_file(error: ServerError) -> str:
+    """Return what is to be known of an error that no change of the file would mend; "" for any other error."""
+    if error.sqlstate == "57014":  # the server says only in words, and maybe not in English, what has cancelled it
+        known = {"user request": _CANCELLED, "timeout": _TOO_SLOW}
+        return next((hint for word, hint in known.items() if word in error.message), f"{_CANCELLED}; or {_TOO_SLOW}")
+    return _NOT_THE_FILE.get(error.sqlstate) or _NOT_THE_FILE.get(error.sqlstate[:2], "")
 
 
 def _excerpt(error: ServerError, migration: Migration, offset: int) -> str:

@@ -136,7 +136,11 @@ class Session:
                         "the connection was given up: the server's answer is not UTF-8",
                         hint="remove SET client_encoding from the file, and run again",
                     ) from error
-                raise lost(self._given_up or str(error), self._redact, getattr(error, "sqlstate", None)) from error
+                said = error.__cause__ if isinstance(error.__cause__, asyncpg.PostgresError) else error
+                sqlstate = getattr(said, "sqlstate", None)
+                if sqlstate in _LIMITS_OF_SESSIONS and not self._given_up:
+                    raise ServerError(said, self._redact, self.role) from error
+                raise lost(self._given_up or _reason_lost(said), self._redact, sqlstate) from error
             except asyncpg.PostgresError as error:
                 self._unanswered = False
                 tells = self._redact(str(error)) != str(error)  # a traceback would show the driver's own words as well
@@ -235,6 +239,9 @@ def _terminate(connection: Any) -> None:
 # What the driver raises when it cannot go on with a connection: a time-out is an OSError, and text that is no UTF-8 may
 # come where a script has set another client_encoding.
 _BROKEN = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError, UnicodeDecodeError)
+
+# idle_in_transaction_session_timeout and transaction_timeout: they end the session, and it is the file that sets them.
+_LIMITS_OF_SESSIONS = ("25P03", "25P04")
 
 # What the server says when it ends a connection.
 _LOST = (
@@ -740,6 +747,14 @@ def _reason(error: BaseException) -> str:
     }.get(known or "", text or type(error).__name__)
 
 
+def _reason_lost(error: BaseException) -> str:
+    """Return why a connection cannot be used any more, without the driver's words for its own states."""
+    text = str(error)
+    if isinstance(error, asyncpg.InternalClientError) or "another operation" in text:
+        return "the driver cannot tell any more what the server is doing"
+    return text
+
+
 def lost(reason: str, redact: Callable[[str], str], sqlstate: str | None = None) -> ConnectionFailed:
     """Return what it means that an established connection broke."""
     text = redact(reason) or "closed by the server"
@@ -752,6 +767,8 @@ ABOUT_THE_CONNECTION = ("08", "53", "57", "58")  # classes of SQLSTATE: lost, ou
 def translate(error: ServerError) -> AmpdError:
     """Return what an error of the server means outside of a migration's own statements."""
     facts: dict[str, Any] = {"sqlstate": error.sqlstate, "detail": error.detail}
+    if lacking := plpgsql_error(error):
+        return lacking
     match error.sqlstate:
         case "42501":
             return PermissionDenied(error.message, hint=grant_hint(error), **facts)
@@ -761,6 +778,19 @@ def translate(error: ServerError) -> AmpdError:
             hint = "wait for its transaction, or end it (pg_locks shows the session), and run again"
             return LockTimeout(f"another session has locked the history table: {error.message}", hint=hint, **facts)
     return ConnectionFailed(error.message, hint=error.hint or "see the server's log", **facts)
+
+
+def plpgsql_error(error: ServerError) -> AmpdError | None:
+    """Return the error for a database in which ampd's own blocks cannot run; None if that is not what was refused."""
+    needs, name = "ampd needs the language plpgsql, which", "plpgsql"
+    if name in error.message and error.sqlstate == "42704":
+        hint = "CREATE EXTENSION plpgsql, as the database's owner"
+        return ConfigError(f"{needs} this database lacks", hint=hint, sqlstate=error.sqlstate)
+    if name in error.message and error.sqlstate == "42501":
+        role = identifier(error.role) if error.role else "the role"
+        hint = f"as a superuser: GRANT USAGE ON LANGUAGE plpgsql TO {role}"
+        return PermissionDenied(f"{needs} this role may not use", hint=hint, sqlstate=error.sqlstate)
+    return None
 
 
 def read_only(message: str, **facts: Any) -> ReadOnlyServer:

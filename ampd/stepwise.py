@@ -101,9 +101,11 @@ class Guard:
             with anyio.fail_after(sql_of.GUARD_LEASE_SECS / 2):
                 await self.session.run("SELECT 1")
         except (ServerError, ConnectionFailed, TimeoutError) as error:
+            silent = isinstance(error, TimeoutError)
             raise ConnectionFailed(
-                f"the connection that holds the turn was lost: {error}",
-                hint="nothing more was begun; run `ampd migrate` again; it resumes after the last statement done",
+                "the session that held the lock for this run "
+                + ("does not answer any more" if silent else "was ended from outside, by pg_terminate_backend, say"),
+                hint="nothing more was begun: run `ampd migrate` again; it resumes after the last statement done",
             ) from error
 
     async def keep(self) -> None:
