@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from .errors import masked
 from .migration import AppliedMigration, DirectiveError, Migration, directives
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from .sql import Statement
 
@@ -89,7 +90,22 @@ class Conflict(msgspec.Struct, frozen=True):
             return f"  file:    {file}\n  applied: never"
         word, when = ("applied", applied.finished_at) if applied.finished_at else ("started", applied.started_at)
         by = f"{when:%Y-%m-%d %H:%M:%S%z} by {applied.applied_by}, SHA-256 {applied.checksum.hex()}"
-        return f"  file:    {file}\n  {word}: {by}"
+        return "\n".join((f"  file:    {file}", f"  {word}: {by}", *self._in_doubt()))
+
+    def _in_doubt(self) -> Iterator[str]:
+        """Yield which statement an interrupted run has begun or was about to begin; a changed file cannot tell."""
+        migration, applied = self.step.migration, self.step.applied
+        if self.step.state is not State.INTERRUPTED or migration is None or applied is None:
+            return
+        if migration.checksum != applied.checksum:
+            return
+        from .sql import split
+
+        statements, done = split(migration.sql), applied.statements_done
+        if done < len(statements):
+            begun = "" if applied.done_checksum == done_checksum(statements[:done]) else ", begun and perhaps done"
+            where, text = f"statement {done + 1} of {len(statements)}", summary(statements[done].text)
+            yield f"  at:      {where}, line {statements[done].line}{begun}: {text}"
 
     def fields(self) -> dict[str, object]:
         """Return what the JSON document shows."""
@@ -201,6 +217,15 @@ class Resumption(msgspec.Struct, frozen=True):
 
     done: int
     in_doubt: bool
+
+
+_LONGEST_SUMMARY = 80  # characters
+
+
+def summary(text: str) -> str:
+    """Return a statement on one line, cut where it is long."""
+    line = masked(" ".join(text.split()))
+    return line if len(line) <= _LONGEST_SUMMARY else f"{line[: _LONGEST_SUMMARY - 1]}…"
 
 
 def done_checksum(statements: Iterable[Statement]) -> bytes:

@@ -24,6 +24,7 @@ from ampd.plan import (
     plan,
     resumable,
     resumption,
+    summary,
 )
 from ampd.sql import split
 
@@ -467,3 +468,27 @@ def test_a_step_is_named_by_its_file() -> None:
     renamed = replace(row(migration(1)), name="old")
     assert Step(State.APPLIED, migration(1), renamed).name == "m1"
     assert Step(State.AHEAD, None, renamed).name == "old"
+
+
+@pytest.mark.parametrize(
+    ("done", "recorded", "told"),
+    [
+        (1, 2, "  at:      statement 2 of 3, line 3, begun and perhaps done: CALL grow( 'postgresql://a:***@h/d', 1)"),
+        (1, 1, "  at:      statement 2 of 3, line 3: CALL grow( 'postgresql://a:***@h/d', 1)"),
+        (0, 1, "  at:      statement 1 of 3, line 2, begun and perhaps done: SELECT 1"),
+        (3, 3, None),
+    ],
+)
+def test_the_statement_in_doubt_is_named(done: int, recorded: int, told: str | None) -> None:
+    """An interrupted migration tells which statement a person has to look for, on one line, without a password."""
+    call = "CALL grow(\n  'postgresql://a:geheim@h/d', 1)"
+    file = migration(1, f"-- no-transaction\nSELECT 1;\n{call};\nSELECT 3;")
+    begun = row(file, finished=False, done=done, begun=done_checksum(split(file.sql)[:recorded]))
+    assert conflict_of(Step(State.INTERRUPTED, file, begun, 1)).evidence.splitlines()[2:] == ([told] if told else [])
+
+
+def test_a_long_statement_is_summed_up() -> None:
+    """A conflict shows a statement on one line that a terminal holds."""
+    assert summary("SELECT\n  1") == "SELECT 1"
+    assert summary("x" * 80) == "x" * 80
+    assert summary("x" * 81) == "x" * 79 + "…"
