@@ -47,6 +47,7 @@ class Script(msgspec.Struct, frozen=True):
     migration: Migration
     statements: tuple[sql.Statement, ...]
     directives: Directives
+    cautions: tuple[sql.Caution, ...] = ()
 
 
 class Job(msgspec.Struct, frozen=True):

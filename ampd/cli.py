@@ -336,13 +336,14 @@ def _configure(
 
 def _examined(found: Status, *, check: bool, json: bool) -> int:
     """Print what `--check` and `--dry-run` have found, by the very plan that a run would follow."""
-    from .migrator import prepare, refuse_conflicts
+    from .migrator import prepare, refuse_conflicts, warnings
     from .report import Report, dry_run_text, examined_json, pending_of, still_pending
 
     plan = found.plan
     try:
         refuse_conflicts(plan)
-        prepare(plan.pending)
+        for warning in warnings(plan, prepare(plan.pending)):
+            _say(f"warning: {warning}")
     except AmpdError as error:
         error.report = Report(found.database, found.schema, plan.current_version, (), pending_of(still_pending(plan)))
         raise

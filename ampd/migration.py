@@ -5,8 +5,12 @@ from __future__ import annotations
 import re
 from datetime import datetime
 from hashlib import sha256
+from typing import TYPE_CHECKING
 
 import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 FILE_NAME = re.compile(r"(?P<version>[0-9]{1,18})_(?P<name>.+?)(?:\.up)?\.sql", re.DOTALL)
 BOM = b"\xef\xbb\xbf"
@@ -15,6 +19,7 @@ BOM = b"\xef\xbb\xbf"
 _LEADING = re.compile(r"\s+|(?P<comment>--[^\r\n]*)|/\*.*?\*/", re.DOTALL)
 _DIRECTIVE = re.compile(r"--\s*(no-transaction|lock-timeout|statement-timeout)(?![\w-])\s*:?\s*(.*?)\s*")
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|min|h)?", re.IGNORECASE)
+_UP, _DOWN = re.compile(r"[_.\s-](?:up|do)\Z"), re.compile(r"[_.\s-](?:down|undo|rollback)\Z")
 _UNIT = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
 _LONGEST = 2_147_483  # seconds: the server counts milliseconds in 32 bits
 
@@ -76,6 +81,16 @@ def parse_file_name(file_name: str) -> tuple[int, str] | None:
     """Return version and name of `<version>_<name>.sql` or `<version>_<name>.up.sql`; None for any other name."""
     match = FILE_NAME.fullmatch(file_name)
     return (int(match["version"]), match["name"]) if match else None
+
+
+def reversals(migrations: Iterable[Migration]) -> dict[int, Migration]:
+    """Return, by the versions of those that by their names undo another migration, that other one.
+
+    `2_a_down.sql` undoes `1_a.sql` or `1_a_up.sql`, for tools that take the two for a pair.
+    """
+    by_name = {_UP.sub("", each.name.lower()): each for each in migrations}
+    downs = ((each, _DOWN.sub("", each.name.lower())) for each in by_name.values() if _DOWN.search(each.name.lower()))
+    return {down.version: by_name[what] for down, what in downs if what in by_name}
 
 
 def checksum(content: bytes) -> bytes:

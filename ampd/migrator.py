@@ -14,7 +14,7 @@ from .config import DatabaseUrl, MetadataDb, Migrations, check_schema
 from .errors import AmpdError, ConfigError, ConnectionFailed, InvalidMigration, MigrationConflict, MigrationInterrupted
 from .events import Applied, OnEvent, Starting, Stopped, Warned, ignore
 from .history import History, TurnTaken, read, refuse_to_write
-from .migration import AppliedMigration, DirectiveError, Directives, Migration, directives
+from .migration import AppliedMigration, DirectiveError, Directives, Migration, directives, reversals
 from .plan import Order, Plan, Settlement, State, Step, plan
 from .postgres import GOODBYE_SECS, Database, Session
 from .report import AppliedNow, Report, Status, count, pending_of
@@ -25,7 +25,7 @@ from .version import VERSION
 # With nothing pending, which is nearly every start, nothing is split or applied: sql, apply, locks and stepwise are
 # imported where they are used.
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     import asyncpg
 
@@ -181,6 +181,7 @@ class _Run:
         self.history: History | None = None
         self.done: list[AppliedNow] = []
         self.confirmed = True  # that what is not done has left nothing behind
+        self.warned: set[str] = set()
 
     async def to_the_end(self) -> Report:
         async with self.source.session() as session:
@@ -199,6 +200,7 @@ class _Run:
                     return self._warn_if_ahead(self.report(todo if self.target is None else None))
                 refuse_to_write(self.history)
                 scripts = prepare(todo.pending)
+                self._warn(warnings(todo, scripts))
                 self._insist_on_connections(scripts)
                 total = len(self.done) + len(todo.pending)
                 try:
@@ -237,6 +239,12 @@ class _Run:
             pending=pending_of(rest.pending) if self.history else (),
             ahead=tuple(step.version for step in rest.ahead),
         )
+
+    def _warn(self, warnings: Iterable[str]) -> None:
+        for message in warnings:
+            if message not in self.warned:  # by the plan before, which another runner's turn has overtaken
+                self.warned.add(message)
+                self.on_event(Warned(message=message))
 
     def _warn_if_ahead(self, report: Report) -> Report:
         if report.ahead:
@@ -359,7 +367,7 @@ def prepare(pending: Iterable[Step]) -> list[Script]:
         InvalidMigration: names each thing that cannot work, with file and line.
     """
     from .apply import Script
-    from .sql import Problem, problems, split
+    from .sql import Caution, Problem, problems, split
 
     scripts = []
     offences: list[tuple[Migration, Problem]] = []
@@ -374,11 +382,26 @@ def prepare(pending: Iterable[Step]) -> list[Script]:
             offences.append((migration, Problem(error.line, 1, error.offset, str(error), hint)))
         statements = split(migration.sql)
         found = problems(migration.sql, transactional=not wishes.no_transaction, statements=statements)
-        offences.extend((migration, problem) for problem in found)
-        scripts.append(Script(step, migration, statements, wishes))
+        cautions = tuple(problem for problem in found if isinstance(problem, Caution))
+        offences.extend((migration, problem) for problem in found if not isinstance(problem, Caution))
+        scripts.append(Script(step, migration, statements, wishes, cautions))
     if offences:
         raise _invalid(offences)
     return scripts
+
+
+def warnings(todo: Plan, scripts: Iterable[Script]) -> Iterator[str]:
+    """Yield what a person should know of pending scripts before they run, a line each."""
+    undone = reversals(step.migration for step in todo.steps if step.migration)
+    for script in scripts:
+        file = script.migration.file
+        if original := undone.get(script.migration.version):
+            yield (
+                f"{file} has the name of what undoes {original.file}, and ampd runs it like any other migration; "
+                f"name it {original.version}_{original.name}.down.sql, which ampd ignores, if it does"
+            )
+        for caution in script.cautions:
+            yield f"{file}:{caution.line}: {caution.message}; {caution.hint}"
 
 
 def _invalid(offences: list[tuple[Migration, Problem]]) -> InvalidMigration:

@@ -15,6 +15,8 @@ from itertools import accumulate, chain, islice, takewhile
 
 import msgspec
 
+from .sections import Comment, separators, suspicious
+
 
 class Statement(msgspec.Struct, frozen=True):
     """One statement of a script, from its first token to its last, without the closing semicolon."""
@@ -34,6 +36,10 @@ class Problem(msgspec.Struct, frozen=True):
     offset: int
     message: str
     hint: str
+
+
+class Caution(Problem, frozen=True):
+    """A problem that may be none: the script runs, and whoever runs it is told before."""
 
 
 class Kind(enum.Enum):
@@ -71,17 +77,22 @@ def split(script: str) -> tuple[Statement, ...]:
 def problems(
     script: str, *, transactional: bool, statements: tuple[Statement, ...] | None = None
 ) -> tuple[Problem, ...]:
-    """Find everything in a script that cannot work, in order of position; whoever has split it, hands it over."""
+    """Find everything in a script that cannot work, in order of position; whoever has split it, hands it over.
+
+    What may be meant as it stands is a `Caution`; any other `Problem` is certain.
+    """
     ruled = [(each, _rule(each)) for each in (split(script) if statements is None else statements)]
     copy = next((number for number, (_, rule) in enumerate(ruled) if rule.fault is _Fault.DATA), None)
     if copy is not None:  # what follows is data, not SQL
         del ruled[copy + 1 :]
         script = script[: ruled[copy][0].end]
     unfinished = () if transactional or copy is not None else _transactions(ruled)
-    found = chain(
+    certain = chain(
         _misplaced(ruled, transactional), unfinished, _misread(ruled), _miscoded(script, ruled), _not_sql(script, ruled)
     )
-    return tuple(Problem(*locate(script, offset), offset, message, hint) for offset, message, hint in sorted(found))
+    judged: Iterator[_Judged] = ((Problem, *each) for each in certain)
+    found = sorted(chain(judged, _undoing(script, ruled)), key=lambda each: each[1:])
+    return tuple(sort(*locate(script, offset), offset, message, hint) for sort, offset, message, hint in found)
 
 
 def kind(statement: Statement) -> Kind:
@@ -439,7 +450,6 @@ _AS_IT_IS = (  # what changes nothing is accepted at any time
     rf"|TRANSACTION_READ_ONLY (?:=|TO) {_OFF}|TRANSACTION_ISOLATION (?:=|TO) (?i:'read\0committed'))\Z"
 )
 _READ_ONLY = rf" READ ONLY(?= |\Z)|(?i:transaction_read_only\"?) (?:=|TO) (?!(?:{_OFF}|DEFAULT)\Z)"
-_DOWN = r"(?i:--[ \t]*(?P<marker>migrate:down|\+goose[ \t]+down|\+migrate[ \t]+down)(?!\S))"
 
 _PLAIN = _Rule("", Kind.TRANSACTIONAL, _Fault.NONE)
 _RULES = (  # the first that fits counts
@@ -563,6 +573,7 @@ def _rules() -> dict[str, list[tuple[str, _Rule]]]:
 # Findings: (offset, message, hint) each, one generator for each sort of problem.
 
 _Finding = tuple[int, str, str]
+_Judged = tuple[type[Problem], int, str, str]  # with whether it is certain
 _Ruled = tuple[Statement, _Rule]
 _ENDS = frozenset({"COMMIT", "END", "ROLLBACK", "ABORT", "PREPARE TRANSACTION"})
 _UNRECORDED = ("a READ ONLY transaction, in which the migration cannot be recorded", "remove READ ONLY")
@@ -641,8 +652,8 @@ def _miscoded(script: str, ruled: list[_Ruled]) -> Iterator[_Finding]:
 
 
 def _not_sql(script: str, ruled: list[_Ruled]) -> Iterator[_Finding]:
-    # Without these, only what is never closed remains to be found, and that reaches to the end.
-    everywhere = not ruled or "\\" in script or re.search(_DOWN, script)
+    # Without a backslash, only what is never closed remains to be found, and that reaches to the end.
+    everywhere = not ruled or "\\" in script
     for kind, start, end in _tokens(script, 0 if everywhere else ruled[-1][0].start):
         if kind == "open":
             opener = script[start] if script[start] not in "eE" else "'"
@@ -651,11 +662,45 @@ def _not_sql(script: str, ruled: list[_Ruled]) -> Iterator[_Finding]:
             command = re.split(r"\s", script[start:end], maxsplit=1)[0]
             message = f"{command} is a command of psql, not SQL"
             yield start, message, "remove it; only psql itself understands backslash commands"
-        elif kind == "line" and (found := re.match(_DOWN, script[start:end])):
-            message = (
-                f"`{found['marker']}` marks the part of a file that undoes the migration, and ampd runs files whole"
-            )
-            yield start, message, "keep only the up part in the file"
+
+
+_KEEP_UP = "keep only the up part in the file"
+
+
+def _undoing(script: str, ruled: list[_Ruled]) -> Iterator[_Judged]:
+    """Find where a section begins that would undo the migration; what may be one counts if any statement follows."""
+    for separator in separators(_comments(script, ruled)):
+        if separator.tool:
+            message = f"`{separator.marker}` begins the down section of {separator.tool}, and ampd runs files whole"
+            yield Problem, separator.offset, message, _KEEP_UP
+        elif ruled and separator.offset < ruled[-1][0].start:
+            message = f"`{separator.marker}` may begin a section that undoes the migration, and ampd runs files whole"
+            yield Caution, separator.offset, message, f"if it does, {_KEEP_UP}"
+
+
+def _comments(script: str, ruled: list[_Ruled]) -> Iterator[Comment]:
+    """Yield the comments among which separators may be: none at all where no word of one is in any."""
+    if not any(suspicious(script[start:end]) for start, end, _ in _pieces(script, ruled)):
+        return
+    for first, last, between in _pieces(script, ruled):
+        piece, previous = script[first:last], 0
+        if not between and not suspicious(piece):
+            continue
+        for kind, start, end in _tokens(piece):
+            if kind in _COMMENTS:
+                alone = first + previous == 0 or bool(re.search(r"[\n\r]", piece[previous:start]))
+                yield Comment(first + start, piece[start:end], apart=between and alone)
+            previous = end
+
+
+def _pieces(script: str, ruled: list[_Ruled]) -> Iterator[tuple[int, int, bool]]:
+    """Yield where each statement, and whatever lies around it (with True), starts and ends."""
+    past = 0
+    for statement, _ in ruled:
+        yield past, statement.start, True
+        yield statement.start, statement.end, False
+        past = statement.end
+    yield past, len(script), True
 
 
 # Drawing.

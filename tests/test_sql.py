@@ -803,15 +803,15 @@ COPY = "COPY FROM STDIN waits for data, and a migration has none to send"
         ("SELECT 1; /* /* */\nCOMMIT;", [(1, 11, "unterminated comment")]),
         (
             "-- migrate:up\nSELECT 1;\n--  Migrate:Down transaction:false\nSELECT 2;\n",
-            [(3, 1, "`Migrate:Down` marks the part of a file that undoes the migration, and ampd runs files whole")],
+            [(3, 1, "`Migrate:Down` begins the down section of dbmate, and ampd runs files whole")],
         ),
         (
             "SELECT 1 --+goose  DOWN\n",
-            [(1, 10, "`+goose  DOWN` marks the part of a file that undoes the migration, and ampd runs files whole")],
+            [(1, 10, "`+goose DOWN` begins the down section of goose, and ampd runs files whole")],
         ),
         (
             "-- +migrate Down",
-            [(1, 1, "`+migrate Down` marks the part of a file that undoes the migration, and ampd runs files whole")],
+            [(1, 1, "`+migrate Down` begins the down section of sql-migrate, and ampd runs files whole")],
         ),
         (
             "SET standard_conforming_strings TO 'off';\nSELECT '',\n  'a\\n';",
