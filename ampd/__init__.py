@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from .version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from .config import Config, DatabaseUrl, MetadataDb, Migrations, load_config
+    from .config import Config, DatabaseUrl, Limits, MetadataDb, Migrations, load_config
     from .errors import (
         AmpdError,
         AuthenticationFailed,
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from .source import read_migrations
 
 _HOMES = {
-    "config": ("Config", "DatabaseUrl", "MetadataDb", "Migrations", "load_config"),
+    "config": ("Config", "DatabaseUrl", "Limits", "MetadataDb", "Migrations", "load_config"),
     "errors": (
         "AmpdError",
         "AuthenticationFailed",
@@ -107,6 +107,7 @@ __all__ = [
     "DatabaseUrl",
     "Event",
     "InvalidMigration",
+    "Limits",
     "LockRetry",
     "LockTimeout",
     "MetadataDb",

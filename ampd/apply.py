@@ -23,7 +23,7 @@ from .plan import Settlement
 from .postgres import ABOUT_THE_CONNECTION, ServerError, do_block, identifier, literal, translate
 
 if TYPE_CHECKING:
-    from .config import Migrations
+    from .config import Patience
     from .history import History
     from .plan import Step
     from .postgres import Session
@@ -56,20 +56,20 @@ class Job(msgspec.Struct, frozen=True):
     script: Script
     history: History
     schema: str | None  # as configured; None leaves the search path alone
-    limits: Migrations
+    patience: Patience
     on_event: OnEvent
 
     @property
     def lock_timeout_secs(self) -> float:
         """Return how long one attempt may wait for a lock: as the file says, else as configured; 0 for no limit."""
         wish = self.script.directives.lock_timeout
-        return self.limits.lock_timeout_secs if wish is None else wish
+        return self.patience.lock_timeout_secs if wish is None else wish
 
     @property
     def statement_timeout_secs(self) -> float:
         """Return how long one statement may run: as the file says, else as configured; 0 for no limit."""
         wish = self.script.directives.statement_timeout
-        return self.limits.statement_timeout_secs if wish is None else wish
+        return self.patience.statement_timeout_secs if wish is None else wish
 
     def set_limits(self) -> str:
         """Return the statements that hold the rest of a transaction to its limits."""

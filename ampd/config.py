@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_type_hints
 from urllib.parse import quote, unquote
 
 import msgspec
@@ -208,20 +209,117 @@ _LONGEST_NAME = 63  # bytes: of a longer one the server drops the rest
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=2_147_483)]
 
 
-class Migrations(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[metadata_db.migrations]`: where the files are, and how patient a run is; all times in seconds."""
+_fields = cache(msgspec.structs.fields)
 
-    dir: Path | None = None
+
+def _decode(kind: type, value: object) -> object:
+    if isinstance(value, kind):
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f"expected `str`, got `{type(value).__name__}`")
+    if kind is Path and not value:  # which would be the working folder
+        raise ValueError("expected `str` of length >= 1")
+    return kind(value)
+
+
+class _Checked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Values of which each is what a configuration file may give, whoever has put them together.
+
+    Raises:
+        ConfigError: one is not; the message begins with its key path.
+    """
+
+    _at: ClassVar[str]  # the key path of the whole
+
+    def __post_init__(self) -> None:
+        for field in _fields(type(self)):
+            value = getattr(self, field.name)
+            # Until it is found good no traceback shows it: a URL holds a password.
+            msgspec.structs.force_setattr(self, field.name, None)
+            try:
+                value = msgspec.convert(value, field.type, dec_hook=_decode)
+            except ConfigError as error:
+                value, inner = None, error.message.startswith("metadata_db")  # of a key of an inner table
+                path = "" if inner else f"{self._at}.{field.name}: "
+                raise ConfigError(f"{path}{error.message}", hint=error.hint) from None
+            except msgspec.ValidationError as error:
+                value = None
+                raise _wrong(f"{self._at}.{field.name}", str(error)) from None
+            msgspec.structs.force_setattr(self, field.name, value)
+
+
+def _wrong(path: str, problem: str) -> ConfigError:
+    """Return the error for a value that is not what its key takes, in msgspec's words.
+
+    They end with the rest of the path: "Expected `int`, got `str` - at `$.pool_size`".
+    """
+    problem, _, rest = problem.replace("`object`", "a table").replace(" | null`", "`").partition(" - at `$")
+    path += rest.rstrip("`")
+    hint = f"see the configuration section of the README for {path}"
+    return ConfigError(f"{path}: {problem[:1].lower()}{problem[1:]}", hint=hint)
+
+
+class Patience(_Checked, frozen=True, kw_only=True):
+    """How long a run waits for what; all times in seconds."""
+
+    _at = "metadata_db.migrations"
+
     connect_wait_secs: Seconds = 30
     turn_wait_secs: Seconds = 600
     lock_timeout_secs: Seconds = 5
     lock_retry_secs: Seconds = 300
     statement_timeout_secs: Seconds = 0
+
+
+class Migrations(Patience, frozen=True, kw_only=True):
+    """`[metadata_db.migrations]`: where the files are, in which order they may be applied, and how patient a run is.
+
+    All times are in seconds.
+    """
+
+    dir: Path | None = None
     allow_out_of_order: bool = False
 
 
-class MetadataDb(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Limits(_Checked, frozen=True, kw_only=True):
+    """How patient one run is, in seconds; what is None stays as configured."""
+
+    _at = "limits"
+
+    connect_wait_secs: Seconds | None = None
+    turn_wait_secs: Seconds | None = None
+    lock_timeout_secs: Seconds | None = None
+    lock_retry_secs: Seconds | None = None
+    statement_timeout_secs: Seconds | None = None
+
+
+def patience(configured: Migrations, limits: Limits | None) -> Patience:
+    """Return how patient a run is: as `limits` have it, and as configured where they have None.
+
+    Raises:
+        TypeError: the limits are something else, such as a Migrations, which is folder and policy as well.
+    """
+    if isinstance(limits, Migrations):
+        untouched = Migrations()
+        given = {name: value for name in _LIMITS if (value := getattr(limits, name)) != getattr(untouched, name)}
+        write = ", ".join(f"{name}={value:g}" for name, value in given.items())
+        raise TypeError(
+            f"limits= takes an ampd.Limits, not Migrations: write limits=ampd.Limits({write}); "
+            "dir and allow_out_of_order belong to the configuration: ampd.MetadataDb(migrations=ampd.Migrations(...))"
+        )
+    if not isinstance(limits, Limits | None):
+        raise TypeError(f"limits= takes an ampd.Limits, not {type(limits).__name__}")
+    wanted = {name: getattr(limits, name, None) for name in _LIMITS}
+    return Patience(**{name: getattr(configured, name) if secs is None else secs for name, secs in wanted.items()})
+
+
+_LIMITS = Limits.__struct_fields__
+
+
+class MetadataDb(_Checked, frozen=True, kw_only=True):
     """`[metadata_db]`: where the database is, and the pool that services hold to it."""
+
+    _at = "metadata_db"
 
     url: DatabaseUrl | None = None
     auto_migrate: bool = False
@@ -233,14 +331,17 @@ class MetadataDb(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     migrations: Migrations = Migrations()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.min_connections is None:
             msgspec.structs.force_setattr(self, "min_connections", -(-self.pool_size // 4))
         elif self.min_connections > self.pool_size:
-            raise ValueError(f"min_connections ({self.min_connections}) is above pool_size ({self.pool_size})")
+            problem = f"min_connections ({self.min_connections}) is above pool_size ({self.pool_size})"
+            raise _wrong(self._at, problem)
         if self.schema is not None:
-            check_schema(self.schema)
-        if self.url is not None and not isinstance(self.url, DatabaseUrl):  # a plain str would show its password
-            msgspec.structs.force_setattr(self, "url", DatabaseUrl(self.url))
+            try:
+                check_schema(self.schema)
+            except ConfigError as error:
+                raise ConfigError(f"{self._at}.schema: {error.message}", hint=error.hint) from None
 
     def require_url(self) -> DatabaseUrl:
         """Return the URL.
@@ -261,8 +362,13 @@ def check_schema(schema: str) -> None:
     """Refuse a name that no schema of ours can have.
 
     Raises:
-        ConfigError: a name that PostgreSQL keeps for itself, or cuts.
+        ConfigError: an empty name, or one that PostgreSQL keeps for itself, or cuts.
+        TypeError: not a text at all.
     """
+    if not isinstance(schema, str):
+        raise TypeError(f"the name of a schema is a str, not {type(schema).__name__}")
+    if not schema:
+        raise ConfigError("the schema's name is empty", hint="name the schema, or leave it out for the search path's")
     if schema == "$user" or schema.startswith("pg_"):
         raise ConfigError(f"the schema {schema} is a name that PostgreSQL keeps for itself", hint="choose another name")
     if "\0" in schema or len(schema.encode(errors="replace")) > _LONGEST_NAME:
@@ -271,8 +377,10 @@ def check_schema(schema: str) -> None:
         )
 
 
-class Config(msgspec.Struct, frozen=True):
+class Config(_Checked, frozen=True):
     """What ampd reads of amp's configuration; the sections of other programs are not looked at."""
+
+    _at = "config"
 
     metadata_db: MetadataDb = MetadataDb()
 
@@ -421,29 +529,17 @@ def _convert(
             if (*above, key) not in _TABLES:
                 _check_known((*above, key), str(file), file, is_table=isinstance(value, dict))
     try:
-        return msgspec.convert(section, MetadataDb, dec_hook=_decode)
-    except ConfigError as error:  # of one of the two values that are more than a scalar
-        keys: tuple[str, ...] = ("schema",) if error.message.startswith("the schema") else ("url",)
-        problem, hint = error.message, error.hint
-    except msgspec.ValidationError as error:
-        # msgspec ends its messages with the path of the key: "Expected `int`, got `str` - at `$.pool_size`".
-        problem, _, path = str(error).replace("`object`", "a table").replace(" | null`", "`").partition(" - at `$")
-        keys = tuple(path.rstrip("`").split(".")[1:])
-        problem = problem[:1].lower() + problem[1:]
-        hint = f"see the configuration section of the README for {'.'.join(('metadata_db', *keys))}"
+        return MetadataDb(**section | {"migrations": Migrations(**section["migrations"])})
+    except ConfigError as error:
+        key, _, problem = error.message.partition(": ")
+        hint = error.hint
+    keys = tuple(key.split(".")[1:])
     # A problem between two keys has no path but names them.
     to_blame = [variable for path, variable in variables.items() if path == keys or (not keys and path[-1] in problem)]
-    key = FLAT_URL if flat and keys == ("url",) and not to_blame else ".".join(("metadata_db", *keys))
+    if flat and keys == ("url",) and not to_blame:
+        key = FLAT_URL
     raise ConfigError(
         f"{', '.join(to_blame) or file}: {key}: {problem}",
         hint=hint,
         file=str(file) if file and not to_blame else None,
     )
-
-
-def _decode(kind: type, value: object) -> object:
-    if not isinstance(value, str):
-        raise ValueError(f"expected `str`, got `{type(value).__name__}`")
-    if kind is Path and not value:  # which would be the working folder
-        raise ValueError("expected `str` of length >= 1")
-    return kind(value)

@@ -193,7 +193,7 @@ async def with_lock_retries(
     Raises:
         LockTimeout: no attempt succeeded in time; says who was in the way.
     """
-    limit, begun, rest = job.limits.lock_retry_secs, monotonic(), _FIRST_REST
+    limit, begun, rest = job.patience.lock_retry_secs, monotonic(), _FIRST_REST
     watch = Watch(source, session, job, limit, spare)
     first_look = _QUIET_SECS if at_length else min(_QUIET_SECS, job.lock_timeout_secs / 2 or _QUIET_SECS)
     with anyio.CancelScope() as patience:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias, Union
 
 import anyio
 
-from .config import DatabaseUrl, MetadataDb, Migrations, check_schema
+from .config import DatabaseUrl, Limits, MetadataDb, check_schema, patience
 from .errors import AmpdError, ConfigError, ConnectionFailed, InvalidMigration, MigrationConflict, MigrationInterrupted
 from .events import Applied, OnEvent, Starting, Stopped, Warned, ignore
 from .history import History, TurnTaken, read, refuse_to_write
@@ -41,7 +41,7 @@ async def migrate(
     migrations: Iterable[Migration] | None = None,
     schema: str | None = None,
     target: int | None = None,
-    limits: Migrations | None = None,
+    limits: Limits | None = None,
     on_event: OnEvent = ignore,
 ) -> Report:
     """Bring a database to the current schema: apply what is pending, in order, each migration in a turn of its own.
@@ -54,7 +54,7 @@ async def migrate(
         migrations: in any order; default: those of the configured folder, else the packaged ones.
         schema: where the tables and the history live; default: as configured, else what the search path says.
         target: stop after this version.
-        limits: how patient to be, in seconds; default: as configured, else as `[metadata_db.migrations]` has it.
+        limits: how patient to be; what is not given stays as configured, and so do folder and `allow_out_of_order`.
         on_event: called with each progress event.
 
     Raises:
@@ -77,7 +77,7 @@ async def status(
     migrations: Iterable[Migration] | None = None,
     schema: str | None = None,
     target: int | None = None,
-    limits: Migrations | None = None,
+    limits: Limits | None = None,
     on_event: OnEvent = ignore,
 ) -> Status:
     """Return what is applied, pending and in conflict: the plan that `migrate` would follow. Needs only SELECT.
@@ -99,7 +99,7 @@ async def resolve(
     *,
     migrations: Iterable[Migration] | None = None,
     schema: str | None = None,
-    limits: Migrations | None = None,
+    limits: Limits | None = None,
     on_event: OnEvent = ignore,
 ) -> Status:
     """Settle an interrupted migration by the word of a person who has looked: writes the history table, runs nothing.
@@ -112,9 +112,13 @@ async def resolve(
     """
     from .apply import settle
 
+    _check_version("version", version)
+    if not isinstance(settlement, Settlement):
+        ways = "ampd.Settlement.APPLIED or ampd.Settlement.ROLLED_BACK"
+        raise TypeError(f"the settlement is {ways}, not {type(settlement).__name__}")
     run = _Run(database, migrations, schema, None, limits, on_event)
     async with run.source.session() as session:
-        turn = Turn(session, run.schema, run.limits.turn_wait_secs, on_event)
+        turn = Turn(session, run.schema, run.patience.turn_wait_secs, on_event)
         run.history = await turn.look(await read(session, run.schema))
         while True:
             step = next((step for step in run.plan().steps if step.version == version), None)
@@ -164,20 +168,24 @@ class _Run:
         migrations: Iterable[Migration] | None,
         schema: str | None,
         target: int | None,
-        limits: Migrations | None,
+        limits: Limits | None,
         on_event: OnEvent,
     ) -> None:
         configured = database if isinstance(database, MetadataDb) else MetadataDb()
-        self.limits = limits or configured.migrations
-        self.schema = schema or configured.schema
+        policy = configured.migrations
+        if not callable(on_event):
+            raise TypeError(f"on_event= takes a function of one event, not {type(on_event).__name__}")
+        self.patience = patience(policy, limits)
+        self.order = Order.ALLOW_OUT_OF_ORDER if policy.allow_out_of_order else Order.STRICT
+        self.schema = configured.schema if schema is None else schema
         if self.schema is not None:
             check_schema(self.schema)
-        self.files = read_migrations(self.limits.dir) if migrations is None else _in_order(migrations)
+        self.files = read_migrations(policy.dir) if migrations is None else _in_order(migrations)
         self.target = target
         self.on_event = on_event
         _check_target(self.files, target)
         where = database.require_url() if isinstance(database, MetadataDb) else database
-        self.source = Database(where, connect_wait_secs=self.limits.connect_wait_secs, on_event=on_event)
+        self.source = Database(where, connect_wait_secs=self.patience.connect_wait_secs, on_event=on_event)
         self.history: History | None = None
         self.done: list[AppliedNow] = []
         self.confirmed = True  # that what is not done has left nothing behind
@@ -185,7 +193,7 @@ class _Run:
 
     async def to_the_end(self) -> Report:
         async with self.source.session() as session:
-            turn = Turn(session, self.schema, self.limits.turn_wait_secs, self.on_event)
+            turn = Turn(session, self.schema, self.patience.turn_wait_secs, self.on_event)
             self.history = await read(session, self.schema)
             while True:
                 todo = self.plan()
@@ -211,10 +219,9 @@ class _Run:
                     self.history = await turn.wait(self.history, taken)
 
     def plan(self, *, whole: bool = False) -> Plan:
-        order = Order.ALLOW_OUT_OF_ORDER if self.limits.allow_out_of_order else Order.STRICT
         applied, holder = (self.history.applied, self.history.holder) if self.history else ((), None)
         at_work = describe(holder) if holder else None
-        return plan(self.files, applied, target=None if whole else self.target, order=order, at_work=at_work)
+        return plan(self.files, applied, target=None if whole else self.target, order=self.order, at_work=at_work)
 
     def _insist_on_connections(self, scripts: list[Script]) -> None:
         if stepwise := [script for script in scripts if script.directives.no_transaction]:
@@ -259,7 +266,7 @@ class _Run:
         from .locks import with_lock_retries
         from .stepwise import apply_stepwise
 
-        job = Job(script, history, self.schema, self.limits, self.on_event)
+        job = Job(script, history, self.schema, self.patience, self.on_event)
         version, name, number = script.migration.version, script.migration.name, len(self.done) + 1
         self.on_event(
             Starting(
@@ -425,8 +432,16 @@ def _invalid(offences: list[tuple[Migration, Problem]]) -> InvalidMigration:
     )
 
 
+def _check_version(argument: str, version: object) -> None:
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise TypeError(f"{argument}= takes the version of a migration, an int, not {type(version).__name__}")
+
+
 def _check_target(files: Sequence[Migration], target: int | None) -> None:
-    if target is not None and all(migration.version != target for migration in files):
+    if target is None:
+        return
+    _check_version("target", target)
+    if all(migration.version != target for migration in files):
         nearest = ", ".join(migration.label for migration in files[-3:])
         raise ConfigError(
             f"there is no migration with version {target}",

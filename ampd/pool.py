@@ -7,7 +7,9 @@ import random
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from .config import MetadataDb
+from msgspec.structs import replace
+
+from .config import Limits, MetadataDb, check_schema
 from .errors import ConfigError, MigrationConflict
 from .events import OnEvent, Warned, ignore
 from .migrator import migrate, refuse_conflicts, status
@@ -15,19 +17,28 @@ from .postgres import connected_pool
 from .report import count
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable
 
     import asyncpg
+
+    from .migration import Migration
 
 
 @asynccontextmanager
 async def open_pool(
-    metadata_db: MetadataDb, *, on_event: OnEvent = ignore, **options: Any
+    metadata_db: MetadataDb,
+    *,
+    migrations: Iterable[Migration] | None = None,
+    schema: str | None = None,
+    limits: Limits | None = None,
+    on_event: OnEvent = ignore,
+    **options: Any,
 ) -> AsyncIterator[asyncpg.Pool]:
     """Open a connection pool on a database whose schema is current, and close it in the end.
 
     With `auto_migrate` the pending migrations are applied first; without it the schema must be up to date already. A
     database that is ahead of this build is let through with a warning event: old replicas restart during a rollout.
+    The arguments are those of `migrate`; a `schema` is also where the pool's queries look first.
 
     The pool prepares no statements, and so works behind any pooler; where there is none, `statement_cache_size=100`
     saves a round trip per query. That and any other `options` go to `asyncpg.create_pool`.
@@ -38,10 +49,13 @@ async def open_pool(
     """
     if not isinstance(metadata_db, MetadataDb):
         raise TypeError(f"open_pool takes the metadata_db section of a configuration, not {type(metadata_db).__name__}")
+    if schema is not None:
+        check_schema(schema)
+        metadata_db = replace(metadata_db, schema=schema)
     if metadata_db.auto_migrate:
-        await migrate(metadata_db, on_event=on_event)
+        await migrate(metadata_db, migrations=migrations, limits=limits, on_event=on_event)
     else:
-        found = await status(metadata_db, on_event=on_event)
+        found = await status(metadata_db, migrations=migrations, limits=limits, on_event=on_event)
         refuse_conflicts(found.plan)
         if found.plan.pending:
             raise MigrationConflict(

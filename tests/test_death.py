@@ -19,7 +19,7 @@ import pytest
 import ampd as library
 from ampd import ConnectionFailed, NoAnswer, Report, locks, stepwise
 from ampd import history as history_module
-from ampd.config import Migrations
+from ampd.config import Limits
 from ampd.solo import local_server
 from tests.scenes import (
     GENEROUS,
@@ -211,7 +211,7 @@ async def test_a_network_that_is_silent_from_the_start(database: Database) -> No
         proxy.silent = True
         url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database.name}?connect_timeout=1"
         with pytest.raises(NoAnswer, match="no answer in time"):
-            await library.migrate(url, migrations=scripts(FIRST), limits=Migrations(connect_wait_secs=0))
+            await library.migrate(url, migrations=scripts(FIRST), limits=Limits(connect_wait_secs=0))
 
 
 @pytest.mark.parametrize(

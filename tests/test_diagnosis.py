@@ -28,7 +28,7 @@ from tests.servers import Ampd, Database, Server
 
 pytestmark = pytest.mark.anyio
 
-AT_ONCE = ampd.Migrations(connect_wait_secs=0)
+AT_ONCE = ampd.Limits(connect_wait_secs=0)
 KEPT = "nothing of this migration was kept: fix the file and run again"
 
 

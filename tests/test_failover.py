@@ -15,7 +15,7 @@ import pytest
 
 import ampd as library
 from ampd import ConnectionFailed, ReadOnlyServer, Report, Retrying
-from ampd.config import Migrations
+from ampd.config import Limits
 from ampd.solo import local_server
 from tests.scenes import GENEROUS, Heard, folder_of, history, scripts, until, waiting_for_a_lock
 from tests.servers import Ampd, Database, Server, _unprivileged, free_port
@@ -116,7 +116,7 @@ async def test_a_failover_in_mid_run(pair: Pair, ampd: Ampd, tmp_path: Path) -> 
     heard, reports = Heard(), list[Report]()
 
     async def again() -> None:  # sooner than the standby is promoted
-        limits = Migrations(connect_wait_secs=GENEROUS)
+        limits = Limits(connect_wait_secs=GENEROUS)
         reports.append(await library.migrate(pair.url(), migrations=scripts(*FILES), limits=limits, on_event=heard))
 
     async with anyio.create_task_group() as tasks:
@@ -140,7 +140,7 @@ async def test_a_standby_is_read_and_never_written(pair: Pair) -> None:
     assert (await library.migrate(pair.standby.url, migrations=files)).applied == ()
     found = await library.status(pair.url("standby"), migrations=files)
     assert found.up_to_date
-    wrong, impatient = f"{pair.standby.url}?target_session_attrs=read-write", Migrations(connect_wait_secs=0)
+    wrong, impatient = f"{pair.standby.url}?target_session_attrs=read-write", Limits(connect_wait_secs=0)
     with pytest.raises(ConnectionFailed, match="no host of the URL is what target_session_attrs asks for"):
         await library.migrate(wrong, migrations=files, limits=impatient)
     assert (await library.migrate(pair.url("any"), migrations=files)).applied == ()

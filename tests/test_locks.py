@@ -10,7 +10,7 @@ import pytest
 import ampd as library
 from ampd import Blocked, LockRetry, LockTimeout, MigrationFailed, StatementStarted, locks
 from ampd import history as history_module
-from ampd.config import Migrations
+from ampd.config import Limits
 from ampd.events import Event
 from tests.scenes import (
     Heard,
@@ -30,7 +30,7 @@ from tests.servers import Database
 pytestmark = pytest.mark.anyio
 
 ADD = "ALTER TABLE t ADD COLUMN added integer"
-BRIEF = Migrations(lock_timeout_secs=0.1, lock_retry_secs=60)
+BRIEF = Limits(lock_timeout_secs=0.1, lock_retry_secs=60)
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ async def test_nothing_is_held_while_resting(table: Database) -> None:
         if isinstance(event, LockRetry):
             meanwhile(look)
 
-    limits = Migrations(lock_timeout_secs=0.1, lock_retry_secs=0.5)
+    limits = Limits(lock_timeout_secs=0.1, lock_retry_secs=0.5)
     async with transaction(table, "SELECT FROM t"):
         with pytest.raises(LockTimeout):
             await library.migrate(table.url, migrations=scripts(ADD), limits=limits, on_event=on_event)
@@ -87,7 +87,7 @@ async def test_nothing_is_held_while_resting(table: Database) -> None:
 
 async def test_giving_up_names_who_is_in_the_way(table: Database) -> None:
     """While it waits and when it gives up, the runner names the blocking session and counts those queued behind."""
-    limits, heard = Migrations(lock_timeout_secs=2, lock_retry_secs=2), Heard()
+    limits, heard = Limits(lock_timeout_secs=2, lock_retry_secs=2), Heard()
     settings = {"application_name": "nightly report"}
     before = datetime.now(UTC)
     async with (
@@ -150,7 +150,7 @@ async def test_a_short_wait_needs_no_second_connection(table: Database) -> None:
 
 async def test_the_own_pool_in_the_way_is_named(table: Database) -> None:
     """A service that blocks itself through the pool it lends is told so."""
-    limits = Migrations(lock_timeout_secs=0.5, lock_retry_secs=0.6)
+    limits = Limits(lock_timeout_secs=0.5, lock_retry_secs=0.6)
     async with asyncpg.create_pool(table.url, min_size=1, max_size=4) as pool, pool.acquire() as connection:
         async with connection.transaction():
             await connection.execute("SELECT FROM t")
@@ -212,7 +212,7 @@ async def test_directives_override_the_configured_limits(
 ) -> None:
     """A file runs under the configured limits, except for those that its leading comments set."""
     script = "CREATE TABLE seen AS SELECT current_setting('lock_timeout'), current_setting('statement_timeout') AS s"
-    limits = Migrations(lock_timeout_secs=1.5, statement_timeout_secs=7200)
+    limits = Limits(lock_timeout_secs=1.5, statement_timeout_secs=7200)
     await library.migrate(database.url, migrations=scripts(directives + script), limits=limits)
     assert [tuple(row) for row in await database.fetch("TABLE seen")] == [(lock_timeout, statement_timeout)]
 
@@ -252,7 +252,7 @@ async def test_a_busy_history_table_is_a_lock_like_any_other(table: Database) ->
             await library.migrate(
                 table.url,
                 migrations=(*files, *scripts(*["SELECT 1"] * 4)[3:]),
-                limits=Migrations(lock_timeout_secs=0.1, lock_retry_secs=0.3),
+                limits=Limits(lock_timeout_secs=0.1, lock_retry_secs=0.3),
                 on_event=heard,
             )
     assert raised.value.version == 4
@@ -295,7 +295,7 @@ async def test_a_pool_without_a_connection_to_look_from(table: Database) -> None
     ):
         pid = await writer.fetchval("SELECT pg_backend_pid()")
         with pytest.raises(LockTimeout) as raised:
-            await library.migrate(pool, migrations=files, limits=Migrations(lock_retry_secs=1), on_event=heard)
+            await library.migrate(pool, migrations=files, limits=Limits(lock_retry_secs=1), on_event=heard)
         assert [blocker.pid for blocker in raised.value.blockers] == [pid]
     assert heard.of(Blocked)
     await library.migrate(table.url, migrations=files)

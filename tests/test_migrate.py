@@ -1,5 +1,6 @@
 """What a run does to a database: order, history, schema, and the session that it leaves to the next file."""
 
+from collections.abc import Coroutine
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -130,10 +131,53 @@ async def test_out_of_order_where_it_is_allowed(database: Database) -> None:
     await ampd.migrate(database.url, migrations=(one, three))
     with pytest.raises(ampd.MigrationConflict, match="2 step is not applied and 3 already is"):
         await ampd.migrate(database.url, migrations=(one, two, three))
-    limits = ampd.Migrations(allow_out_of_order=True)
-    report = await ampd.migrate(database.url, migrations=(one, two, three), limits=limits)
+    lenient = ampd.MetadataDb(url=ampd.DatabaseUrl(database.url), migrations=ampd.Migrations(allow_out_of_order=True))
+    report = await ampd.migrate(lenient, migrations=(one, two, three))
     assert [done.version for done in report.applied] == [2]
     assert (await ampd.status(database.url, migrations=(one, two, three))).up_to_date
+
+
+@pytest.mark.parametrize("run", [ampd.migrate, ampd.status])
+async def test_limits_leave_folder_and_policy_as_configured(database: Database, tmp_path: Path, run: Any) -> None:
+    """Whoever is less patient for once still migrates from the configured folder, in the order that it allows."""
+    for version in (1, 2):
+        (tmp_path / f"{version}_step.sql").write_text(f"CREATE TABLE t{version} ();")
+    await ampd.migrate(database.url, migrations=[ampd.read_migrations(tmp_path)[1]])
+    configured = ampd.MetadataDb(
+        url=ampd.DatabaseUrl(database.url), migrations=ampd.Migrations(dir=tmp_path, allow_out_of_order=True)
+    )
+    found = await run(configured, limits=ampd.Limits(lock_timeout_secs=1))
+    steps = found.applied if isinstance(found, ampd.Report) else found.plan.pending
+    assert [step.version for step in steps] == [1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "message"),
+    [
+        ({"schema": ""}, ampd.ConfigError, "the schema's name is empty"),
+        ({"schema": "pg_x"}, ampd.ConfigError, "the schema pg_x is a name that PostgreSQL keeps for itself"),
+        ({"schema": 3}, TypeError, "the name of a schema is a str, not int"),
+        ({"limits": ampd.Migrations()}, TypeError, "limits= takes an ampd.Limits, not Migrations"),
+        ({"on_event": "print"}, TypeError, "on_event= takes a function of one event, not str"),
+        ({"migrations": "sql"}, TypeError, "migrations= takes what ampd.read_migrations(...) returns, not str"),
+        ({"target": True}, TypeError, "target= takes the version of a migration, an int, not bool"),
+        ({"target": "3"}, TypeError, "target= takes the version of a migration, an int, not str"),
+        ({"version": "3"}, TypeError, "version= takes the version of a migration, an int, not str"),
+        ({"settlement": "applied"}, TypeError, "the settlement is ampd.Settlement.APPLIED or"),
+        ({"settlement": True}, TypeError, "the settlement is ampd.Settlement.APPLIED or"),
+    ],
+)
+async def test_arguments_of_the_wrong_kind(arguments: dict[str, Any], kind: type[Exception], message: str) -> None:
+    """What is no value for an argument is refused by name, by each function that takes it, and before anything else."""
+    nowhere = "postgresql://u@127.0.0.1:1/d"
+    settled: dict[str, Any] = {"version": 1, "settlement": ampd.Settlement.APPLIED, "migrations": (), **arguments}
+    runs: list[Coroutine[Any, Any, object]] = [] if "target" in arguments else [ampd.resolve(nowhere, **settled)]
+    if not arguments.keys() & {"version", "settlement"}:
+        runs += [run(nowhere, **{"migrations": (), **arguments}) for run in (ampd.migrate, ampd.status)]
+    for run in runs:
+        with pytest.raises(kind) as refused:
+            await run
+        assert str(refused.value).startswith(message)
 
 
 # --- odd files

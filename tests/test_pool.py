@@ -1,6 +1,7 @@
 """Embedded, in one process: the pool that `open_pool` makes, and a pool of the service's own lent to `migrate`."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -40,8 +41,8 @@ def configured(database: Database, tmp_path: Path) -> Callable[..., ampd.Metadat
             file.unlink()
         for each in migrations:
             (folder / each.file).write_text(each.sql)
-        limits = ampd.Migrations(dir=folder, connect_wait_secs=0)
-        return ampd.MetadataDb(url=ampd.DatabaseUrl(url), migrations=limits, **keys)
+        files = ampd.Migrations(dir=folder, connect_wait_secs=0)
+        return ampd.MetadataDb(url=ampd.DatabaseUrl(url), migrations=files, **keys)
 
     return configure
 
@@ -213,6 +214,27 @@ async def test_works_in_the_configured_schema(configured: Callable[..., ampd.Met
     assert await database.fetch(
         "SELECT schemaname, tablename FROM pg_tables WHERE schemaname !~ '^pg_|^information' ORDER BY 2"
     ) == [('the "amp"', "ampd_schema_migrations"), ('the "amp"', "jobs")]
+
+
+async def test_takes_the_arguments_of_migrate(configured: Callable[..., ampd.MetadataDb], database: Database) -> None:
+    """Migrations, schema and limits may be given in place of the configured ones, with auto_migrate and without."""
+    given: dict[str, Any] = {"migrations": [ONE, TWO], "schema": "amp", "limits": ampd.Limits(lock_timeout_secs=1)}
+    with pytest.raises(ampd.MigrationConflict, match=r"2 migrations pending \(from 1 jobs\)"):
+        async with ampd.open_pool(configured(INDEX), **given):
+            pass
+    for auto_migrate in (True, False):
+        async with ampd.open_pool(configured(INDEX, auto_migrate=auto_migrate), **given) as pool:
+            assert await pool.fetchval("SELECT state FROM jobs") == "new"
+    assert await database.fetch("SELECT version FROM amp.ampd_schema_migrations ORDER BY 1") == [(1,), (2,)]
+    for name, value, kind, said in (
+        ("schema", "", ampd.ConfigError, "the schema's name is empty"),
+        ("limits", ampd.Migrations(), TypeError, "limits= takes an ampd.Limits, not Migrations"),
+        ("migrations", "sql", TypeError, "migrations= takes what ampd.read_migrations"),
+        ("on_event", None, TypeError, "on_event= takes a function of one event, not NoneType"),
+    ):
+        with pytest.raises(kind, match=f"^{re.escape(said)}"):
+            async with ampd.open_pool(configured(ONE), **{name: value}):  # type: ignore[arg-type]
+                pass
 
 
 async def test_takes_the_drivers_options(configured: Callable[..., ampd.MetadataDb]) -> None:

@@ -21,7 +21,7 @@ from ampd import (
     StatementStarted,
     locks,
 )
-from ampd.config import Migrations
+from ampd.config import Limits
 from ampd.events import Event
 from tests.scenes import (
     GENEROUS,
@@ -345,7 +345,7 @@ async def test_what_a_pooler_refuses(database: Database, pool_mode: str) -> None
     """An unknown database, an unknown user and a wrong password are told apart, at once, in the pooler's own words."""
     users = Path(tempfile.gettempdir(), f"{database.name}.users")  # PgBouncer's user may not reach tmp_path
     users.write_text('"postgres" "right"\n')
-    limits = Migrations(connect_wait_secs=GENEROUS)
+    limits = Limits(connect_wait_secs=GENEROUS)
     try:
         with pgbouncer(database.server, pool_mode, auth_type="scram-sha-256", auth_file=users) as pooler:
             right = pooler.url(database.name, password="right")

@@ -11,7 +11,7 @@ import pytest
 
 import ampd as library
 from ampd import LockRetry, LockTimeout, MigrationFailed, MigrationInterrupted, Warned
-from ampd.config import Migrations
+from ampd.config import Limits
 from ampd.solo import local_server
 from tests.scenes import (
     GENEROUS,
@@ -118,7 +118,7 @@ async def test_a_nameless_build_that_fails_is_cleared_away_and_built_again(table
 
 async def test_a_build_of_somebody_else_is_not_disturbed(table: Database) -> None:
     """While another session builds the very index, ampd gives up without harm to that; nor does it the second time."""
-    limits, files = Migrations(lock_retry_secs=0.5), scripts(f"{NT}CREATE INDEX CONCURRENTLY i ON t (id)")
+    limits, files = Limits(lock_retry_secs=0.5), scripts(f"{NT}CREATE INDEX CONCURRENTLY i ON t (id)")
     async with (
         table.connect() as builder,
         anyio.create_task_group() as tasks,
@@ -320,7 +320,7 @@ async def test_an_index_dropped_by_another_role_is_looked_for_where_that_role_lo
     files = scripts(f"{NT}SET ROLE {owner}; DROP INDEX CONCURRENTLY i")
     async with transaction(table, f"SELECT FROM {owner}.t"):
         with pytest.raises(LockTimeout):
-            await library.migrate(migrator.url, migrations=files, limits=Migrations(lock_retry_secs=1))
+            await library.migrate(migrator.url, migrations=files, limits=Limits(lock_retry_secs=1))
     assert await indexes(table, f"{owner}.t") == [(f"{owner}.i", False)]
     await library.migrate(migrator.url, migrations=files)
     assert await indexes(table, f"{owner}.t") == []
@@ -332,7 +332,7 @@ async def test_a_build_that_had_to_wait_for_another_was_not_begun(table: Databas
     files = scripts(NT + build)
     async with transaction(table, "LOCK TABLE t IN SHARE UPDATE EXCLUSIVE MODE") as other:
         with pytest.raises(LockTimeout) as raised:
-            await library.migrate(table.url, migrations=files, limits=Migrations(lock_retry_secs=0.5))
+            await library.migrate(table.url, migrations=files, limits=Limits(lock_retry_secs=0.5))
         assert raised.value.message.startswith(f"1_step.sql:2: session {other.get_server_pid()} is at work on the")
     await table.execute("CREATE INDEX i ON t (more)")
     if " i " in build:
@@ -377,7 +377,7 @@ async def test_the_role_that_a_login_begins_with_keeps_the_history(database: Dat
 async def test_a_plain_reindex_clears_nothing_away(table: Database) -> None:
     """It leaves no copies of its own behind, and those of somebody else are not its business."""
     heard = Heard()
-    limits = Migrations(lock_timeout_secs=0.05)
+    limits = Limits(lock_timeout_secs=0.05)
     await table.execute("CREATE TABLE u (id integer); INSERT INTO u VALUES (1), (1); CREATE INDEX t_id ON t (id)")
     async with transaction(table, "INSERT INTO t VALUES (4, 4)") as writer, anyio.create_task_group() as tasks:
 
@@ -424,7 +424,7 @@ async def test_autovacuum_is_not_waited_for(server: Server) -> None:
             await until(at_work)
             heard = Heard()
             files = scripts(f"{NT}CREATE INDEX CONCURRENTLY t_id ON t (id)")
-            limits = Migrations(lock_retry_secs=5)
+            limits = Limits(lock_retry_secs=5)
             await library.migrate(role.url, migrations=files, limits=limits, on_event=heard)
             assert not heard.of(LockRetry)
             assert await indexes(database) == [("t_id", True)]

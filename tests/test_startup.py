@@ -16,7 +16,7 @@ import pytest
 
 import ampd as library
 from ampd import AmpdError, AuthenticationFailed, ConnectionFailed, DatabaseMissing, Retrying
-from ampd.config import Migrations
+from ampd.config import Limits
 from ampd.postgres import connection_failure
 from tests.scenes import GENEROUS, Heard, scripts
 from tests.servers import Ampd, Database, Proxy, free_port
@@ -24,7 +24,7 @@ from tests.servers import Ampd, Database, Proxy, free_port
 pytestmark = pytest.mark.anyio
 
 FILES = scripts("CREATE TABLE t ()")
-PATIENT = Migrations(connect_wait_secs=GENEROUS)
+PATIENT = Limits(connect_wait_secs=GENEROUS)
 
 
 class Door(Proxy):
@@ -137,7 +137,7 @@ async def test_patience_ends(host: str, reason: str) -> None:
         await library.migrate(
             f"postgresql://postgres@{host}:{port}/amp",
             migrations=FILES,
-            limits=Migrations(connect_wait_secs=0.6),
+            limits=Limits(connect_wait_secs=0.6),
             on_event=heard,
         )
     assert raised.value.message.startswith(f"{host}:{port}/amp cannot be reached: {reason}")
@@ -171,7 +171,7 @@ async def test_a_server_that_hangs_up_at_once() -> None:
     async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0) as server:
         where = f"127.0.0.1:{server.sockets[0].getsockname()[1]}/amp"
         with pytest.raises(ConnectionFailed) as raised:
-            await library.status(f"postgresql://u@{where}", migrations=(), limits=Migrations(connect_wait_secs=0))
+            await library.status(f"postgresql://u@{where}", migrations=(), limits=Limits(connect_wait_secs=0))
     assert raised.value.message == f"{where} cannot be reached: the server closed the connection"
 
 

@@ -147,6 +147,7 @@ class Table:
 
     def __init__(self, database: Database, portal: BlockingPortal) -> None:
         self._database = database
+        self.url = ampd.DatabaseUrl(database.url)
         self._portal = portal
         self._numbers = itertools.count(1)
         self.complaints: list[str] = []  # of the driver, over connections that come back in the middle of something
@@ -194,9 +195,8 @@ class Game(RuleBasedStateMachine):
         self.rows: dict[int, Row] = {}
         self.schema = f"game_{self.table.number()}"
         self.folder = Path(tempfile.mkdtemp(prefix="ampd-game-"))
-        self.limits = ampd.Migrations(
-            dir=self.folder, allow_out_of_order=out_of_order, connect_wait_secs=0, turn_wait_secs=LONGEST_MOVE_SECS
-        )
+        self.out_of_order = out_of_order
+        self.limits = ampd.Limits(connect_wait_secs=0, turn_wait_secs=LONGEST_MOVE_SECS)
         self.release(new)
 
     def teardown(self) -> None:
@@ -357,7 +357,7 @@ class Game(RuleBasedStateMachine):
     # How the model goes on.
 
     def _expected(self) -> Expectation:
-        expected = expect(self.files, self.rows, out_of_order=self.limits.allow_out_of_order)
+        expected = expect(self.files, self.rows, out_of_order=self.out_of_order)
         note(f"expected: {expected}")
         return expected
 
@@ -412,6 +412,17 @@ class Game(RuleBasedStateMachine):
 
     # How it is done; all of this in the event loop.
 
+    @property
+    def _database(self) -> asyncpg.Pool | ampd.MetadataDb:
+        """The pool, or a configuration of the same database where the order does not matter."""
+        if not self.out_of_order:
+            return self.table.pool
+        return ampd.MetadataDb(url=self.table.url, migrations=ampd.Migrations(allow_out_of_order=True))
+
+    @property
+    def _arguments(self) -> dict[str, Any]:
+        return {"migrations": ampd.read_migrations(self.folder), "schema": self.schema, "limits": self.limits}
+
     async def _run(self, events: int = 0, delay: float | None = None, scope: bool = False) -> Outcome:
         """Migrate; stop it at the given number of events, or some seconds later."""
         told: list[ampd.Event] = []
@@ -420,7 +431,7 @@ class Game(RuleBasedStateMachine):
 
         async def migrate() -> ampd.Report:
             with cancel_scope:
-                return await ampd.migrate(self.table.pool, schema=self.schema, limits=self.limits, on_event=listen)
+                return await ampd.migrate(self._database, on_event=listen, **self._arguments)
             raise asyncio.CancelledError
 
         def listen(event: ampd.Event) -> None:
@@ -444,11 +455,11 @@ class Game(RuleBasedStateMachine):
         return await asyncio.gather(*(self._run() for _ in range(runners)))
 
     async def _status(self) -> ampd.Status:
-        return await ampd.status(self.table.pool, schema=self.schema, limits=self.limits)
+        return await ampd.status(self._database, **self._arguments)
 
     async def _resolve(self, version: int, settlement: ampd.Settlement) -> ampd.AmpdError | None:
         try:
-            await ampd.resolve(self.table.pool, version, settlement, schema=self.schema, limits=self.limits)
+            await ampd.resolve(self._database, version, settlement, **self._arguments)
         except ampd.ConfigError as error:
             return error
         return None

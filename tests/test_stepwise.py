@@ -24,7 +24,7 @@ from ampd import (
     stepwise,
 )
 from ampd import history as history_module
-from ampd.config import Migrations
+from ampd.config import Limits
 from ampd.events import Event
 from ampd.plan import done_checksum
 from ampd.sql import split
@@ -100,7 +100,7 @@ async def test_lock_timeout_does_not_apply_inside_a_build(table: Database) -> No
     role = await table.role("migrator", "ALL ON SCHEMA public")
     await table.execute(f"ALTER ROLE {role.name} SET lock_timeout = '20ms'; ALTER TABLE t OWNER TO {role.name}")
     heard = Heard()
-    limits = Migrations(lock_timeout_secs=0.02, lock_retry_secs=60)
+    limits = Limits(lock_timeout_secs=0.02, lock_retry_secs=60)
     async with transaction(table, "INSERT INTO t VALUES (4)") as writer, anyio.create_task_group() as tasks:
 
         async def free_it() -> None:
@@ -119,7 +119,7 @@ async def test_lock_timeout_does_not_apply_inside_a_build(table: Database) -> No
 @pytest.mark.parametrize("blocker", ["INSERT INTO t VALUES (4)", OLD_SNAPSHOT], ids=["writer", "old snapshot"])
 async def test_a_build_that_waits_too_long_is_cancelled(table: Database, blocker: str) -> None:
     """After lock_retry_secs in the way of others the build is cancelled, says who blocked it, and resumes later."""
-    limits = Migrations(lock_retry_secs=1)
+    limits = Limits(lock_retry_secs=1)
     async with transaction(table, blocker) as connection:
         with anyio.fail_after(GENEROUS), pytest.raises(LockTimeout) as raised:
             await library.migrate(table.url, migrations=scripts(BUILD), limits=limits)
@@ -184,7 +184,7 @@ async def test_clearing_away_is_watched_like_a_build(table: Database, ampd: Ampd
         await end_backend(table, orphan)
     heard = Heard()
     async with transaction(table, "INSERT INTO t VALUES (4)") as writer:
-        limits = Migrations(lock_retry_secs=1)
+        limits = Limits(lock_retry_secs=1)
         with pytest.raises(LockTimeout) as raised:
             await library.migrate(table.url, migrations=scripts(BUILD), limits=limits, on_event=heard)
         assert [each.pid for each in raised.value.blockers] == [writer.get_server_pid()]
@@ -325,7 +325,7 @@ async def test_a_limit_that_the_file_sets_is_the_files_own(table: Database) -> N
     files = scripts("-- no-transaction\nSET lock_timeout = '50ms';\nCREATE INDEX CONCURRENTLY t_id ON t (id)")
     heard = Heard()
     async with transaction(table, "INSERT INTO t VALUES (4)") as writer:
-        limits = Migrations(lock_retry_secs=0.5)
+        limits = Limits(lock_retry_secs=0.5)
         with pytest.raises(LockTimeout) as raised:
             await library.migrate(table.url, migrations=files, limits=limits, on_event=heard)
         assert (raised.value.sqlstate, raised.value.line) == ("55P03", 3)
@@ -346,7 +346,7 @@ async def test_a_limit_that_the_file_sets_is_the_files_own(table: Database) -> N
 @pytest.mark.parametrize("statement", ["ALTER TABLE t ADD more integer; SET lock_timeout = 0", "VACUUM FULL t"])
 async def test_whoever_queues_behind_it_is_let_through(table: Database, statement: str) -> None:
     """What others would have to queue behind gives up its place after lock_timeout, whatever the file sets later on."""
-    limits = Migrations(lock_timeout_secs=0.1, lock_retry_secs=0.5)
+    limits = Limits(lock_timeout_secs=0.1, lock_retry_secs=0.5)
     heard = Heard()
     async with transaction(table, "SELECT FROM t"):
         with anyio.fail_after(GENEROUS), pytest.raises(LockTimeout) as raised:
@@ -365,7 +365,7 @@ async def test_a_detachment_waits_in_nobodys_way(table: Database) -> None:
     )
     files = scripts("-- no-transaction\nALTER TABLE p DETACH PARTITION p1 CONCURRENTLY")
     heard = Heard()
-    limits = Migrations(lock_timeout_secs=0.02)
+    limits = Limits(lock_timeout_secs=0.02)
     async with transaction(table, "SELECT FROM p") as reader, anyio.create_task_group() as tasks:
 
         async def free_it() -> None:
@@ -394,7 +394,7 @@ async def test_what_a_partitioned_table_refuses_in_a_transaction(table: Database
 async def test_the_guard_is_in_nobodys_way(table: Database) -> None:
     """A look from the guard's session, for want of another one, leaves no lock that the migration could wait for."""
     heard = Heard()
-    limits = Migrations(lock_timeout_secs=2)
+    limits = Limits(lock_timeout_secs=2)
     async with (
         asyncpg.create_pool(table.url, min_size=2, max_size=2) as pool,
         transaction(table, "SELECT FROM pg_am") as reader,

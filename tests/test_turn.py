@@ -8,7 +8,7 @@ import pytest
 
 import ampd as library
 from ampd import MigrationFailed, MigrationInterrupted, Report, Waiting, Warned
-from ampd.config import Migrations
+from ampd.config import Limits
 from ampd.events import Event
 from tests.scenes import (
     GENEROUS,
@@ -96,7 +96,7 @@ async def test_a_runner_in_another_database_is_nobodys_business(database: Databa
             tasks.start_soon(lambda: library.migrate(other.url, migrations=scripts(AT_THE_GATE)))
             await waiting_for_a_lock(other)
             with pytest.raises(MigrationInterrupted):  # after a look at who might still be at it
-                await library.migrate(database.url, migrations=interrupted, limits=Migrations(turn_wait_secs=1))
+                await library.migrate(database.url, migrations=interrupted, limits=Limits(turn_wait_secs=1))
             await gate.execute("COMMIT")
     finally:
         await database.execute(f"DROP DATABASE {other.name} WITH (FORCE)")
@@ -150,7 +150,7 @@ async def test_a_waiter_that_is_stopped_speaks_of_itself(database: Database, amp
 async def test_a_waiter_stops_when_its_schema_is_current(database: Database) -> None:
     """A waiter whose own migrations are done does not wait for the rest of what another runner has to do."""
     first, second = GATE, "-- lock-timeout: 0\nSELECT pg_advisory_xact_lock(2)"
-    limits = Migrations(turn_wait_secs=GENEROUS)
+    limits = Limits(turn_wait_secs=GENEROUS)
     files, heard = scripts(first, second), Heard()
     async with (
         transaction(database, first) as gate,
