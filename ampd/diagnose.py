@@ -114,6 +114,10 @@ def failure(
         aftermath = aftermath.replace("fix the file and run again", "run again")
     if hint == _OUTSIDE and not _runs_outside(error, migration, statement):
         hint = ""
+
+    def hide(text: str) -> str:
+        return masked(error.redact(text))
+
     facts: dict[str, Any] = {
         "version": migration.version,
         "file": migration.file,
@@ -121,7 +125,7 @@ def failure(
         "column": column,
         "sqlstate": error.sqlstate,
         "detail": error.detail,
-        "excerpt": _excerpt(error, migration, offset) if offset is not None else None,
+        "excerpt": None if offset is None else sql.excerpt(migration.sql, offset, file=migration.file, hide=hide),
     }
     message = f"{where}: {error.message}{when} (SQLSTATE {error.sqlstate})"
     if lacking := plpgsql_error(error):
@@ -146,12 +150,6 @@ def _not_the_file(error: ServerError) -> str:
         known = {"user request": _CANCELLED, "timeout": _TOO_SLOW}
         return next((hint for word, hint in known.items() if word in error.message), f"{_CANCELLED}; or {_TOO_SLOW}")
     return _NOT_THE_FILE.get(error.sqlstate) or _NOT_THE_FILE.get(error.sqlstate[:2], "")
-
-
-def _excerpt(error: ServerError, migration: Migration, offset: int) -> str:
-    """Return the line of an offset without secrets, which are taken out first so that the caret stays in its place."""
-    script, before = (masked(error.redact(text)) for text in (migration.sql, migration.sql[:offset]))
-    return sql.excerpt(script, len(before), file=migration.file)
 
 
 def _untranslatable(message: str, script: str) -> int | None:

@@ -9,7 +9,7 @@ import enum
 import re
 import unicodedata
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import accumulate, chain, islice, takewhile
 
@@ -220,14 +220,18 @@ def locate(script: str, offset: int) -> tuple[int, int]:
     return script.count("\n", 0, offset) + 1, offset - script.rfind("\n", 0, offset)
 
 
-def excerpt(script: str, offset: int, *, file: str) -> str:
-    """Draw the line of an offset with a caret below it; for the blank end of a script, its last visible line."""
+def excerpt(script: str, offset: int, *, file: str, hide: Callable[[str], str] = str) -> str:
+    """Draw the line of an offset with a caret below it; for the blank end of a script, its last visible line.
+
+    `hide` takes secrets out of a text.
+    """
     offset = max(0, min(offset, len(script.rstrip())))
     line, column = locate(script, offset)
     start = offset - column + 1
     text = script[start : (script + "\n").index("\n", start)].rstrip()
     caret, far = column - 1, 10 * _WINDOW  # what is farther off is not shown, however narrow the rest
-    before, after = _printable(text[max(0, caret - far) : caret]), _printable(text[caret : caret + far])
+    before, around = hide(text[max(0, caret - far) : caret]), hide(text[max(0, caret - far) : caret + far])
+    before, after = _printable(around[: len(before)]), _printable(around[len(before) :])
     columns = list(accumulate(map(_width, before + after), initial=0))
     if columns[-1] > _WINDOW:
         first = max(0, min(columns[len(before)] - _WINDOW // 2, columns[-1] - _WINDOW))
