@@ -15,7 +15,7 @@ from .errors import AmpdError, ConfigError, ConnectionFailed, InvalidMigration, 
 from .events import Applied, OnEvent, Starting, Stopped, Warned, ignore
 from .history import History, TurnTaken, read, refuse_to_write
 from .migration import AppliedMigration, DirectiveError, Directives, Migration, directives, reversals
-from .plan import Order, Plan, Settlement, State, Step, plan
+from .plan import Order, Plan, Settlement, State, Step, check_project, plan
 from .postgres import GOODBYE_SECS, Database, Session
 from .report import AppliedNow, Report, Status, count, pending_of
 from .source import PACKAGED, read_migrations
@@ -85,10 +85,16 @@ async def status(
     Takes the arguments of `migrate`, and raises the errors of connecting and reading.
     """
     run = _Run(database, migrations, schema, target, limits, on_event)
-    async with run.source.session() as session:
-        run.history = await read(session, run.schema)
-        if run.plan().interrupted:  # or is somebody at it this very moment?
-            run.history = await read(session, run.schema, who=run.history.schema)
+    try:
+        async with run.source.session() as session:
+            run.history = await read(session, run.schema)
+            found = run.plan()
+            run.check_history(found)
+            if found.interrupted:  # or is somebody at it this very moment?
+                run.history = await read(session, run.schema, who=run.history.schema)
+    except AmpdError as error:
+        error.report = run.report()
+        raise
     return Status(run.shown, run.history.schema, run.plan())
 
 
@@ -121,7 +127,9 @@ async def resolve(
         turn = Turn(session, run.schema, run.patience.turn_wait_secs, on_event)
         run.history = await turn.look(await read(session, run.schema))
         while True:
-            step = next((step for step in run.plan().steps if step.version == version), None)
+            found = run.plan()
+            run.check_history(found)
+            step = next((step for step in found.steps if step.version == version), None)
             if step is None or step.state is not State.INTERRUPTED:
                 state = f"is {step.state.value.replace('_', ' ')}" if step else "is unknown"
                 lacking = step is not None and step.state is State.AHEAD
@@ -181,6 +189,7 @@ class _Run:
         if self.schema is not None:
             check_schema(self.schema)
         self.files = read_migrations(policy.dir) if migrations is None else _in_order(migrations)
+        self.packaged = migrations is None and policy.dir is None
         self.target = target
         self.on_event = on_event
         _check_target(self.files, target)
@@ -197,6 +206,7 @@ class _Run:
             self.history = await read(session, self.schema)
             while True:
                 todo = self.plan()
+                self.check_history(todo)
                 if (todo.pending or todo.interrupted) and self.history.holder:
                     self.history = await turn.wait(self.history)
                     continue
@@ -222,6 +232,15 @@ class _Run:
         applied, holder = (self.history.applied, self.history.holder) if self.history else ((), None)
         at_work = describe(holder) if holder else None
         return plan(self.files, applied, target=None if whole else self.target, order=self.order, at_work=at_work)
+
+    def check_history(self, found: Plan) -> None:
+        """Refuse a history that is not that of the files at hand.
+
+        Raises:
+            MigrationConflict: it is another project's.
+        """
+        assert self.history is not None
+        check_project(found, history=self.history.name, packaged=self.packaged)
 
     def _insist_on_connections(self, scripts: list[Script]) -> None:
         if stepwise := [script for script in scripts if script.directives.no_transaction]:
@@ -353,17 +372,12 @@ def refuse_conflicts(found: Plan) -> None:
     if not found.conflicts:
         return
     kind = MigrationInterrupted if len(found.interrupted) == len(found.conflicts) else MigrationConflict
-    files = [step.migration for step in found.steps if step.migration]
-    missing = any(conflict.step.state is State.MISSING for conflict in found.conflicts)
-    strange = missing and all(file.file.startswith(PACKAGED) for file in files)
-    whose = "; these are the migrations packaged with ampd: give a folder of your own with --migrations DIR"
     if len(found.conflicts) == 1:
-        hint = found.conflicts[0].hint + (whose if strange else "")
-        raise kind(found.conflicts[0].message, conflicts=found.conflicts, hint=hint)
+        raise kind(found.conflicts[0].message, conflicts=found.conflicts, hint=found.conflicts[0].hint)
     raise kind(
         f"{len(found.conflicts)} migrations are in conflict with the history of the database; nothing is applied",
         conflicts=found.conflicts,
-        hint="settle each as it says; `ampd status` shows them all" + (whose if strange else ""),
+        hint="settle each as it says; `ampd status` shows them all",
     )
 
 

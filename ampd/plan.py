@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from .errors import masked
+from .errors import MigrationConflict, masked
 from .migration import AppliedMigration, DirectiveError, Migration, directives
 
 if TYPE_CHECKING:
@@ -207,6 +207,67 @@ def _state(
     if file is None:
         return State.MISSING
     return State.APPLIED if file.checksum == row.checksum else State.CHANGED
+
+
+def is_another_projects(found: Plan) -> bool:
+    """Return whether no row of the history belongs to the files at hand, as another project's history has it.
+
+    A row belongs to the file that has its version and its name or checksum, and to one with its checksum that was given
+    another version. Without rows or without files there is nothing to tell by.
+    """
+    files = [step.migration for step in found.steps if step.migration]
+    rows = [step.applied for step in found.steps if step.applied]
+    if not files or not rows or any(_belongs(step.applied, step.migration) for step in found.steps):
+        return False
+    return {row.checksum for row in rows}.isdisjoint(file.checksum for file in files)
+
+
+def _belongs(row: AppliedMigration | None, file: Migration | None) -> bool:
+    return row is not None and file is not None and (row.name == file.name or row.checksum == file.checksum)
+
+
+def check_project(found: Plan, *, history: str, packaged: bool) -> None:
+    """Refuse to go by a history that is another project's, whatever its versions would say.
+
+    Args:
+        found: the plan of these files and that history.
+        history: the name of the history table.
+        packaged: these are the packaged migrations, because no folder was named.
+
+    Raises:
+        MigrationConflict: none of its rows belongs to a file at hand.
+    """
+    if not is_another_projects(found):
+        return
+    files = [step.migration for step in found.steps if step.migration]
+    rows = [step.applied for step in found.steps if step.applied]
+    last = max(rows, key=lambda row: row.finished_at or row.started_at)
+    folders = {file.file.rpartition("/")[0] for file in files}
+    place = f" of {folders.pop()}" if len(folders) == 1 and all(folders) else " at hand"
+    if packaged:
+        hint = (
+            "no folder was named, so these are the migrations packaged with ampd: give the folder of your project with "
+            "--migrations DIR or metadata_db.migrations.dir; to have amp's schema in this database as well, "
+            "set metadata_db.schema to another schema"
+        )
+    else:
+        hint = (
+            "give the folder of that project with --migrations DIR, or the database or schema (metadata_db.schema) "
+            "that these files are for; if they are that project's, renamed and changed, restore them"
+        )
+    raise MigrationConflict(
+        f"{history} is the history of another project: none of the migrations in it is among the files{place}\n"
+        f"  history: {_some(rows)}, last at {last.finished_at or last.started_at:%Y-%m-%d %H:%M:%S%z} "
+        f"by {last.applied_by}\n"
+        f"  files:   {_some(files)}",
+        hint=hint,
+    )
+
+
+def _some(migrations: Sequence[Migration | AppliedMigration]) -> str:
+    """Return a few of them as people say them, and how many more there are."""
+    shown = ", ".join(f"{each.version} {each.name}" for each in migrations[:3])
+    return f"{shown} and {len(migrations) - 3} more" if len(migrations) > 3 else shown
 
 
 class Resumption(msgspec.Struct, frozen=True):

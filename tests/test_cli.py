@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ampd import read_migrations
 from ampd.version import VERSION
 from tests.folders import TWO, write
 from tests.servers import Ampd, Database, free_port
@@ -372,8 +373,13 @@ OTHER_FOLDER = "hint: give the folder that its file is in with --migrations DIR\
 @pytest.mark.parametrize(
     ("version", "arguments", "text"),
     [
-        (1, [], f"error: 1 odd is none of the packaged migrations\n{OTHER_FOLDER}"),
-        (1, ["--migrations", "n"], f"error: 1 odd was started, and n/1_even.sql is another migration\n{OTHER_FOLDER}"),
+        (20260302090001, [], f"error: 20260302090001 odd is none of the packaged migrations\n{OTHER_FOLDER}"),
+        (
+            20260302090001,
+            ["--migrations", "n"],
+            "error: 20260302090001 odd was started, and n/20260302090001_even.sql is another migration\n"
+            + OTHER_FOLDER,
+        ),
         (
             20990101000000,
             [],
@@ -385,8 +391,10 @@ def test_resolving_with_another_folder(
     ampd: Ampd, database: Database, tmp_path: Path, version: int, arguments: list[str], text: str
 ) -> None:
     """What is recorded as applied is recorded by its file: a folder that cannot hold it is refused."""
-    write(tmp_path / "m", {f"{version}_odd.sql": "-- no-transaction\nCREATE DATABASE postgres;\n"})
-    write(tmp_path / "n", {"1_even.sql": "SELECT 1;"})
+    packaged = read_migrations()[0]
+    shared = {f"{packaged.version}_{packaged.name}.sql": packaged.sql}
+    write(tmp_path / "m", shared | {f"{version}_odd.sql": "-- no-transaction\nCREATE DATABASE postgres;\n"})
+    write(tmp_path / "n", shared | {"20260302090001_even.sql": "SELECT 1;"})
     assert ampd("migrate", "--migrations", "m", url=database.url).returncode == 1
     assert seen(ampd("resolve", str(version), "--applied", *arguments, url=database.url)) == (1, "", text)
     assert ampd("resolve", str(version), "--applied", "--migrations", "m", url=database.url).returncode == 0
@@ -865,13 +873,25 @@ error: m/3_bad.sql:2: relation "nowhere" does not exist (SQLSTATE 42P01)
     assert await database.fetch("SELECT version FROM ampd_schema_migrations ORDER BY 1") == [(1,), (2,)]
 
 
-async def test_the_packaged_migrations_by_mistake(ampd: Ampd, database: Database, tmp_path: Path) -> None:
-    """Without a folder, a database of other migrations is held against the packaged ones: the hint says so."""
-    write(tmp_path / "m", {"20990101000000_mine.sql": "SELECT 1;", "20990102000000_mine.sql": "SELECT 1;"})
-    assert ampd("migrate", "--migrations", "m", url=database.url).returncode == 0
-    await database.execute("UPDATE ampd_schema_migrations SET version = version - 20990101000000 + 1")
-    process = ampd("migrate", url=database.url)
-    assert process.returncode == 1
-    assert process.stderr.endswith(
-        "; these are the migrations packaged with ampd: give a folder of your own with --migrations DIR\n"
-    )
+NO_FOLDER = (
+    "no folder was named, so these are the migrations packaged with ampd: give the folder of your project with "
+    "--migrations DIR or metadata_db.migrations.dir; to have amp's schema in this database as well, set "
+    "metadata_db.schema to another schema"
+)
+
+
+def test_the_packaged_migrations_by_mistake(ampd: Ampd, database: Database, folder: Path) -> None:
+    """Whoever forgets the folder is told so, in the same words by each command, and nothing of versions."""
+    assert ampd("migrate", "--migrations", folder, url=database.url).returncode == 0
+    message = """\
+"public".ampd_schema_migrations is the history of another project: none of the migrations in it is among the files of \
+ampd/migrations
+  history: 1 first, 2 second, last at TIME by postgres
+  files:   20260302090000 workers, 20260303090000 jobs, 20260304090000 job_history and 4 more"""
+    for command in (["migrate"], ["migrate", "--check"], ["migrate", "--dry-run"], ["status"]):
+        expected = (1, "", f"error: {message}\nhint: {NO_FOLDER}\n")
+        assert seen(ampd(*command, url=database.url)) == expected, command
+    process = ampd("status", "--json", url=database.url)
+    problem = document(process)["error"]
+    problem["message"] = plain(problem["message"])
+    assert problem == error("conflict", message, NO_FOLDER, conflicts=[])

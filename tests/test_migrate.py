@@ -698,6 +698,40 @@ async def test_a_history_that_moves_between_plan_and_turn(database: Database) ->
     assert await database.fetchval("SELECT to_regclass('t')") is None
 
 
+# --- another project's history
+
+
+@pytest.mark.parametrize("out_of_order", [False, True])
+@pytest.mark.parametrize(("ours", "theirs"), [(1, 2024), (2024, 1)], ids=["theirs above", "theirs below"])
+async def test_another_projects_history_is_refused_by_every_call(
+    database: Database, tmp_path: Path, ours: int, theirs: int, out_of_order: bool
+) -> None:
+    """Whichever way round the versions lie, nothing is applied, settled, shown as ahead or opened."""
+    folders = [write(tmp_path / str(version), {f"{version}_a{version}.sql": "SELECT 1;"}) for version in (ours, theirs)]
+    write(folders[0], {f"{ours}_a{ours}.sql": "CREATE TABLE t ();"})
+    await ampd.migrate(database.url, migrations=ampd.read_migrations(folders[1]))
+    policy = ampd.Migrations(dir=folders[0], allow_out_of_order=out_of_order)
+    configured = ampd.MetadataDb(url=ampd.DatabaseUrl(database.url), migrations=policy)
+
+    async def opened(*, auto_migrate: bool) -> None:
+        async with ampd.open_pool(msgspec.structs.replace(configured, auto_migrate=auto_migrate)):
+            pytest.fail("a service has started on another project's history")
+
+    for call in (
+        lambda: ampd.migrate(configured),
+        lambda: ampd.status(configured),
+        lambda: ampd.resolve(configured, theirs, ampd.Settlement.APPLIED),
+        lambda: ampd.resolve(configured, theirs, ampd.Settlement.ROLLED_BACK),
+        lambda: opened(auto_migrate=False),
+        lambda: opened(auto_migrate=True),
+    ):
+        with pytest.raises(ampd.MigrationConflict, match=r"is the history of another project: none of") as error:
+            await call()
+        assert f"history: {theirs} a{theirs}, last at" in error.value.message
+        assert "allow_out_of_order" not in str(error.value)
+    assert await history(database) == [(theirs, True, 1)]
+
+
 # --- migrations that the caller has put together
 
 

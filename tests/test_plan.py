@@ -11,6 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from ampd.errors import MigrationConflict
 from ampd.migration import AppliedMigration, Migration, checksum
 from ampd.plan import (
     Conflict,
@@ -19,8 +20,10 @@ from ampd.plan import (
     Resumption,
     State,
     Step,
+    check_project,
     conflict_of,
     done_checksum,
+    is_another_projects,
     plan,
     resumable,
     resumption,
@@ -258,6 +261,74 @@ def test_what_a_conflict_tells(files: str, rows: str, expected: dict[str, object
     assert conflict.evidence == evidence
 
 
+# Another project's history.
+
+
+def theirs(version: int, *, sql: str = "SELECT 'theirs';", finished: bool = True) -> AppliedMigration:
+    """Return the row of a migration that is none of ours."""
+    return replace(row(migration(version, sql), finished=finished), name=f"theirs{version}")
+
+
+@pytest.mark.parametrize("order", Order)
+@pytest.mark.parametrize(
+    ("files", "rows", "expected"),
+    [
+        # their versions are below ours, above them, on both sides, between them, the same ones
+        ([5, 6], [theirs(1), theirs(2)], True),
+        ([1, 2], [theirs(2024), theirs(2025)], True),
+        ([5, 6], [theirs(1), theirs(9)], True),
+        ([1, 9], [theirs(5)], True),
+        ([1, 2], [theirs(1), theirs(2)], True),
+        ([1, 2], [theirs(1), theirs(2), theirs(3)], True),
+        # theirs is being applied, or was interrupted
+        ([1, 2], [theirs(3, finished=False)], True),
+        # one row that agrees in name, or in content, is enough
+        ([1, 2], [theirs(1), replace(theirs(2), name="m2")], False),
+        ([1, 2], [theirs(1, sql="SELECT 1;"), theirs(3)], False),
+        # a file that was given another version is still ours
+        ([1, 5], [theirs(2, sql="SELECT 5;")], False),
+        # the name alone is not: many begin with an init
+        ([1, 2], [replace(theirs(9), name="m1")], True),
+        # nothing to tell by
+        ([], [theirs(1)], False),
+        ([1], [], False),
+        ([], [], False),
+    ],
+)
+def test_another_projects_history(files: list[int], rows: list[AppliedMigration], expected: bool, order: Order) -> None:
+    """No row belongs to a file: whatever the versions say, out of order or ahead, it is another project's."""
+    found = plan([migration(version) for version in files], rows, order=order)
+    assert is_another_projects(found) is expected
+
+
+def test_what_another_projects_history_tells() -> None:
+    """The error says whose history it is by a few of its rows, and how to come together, and nothing else."""
+    files = [migration(version) for version in (1, 2, 3)]
+    rows = [theirs(version, finished=version < 24) for version in (21, 22, 23, 24, 25)]
+    rows[1] = replace(rows[1], finished_at=NOON + timedelta(days=1), applied_by="shop")
+    with pytest.raises(MigrationConflict) as error:
+        check_project(plan(files, rows), history='"app".ampd_schema_migrations', packaged=False)
+    assert str(error.value) == (
+        '"app".ampd_schema_migrations is the history of another project: none of the migrations in it is among the '
+        "files of sql\n"
+        "  history: 21 theirs21, 22 theirs22, 23 theirs23 and 2 more, last at 2026-01-03 12:00:00+0000 by shop\n"
+        "  files:   1 m1, 2 m2, 3 m3\n"
+        "hint: give the folder of that project with --migrations DIR, or the database or schema (metadata_db.schema) "
+        "that these files are for; if they are that project's, renamed and changed, restore them"
+    )
+    assert error.value.fields()["conflicts"] == []
+    with pytest.raises(MigrationConflict) as error:
+        check_project(plan([replace(files[0], file="1.sql")], rows[4:]), history="h", packaged=True)
+    assert str(error.value) == (
+        "h is the history of another project: none of the migrations in it is among the files at hand\n"
+        "  history: 25 theirs25, last at 2026-01-02 12:00:00+0000 by amp\n"
+        "  files:   1 m1\n"
+        "hint: no folder was named, so these are the migrations packaged with ampd: give the folder of your project "
+        "with --migrations DIR or metadata_db.migrations.dir; to have amp's schema in this database as well, set "
+        "metadata_db.schema to another schema"
+    )
+
+
 # Where an interrupted migration goes on.
 
 STEPS = ("CREATE TABLE t (id int)", "CREATE INDEX CONCURRENTLY i ON t (id)", "CALL p()", "VACUUM t")
@@ -451,6 +522,19 @@ def test_applying_what_is_pending_leaves_nothing_pending(given_scene: Scene) -> 
     after = plan(folder, rows.values(), target=given_scene[3], order=given_scene[2])
     assert not after.pending
     assert after.up_to_date is not bool(after.ahead)
+
+
+@given(SCENES, st.sets(VERSIONS))
+@settings(max_examples=300, deadline=None)
+def test_a_history_is_ours_as_long_as_one_row_is(given_scene: Scene, renamed: set[int]) -> None:
+    """It is another project's if and only if no row has a file of its version and name, or of its content."""
+    folder, history = made(given_scene)
+    history = [replace(each, name="other") if each.version in renamed else each for each in history]
+    contents = {each.checksum for each in folder}
+    named = {(each.version, each.name) for each in folder}
+    ours = [each for each in history if (each.version, each.name) in named or each.checksum in contents]
+    found = plan(folder, history, target=given_scene[3], order=given_scene[2])
+    assert is_another_projects(found) is bool(folder and history and not ours)
 
 
 @given(SCENES)

@@ -16,6 +16,7 @@ from typing import Any
 import anyio
 import asyncpg
 import msgspec
+import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from hypothesis import HealthCheck, Phase, note, settings
 from hypothesis import strategies as st
@@ -86,6 +87,7 @@ class Row(msgspec.Struct, frozen=True):
     finished: bool = True
     done: int = 0
     killed: bool = False
+    written: File | None = None  # the file as it was when the row was written, where it was resumed with another since
 
 
 class Expectation(msgspec.Struct, frozen=True):
@@ -95,6 +97,7 @@ class Expectation(msgspec.Struct, frozen=True):
     pending: tuple[int, ...]
     conflicts: dict[int, State]
     ahead: bool
+    another: bool  # it is another project's history, and the rest is not looked at
 
 
 def expect(files: dict[int, File], rows: dict[int, Row], *, out_of_order: bool) -> Expectation:
@@ -122,7 +125,11 @@ def expect(files: dict[int, File], rows: dict[int, Row], *, out_of_order: bool) 
     pending = tuple(v for v, state in states.items() if v in resumed or (state is State.PENDING and not ahead))
     harmless = (State.APPLIED, State.PENDING, State.AHEAD)
     conflicts = {v: state for v, state in states.items() if state not in harmless and v not in resumed}
-    return Expectation(states, pending, conflicts, ahead)
+    named = {(file.version, file.name) for file in files.values()}
+    texts = {file.text() for file in files.values()}
+    written = [(version, row.written or row.file) for version, row in rows.items()]
+    ours = [file for version, file in written if (version, file.name) in named or file.text() in texts]
+    return Expectation(states, pending, conflicts, ahead, another=bool(files and rows and not ours))
 
 
 def provably_safe(file: File, row: Row) -> bool:
@@ -306,11 +313,15 @@ class Game(RuleBasedStateMachine):
             assert version == expected.pending[len(outcome.told)]
             assert self.files[version].stepwise
         for version in unfinished.keys() & set(expected.pending):
-            self.rows[version] = Row(self.files[version], finished=False, done=unfinished[version], killed=True)
+            self.rows[version] = self._unfinished_row(version, done=unfinished[version], killed=True)
 
     @rule(settlement=st.sampled_from(list(ampd.Settlement)))
     def resolve(self, settlement: ampd.Settlement) -> None:
         """Finish or undo an interrupted migration by hand and say so; nothing else can be resolved."""
+        if self._expected().another:
+            for version in self.files.keys() | self.rows.keys():
+                assert isinstance(self.table.run(self._resolve, version, settlement), ampd.MigrationConflict)
+            return
         for version in (self.files.keys() | self.rows.keys() | {99}) - self._unfinished():
             assert isinstance(self.table.run(self._resolve, version, settlement), ampd.ConfigError)
         for version in self._unfinished():
@@ -347,6 +358,10 @@ class Game(RuleBasedStateMachine):
     def the_plan_is_as_the_contract_wants_it(self) -> None:
         """`status` tells each version's state, and what `migrate` would do about it."""
         expected = self._expected()
+        if expected.another:
+            with pytest.raises(ampd.MigrationConflict, match="is the history of another project"):
+                self.table.run(self._status)
+            return
         found = self.table.run(self._status)
         assert {step.version: step.state for step in found.plan.steps} == expected.states
         assert tuple(step.version for step in found.plan.pending) == expected.pending
@@ -363,7 +378,7 @@ class Game(RuleBasedStateMachine):
 
     def _course(self, expected: Expectation) -> tuple[tuple[int, ...], int | None]:
         """Return what a run should apply, and where it should fail."""
-        if expected.conflicts:
+        if expected.conflicts or expected.another:
             return (), None
         failing = next((version for version in expected.pending if self.files[version].broken), None)
         return tuple(version for version in expected.pending if failing is None or version < failing), failing
@@ -372,6 +387,8 @@ class Game(RuleBasedStateMachine):
         self, expected: Expectation, outcome: Outcome, applied: tuple[int, ...] | None, failing: int | None
     ) -> None:
         match outcome.error:
+            case ampd.MigrationConflict() if expected.another:
+                assert outcome.error.conflicts == ()
             case ampd.MigrationConflict():
                 interrupted = set(expected.conflicts.values()) == {State.INTERRUPTED}
                 assert {each.version: each.step.state for each in outcome.error.conflicts} == expected.conflicts
@@ -379,15 +396,20 @@ class Game(RuleBasedStateMachine):
             case ampd.MigrationFailed():
                 assert outcome.error.version == failing
             case _:
-                assert (outcome.error, expected.conflicts, failing) == (None, {}, None)
+                assert (outcome.error, expected.another, expected.conflicts, failing) == (None, False, {}, None)
         assert outcome.told == outcome.applied
-        assert outcome.warned == (expected.ahead and not expected.conflicts)
+        assert outcome.warned == (expected.ahead and not expected.conflicts and not expected.another)
         assert applied is None or outcome.applied == applied
 
     def _remember(self, applied: tuple[int, ...], failing: int | None) -> None:
         self.rows |= {version: Row(self.files[version]) for version in applied}
         if failing is not None and self.files[failing].stepwise:
-            self.rows[failing] = Row(self.files[failing], finished=False, done=2)
+            self.rows[failing] = self._unfinished_row(failing, done=2)
+
+    def _unfinished_row(self, version: int, *, done: int, killed: bool = False) -> Row:
+        before = self.rows.get(version)
+        written = (before.written or before.file) if before else None
+        return Row(self.files[version], finished=False, done=done, killed=killed, written=written)
 
     def _was_killed(self, version: int) -> bool:
         """Tell whether a file had better not be changed at its end: nobody knows if that was begun."""
@@ -421,7 +443,8 @@ class Game(RuleBasedStateMachine):
 
     @property
     def _arguments(self) -> dict[str, Any]:
-        return {"migrations": ampd.read_migrations(self.folder), "schema": self.schema, "limits": self.limits}
+        files = ampd.read_migrations(self.folder) if self.files else ()  # none at all can only be given from code
+        return {"migrations": files, "schema": self.schema, "limits": self.limits}
 
     async def _run(self, events: int = 0, delay: float | None = None, scope: bool = False) -> Outcome:
         """Migrate; stop it at the given number of events, or some seconds later."""
@@ -460,7 +483,7 @@ class Game(RuleBasedStateMachine):
     async def _resolve(self, version: int, settlement: ampd.Settlement) -> ampd.AmpdError | None:
         try:
             await ampd.resolve(self._database, version, settlement, **self._arguments)
-        except ampd.ConfigError as error:
+        except (ampd.ConfigError, ampd.MigrationConflict) as error:
             return error
         return None
 
