@@ -20,17 +20,25 @@ PACKAGED = "ampd/migrations"  # how the packaged folder is shown
 def read_migrations(directory: str | Path | None = None) -> tuple[Migration, ...]:
     """Return the migrations of a folder, or the packaged ones, in the order of their versions.
 
-    Files that are not `.sql`, `*.down.sql` files and subfolders are ignored.
+    Files that are not `.sql`, `*.down.sql` files, subfolders and whatever begins with a dot are ignored.
 
     Raises:
-        InvalidMigration: no such folder; or files not named `<version>_<name>.sql`, two with one version, some that
-            are no regular files, cannot be read, are not UTF-8 or hold a NUL byte. All offenders are named at once.
+        InvalidMigration: no such folder, or no migration in it; or files not named `<version>_<name>.sql`, two with
+            one version, some that are no regular files, cannot be read, are not UTF-8 or hold a NUL byte. All offenders
+            are named at once.
     """
     if directory is None:
-        return _read(_packaged(), PACKAGED)
+        return _read(_packaged(), PACKAGED, _INSTALL_AGAIN)
     if not str(directory):  # from a variable that is not set, say: it would be the working folder
         raise InvalidMigration("the migrations folder is an empty path", hint="write . for the working folder")
-    return _read(Path(directory), str(Path(directory)))
+    return _read(Path(directory), str(Path(directory)), _ANOTHER_PATH)
+
+
+_INSTALL_AGAIN = "install ampd again, with its .sql files, or give a folder of your own with --migrations DIR"
+_ANOTHER_PATH = (
+    "give it with --migrations DIR or metadata_db.migrations.dir; "
+    "a relative path in the configuration file is relative to that file"
+)
 
 
 def _packaged() -> Path | Traversable:
@@ -43,16 +51,18 @@ def _packaged() -> Path | Traversable:
     return files("ampd") / "migrations"
 
 
-def _read(folder: Path | Traversable, shown: str) -> tuple[Migration, ...]:
+def _read(folder: Path | Traversable, shown: str, hint: str) -> tuple[Migration, ...]:
     migrations: list[Migration] = []
     taken: dict[int, str] = {}
     offences: list[tuple[str, str]] = []
-    for entry in _files(folder, shown):
+    for entry in _files(folder, shown, hint):
         name_bytes = os.fsencode(entry.name)
         file_name = name_bytes.decode(errors="backslashreplace")
         parsed = parse_file_name(file_name)
         if parsed is None:
-            offences.append((file_name, "is not named <version>_<name>.sql"))
+            in_capitals = not file_name.endswith(".sql")
+            what = "does not end in .sql, in small letters" if in_capitals else "is not named <version>_<name>.sql"
+            offences.append((file_name, what))
             continue
         version, name = parsed
         if name_bytes != file_name.encode():
@@ -80,22 +90,33 @@ def _read(folder: Path | Traversable, shown: str) -> tuple[Migration, ...]:
     return tuple(sorted(migrations, key=lambda migration: migration.version))
 
 
-def _files(folder: Path | Traversable, shown: str) -> list[Path | Traversable]:
+def _files(folder: Path | Traversable, shown: str, hint: str) -> list[Path | Traversable]:
     try:
-        entries: list[Path | Traversable] = [
-            entry
-            for entry in folder.iterdir()
-            if entry.name.endswith(".sql") and not entry.name.endswith(".down.sql") and not entry.is_dir()
-        ]
+        if not isinstance(folder, Path) and not folder.is_dir():  # to list it would be a ValueError
+            raise FileNotFoundError(ENOENT, "no such folder in the archive")
+        entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
+        files = [entry for entry in entries if _has_to_be_one(entry)]
+        others = [] if files else [f"{entry.name}{'/' if entry.is_dir() else ''}" for entry in entries]
     except OSError as error:
         what = {ENOENT: "does not exist", ENOTDIR: "is not a folder"}.get(error.errno or 0)
         raise InvalidMigration(
             f"the migrations folder {shown} {what or f'cannot be read: {error.strerror or error}'}",
             file=shown,
-            hint="give it with --migrations DIR or metadata_db.migrations.dir; "
-            "a relative path in the configuration file is relative to that file",
+            hint=hint,
         ) from error
-    return sorted(entries, key=lambda entry: entry.name)
+    if not files:
+        some = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+        passed_over = f"passed over: {os.fsencode(some).decode(errors='backslashreplace')}" if some else "it is empty"
+        raise InvalidMigration(
+            f"the migrations folder {shown} holds no file <version>_<name>.sql ({passed_over})", file=shown, hint=hint
+        )
+    return files
+
+
+def _has_to_be_one(entry: Path | Traversable) -> bool:
+    name = entry.name.lower()  # in capitals it is no less meant to be one
+    passed_over = name.startswith(".") or name.endswith(".down.sql") or not name.endswith(".sql")
+    return not passed_over and not entry.is_dir()
 
 
 def _line(text: bytes, offset: int) -> int:

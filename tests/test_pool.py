@@ -168,20 +168,24 @@ async def test_refuses_a_conflict(
 
 async def test_is_as_large_as_configured(configured: Callable[..., ampd.MetadataDb]) -> None:
     """The sizes of the configuration are the pool's."""
-    async with ampd.open_pool(configured(pool_size=5, min_connections=2)) as pool:
+    async with ampd.open_pool(configured(ONE, auto_migrate=True, pool_size=5, min_connections=2)) as pool:
         assert (pool.get_size(), pool.get_min_size(), pool.get_max_size()) == (2, 2, 5)
 
 
 async def test_idle_connections_end(configured: Callable[..., ampd.MetadataDb]) -> None:
     """Connections beyond min_connections are closed when they have been idle for idle_timeout_secs."""
-    async with ampd.open_pool(configured(pool_size=2, min_connections=0, idle_timeout_secs=0.05)) as pool:
+    async with ampd.open_pool(
+        configured(ONE, auto_migrate=True, pool_size=2, min_connections=0, idle_timeout_secs=0.05)
+    ) as pool:
         await on_each(pool, "SELECT 1")
         await until_none_is_left(lambda: _size(pool))
 
 
 async def test_connections_are_renewed(configured: Callable[..., ampd.MetadataDb]) -> None:
     """After max_lifetime_secs a connection is replaced, but never one that is in use."""
-    async with ampd.open_pool(configured(pool_size=2, min_connections=1, max_lifetime_secs=0.2)) as pool:
+    async with ampd.open_pool(
+        configured(ONE, auto_migrate=True, pool_size=2, min_connections=1, max_lifetime_secs=0.2)
+    ) as pool:
         async with pool.acquire() as used:
             first = await used.fetchval("SELECT pg_backend_pid()")
             seen = {await pool.fetchval("SELECT pg_backend_pid()")}
@@ -198,7 +202,7 @@ async def test_what_the_block_raises_comes_through(configured: Callable[..., amp
     pools: list[asyncpg.Pool] = []
 
     async def serve() -> None:
-        async with ampd.open_pool(configured()) as pool:
+        async with ampd.open_pool(configured(ONE, auto_migrate=True)) as pool:
             pools.append(pool)
             raise ZeroDivisionError
 
@@ -254,7 +258,7 @@ async def test_takes_the_drivers_options(configured: Callable[..., ampd.Metadata
 
 async def test_no_prepared_statements_by_default(configured: Callable[..., ampd.MetadataDb]) -> None:
     """Behind a pooler in transaction mode prepared statements would be some other client's: there are none."""
-    async with ampd.open_pool(configured(pool_size=1)) as pool:
+    async with ampd.open_pool(configured(ONE, auto_migrate=True, pool_size=1)) as pool:
         assert await pool.fetchval("SELECT 1 + $1::int", 1) == 2
         assert await pool.fetchval("SELECT count(*) FROM pg_prepared_statements WHERE name <> ''") == 0
 
@@ -291,7 +295,7 @@ async def test_says_so_when_the_server_is_full(configured: Callable[..., ampd.Me
     role = await database.role("few", "ALL ON SCHEMA public")
     await database.execute(f"ALTER ROLE {role.name} CONNECTION LIMIT 2")
     with pytest.raises(ampd.ConnectionFailed) as caught:
-        async with ampd.open_pool(configured(url=role.url, min_connections=4)):
+        async with ampd.open_pool(configured(ONE, auto_migrate=True, url=role.url, min_connections=4)):
             pass
     assert (caught.value.sqlstate, caught.value.hint) == (
         "53300",
@@ -314,7 +318,7 @@ async def test_says_what_the_drivers_options_were_refused_for(
 ) -> None:
     """An option that the server refuses is an error of ampd's, as the same in a URL would be."""
     with pytest.raises(kind) as refused:
-        async with ampd.open_pool(configured(auto_migrate=True), **options):
+        async with ampd.open_pool(configured(ONE, auto_migrate=True), **options):
             pass
     assert refused.value.message.endswith(f": {said}")
 

@@ -63,15 +63,30 @@ def test_a_folder_is_read_in_the_order_of_versions(folder: Path) -> None:
     assert read_migrations(str(folder)) == read_migrations(folder)
 
 
-def test_an_empty_folder_is_no_migrations(folder: Path) -> None:
-    """A folder without migrations is valid, and empty."""
-    assert read_migrations(folder) == ()
+@pytest.mark.parametrize(
+    ("files", "why"),
+    [
+        ({}, "it is empty"),
+        ({"1_a.down.sql": "", "2_b.down.sql": ""}, "passed over: 1_a.down.sql, 2_b.down.sql"),
+        ({"2024-01-01-1_a/": "", "2024-01-02-2_b/": ""}, "passed over: 2024-01-01-1_a/, 2024-01-02-2_b/"),
+        ({"._1_a.sql": "", ".sql": "", "..data/": ""}, "passed over: ..data/, ._1_a.sql, .sql"),
+        ({f"{number}.txt": "" for number in range(9)}, "passed over: 0.txt, 1.txt, 2.txt, 3.txt, 4.txt and 4 more"),
+    ],
+    ids=["empty", "ways back", "subfolders", "dot files", "many"],
+)
+def test_a_folder_without_migrations(folder: Path, files: dict[str, bytes | str], why: str) -> None:
+    """A folder in which nothing is left, unmounted for example, is an error that names what was passed over."""
+    fill(folder, files)
+    error = refusal(folder)
+    assert str(error) == f"the migrations folder {folder} holds no file <version>_<name>.sql ({why})\nhint: {LOOK}"
+    assert error.file == str(folder)
 
 
 def test_what_is_not_a_migration_is_ignored(folder: Path) -> None:
-    """Files that are not .sql, the ways back of other tools, and subfolders of any name are left alone."""
+    """Files that are not .sql, the ways back of other tools, dot files, and subfolders of any name are left alone."""
     fill(folder, {"1_a.sql": "SELECT 1;", "1_a.down.sql": "\0", "x.down.sql": "", "README.md": "", "seed.sql.bak": ""})
-    fill(folder, {"2_b.SQL": "", "3_c.txt": "", "sql": "", "sub/": "", "4_d.sql/": "", "y.sql/": ""})
+    fill(folder, {"._1_a.sql": b"\xff", ".2_b.sql": "", "2_b.DOWN.SQL": "", "2_b.Down.sql": ""})
+    fill(folder, {"3_c.txt": "", "sql": "", "sub/": "", "4_d.sql/": "", "y.sql/": ""})
     fill(folder / "sub", {"5_e.sql": "", "bad.sql": ""})
     assert [migration.file for migration in read_migrations(folder)] == [f"{folder}/1_a.sql"]
 
@@ -102,7 +117,8 @@ def test_a_link_is_the_file_it_points_to(folder: Path, tmp_path: Path) -> None:
     ("files", "first", "message"),
     [
         ({"a.sql": ""}, "a.sql", "{folder}/a.sql is not named <version>_<name>.sql"),
-        ({".sql": ""}, ".sql", "{folder}/.sql is not named <version>_<name>.sql"),
+        ({"1_a.SQL": ""}, "1_a.SQL", "{folder}/1_a.SQL does not end in .sql, in small letters"),
+        ({"1_a.sql": "", "2_b.Sql": ""}, "2_b.Sql", "{folder}/2_b.Sql does not end in .sql, in small letters"),
         (
             {"1234567890123456789_a.sql": ""},
             "1234567890123456789_a.sql",
@@ -242,3 +258,25 @@ def test_packaged_migrations_in_an_archive(tmp_path: Path) -> None:
     where, checksums = told.stdout.splitlines()
     assert where.startswith(archive)
     assert checksums.split() == [migration.checksum.hex() for migration in read_migrations()]
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty folder", "an archive"])
+def test_an_installation_without_its_migrations(tmp_path: Path, left: str) -> None:
+    """A wheel that has lost its .sql files is not up to date: it is told to be installed again."""
+    package = shutil.copytree(Path(ampd.__file__).parent, tmp_path / "site" / "ampd")
+    shutil.rmtree(package / "migrations")
+    if left == "an empty folder":
+        (package / "migrations").mkdir()
+    where = package.parent
+    if left == "an archive":
+        where = Path(shutil.make_archive(str(tmp_path / "zipped"), "zip", where, "ampd"))
+    program = "import ampd\ntry: ampd.read_migrations()\nexcept ampd.InvalidMigration as error: print(error)"
+    environment = os.environ | {"PYTHONPATH": str(where), "PYTHONSAFEPATH": "1"}
+    told = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    what = "holds no file <version>_<name>.sql (it is empty)" if left == "an empty folder" else "does not exist"
+    assert told.stdout == (
+        f"the migrations folder ampd/migrations {what}\n"
+        "hint: install ampd again, with its .sql files, or give a folder of your own with --migrations DIR\n"
+    )
