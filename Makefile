@@ -25,7 +25,7 @@ help:  ## list the targets
 
 # A clean environment, lest the demo migrate a database that this shell is configured for.
 demo: $(VENV)/ready  ## build amp's metadata schema in a real, temporary PostgreSQL
-	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT INT TERM && \
+	@folder=$$(mktemp -d) && chmod 755 "$$folder" && trap 'rm -rf "$$folder"' EXIT INT TERM && \
 	env -i PATH="$$PATH" HOME="$$HOME" TERM="$$TERM" $(BIN)/ampd solo --once --amp-dir "$$folder"
 
 test: $(VENV)/ready  ## run the tests, ARGS="-k name" to choose

@@ -10,8 +10,11 @@ cluster in the making, renamed once it is whole, so that a killed initdb is neve
 A server that outlived its `ampd solo` is stopped and started afresh rather than adopted: an adopted one would be no
 child of ours, which we could not wait for, and would keep the settings of an earlier run.
 
-PostgreSQL refuses to run as root, so root runs it as the data folder's owner, else as `postgres` or `nobody`. Where the
-folders are closed to that user (a clone in /root, say) it is lent the one capability that opens them.
+PostgreSQL refuses to run as root, so root runs it as the data folder's owner, else as `postgres` or `nobody`, with the
+rights of that user and no others: SQL can read and write whatever the server may. A data folder that this user may not
+enter (in /root, say) is refused; binaries that it may not enter (in a virtual environment there) are copied. Nothing of
+the caller's environment reaches the server. What lies beside the data is opened without following links, in a folder
+that no stranger can write to.
 """
 
 from __future__ import annotations
@@ -51,6 +54,7 @@ _USUAL_PLACES = (
     "usr/local/opt/postgresql@*/bin",
     "Applications/Postgres.app/Contents/Versions/*/bin",
 )
+_FOR_THE_LOADER = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 _POLL = 0.01
 _STOPPING = ((signal.SIGINT, 60.0), (signal.SIGQUIT, 10.0), (signal.SIGKILL, 10.0))  # fast, immediate, and never mind
 _PASSING = ("pre-existing shared memory block", "Address already in use")  # backends still dying; a port lost to a race
@@ -143,8 +147,8 @@ async def _up(
 ) -> LocalServer:
     lock = stack.enter_context(_sole_use(data_dir))
     made_by = _made_by(data_dir)
-    installation = find_postgres(bindir, major=made_by)
-    launcher = _Launcher.choose(installation, data_dir)
+    launcher = _Launcher.choose(data_dir)
+    installation = launcher.reach(find_postgres(bindir, major=made_by), stack)
     if made_by is None:
         await _make_cluster(data_dir, installation, launcher)
     elif leftover := _postmaster(data_dir):
@@ -218,7 +222,8 @@ def _failure(message: str, log: Path) -> ConnectionFailed:
 @contextmanager
 def _sole_use(data_dir: Path) -> Iterator[IO[str]]:
     data_dir.parent.mkdir(parents=True, exist_ok=True)
-    with _neighbour(data_dir, "lock").open("a+") as lock:
+    _check_folder(data_dir.parent)
+    with open(_neighbour(data_dir, "lock"), "a+", opener=_without_links) as lock:
         lock.seek(0)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -235,6 +240,33 @@ def _sole_use(data_dir: Path) -> Iterator[IO[str]]:
         lock.truncate(0)
 
 
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder in which somebody else could put links or files in place of ours.
+
+    Raises:
+        ConfigError: it belongs to another user, or others may write to it.
+    """
+    status = folder.stat()
+    if status.st_uid not in (0, os.geteuid()):
+        owner = _user(status.st_uid)
+        raise ConfigError(
+            f"cannot keep a database in {folder}: it belongs to {owner}", hint="choose another folder with --amp-dir"
+        )
+    if status.st_mode & 0o002:
+        raise ConfigError(f"cannot keep a database in {folder}: everybody may write to it", hint=f"chmod o-w {folder}")
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user id {uid}"
+
+
+def _without_links(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+
+
 class _Launcher(msgspec.Struct, frozen=True):
     """How PostgreSQL's programs are started: as which account, and through which other program."""
 
@@ -243,7 +275,7 @@ class _Launcher(msgspec.Struct, frozen=True):
     switch: dict[str, Any]
 
     @classmethod
-    def choose(cls, installation: Installation, data_dir: Path) -> _Launcher:
+    def choose(cls, data_dir: Path) -> _Launcher:
         setpriv = shutil.which("setpriv")
         if setpriv and Path(setpriv).resolve().name != "setpriv":  # busybox's knows nothing of what follows
             setpriv = None
@@ -251,11 +283,25 @@ class _Launcher(msgspec.Struct, frozen=True):
         if os.geteuid() != 0:
             return cls(None, prefix, {})
         uid, gid = _unprivileged_account(data_dir)
-        if setpriv is None or all(_can_enter(folder, uid) for folder in (installation.bindir, data_dir.parent)):
-            return cls((uid, gid), prefix, {"user": uid, "group": gid, "extra_groups": []})
-        # PostgreSQL asks access(2), which forgets capabilities unless the fix-up of user ids is off.
-        lent = ["--inh-caps", "+dac_override", "--ambient-caps", "+dac_override", "--securebits", "+no_setuid_fixup"]
-        return cls((uid, gid), [*prefix, "--reuid", str(uid), "--regid", str(gid), "--clear-groups", *lent], {})
+        if (closed := _closed(data_dir.parent, uid)) is not None:
+            user = _user(uid)
+            raise ConfigError(
+                f"cannot keep a database in {data_dir}: root runs PostgreSQL as {user}, who may not enter {closed}",
+                hint=f"choose with --amp-dir a folder that {user} can reach, such as /var/lib/amp; "
+                "or run ampd as another user",
+            )
+        return cls((uid, gid), prefix, {"user": uid, "group": gid, "extra_groups": []})
+
+    def reach(self, installation: Installation, stack: AsyncExitStack) -> Installation:
+        """Return the installation, or for as long as the stack lives a copy of it that the account may enter."""
+        if self.account is None or _closed(installation.bindir, self.account[0]) is None:
+            return installation
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ampd-postgres-")))
+        folder.chmod(0o755)
+        for part in ("lib", "share", installation.bindir.name):
+            if (original := installation.bindir.parent / part).is_dir():
+                shutil.copytree(original, folder / part, symlinks=True)
+        return Installation(folder / installation.bindir.name, installation.major)
 
     def give(self, path: Path) -> None:
         """Hand a folder to the account."""
@@ -265,16 +311,16 @@ class _Launcher(msgspec.Struct, frozen=True):
     def start(
         self, program: Path, *arguments: str | Path, log: Path, stdin: IO[bytes] | int = subprocess.DEVNULL
     ) -> subprocess.Popen[bytes]:
-        """Start a program in a session of its own, beyond the terminal's Ctrl+C, and without our PG* variables."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_"))}
-        with log.open("wb") as output:
+        """Start a program in a session of its own, beyond the terminal's Ctrl+C, and without our environment."""
+        environment = {name: os.environ[name] for name in _FOR_THE_LOADER if name in os.environ}
+        with open(log, "wb", opener=_without_links) as output:
             return subprocess.Popen(
                 [*self.prefix, program, *arguments],
                 stdin=stdin,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd="/",
-                env=environment | {"LC_ALL": "C"},
+                env=environment | {"LC_ALL": "C", "PATH": os.defpath},
                 start_new_session=True,
                 **self.switch,
             )
@@ -305,9 +351,11 @@ def _unprivileged_account(data_dir: Path) -> tuple[int, int]:
     raise ConfigError("PostgreSQL does not run as root, and there is no user postgres or nobody", hint="create one")
 
 
-def _can_enter(folder: Path, uid: int) -> bool:
-    statuses = [path.stat() for path in (folder, *folder.parents)]
-    return all(status.st_mode & (0o100 if status.st_uid == uid else 0o001) for status in statuses)
+def _closed(folder: Path, uid: int) -> Path | None:
+    """Return the outermost folder on the way to one that a user of no group may not enter; None if there is none."""
+    way = (*reversed(folder.parents), folder)
+    statuses = ((path, path.stat()) for path in way)
+    return next((path for path, at in statuses if not at.st_mode & (0o100 if at.st_uid == uid else 0o001)), None)
 
 
 async def _make_cluster(data_dir: Path, installation: Installation, launcher: _Launcher) -> None:

@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,14 @@ async def reader(database: Database) -> Role:
         "REVOKE CREATE ON SCHEMA public FROM PUBLIC"
     )
     return role
+
+
+@pytest.fixture
+def open_path() -> Iterator[Path]:
+    """A folder that every user may enter, as pytest's own are not: root runs a server as somebody else."""
+    with tempfile.TemporaryDirectory(prefix="ampd-tests-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
 
 @pytest.fixture

@@ -42,9 +42,9 @@ def bindir(server: Server) -> Path:
 
 
 @pytest.fixture
-def data_dir(tmp_path: Path) -> Path:
+def data_dir(open_path: Path) -> Path:
     """Where a cluster is to be."""
-    return tmp_path / "amp" / "metadb"
+    return open_path / "amp" / "metadb"
 
 
 async def query(server: LocalServer, sql: str) -> object:
@@ -166,7 +166,7 @@ async def test_a_leftover_server_is_replaced(data_dir: Path, bindir: Path) -> No
     """A server that nobody holds any more is stopped before ours starts, even while a client is connected to it."""
     async with local_server(data_dir, bindir=bindir) as server:
         pass
-    launcher = solo._Launcher.choose(server.installation, data_dir)
+    launcher = solo._Launcher.choose(data_dir)
     leftover = solo._start(server.installation, data_dir, data_dir, False, {}, launcher)
     assert await solo._is_ready(leftover)
     client = await asyncpg.connect(leftover.url)
@@ -337,3 +337,96 @@ async def test_the_callers_environment_is_kept_out(
         monkeypatch.setenv(name, value)
     async with local_server(data_dir, bindir=bindir) as server:
         assert await query(server, "SELECT current_user || '@' || current_database()") == "postgres@amp"
+
+
+async def test_nothing_of_the_callers_environment_or_rights_is_lent(
+    data_dir: Path, bindir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQL reads no variable of the caller's, and the server's process has no capability."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "geheim")
+    async with local_server(data_dir, bindir=bindir) as server:
+        connection = await asyncpg.connect(server.url)
+        program = "env; cat /proc/self/status"
+        one_column = r"FORMAT csv, DELIMITER E'\x01', QUOTE E'\x02'"
+        await connection.execute(f"CREATE TABLE said (line text); COPY said FROM PROGRAM '{program}' ({one_column})")
+        lines = [line for (line,) in await connection.fetch("SELECT line FROM said")]
+        said = dict(line.replace(":\t", "=", 1).split("=", 1) for line in lines if "=" in line or ":\t" in line)
+        await connection.close()
+    assert "AWS_SECRET_ACCESS_KEY" not in said
+    assert "HOME" not in said
+    if "CapEff" in said:  # a system with /proc
+        effective = {said[name] for name in ("CapEff", "CapInh", "CapAmb", "CapPrm")}
+        assert {int(each, 16) for each in effective} == {0}
+
+
+ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="what root must not do")
+
+
+@ROOT
+async def test_root_keeps_no_data_where_the_servers_user_may_not_go(data_dir: Path, bindir: Path) -> None:
+    """It is refused, with the folder that is closed and a way out; root's rights are not lent."""
+    data_dir.parent.mkdir(mode=0o700)
+    with pytest.raises(ConfigError) as error:
+        async with local_server(data_dir, bindir=bindir):
+            pass
+    user = solo._user(solo._unprivileged_account(data_dir)[0])
+    assert str(error.value) == (
+        f"cannot keep a database in {data_dir}: root runs PostgreSQL as {user}, who may not enter {data_dir.parent}\n"
+        f"hint: choose with --amp-dir a folder that {user} can reach, such as /var/lib/amp; or run ampd as another user"
+    )
+    assert not data_dir.exists()
+
+
+@ROOT
+async def test_root_copies_binaries_that_the_servers_user_may_not_reach(
+    data_dir: Path, bindir: Path, tmp_path: Path
+) -> None:
+    """A virtual environment in /root holds programs that work all the same, for as long as the server runs."""
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    shutil.copytree(bindir, closed / "real" / "bin")
+    for part in ("lib", "share"):
+        if (bindir.parent / part).is_dir():
+            shutil.copytree(bindir.parent / part, closed / "real" / part, symlinks=True)
+    if not (closed / "real" / "share").is_dir():
+        pytest.skip("these programs have no folder of their own to be copied with")
+    async with local_server(data_dir, bindir=closed / "real" / "bin") as server:
+        assert await query(server, "SELECT 1") == 1
+        copy = server.installation.bindir
+        assert copy != closed / "real" / "bin"
+    assert not copy.exists()
+
+
+@pytest.mark.parametrize("suffix", ["lock", "log"])
+async def test_no_link_beside_the_data_is_followed(data_dir: Path, bindir: Path, suffix: str) -> None:
+    """A link in the place of the log would have another file emptied."""
+    data_dir.parent.mkdir()
+    (victim := data_dir.with_name("victim")).write_text("precious")
+    data_dir.with_name(f"metadb.{suffix}").symlink_to(victim)
+    with pytest.raises(ConfigError, match=f"metadb.{suffix}: Too many levels of symbolic links"):
+        async with local_server(data_dir, bindir=bindir):
+            pass
+    assert victim.read_text() == "precious"
+
+
+async def test_a_folder_that_others_can_write_to_is_refused(data_dir: Path, bindir: Path) -> None:
+    """Whoever can write to it can put a link or a cluster of his own there."""
+    data_dir.parent.mkdir()
+    data_dir.parent.chmod(0o777)
+    with pytest.raises(ConfigError) as error:
+        async with local_server(data_dir, bindir=bindir):
+            pass
+    folder = data_dir.parent
+    assert (
+        str(error.value) == f"cannot keep a database in {folder}: everybody may write to it\nhint: chmod o-w {folder}"
+    )
+
+
+@ROOT
+async def test_a_folder_of_another_user_is_refused(data_dir: Path, bindir: Path) -> None:
+    """Root writes nothing into a folder whose owner could put a link there meanwhile."""
+    data_dir.parent.mkdir()
+    os.chown(data_dir.parent, 65534, 65534)
+    with pytest.raises(ConfigError, match=f"cannot keep a database in {data_dir.parent}: it belongs to "):
+        async with local_server(data_dir, bindir=bindir):
+            pass
