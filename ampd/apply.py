@@ -17,16 +17,17 @@ from .diagnose import (
     failure,
 )
 from .errors import AmpdError, ConnectionFailed
-from .events import OnEvent, StatementStarted
 from .migration import Directives, Migration
 from .plan import Settlement
 from .postgres import ABOUT_THE_CONNECTION, ServerError, do_block, identifier, literal, translate
 
 if TYPE_CHECKING:
     from .config import Patience
+    from .events import OnEvent
     from .history import History
     from .plan import Step
     from .postgres import Session
+    from .telling import Running
 
 NOTHING_KEPT = "nothing of this migration was kept"
 ROLLED_BACK = f"{NOTHING_KEPT}: fix the file and run again"
@@ -58,6 +59,7 @@ class Job(msgspec.Struct, frozen=True):
     schema: str | None  # as configured; None leaves the search path alone
     patience: Patience
     on_event: OnEvent
+    running: Running
 
     @property
     def lock_timeout_secs(self) -> float:
@@ -248,6 +250,14 @@ async def settle(session: Session, history: History, step: Step, settlement: Set
         raise sql_of.turned_away(error, history) or translate(error) from error
 
 
+LOCK_HAD = "lock"
+
+
+def note_lock(session: Session) -> str:
+    """Return a PL/pgSQL statement that tells `Course` that the lock is ours and the migration begun."""
+    return session.note(f"'{LOCK_HAD}'")
+
+
 class Course:
     """Where the server is in a message, by the notes that it sends on its way."""
 
@@ -260,24 +270,20 @@ class Course:
         """Take one note."""
         if note.startswith("pid "):
             self._session.backend_pid = int(note[4:])
-            return
-        self.running = int(note)
-        script = self._job.script
-        if self.running < len(script.statements):
-            self._job.on_event(
-                StatementStarted(
-                    version=script.migration.version,
-                    number=self.running + 1,
-                    statements=len(script.statements),
-                    line=script.statements[self.running].line,
-                )
-            )
+        elif note == LOCK_HAD:
+            self._job.running.start()
+        else:
+            self.running = int(note)
+            statements = self._job.script.statements
+            if self.running < len(statements):
+                self._job.running.statement(self.running, statements[self.running].line)
 
 
 def _compose(session: Session, job: Job) -> Message:
     history, migration = job.history, job.script.migration
     enter = f"""BEGIN {session.note_pid()}{NOTICE_A_DEAD_CLIENT}{NO_TRANSACTION_TIMEOUT}{sql_of.take_turn(history)}
   {sql_of.insist_on(history)}{sql_of.create(history)}{sql_of.insert(history, migration)}{job.set_path(local=True)}
+  {note_lock(session)}
 END"""
     message = Message(f"{sql_of.label(history.schema or '', migration)} BEGIN ISOLATION LEVEL READ COMMITTED; ")
     if session.shared:

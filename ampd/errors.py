@@ -202,7 +202,11 @@ class MigrationConflict(AmpdError):
 
 
 class MigrationInterrupted(MigrationConflict):
-    """A no-transaction migration did not finish, and cannot be resumed safely without a word from a person."""
+    """A migration was started and did not finish.
+
+    Raised: for a no-transaction one that cannot be resumed safely without a word from a person. In a `Failed` event
+    also for one that was stopped, or that another runner has gone on with.
+    """
 
     code = "interrupted"
 

@@ -1,19 +1,36 @@
-"""What a run tells while it runs: typed values for `on_event=`. Pure."""
+"""What a run tells while it runs: typed values for `on_event=`. Pure.
+
+    Planned                                      once the history is read, and again if another runner has changed it
+    Starting … Applied | Failed                  for each migration, one end for each start, whichever way
+    Finished | Stopped                           the last event: done or failed; or cancelled
+
+`str(event)` is what the command line prints of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 import msgspec
 
 if TYPE_CHECKING:
-    from .report import Report
+    from .errors import AmpdError
+    from .report import PendingMigration, Report
+
+UNFINISHED = "unfinished: run `ampd migrate` again; it resumes or says what to do"
+UNCONFIRMED = "and the server has not said what became of it: look at `ampd status`"
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """Something worth telling the person who waits."""
+    """Something worth telling the person who waits: of which database (`host:port/name`) and schema.
+
+    `schema` is None where none is configured and the history was not read yet.
+    """
+
+    database: str = ""
+    schema: str | None = None
 
 
 class Retrying(Event, frozen=True):
@@ -22,6 +39,31 @@ class Retrying(Event, frozen=True):
     reason: str
     waited: float
     limit: float
+
+    def __str__(self) -> str:
+        return f"{self.reason}; trying for {self.limit - self.waited:.0f} s more"
+
+
+class Planned(Event, frozen=True):
+    """What a run is about to do, told once it has read the history, before any file is taken apart.
+
+    Of the `total` migrations at hand so many are applied; `pending` is what this run will apply, and `ahead` are the
+    versions that a newer build has applied. Told again only if another runner, for which this one has waited, has
+    changed what is to be done.
+    """
+
+    applied: int
+    pending: tuple[PendingMigration, ...]
+    ahead: tuple[int, ...]
+    total: int
+
+    def __str__(self) -> str:
+        if self.ahead:
+            return f"{self.database}: ahead of this build (newest: {self.ahead[-1]}), nothing to apply"
+        if not self.pending:
+            return f"{self.database}: nothing to apply"
+        first = self.pending[0]
+        return f"{self.database}: {len(self.pending)} of {self.total} to apply, from {first.version} {first.name}"
 
 
 class Waiting(Event, frozen=True):
@@ -35,9 +77,30 @@ class Waiting(Event, frozen=True):
     migration: str | None = None
     since: datetime | None = None
 
+    @property
+    def whom(self) -> str:
+        """Return whom this runner waits for, as far as the role may see it."""
+        facts = [f"pid {self.pid}"]
+        if self.client:
+            facts.append(f"on {self.client}")
+        if self.application:
+            facts.append(f"application {self.application}")
+        if self.migration:
+            facts.append(f"migration {self.migration}")
+        if self.since:
+            facts.append(f"since {self.since:%Y-%m-%d %H:%M:%S%z}")
+        return ", ".join(facts)
+
+    def __str__(self) -> str:
+        return f"another runner has its turn ({self.whom}); waiting {self.waited:.0f} s so far"
+
 
 class Starting(Event, frozen=True):
-    """A migration is about to run, `number` of `total`; `resumed_at` counts the statements an earlier run has done."""
+    """A migration starts, `number` of `total`: it has the lock, and no other runner has applied it.
+
+    `resumed_at` counts the statements an earlier run has done. An attempt that ends in a lock timeout and is made again
+    goes on with the same start.
+    """
 
     version: int
     name: str
@@ -47,14 +110,30 @@ class Starting(Event, frozen=True):
     transactional: bool = True
     resumed_at: int = 0
 
+    @property
+    def label(self) -> str:
+        """Return version and name."""
+        return f"{self.version} {self.name}"
+
+    def __str__(self) -> str:
+        resumed = f", resumed at statement {self.resumed_at + 1}" if self.resumed_at else ""
+        return f"[{self.number}/{self.total}] {self.label} …{resumed}"
+
 
 class StatementStarted(Event, frozen=True):
-    """The server has begun statement `number` (from 1) of the running migration."""
+    """The server has begun statement `number` (from 1) of the running migration, which is `migration` of `total`."""
 
     version: int
+    name: str
+    migration: int
+    total: int
     number: int
     statements: int
     line: int
+
+    def __str__(self) -> str:
+        at = f"[{self.migration}/{self.total}] {self.version} {self.name}"
+        return f"{at}: statement {self.number}/{self.statements}, line {self.line}"
 
 
 class Blocker(msgspec.Struct, frozen=True):
@@ -93,6 +172,13 @@ class Blocked(Event, frozen=True):
     blockers: tuple[Blocker, ...]
     queued: int
 
+    def __str__(self) -> str:
+        lines = [f"blocked for {self.waited:.0f} s (limit {self.limit:g} s) by:"]
+        lines += [f"  {blocker.describe()}" for blocker in self.blockers]
+        if self.queued:
+            lines.append(f"  {self.queued} more wait behind this migration")
+        return "\n".join(lines)
+
 
 class LockRetry(Event, frozen=True):
     """A lock could not be had in time: rolled back, and to be tried again after `delay` seconds."""
@@ -102,9 +188,12 @@ class LockRetry(Event, frozen=True):
     waited: float
     limit: float
 
+    def __str__(self) -> str:
+        return f"lock not available: rolled back, trying again in {self.delay:.1f} s"
+
 
 class Applied(Event, frozen=True):
-    """A migration is applied and committed."""
+    """A migration is applied and committed: the good end of its `Starting`."""
 
     version: int
     name: str
@@ -112,12 +201,52 @@ class Applied(Event, frozen=True):
     total: int
     duration_ms: int
 
+    def __str__(self) -> str:
+        return f"[{self.number}/{self.total}] {self.version} {self.name}  {self.duration_ms} ms"
+
+
+class Failed(Event, frozen=True):
+    """A migration that has started is not applied by this run: the other end of its `Starting`.
+
+    `error` is why: a `MigrationInterrupted` where the run was cancelled or another runner has gone on with it.
+    """
+
+    version: int
+    name: str
+    number: int
+    total: int
+    duration_ms: int
+    error: AmpdError
+
+    def __str__(self) -> str:
+        return f"[{self.number}/{self.total}] {self.version} {self.name} failed: {self.error.message}"
+
+
+class Finished(Event, frozen=True):
+    """The last event of a run that was not cancelled: how far it has come, and the `error` that has ended it."""
+
+    report: Report
+    error: AmpdError | None = None
+
+    def __str__(self) -> str:
+        return self.report.text() if self.error is None else f"error: {self.error}"
+
 
 class Stopped(Event, frozen=True):
-    """The run was cancelled: how far it had come, and whether the server has confirmed that the rest is rolled back."""
+    """The last event of a run that was cancelled: how far it had come.
+
+    `running` is the migration that was stopped, `confirmed` whether the server has said what became of it, and
+    `waiting` whether the run was waiting for another runner.
+    """
 
     report: Report
     confirmed: bool
+    running: Starting | None = None
+    waiting: bool = False
+
+    def __str__(self) -> str:
+        applied = [f"{each.version} {each.name}" for each in self.report.applied]
+        return how_far(applied, self.running, confirmed=self.confirmed, waiting=self.waiting)
 
 
 class ServerMessage(Event, frozen=True):
@@ -126,11 +255,32 @@ class ServerMessage(Event, frozen=True):
     severity: str
     message: str
 
+    def __str__(self) -> str:
+        return f"{self.severity.lower()}: {self.message}"
+
 
 class Warned(Event, frozen=True):
     """Something is odd and the run goes on."""
 
     message: str
+
+    def __str__(self) -> str:
+        return f"warning: {self.message}"
+
+
+def how_far(applied: Iterable[str], running: Starting | None, *, confirmed: bool, waiting: bool = False) -> str:
+    """Return how far a run that was stopped had come, in words."""
+    done = ", ".join(applied)
+    told = f"applied {done}" if done else "nothing was applied"
+    if running is not None:
+        return f"{told}; {was_stopped(running, confirmed=confirmed)}"
+    return f"{told}; the rest was waiting for its turn" if waiting else told
+
+
+def was_stopped(running: Starting, *, confirmed: bool) -> str:
+    """Return that a migration was stopped, and what is left of it."""
+    end = UNFINISHED if not running.transactional else "rolled back" if confirmed else UNCONFIRMED
+    return f"{running.label} was stopped, {end}"
 
 
 OnEvent = Callable[[Event], None]

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import PurePath
-from time import monotonic
 from typing import TYPE_CHECKING, TypeAlias, Union
 
 import anyio
 
 from .config import DatabaseUrl, Limits, MetadataDb, check_schema, patience
 from .errors import AmpdError, ConfigError, ConnectionFailed, InvalidMigration, MigrationConflict, MigrationInterrupted
-from .events import Applied, OnEvent, Starting, Stopped, Warned, ignore
+from .events import Finished, OnEvent, Planned, Starting, Stopped, Warned, ignore, was_stopped
 from .history import History, TurnTaken, read, refuse_to_write
 from .migration import AppliedMigration, DirectiveError, Directives, Migration, directives, reversals
 from .plan import Order, Plan, Settlement, State, Step, check_project, plan
 from .postgres import GOODBYE_SECS, Database, Session
 from .report import AppliedNow, Report, Status, count, pending_of
 from .source import PACKAGED, read_migrations
+from .telling import Running, Teller, as_ours
 from .turn import Turn, describe
 from .version import VERSION
 
@@ -55,20 +56,30 @@ async def migrate(
         schema: where the tables and the history live; default: as configured, else what the search path says.
         target: stop after this version.
         limits: how patient to be; what is not given stays as configured, and so do folder and `allow_out_of_order`.
-        on_event: called with each progress event.
+        on_event: a plain function, called with each event. Once the history is read, `Planned`; for each migration
+            `Starting`, when it has the lock, and in any case one `Applied` or `Failed`; in the end `Finished`, or
+            `Stopped` after a cancellation. What the function raises ends the run and is raised from here: the running
+            migration is stopped as by a cancellation, what is committed stays and is in the history, and the function
+            is not called again.
 
     Raises:
         AmpdError: whichever of its subclasses applies; its `report` says what was applied all the same.
+        TypeError: an argument is of the wrong type; `on_event`, say, is an `async def`.
     """
     run = _Run(database, migrations, schema, target, limits, on_event)
-    try:
-        return await run.to_the_end()
-    except AmpdError as error:
-        error.report = run.report()
-        raise
-    except anyio.get_cancelled_exc_class():
-        on_event(Stopped(report=run.report(), confirmed=run.confirmed))
-        raise
+    async with run.tell:
+        try:
+            report = await run.to_the_end()
+        except anyio.get_cancelled_exc_class():
+            run.tell(run.stopped())
+            raise
+        except Exception as error:
+            if isinstance(error, AmpdError):
+                error.report = run.report()
+            run.tell(Finished(report=run.report(), error=as_ours(error)))
+            raise
+        run.tell(Finished(report=report))
+        return report
 
 
 async def status(
@@ -86,7 +97,7 @@ async def status(
     """
     run = _Run(database, migrations, schema, target, limits, on_event)
     try:
-        async with run.source.session() as session:
+        async with run.tell, run.source.session() as session:
             run.history = await read(session, run.schema)
             found = run.plan()
             run.check_history(found)
@@ -123,8 +134,8 @@ async def resolve(
         ways = "ampd.Settlement.APPLIED or ampd.Settlement.ROLLED_BACK"
         raise TypeError(f"the settlement is {ways}, not {type(settlement).__name__}")
     run = _Run(database, migrations, schema, None, limits, on_event)
-    async with run.source.session() as session:
-        turn = Turn(session, run.schema, run.patience.turn_wait_secs, on_event)
+    async with run.tell, run.source.session() as session:
+        turn = Turn(session, run.schema, run.patience.turn_wait_secs, run.tell)
         run.history = await turn.look(await read(session, run.schema))
         while True:
             found = run.plan()
@@ -179,10 +190,9 @@ class _Run:
         limits: Limits | None,
         on_event: OnEvent,
     ) -> None:
+        self.tell = Teller(on_event, lambda: (self.shown, self.history.schema if self.history else self.schema))
         configured = database if isinstance(database, MetadataDb) else MetadataDb()
         policy = configured.migrations
-        if not callable(on_event):
-            raise TypeError(f"on_event= takes a function of one event, not {type(on_event).__name__}")
         self.patience = patience(policy, limits)
         self.order = Order.ALLOW_OUT_OF_ORDER if policy.allow_out_of_order else Order.STRICT
         self.schema = configured.schema if schema is None else schema
@@ -191,21 +201,25 @@ class _Run:
         self.files = read_migrations(policy.dir) if migrations is None else _in_order(migrations)
         self.packaged = migrations is None and policy.dir is None
         self.target = target
-        self.on_event = on_event
         _check_target(self.files, target)
         where = database.require_url() if isinstance(database, MetadataDb) else database
-        self.source = Database(where, connect_wait_secs=self.patience.connect_wait_secs, on_event=on_event)
+        self.source = Database(where, connect_wait_secs=self.patience.connect_wait_secs, on_event=self.tell)
         self.history: History | None = None
         self.done: list[AppliedNow] = []
+        self.planned: Planned | None = None  # as told
+        self.turn: Turn | None = None
+        self.interrupted: Starting | None = None  # by a cancellation
         self.confirmed = True  # that what is not done has left nothing behind
         self.warned: set[str] = set()
 
     async def to_the_end(self) -> Report:
         async with self.source.session() as session:
-            turn = Turn(session, self.schema, self.patience.turn_wait_secs, self.on_event)
+            self.turn = turn = Turn(session, self.schema, self.patience.turn_wait_secs, self.tell)
             self.history = await read(session, self.schema)
             while True:
                 todo = self.plan()
+                if self.planned is None:
+                    self._tell_plan(todo)
                 self.check_history(todo)
                 if (todo.pending or todo.interrupted) and self.history.holder:
                     self.history = await turn.wait(self.history)
@@ -213,6 +227,7 @@ class _Run:
                 if todo.interrupted and not self.history.holder_known:  # somebody may be at it this very moment
                     self.history = await turn.look(self.history)
                     continue
+                self._tell_plan(todo)
                 refuse_conflicts(todo)
                 if not todo.pending:
                     return self._warn_if_ahead(self.report(todo if self.target is None else None))
@@ -242,6 +257,27 @@ class _Run:
         assert self.history is not None
         check_project(found, history=self.history.name, packaged=self.packaged)
 
+    def _tell_plan(self, todo: Plan) -> None:
+        """Tell what is to be done, unless it is what was told, less what this run has done of it."""
+        done = {each.version for each in self.done}
+        planned = Planned(
+            applied=sum(step.state is State.APPLIED for step in todo.steps),
+            pending=pending_of(todo.pending),
+            ahead=tuple(step.version for step in todo.ahead),
+            total=len(self.files),
+        )
+        if (told := self.planned) is not None:
+            rest = tuple(each for each in told.pending if each.version not in done)
+            if (rest, told.ahead) == (planned.pending, planned.ahead):
+                return
+        self.planned = planned
+        self.tell(planned)
+
+    def stopped(self) -> Stopped:
+        """Return what to tell of a run that is cancelled."""
+        waiting = self.turn is not None and self.turn.waiting
+        return Stopped(report=self.report(), confirmed=self.confirmed, running=self.interrupted, waiting=waiting)
+
     def _insist_on_connections(self, scripts: list[Script]) -> None:
         if stepwise := [script for script in scripts if script.directives.no_transaction]:
             from .stepwise import insist_on_two_connections
@@ -270,13 +306,13 @@ class _Run:
         for message in warnings:
             if message not in self.warned:  # by the plan before, which another runner's turn has overtaken
                 self.warned.add(message)
-                self.on_event(Warned(message=message))
+                self.tell(Warned(message=message))
 
     def _warn_if_ahead(self, report: Report) -> Report:
         if report.ahead:
             by, newest = count(len(report.ahead), "migration"), report.ahead[-1]
             message = f"the database is ahead of this build by {by} (newest: {newest}); nothing is applied"
-            self.on_event(Warned(message=message))
+            self.tell(Warned(message=message))
         return report
 
     async def _apply(self, session: Session, script: Script, history: History, total: int) -> History:
@@ -285,44 +321,51 @@ class _Run:
         from .locks import with_lock_retries
         from .stepwise import apply_stepwise
 
-        job = Job(script, history, self.schema, self.patience, self.on_event)
-        version, name, number = script.migration.version, script.migration.name, len(self.done) + 1
-        self.on_event(
-            Starting(
-                version=version,
-                name=name,
-                number=number,
-                total=total,
-                statements=len(script.statements),
-                transactional=not script.directives.no_transaction,
-                resumed_at=script.step.applied.statements_done if script.step.applied else 0,
-            )
+        version, name, file = script.migration.version, script.migration.name, script.migration.file
+        starting = Starting(
+            version=version,
+            name=name,
+            number=len(self.done) + 1,
+            total=total,
+            statements=len(script.statements),
+            transactional=not script.directives.no_transaction,
+            resumed_at=script.step.applied.statements_done if script.step.applied else 0,
         )
-        begun, clock = datetime.now(UTC), monotonic()
+        running, begun = Running(self.tell, starting), datetime.now(UTC)
+        job = Job(script, history, self.schema, self.patience, self.tell, running)
 
         def applied() -> None:
-            spent = round((monotonic() - clock) * 1000)
-            self.done.append(AppliedNow(version, name, spent))
-            self.on_event(Applied(version=version, name=name, number=number, total=total, duration_ms=spent))
+            self.done.append(AppliedNow(version, name, running.duration_ms))
+            running.applied()
 
         try:
             if script.directives.no_transaction:
                 await apply_stepwise(self.source, session, job)
             else:
                 await with_lock_retries(self.source, session, job, apply_in_transaction)
-        except ConnectionFailed as error:
-            if error.version is None:
-                error.version, error.file = version, script.migration.file
-                error.hint = f"{script.migration.file} was being applied; {error.hint}"
-            raise
         except anyio.get_cancelled_exc_class():
             self.confirmed = False
-            with anyio.CancelScope(shield=True), anyio.move_on_after(GOODBYE_SECS):
+            with anyio.CancelScope(shield=True), anyio.move_on_after(GOODBYE_SECS), suppress(AmpdError):
                 if await session.recover():
                     self.history = await read(session, self.schema)
                     self.confirmed = True
-                    if any(row.version == version and row.finished_at for row in self.history.applied):
-                        applied()
+            rows = self.history.applied if self.history else ()
+            finished = any(row.version == version and row.finished_at for row in rows)
+            if running.started and self.confirmed and finished:
+                applied()
+            else:
+                if running.started or not self.confirmed:
+                    self.interrupted = starting
+                running.failed(_interrupted(script, was_stopped(starting, confirmed=self.confirmed)))
+            raise
+        except TurnTaken:
+            running.failed(_interrupted(script, f"another runner has gone on with {starting.label}"))
+            raise
+        except Exception as error:
+            if isinstance(error, ConnectionFailed) and error.version is None:
+                error.version, error.file = version, file
+                error.hint = f"{file} was being applied; {error.hint}"
+            running.failed(error)
             raise
         applied()
         return history.with_row(
@@ -337,6 +380,12 @@ class _Run:
                 ampd_version=VERSION,
             )
         )
+
+
+def _interrupted(script: Script, message: str) -> MigrationInterrupted:
+    error = MigrationInterrupted(message)
+    error.version, error.file = script.migration.version, script.migration.file
+    return error
 
 
 def _in_order(given: Iterable[Migration]) -> tuple[Migration, ...]:

@@ -66,7 +66,8 @@ async def open_pool(
             )
         if found.plan.ahead:
             by, newest = count(len(found.plan.ahead), "migration"), found.plan.ahead[-1].version
-            on_event(Warned(message=f"the database is ahead of this build by {by} (newest: {newest})"))
+            message = f"the database is ahead of this build by {by} (newest: {newest})"
+            on_event(Warned(message=message, database=found.database, schema=found.schema))
     async with await _connected(metadata_db, options) as pool:
         renewal = asyncio.create_task(_renew(pool, metadata_db.max_lifetime_secs))
         try:

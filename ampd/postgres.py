@@ -103,6 +103,8 @@ class Session:
         self._mark = token_hex(8)
         self._on_note: Callable[[str], None] | None = None
         self._on_event: OnEvent = ignore
+        self._speech = anyio.CancelScope()  # around the message that is being answered
+        self._raised: Exception | None = None  # by whom its notices were told to
         self._given_up: str | None = None
         self._speaking = anyio.Lock()  # one message at a time: a guard is spoken to by two tasks
         self.busy = False
@@ -122,13 +124,18 @@ class Session:
         Raises:
             ServerError: for `translate()` or a better-informed caller to turn into an AmpdError.
             ConnectionFailed: the connection was lost.
+            Exception: whatever `on_note` or `on_event` has raised; the message is cancelled.
         """
         async with self._speaking:
             self._on_note, self._on_event = on_note, on_event
             self.busy = self._unanswered = True
+            self._raised = None
             try:
-                await self._connection.execute(message)
-                self._unanswered = False
+                with anyio.CancelScope() as self._speech:
+                    await self._connection.execute(message)
+                    self._unanswered = False
+                if self._raised is not None:
+                    raise self._raised
             except (*_BROKEN, *_LOST) as error:
                 _terminate(self._connection)
                 if isinstance(error, UnicodeDecodeError):
@@ -146,7 +153,9 @@ class Session:
                 tells = self._redact(str(error)) != str(error)  # a traceback would show the driver's own words as well
                 raise ServerError(error, self._redact, self.role) from (None if tells else error)
             finally:
-                self._on_note, self._on_event = None, ignore
+                self._on_event = ignore
+                if not self._unanswered:  # else notes that are on their way still tell how far it came
+                    self._on_note = None
                 self.busy = False
 
     def note(self, expression: str) -> str:
@@ -223,11 +232,16 @@ class Session:
 
     def _hear(self, _: object, message: Any) -> None:
         text: str = message.message
-        if message.severity_en == "INFO" and text.startswith(self._mark):
-            if self._on_note:
-                self._on_note(text[len(self._mark) + 1 :])
-        else:
-            self._on_event(ServerMessage(severity=message.severity_en or message.severity, message=self._redact(text)))
+        try:
+            if message.severity_en == "INFO" and text.startswith(self._mark):
+                if self._on_note:
+                    self._on_note(text[len(self._mark) + 1 :])
+            else:
+                severity = message.severity_en or message.severity
+                self._on_event(ServerMessage(severity=severity, message=self._redact(text)))
+        except Exception as error:  # the driver calls from the event loop, which would do no more than log it
+            self._raised = self._raised or error
+            self._speech.cancel()
 
 
 def _terminate(connection: Any) -> None:

@@ -9,86 +9,66 @@ from typing import TextIO
 
 from .events import (
     Applied,
-    Blocked,
     Event,
+    Failed,
+    Finished,
     LockRetry,
-    Retrying,
-    ServerMessage,
+    Planned,
     Starting,
     StatementStarted,
     Stopped,
     Waiting,
-    Warned,
+    how_far,
 )
-from .turn import told
 
-_UNFINISHED = "unfinished: run `ampd migrate` again; it resumes or says what to do"
-_UNCONFIRMED = "and the server has not said what became of it: look at `ampd status`"
 _ERASE = "\r\x1b[2K"
 
 
 class Progress:
-    """The listener of the command line; remembers what was applied, for a run that is interrupted."""
+    """The listener of the command line; remembers how far a run has come, in case it cannot say so in the end."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
         self._live = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         self._running: Starting | None = None
-        self._begun = False  # whether it has had its turn: another runner may be at the very same migration
-        self.applied: list[Applied] = []
+        self._applied: list[str] = []
         self.stopped: Stopped | None = None
 
     @property
     def idle(self) -> bool:
-        """Tell whether no migration is running."""
-        return not self._begun
+        """Return whether no migration is running."""
+        return self._running is None
 
     def interrupted(self) -> str:
         """Return what to say when a signal has ended the run."""
-        done = f"applied {', '.join(f'{each.version} {each.name}' for each in self.applied)}" if self.applied else ""
-        confirmed = self.stopped is not None and self.stopped.confirmed
-        if self._running is None:
-            return done or "nothing was applied"
-        if confirmed and not self._begun:
-            return f"{done or 'nothing was applied'}; the rest was waiting for its turn"
-        running = f"{self._running.version} {self._running.name}"
-        end = _UNFINISHED if not self._running.transactional else "rolled back" if confirmed else _UNCONFIRMED
-        return f"{done or 'nothing was applied'}; {running} was stopped, {end}"
+        return str(self.stopped) if self.stopped else how_far(self._applied, self._running, confirmed=False)
 
     def __call__(self, event: Event) -> None:
         """Take one event."""
         match event:
+            case Planned():
+                self._running = None
+                self._now(str(event))
             case Starting():
-                self._running, self._begun = event, False
-                resumed = f", resumed at statement {event.resumed_at + 1}" if event.resumed_at else ""
-                self._now(f"[{event.number}/{event.total}] {event.version} {event.name} …{resumed}")
-            case StatementStarted() if self._running:
-                self._begun = True
-                at = f"[{self._running.number}/{self._running.total}] {event.version} {self._running.name}"
-                self._now(f"{at}: statement {event.number}/{event.statements}, line {event.line}")
+                self._running = event
+                self._now(str(event))
+            case StatementStarted():
+                self._now(str(event))
+            case Applied():
+                self._running = None
+                self._applied.append(f"{event.version} {event.name}")
+                self._line(str(event))
+            case Waiting():
+                self._running = None
+                self._line(str(event))
             case Stopped():
                 self.stopped = event
-            case Applied():
-                self._running, self._begun = None, False
-                self.applied.append(event)
-                self._line(f"[{event.number}/{event.total}] {event.version} {event.name}  {event.duration_ms} ms")
-            case Blocked():
-                self._begun = True
-                self._line(f"blocked for {event.waited:.0f} s (limit {event.limit:g} s) by:")
-                for blocker in event.blockers:
-                    self._line(f"  {blocker.describe()}")
-                if event.queued:
-                    self._line(f"  {event.queued} more wait behind this migration")
-            case LockRetry() if event.waited >= 1:
-                self._line(f"lock not available: rolled back, trying again in {event.delay:.1f} s")
-            case Waiting():
-                self._line(f"another runner has its turn ({told(event)}); waiting {event.waited:.0f} s so far")
-            case Retrying():
-                self._line(f"{event.reason}; trying for {event.limit - event.waited:.0f} s more")
-            case ServerMessage():
-                self._line(f"{event.severity.lower()}: {event.message}")
-            case Warned():
-                self._line(f"warning: {event.message}")
+            case Failed() | Finished():  # the command's last line tells it
+                pass
+            case LockRetry() if event.waited < 1:
+                pass
+            case _:
+                self._line(str(event))
 
     def clear(self) -> None:
         """Take the live line away, before something else is printed."""

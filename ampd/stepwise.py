@@ -30,6 +30,7 @@ from .apply import (
     leave_no_trace,
     meaning,
     milliseconds,
+    note_lock,
     remember,
     reset,
 )
@@ -43,7 +44,7 @@ from .errors import (
     MigrationInterrupted,
     NoAnswer,
 )
-from .events import StatementStarted, Warned
+from .events import Warned
 from .history import Mark, TurnTaken
 from .locks import alongside, with_lock_retries
 from .plan import Resumption, State, conflict_of, done_checksum, is_bound_to_session, resumption
@@ -190,17 +191,18 @@ class _Steps:
 
     async def run(self) -> None:
         job, row, resume = self._job, self._job.script.step.applied, Resumption(0, in_doubt=False)
+        begun = note_lock(self._session)
         if row is None:
             started = sql_of.insert(job.history, self._migration)
             await self._write(
                 f"{sql_of.insist_on(job.history)}{sql_of.create(job.history)}{started}{sql_of.make_room(job.history)}"
-                f"{self._advance(0, 0)}"
+                f"{self._advance(0, 0)}{begun}"
             )
             self._mark = self._mark_at(0, 0)
         else:
             resume = resumption(self._migration, row) or resume
             self._mark = Mark(row.statements_done, row.done_checksum)
-            await self._write(sql_of.insist_on(job.history) + sql_of.make_room(job.history))
+            await self._write(sql_of.insist_on(job.history) + sql_of.make_room(job.history) + begun)
         patience = SEARCH_SECS
         try:
             await self._prepare_session(resume.done)
@@ -261,14 +263,7 @@ class _Steps:
         self._mark = self._mark_at(done, begun)
 
     def _tell(self, unit: Unit) -> None:
-        self._job.on_event(
-            StatementStarted(
-                version=self._migration.version,
-                number=unit.first + 1,
-                statements=len(self._statements),
-                line=unit.statements[0].line,
-            )
-        )
+        self._job.running.statement(unit.first, unit.statements[0].line)
 
     def _limits(self, unit: Unit) -> dict[str, float]:
         """Return the limits that a unit is held to; what the file has set by then is not ours to set."""

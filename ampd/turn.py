@@ -31,6 +31,11 @@ class Turn:
         self._on_event = on_event
         self.had()
 
+    @property
+    def waiting(self) -> bool:
+        """Return whether others have had the turn since it was last ours."""
+        return self._begun is not None
+
     def had(self) -> None:
         """Begin to count anew: the turn was ours."""
         self._begun: float | None = None
@@ -69,7 +74,7 @@ class Turn:
 
 def describe(holder: Holder) -> str:
     """Return who has the turn, in words."""
-    return told(_waiting(holder, 0, 0))
+    return _waiting(holder, 0, 0).whom
 
 
 def _waiting(holder: Holder, waited: float, limit: float) -> Waiting:
@@ -82,20 +87,6 @@ def _waiting(holder: Holder, waited: float, limit: float) -> Waiting:
         migration=holder.migration,
         since=holder.since,
     )
-
-
-def told(waiting: Waiting) -> str:
-    """Return whom a runner waits for, in words."""
-    facts = [f"pid {waiting.pid}"]
-    if waiting.client:
-        facts.append(f"on {waiting.client}")
-    if waiting.application:
-        facts.append(f"application {waiting.application}")
-    if waiting.migration:
-        facts.append(f"migration {waiting.migration}")
-    if waiting.since:
-        facts.append(f"since {waiting.since:%Y-%m-%d %H:%M:%S%z}")
-    return ", ".join(facts)
 
 
 def _timeout(holder: Holder | None, waited: float) -> TurnTimeout:

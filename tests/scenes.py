@@ -9,9 +9,22 @@ from typing import Any, TypeVar
 
 import anyio
 import asyncpg
+import msgspec
 import pytest
 
-from ampd.events import Event
+from ampd.events import (
+    Applied,
+    Event,
+    Failed,
+    Finished,
+    Planned,
+    Retrying,
+    Starting,
+    StatementStarted,
+    Stopped,
+    Waiting,
+    Warned,
+)
 from ampd.migration import Migration, checksum
 from tests.servers import Database
 
@@ -45,8 +58,13 @@ async def until(question: Callable[[], Awaitable[T]]) -> T:
         return answer
 
 
+def unplaced(event: Event) -> Event:
+    """Return an event as it is without the database and the schema that every one knows."""
+    return msgspec.structs.replace(event, database="", schema=None)
+
+
 class Heard(list[Event]):
-    """A listener that remembers, and can be waited on."""
+    """A listener that remembers the events of a run, and can be waited on."""
 
     def __call__(self, event: Event) -> None:
         """Take one event."""
@@ -55,6 +73,51 @@ class Heard(list[Event]):
     def of(self, kind: type[Kind]) -> list[Kind]:
         """Return the events of one kind."""
         return [event for event in self if isinstance(event, kind)]
+
+    def assert_adds_up(self) -> None:
+        """Insist on the law of a run's events: the plan, one end for each start, one last event; all of one place."""
+        running: Starting | None = None
+        planned: Planned | None = None
+        for number, event in enumerate(self):
+            told = f"event {number}, {event!r}, of {list(self)}"
+            match event:
+                case Planned():
+                    assert running is None, told
+                    planned = event
+                case Starting():
+                    assert running is None, told
+                    assert planned is not None, told
+                    assert event.version in [each.version for each in planned.pending], told
+                    running = event
+                case StatementStarted():
+                    assert running is not None, told
+                    of = (running.version, running.name, running.number, running.total)
+                    assert (event.version, event.name, event.migration, event.total) == of, told
+                case Applied() | Failed():
+                    assert running is not None, told
+                    of = (running.version, running.name, running.number, running.total)
+                    assert (event.version, event.name, event.number, event.total) == of, told
+                    running = None
+                case Waiting():
+                    assert running is None, told
+                    assert planned is not None, told
+                case Finished() | Stopped():
+                    assert (running, number) == (None, len(self) - 1), told
+                case Warned() | Retrying():
+                    pass
+                case _:
+                    assert planned is not None, told
+            assert event.database, told
+            assert event.schema or planned is None, told
+            assert str(event), told
+        assert self, "no event at all"
+        last = self[-1]
+        assert isinstance(last, Finished | Stopped), f"the last event is {last!r}"
+        if isinstance(last, Finished) and last.error is None:
+            assert planned is not None
+        applied = [(each.version, each.name) for each in last.report.applied]
+        assert [(each.version, each.name) for each in self.of(Applied)] == applied
+        assert len({event.database for event in self}) == 1
 
     async def first(self, kind: type[Kind]) -> Kind:
         """Wait for an event of one kind and return it."""

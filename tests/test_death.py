@@ -96,6 +96,7 @@ async def test_a_terminated_backend(database: Database, directive: str) -> None:
     assert raised.value.report is not None
     assert [each.version for each in raised.value.report.applied] == [1]
     await assert_complete(database, files)
+    heard.assert_adds_up()
 
 
 async def test_a_terminated_guard(database: Database) -> None:

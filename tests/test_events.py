@@ -1,11 +1,42 @@
-"""Events: typed, frozen, public, and a blocker told in one line."""
+"""Events: typed, frozen, public, in words; the law that those of a run follow; and callbacks that fail."""
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from functools import partial
+from typing import Any
 
+import anyio
+import asyncpg
 import pytest
+from msgspec.structs import replace
 
 import ampd
-from ampd.events import Blocker, Event, Warned, ignore
+from ampd.config import DatabaseUrl, Limits, MetadataDb
+from ampd.events import (
+    UNFINISHED,
+    Applied,
+    Blocked,
+    Blocker,
+    Event,
+    Failed,
+    Finished,
+    LockRetry,
+    Planned,
+    Retrying,
+    ServerMessage,
+    Starting,
+    StatementStarted,
+    Stopped,
+    Waiting,
+    Warned,
+    ignore,
+)
+from ampd.report import AppliedNow, PendingMigration, Report
+from tests.scenes import GENEROUS, Heard, assert_no_trace, history, meanwhile, scripts, transaction, until
+from tests.servers import Database
+
+pytestmark = pytest.mark.anyio
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
@@ -49,3 +80,273 @@ def test_events_are_values() -> None:
     with pytest.raises(AttributeError):
         event.message = "otherwise"  # type: ignore[misc]
     ignore(event)
+
+
+STARTING = Starting(version=2, name="jobs", number=1, total=3, statements=4, database="h:1/d", schema="s")
+BLOCKER = Blocker(7, "amp", None, None, "active", None, None)
+REPORT = Report("h:1/d", "s", 1, (AppliedNow(1, "users", 12),), ())
+STOPPED = "nothing was applied; 2 jobs was stopped"
+
+
+@pytest.mark.parametrize(
+    ("event", "text"),
+    [
+        (Planned(applied=2, pending=(), ahead=(), total=2, database="h:1/d"), "h:1/d: nothing to apply"),
+        (
+            Planned(applied=1, pending=(PendingMigration(2, "jobs"),), ahead=(), total=2, database="h:1/d"),
+            "h:1/d: 1 of 2 to apply, from 2 jobs",
+        ),
+        (
+            Planned(applied=1, pending=(), ahead=(2, 3), total=1, database="h:1/d"),
+            "h:1/d: ahead of this build (newest: 3), nothing to apply",
+        ),
+        (STARTING, "[1/3] 2 jobs …"),
+        (replace(STARTING, resumed_at=2), "[1/3] 2 jobs …, resumed at statement 3"),
+        (
+            StatementStarted(version=2, name="jobs", migration=1, total=3, number=2, statements=4, line=9),
+            "[1/3] 2 jobs: statement 2/4, line 9",
+        ),
+        (Applied(version=2, name="jobs", number=1, total=3, duration_ms=12), "[1/3] 2 jobs  12 ms"),
+        (
+            Failed(
+                version=2, name="jobs", number=1, total=3, duration_ms=12, error=ampd.MigrationFailed("no", hint="x")
+            ),
+            "[1/3] 2 jobs failed: no",
+        ),
+        (Finished(report=REPORT), "h:1/d: applied 1 migration in 0.01 s, now at version 1"),
+        (Finished(report=REPORT, error=ampd.LockTimeout("no", hint="wait")), "error: no\nhint: wait"),
+        (Stopped(report=REPORT, confirmed=True), "applied 1 users"),
+        (Stopped(report=REPORT, confirmed=True, waiting=True), "applied 1 users; the rest was waiting for its turn"),
+        (
+            Stopped(report=replace(REPORT, applied=()), confirmed=True, running=STARTING),
+            f"{STOPPED}, rolled back",
+        ),
+        (
+            Stopped(report=replace(REPORT, applied=()), confirmed=False, running=STARTING),
+            f"{STOPPED}, and the server has not said what became of it: look at `ampd status`",
+        ),
+        (
+            Stopped(report=replace(REPORT, applied=()), confirmed=True, running=replace(STARTING, transactional=False)),
+            f"{STOPPED}, unfinished: run `ampd migrate` again; it resumes or says what to do",
+        ),
+        (Retrying(reason="refused", waited=1, limit=30), "refused; trying for 29 s more"),
+        (Waiting(waited=2, limit=9, pid=7), "another runner has its turn (pid 7); waiting 2 s so far"),
+        (
+            Waiting(waited=2, limit=9, pid=7, client="h", application="ampd", migration="2 jobs", since=NOON),
+            "another runner has its turn (pid 7, on h, application ampd, migration 2 jobs, since "
+            "2026-01-02 12:00:00+0000); waiting 2 s so far",
+        ),
+        (
+            Blocked(version=2, waited=2, limit=300, blockers=(BLOCKER,), queued=3),
+            "blocked for 2 s (limit 300 s) by:\n  pid 7: user amp, application ?, active\n"
+            "  3 more wait behind this migration",
+        ),
+        (
+            LockRetry(version=2, delay=0.25, waited=5, limit=300),
+            "lock not available: rolled back, trying again in 0.2 s",
+        ),
+        (ServerMessage(severity="NOTICE", message="half way"), "notice: half way"),
+        (Warned(message="odd"), "warning: odd"),
+    ],
+)
+def test_an_event_in_words(event: Event, text: str) -> None:
+    """`str(event)` is what the command line prints of it."""
+    assert str(event) == text
+
+
+# --- callbacks that cannot be called, or that raise
+
+
+class Asynchronous:
+    """An object that is called as a coroutine function is."""
+
+    async def __call__(self, event: Event) -> None:
+        """Take one event."""
+
+
+async def asynchronous(event: Event) -> None:
+    """Take one event."""
+
+
+ASYNCHRONOUS = "and this one is an async def: let a plain function put the event into a queue"
+NOWHERE = "postgresql://127.0.0.1:1/nowhere"
+
+
+@pytest.mark.parametrize(
+    ("callback", "why"),
+    [
+        (asynchronous, ASYNCHRONOUS),
+        (partial(partial(asynchronous)), ASYNCHRONOUS),
+        (Asynchronous(), ASYNCHRONOUS),
+        (partial(Asynchronous()), ASYNCHRONOUS),
+        (Asynchronous().__call__, ASYNCHRONOUS),
+        (None, "not NoneType"),
+        ("print", "not str"),
+    ],
+)
+async def test_a_callback_that_cannot_be_called(callback: Any, why: str) -> None:
+    """An `async def` would never run: it is refused before anything connects, in whatever shape it comes."""
+    configured = MetadataDb(url=DatabaseUrl(NOWHERE), auto_migrate=True)
+    resolve = partial(ampd.resolve, version=1, settlement=ampd.Settlement.APPLIED)
+    runs: list[Callable[..., Awaitable[object]]] = [ampd.migrate, ampd.status, resolve]
+    for run in runs:
+        with pytest.raises(TypeError) as refused:
+            await run(NOWHERE, migrations=(), on_event=callback)
+        assert str(refused.value) == f"on_event= takes a plain function of one event, {why}"
+    for auto_migrate in (True, False):
+        with pytest.raises(TypeError, match="on_event= takes a plain function"):
+            async with ampd.open_pool(replace(configured, auto_migrate=auto_migrate), on_event=callback):
+                pass
+
+
+async def test_a_callback_that_returns_a_coroutine(database: Database) -> None:
+    """A lambda around an `async def` is found out at the first event, before anything is applied."""
+    with pytest.raises(TypeError, match="and this one returns a coroutine"):
+        await ampd.migrate(
+            database.url,
+            migrations=scripts("CREATE TABLE t ()"),
+            on_event=lambda event: asyncio.sleep(1, event),  # type: ignore[arg-type]
+        )
+    assert await database.fetchval("SELECT to_regclass('t')") is None
+
+
+FIRST, SECOND = "CREATE TABLE t (id int)", "INSERT INTO t VALUES (1); DROP TABLE IF EXISTS nothing; SELECT 1"
+
+
+@pytest.mark.parametrize("directive", ["", "-- no-transaction\n"], ids=["transactional", "stepwise"])
+@pytest.mark.parametrize("source", ["url", "pool"])
+@pytest.mark.parametrize("error", [ValueError("mine"), ampd.ConnectionFailed("mine")], ids=["theirs", "ours"])
+async def test_a_callback_that_raises(database: Database, directive: str, source: str, error: Exception) -> None:
+    """At whichever event, it ends the run with just that error, and hears no more; the next run completes."""
+    files = scripts(FIRST, directive + SECOND, "CREATE TABLE u ()")
+    complete = Heard()
+    await ampd.migrate(database.url, migrations=files, on_event=complete)
+    async with asyncpg.create_pool(database.url, min_size=0, max_size=3) as pool:
+        for fatal in range(len(complete)):
+            await database.execute("DROP TABLE t, u, ampd_schema_migrations")
+            heard = Heard()
+
+            def listen(event: Event, heard: Heard = heard, fatal: int = fatal) -> None:
+                heard(event)
+                if len(heard) == fatal + 1:
+                    raise error
+
+            with pytest.raises(type(error)) as raised:
+                await ampd.migrate(database.url if source == "url" else pool, migrations=files, on_event=listen)
+            assert raised.value is error
+            assert error.__cause__ is None
+            assert [type(event) for event in heard] == [type(event) for event in complete][: fatal + 1]
+            applied = [event.version for event in heard.of(Applied)]
+            begun = await database.fetchval("SELECT to_regclass('ampd_schema_migrations') IS NOT NULL")
+            rows = await history(database) if begun else []
+            assert [version for version, finished, _ in rows if finished][: len(applied)] == applied
+            await assert_no_trace(database)
+            report = await ampd.migrate(database.url, migrations=files)
+            assert report.current_version == 3
+            assert await database.fetchval("SELECT array_agg(id) FROM t") == [1]
+
+
+async def test_a_callback_that_raises_stops_the_running_statement(database: Database) -> None:
+    """It need not wait for the end of what runs: that is cancelled and rolled back."""
+
+    def listen(event: Event) -> None:
+        if isinstance(event, StatementStarted) and event.number == 2:
+            raise ValueError("mine")
+
+    with anyio.fail_after(GENEROUS), pytest.raises(ValueError, match="mine"):
+        await ampd.migrate(database.url, migrations=scripts("CREATE TABLE t (); SELECT pg_sleep(600)"), on_event=listen)
+    assert await database.fetchval("SELECT to_regclass('t')") is None
+    await assert_no_trace(database)
+
+
+# --- the law, for runs that meet one another
+
+
+@pytest.mark.parametrize("source", ["url", "pool"])
+@pytest.mark.parametrize("directive", ["", "-- no-transaction\n"], ids=["transactional", "stepwise"])
+async def test_runners_that_race(database: Database, source: str, directive: str) -> None:
+    """Of six that start at once on an empty database each one's events add up, and whoever has started has applied."""
+    files = scripts("CREATE TABLE a ()", f"{directive}CREATE TABLE b (); SELECT 1", "CREATE TABLE c ()")
+    heard = [Heard() for _ in range(6)]
+    async with asyncpg.create_pool(database.url, min_size=0, max_size=12) as pool:
+        place = database.url if source == "url" else pool
+        await asyncio.gather(*(ampd.migrate(place, migrations=files, on_event=each) for each in heard))
+    for each in heard:
+        each.assert_adds_up()
+        assert not each.of(Failed)
+    assert sorted(event.version for each in heard for event in each.of(Starting)) == [1, 2, 3]
+
+
+async def test_a_plan_is_told_again_if_it_has_changed(database: Database) -> None:
+    """Whoever has waited while another runner applied a part is told what is left; its own doing is no news."""
+    files, heard = scripts("CREATE TABLE a ()", "CREATE TABLE b ()", "CREATE TABLE c ()"), Heard()
+
+    def another_is_faster(event: Event) -> None:
+        if isinstance(event, Planned) and not heard:
+            meanwhile(lambda: ampd.migrate(database.url, migrations=files, target=1))
+        heard(event)
+
+    report = await ampd.migrate(database.url, migrations=files, on_event=another_is_faster)
+    assert [(event.applied, len(event.pending), event.total) for event in heard.of(Planned)] == [(0, 3, 3), (1, 2, 3)]
+    assert [event.version for event in heard.of(Starting)] == [2, 3]
+    assert heard[-1] == Finished(report=report, database=report.database, schema="public")
+    heard.assert_adds_up()
+
+
+async def test_another_runner_takes_over_while_one_rests(database: Database) -> None:
+    """A start whose attempts end in lock timeouts ends as failed when another runner has applied the migration."""
+    await database.execute("CREATE TABLE t (id int)")
+    files, heard = scripts("ALTER TABLE t ADD COLUMN added int"), Heard()
+    faster = [replace(files[0], sql="SELECT 1")]  # the same by its checksum, and waits for nobody
+
+    def listen(event: Event) -> None:
+        heard(event)
+        if isinstance(event, LockRetry) and len(heard.of(LockRetry)) == 2:
+            meanwhile(lambda: ampd.migrate(database.url, migrations=faster))
+
+    limits = Limits(lock_timeout_secs=0.1)
+    async with transaction(database, "SELECT FROM t"):
+        report = await ampd.migrate(database.url, migrations=files, limits=limits, on_event=listen)
+    assert (report.applied, report.current_version) == ((), 1)
+    (failed,) = heard.of(Failed)
+    assert (failed.error.code, failed.error.version) == ("interrupted", 1)
+    assert failed.error.message == "another runner has gone on with 1 step"
+    assert [(event.applied, len(event.pending)) for event in heard.of(Planned)] == [(0, 1), (1, 0)]
+    assert len(heard.of(Starting)) == 1
+    heard.assert_adds_up()
+
+
+async def test_a_plan_comes_before_scripts_are_taken_apart(database: Database) -> None:
+    """A script that cannot run is refused after the plan was told, and nothing has started."""
+    heard = Heard()
+    with pytest.raises(ampd.InvalidMigration) as raised:
+        await ampd.migrate(database.url, migrations=scripts("\\copy t"), on_event=heard)
+    assert [type(event) for event in heard] == [Planned, Finished]
+    assert heard.of(Finished)[0].error is raised.value
+    heard.assert_adds_up()
+
+
+async def test_a_cancelled_run_ends_what_it_has_started(database: Database) -> None:
+    """Both ways, the running migration ends before the run does, and says what became of it."""
+    for directive, end in (("", "rolled back"), ("-- no-transaction\n", UNFINISHED)):
+        heard = Heard()
+        files = scripts("SELECT 1", f"{directive}SELECT 1; SELECT pg_sleep(600)")
+        async with anyio.create_task_group() as tasks:
+
+            async def stop(heard: Heard = heard, scope: anyio.CancelScope = tasks.cancel_scope) -> None:
+                async def asleep() -> bool:
+                    return any(event.number == 2 for event in heard.of(StatementStarted))
+
+                await until(asleep)
+                scope.cancel()
+
+            tasks.start_soon(stop)
+            await ampd.migrate(database.url, migrations=files, on_event=heard)
+        heard.assert_adds_up()
+        failed, stopped = heard[-2:]
+        assert isinstance(failed, Failed)
+        assert isinstance(stopped, Stopped)
+        assert (failed.error.code, failed.error.version, failed.error.file) == ("interrupted", 2, "2_step.sql")
+        assert failed.error.message == f"2 step was stopped, {end}"
+        assert str(stopped).endswith(f"; 2 step was stopped, {end}")
+        await database.execute("DROP TABLE ampd_schema_migrations")

@@ -126,6 +126,7 @@ async def test_a_failover_in_mid_run(pair: Pair, ampd: Ampd, tmp_path: Path) -> 
     assert [each.version for report in reports for each in report.applied] == [2, 3]
     assert await history(pair.standby) == [(1, True, 1), (2, True, 2), (3, True, 1)]
     assert await pair.standby.fetchval("SELECT array_agg(id ORDER BY id) FROM t") == [1, 2]
+    heard.assert_adds_up()
 
 
 async def test_a_standby_is_read_and_never_written(pair: Pair) -> None:

@@ -59,6 +59,7 @@ async def test_a_busy_table_is_tried_again_until_it_is_free(table: Database) -> 
     delays = [event.delay for event in heard.of(LockRetry)]
     assert 0.05 <= delays[0] <= 0.15
     assert delays[2] > delays[0]
+    heard.assert_adds_up()
 
 
 async def test_nothing_is_held_while_resting(table: Database) -> None:
@@ -128,6 +129,7 @@ async def test_giving_up_names_who_is_in_the_way(table: Database) -> None:
     assert (error.code, error.sqlstate, error.version, error.line) == ("lock_timeout", "55P03", 1, 2)
     assert error.fields()["blockers"] == [blocker]
     await assert_no_trace(table)
+    heard.assert_adds_up()
 
 
 async def test_a_short_wait_needs_no_second_connection(table: Database) -> None:
@@ -146,6 +148,7 @@ async def test_a_short_wait_needs_no_second_connection(table: Database) -> None:
         await library.migrate(table.url, migrations=scripts(ADD), on_event=heard)
     assert most == 1
     assert not heard.of(Blocked)
+    heard.assert_adds_up()
 
 
 async def test_the_own_pool_in_the_way_is_named(table: Database) -> None:
@@ -194,6 +197,7 @@ async def test_a_deadlock_is_tried_again(table: Database) -> None:
     assert len(report.applied) == 1
     assert len(heard.of(LockRetry)) == 1
     assert await history(table) == [(1, True, 4)]
+    heard.assert_adds_up()
 
 
 @pytest.mark.parametrize(
@@ -300,6 +304,7 @@ async def test_a_pool_without_a_connection_to_look_from(table: Database) -> None
     assert heard.of(Blocked)
     await library.migrate(table.url, migrations=files)
     await assert_no_trace(table)
+    heard.assert_adds_up()
 
 
 async def test_a_locked_history(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,3 +338,4 @@ async def test_a_build_on_a_table_at_which_another_is_at_work(table: Database) -
         files = scripts("-- no-transaction\nCREATE INDEX CONCURRENTLY ours ON t (id)")
         await library.migrate(table.url, migrations=files, on_event=heard)
     assert await indexes(table) == [("ours", True), ("theirs", True)]
+    heard.assert_adds_up()

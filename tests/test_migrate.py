@@ -11,11 +11,12 @@ import msgspec
 import pytest
 
 import ampd
-from ampd.events import Applied, Event, ServerMessage, Starting, StatementStarted
+from ampd.events import Applied, Event, Finished, Planned, ServerMessage, Starting, StatementStarted
 from ampd.migration import Migration, checksum
+from ampd.report import PendingMigration
 from ampd.version import VERSION
 from tests.folders import write
-from tests.scenes import GENEROUS, Heard, history, meanwhile, scripts
+from tests.scenes import GENEROUS, Heard, history, meanwhile, scripts, unplaced
 from tests.servers import Database
 
 pytestmark = pytest.mark.anyio
@@ -71,13 +72,15 @@ async def test_the_history_table_is_as_the_contract_has_it(database: Database) -
 
 
 async def test_a_second_run_writes_nothing(database: Database) -> None:
-    """With nothing pending no row version of the history changes, and no event is told."""
+    """With nothing pending no row version of the history changes, and no event is told but the plan and the end."""
     files = scripts("CREATE TABLE a ();", "CREATE TABLE b ();")
     await ampd.migrate(database.url, migrations=files)
     before = await database.fetch("SELECT xmin, ctid, * FROM ampd_schema_migrations ORDER BY version")
     events = Heard()
     report = await ampd.migrate(database.url, migrations=files, on_event=events)
-    assert (report.applied, report.pending, report.current_version, events) == ((), (), 2, [])
+    assert (report.applied, report.pending, report.current_version) == ((), (), 2)
+    assert list(map(unplaced, events)) == [Planned(applied=2, pending=(), ahead=(), total=2), Finished(report=report)]
+    events.assert_adds_up()
     assert await database.fetch("SELECT xmin, ctid, * FROM ampd_schema_migrations ORDER BY version") == before
 
 
@@ -98,18 +101,23 @@ async def test_what_came_before_a_failure_stays(database: Database) -> None:
 
 
 async def test_events_tell_the_course_of_a_run(database: Database) -> None:
-    """Each migration starts, tells its statements as the server begins them, and is applied."""
-    events: list[Event] = []
+    """The plan; each migration starts, tells its statements as the server begins them, and is applied; the end."""
+    events = Heard()
     text = "SELECT 1;\n\nDO $$ BEGIN RAISE NOTICE 'hello'; END $$;"
-    await ampd.migrate(database.url, migrations=scripts(text, "SELECT 3"), on_event=events.append)
-    assert [event for event in events if not isinstance(event, Applied)] == [
+    report = await ampd.migrate(database.url, migrations=scripts(text, "SELECT 3"), on_event=events)
+    pending = (PendingMigration(1, "step"), PendingMigration(2, "step"))
+    assert [unplaced(event) for event in events if not isinstance(event, Applied)] == [
+        Planned(applied=0, pending=pending, ahead=(), total=2),
         Starting(version=1, name="step", number=1, total=2, statements=2),
-        StatementStarted(version=1, number=1, statements=2, line=1),
-        StatementStarted(version=1, number=2, statements=2, line=3),
+        StatementStarted(version=1, name="step", migration=1, total=2, number=1, statements=2, line=1),
+        StatementStarted(version=1, name="step", migration=1, total=2, number=2, statements=2, line=3),
         ServerMessage(severity="NOTICE", message="hello"),
         Starting(version=2, name="step", number=2, total=2, statements=1),
-        StatementStarted(version=2, number=1, statements=1, line=1),
+        StatementStarted(version=2, name="step", migration=2, total=2, number=1, statements=1, line=1),
+        Finished(report=report),
     ]
+    assert {(event.database, event.schema) for event in events} == {(report.database, "public")}
+    events.assert_adds_up()
     applied = [event for event in events if isinstance(event, Applied)]
     assert [(event.version, event.number, event.total) for event in applied] == [(1, 1, 2), (2, 2, 2)]
 
@@ -158,7 +166,7 @@ async def test_limits_leave_folder_and_policy_as_configured(database: Database, 
         ({"schema": "pg_x"}, ampd.ConfigError, "the schema pg_x is a name that PostgreSQL keeps for itself"),
         ({"schema": 3}, TypeError, "the name of a schema is a str, not int"),
         ({"limits": ampd.Migrations()}, TypeError, "limits= takes an ampd.Limits, not Migrations"),
-        ({"on_event": "print"}, TypeError, "on_event= takes a function of one event, not str"),
+        ({"on_event": "print"}, TypeError, "on_event= takes a plain function of one event, not str"),
         ({"migrations": "sql"}, TypeError, "migrations= takes what ampd.read_migrations(...) returns, not str"),
         ({"target": True}, TypeError, "target= takes the version of a migration, an int, not bool"),
         ({"target": "3"}, TypeError, "target= takes the version of a migration, an int, not str"),
@@ -689,7 +697,7 @@ async def test_a_history_that_moves_between_plan_and_turn(database: Database) ->
     files = scripts("CREATE TABLE t ()")
 
     def another_is_faster(event: Event) -> None:
-        if isinstance(event, Starting):
+        if isinstance(event, Planned):
             later = msgspec.structs.replace(files[0], version=2, sql="CREATE TABLE u ()")
             meanwhile(lambda: ampd.migrate(database.url, migrations=[later]))
 

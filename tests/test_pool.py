@@ -15,6 +15,7 @@ from msgspec.structs import replace
 import ampd
 from ampd.history import lock_key
 from ampd.migration import checksum
+from tests.scenes import unplaced
 from tests.servers import Database, Role, pgbouncer
 
 pytestmark = pytest.mark.anyio
@@ -152,7 +153,11 @@ async def test_lets_an_old_build_in_with_a_warning(
     events: list[ampd.Event] = []
     async with ampd.open_pool(configured(ONE, auto_migrate=auto_migrate), on_event=events.append) as pool:
         assert await pool.fetchval("SELECT id FROM jobs") == 1
-    assert events == [ampd.Warned(message=f"the database is ahead of this build by 1 migration (newest: 2){added}")]
+    message = f"the database is ahead of this build by 1 migration (newest: 2){added}"
+    warnings = [event for event in events if isinstance(event, ampd.Warned)]
+    assert list(map(unplaced, warnings)) == [ampd.Warned(message=message)]
+    place = f"{database.server.host}:{database.server.port}/{database.name}"
+    assert {(event.database, event.schema) for event in events} == {(place, "public")}
 
 
 @pytest.mark.parametrize("auto_migrate", [False, True])
@@ -234,7 +239,7 @@ async def test_takes_the_arguments_of_migrate(configured: Callable[..., ampd.Met
         ("schema", "", ampd.ConfigError, "the schema's name is empty"),
         ("limits", ampd.Migrations(), TypeError, "limits= takes an ampd.Limits, not Migrations"),
         ("migrations", "sql", TypeError, "migrations= takes what ampd.read_migrations"),
-        ("on_event", None, TypeError, "on_event= takes a function of one event, not NoneType"),
+        ("on_event", None, TypeError, "on_event= takes a plain function of one event, not NoneType"),
     ):
         with pytest.raises(kind, match=f"^{re.escape(said)}"):
             async with ampd.open_pool(configured(ONE), **{name: value}):  # type: ignore[arg-type]
@@ -328,16 +333,16 @@ async def test_events_tell_the_run_in_order(database: Database) -> None:
     events: list[ampd.Event] = []
     report = await ampd.migrate(database.url, migrations=[ONE, TWO, INDEX], on_event=events.append)
     durations = [done.duration_ms for done in report.applied]
-    assert events == [
+    assert list(map(unplaced, events[1:-1])) == [
         ampd.Starting(version=1, name="jobs", number=1, total=3, statements=2),
-        ampd.StatementStarted(version=1, number=1, statements=2, line=1),
-        ampd.StatementStarted(version=1, number=2, statements=2, line=2),
+        ampd.StatementStarted(version=1, name="jobs", migration=1, total=3, number=1, statements=2, line=1),
+        ampd.StatementStarted(version=1, name="jobs", migration=1, total=3, number=2, statements=2, line=2),
         ampd.Applied(version=1, name="jobs", number=1, total=3, duration_ms=durations[0]),
         ampd.Starting(version=2, name="job_state", number=2, total=3, statements=1),
-        ampd.StatementStarted(version=2, number=1, statements=1, line=1),
+        ampd.StatementStarted(version=2, name="job_state", migration=2, total=3, number=1, statements=1, line=1),
         ampd.Applied(version=2, name="job_state", number=2, total=3, duration_ms=durations[1]),
         ampd.Starting(version=3, name="job_index", number=3, total=3, statements=1, transactional=False),
-        ampd.StatementStarted(version=3, number=1, statements=1, line=2),
+        ampd.StatementStarted(version=3, name="job_index", migration=3, total=3, number=1, statements=1, line=2),
         ampd.Applied(version=3, name="job_index", number=3, total=3, duration_ms=durations[2]),
     ]
 
@@ -347,7 +352,7 @@ async def test_events_pass_on_what_the_server_says(database: Database) -> None:
     events: list[ampd.Event] = []
     noisy = migration(1, "noisy", "DO $$BEGIN RAISE NOTICE 'half way'; END$$;\nDROP TABLE IF EXISTS nothing;")
     await ampd.migrate(database.url, migrations=[noisy], on_event=events.append)
-    assert [event for event in events if isinstance(event, ampd.ServerMessage)] == [
+    assert [unplaced(event) for event in events if isinstance(event, ampd.ServerMessage)] == [
         ampd.ServerMessage(severity="NOTICE", message="half way"),
         ampd.ServerMessage(severity="NOTICE", message='table "nothing" does not exist, skipping'),
     ]

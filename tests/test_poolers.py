@@ -305,6 +305,7 @@ async def test_a_kill_in_mid_build(pooled: Database, database: Database, ampd: A
     assert not heard.of(library.Warned)
     assert await indexes(database) == [("t_more", True)]
     await assert_clean(pooled)
+    heard.assert_adds_up()
 
 
 async def test_a_full_pool_is_no_dead_server(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,6 +323,7 @@ async def test_a_full_pool_is_no_dead_server(database: Database, monkeypatch: py
             await anyio.sleep(1.5)
             await reader.execute("COMMIT")
     assert [finished for _, finished, _ in await history(database)] == [True, True]
+    heard.assert_adds_up()
 
 
 async def test_a_waiter_behind_a_pooler_gives_its_connection_back(pooled: Database, database: Database) -> None:

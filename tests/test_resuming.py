@@ -75,6 +75,7 @@ async def test_what_was_refused_is_refused_again_until_it_is_mended(
     report = await library.migrate(table.url, migrations=scripts(f"{NT}SELECT 1; {mended}"))
     assert [each.version for each in report.applied] == [1]
     await assert_no_trace(table)
+    heard.assert_adds_up()
 
 
 @pytest.mark.parametrize("guard", ["", "IF NOT EXISTS "])
@@ -102,6 +103,7 @@ async def test_a_build_that_fails_is_cleared_away_and_built_again(table: Databas
     (warned,) = heard.of(Warned)
     assert warned.message == "dropping the INVALID index public.i that an interrupted run left"
     assert await indexes(table) == [("i", True)]
+    heard.assert_adds_up()
 
 
 async def test_a_nameless_build_that_fails_is_cleared_away_and_built_again(table: Database) -> None:
@@ -392,6 +394,7 @@ async def test_a_plain_reindex_clears_nothing_away(table: Database) -> None:
             await library.migrate(table.url, migrations=scripts(f"{NT}REINDEX TABLE t"), limits=limits, on_event=heard)
     assert await indexes(table, "u") == [("u_id_ccnew", False)]
     assert not heard.of(Warned)
+    heard.assert_adds_up()
 
 
 async def test_autovacuum_is_not_waited_for(server: Server) -> None:
@@ -430,3 +433,4 @@ async def test_autovacuum_is_not_waited_for(server: Server) -> None:
             assert await indexes(database) == [("t_id", True)]
     finally:
         shutil.rmtree(folder)
+    heard.assert_adds_up()

@@ -91,6 +91,7 @@ async def test_a_server_that_is_not_ready_is_waited_for(database: Database, answ
     assert reason in told.reason
     assert where in told.reason
     assert told.limit == GENEROUS
+    heard.assert_adds_up()
 
 
 async def test_a_server_that_comes_up_later_is_found(database: Database, ampd: Ampd) -> None:
@@ -124,6 +125,7 @@ async def test_a_role_without_a_free_connection_waits(database: Database) -> Non
         tasks.start_soon(make_room)
         report = await library.migrate(role.url, migrations=FILES, limits=PATIENT, on_event=heard)
     assert len(report.applied) == 1
+    heard.assert_adds_up()
 
 
 @pytest.mark.parametrize(
@@ -143,6 +145,7 @@ async def test_patience_ends(host: str, reason: str) -> None:
     assert raised.value.message.startswith(f"{host}:{port}/amp cannot be reached: {reason}")
     assert raised.value.hint == "check host and port, and that the server runs and listens there"
     assert len(heard.of(Retrying)) == 1
+    heard.assert_adds_up()
 
 
 @pytest.mark.parametrize(
@@ -164,6 +167,7 @@ async def test_what_waiting_cannot_mend_is_told_at_once(
             await library.migrate(door.url(database), migrations=FILES, limits=PATIENT, on_event=heard)
     assert door.refusals == 98
     assert not heard
+    heard.assert_adds_up()
 
 
 async def test_a_server_that_hangs_up_at_once() -> None:

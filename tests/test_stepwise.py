@@ -15,6 +15,7 @@ from ampd import (
     LockTimeout,
     MigrationFailed,
     MigrationInterrupted,
+    Planned,
     Report,
     Settlement,
     Starting,
@@ -114,6 +115,7 @@ async def test_lock_timeout_does_not_apply_inside_a_build(table: Database) -> No
     assert not heard.of(LockRetry)
     assert not heard.of(Warned)
     assert [event.number for event in heard.of(StatementStarted)] == [1]
+    heard.assert_adds_up()
 
 
 @pytest.mark.parametrize("blocker", ["INSERT INTO t VALUES (4)", OLD_SNAPSHOT], ids=["writer", "old snapshot"])
@@ -155,6 +157,7 @@ async def test_the_ruin_of_a_killed_build_is_cleared_away(table: Database, ampd:
     assert await indexes(table) == [("t_id", True), ("t_more", True)]
     assert await history(table) == [(1, True, 3)]
     assert await table.fetchval("SELECT count(*) FROM t") == 4
+    heard.assert_adds_up()
 
 
 async def test_a_build_that_goes_on_without_its_runner_is_waited_for(
@@ -176,6 +179,7 @@ async def test_a_build_that_goes_on_without_its_runner_is_waited_for(
     assert not heard.of(Warned)
     assert await indexes(table) == [("t_id", True)]
     assert await history(table) == [(1, True, 1)]
+    heard.assert_adds_up()
 
 
 async def test_clearing_away_is_watched_like_a_build(table: Database, ampd: Ampd, tmp_path: Path) -> None:
@@ -191,6 +195,7 @@ async def test_clearing_away_is_watched_like_a_build(table: Database, ampd: Ampd
     assert heard.of(Blocked)
     await library.migrate(table.url, migrations=scripts(BUILD))
     assert await indexes(table) == [("t_id", True)]
+    heard.assert_adds_up()
 
 
 async def test_a_failed_unique_build_can_be_mended(table: Database) -> None:
@@ -298,6 +303,7 @@ async def test_a_killed_block_that_commits_by_itself_is_interrupted(
                 await library.migrate(table.url, migrations=scripts(*files), on_event=heard)
     assert await history(table) == [(1, False, 0)]
     assert await table.fetchval("SELECT max(id) FROM t") == 4
+    heard.assert_adds_up()
 
 
 async def test_an_explicit_transaction_succeeds_or_fails_as_one(table: Database) -> None:
@@ -318,6 +324,7 @@ async def test_an_explicit_transaction_succeeds_or_fails_as_one(table: Database)
     assert [(event.number, event.line) for event in heard.of(StatementStarted)] == [
         (2, 3), (3, 4), (4, 5), (5, 6), (6, 7),
     ]  # fmt: skip
+    heard.assert_adds_up()
 
 
 async def test_a_limit_that_the_file_sets_is_the_files_own(table: Database) -> None:
@@ -355,6 +362,7 @@ async def test_whoever_queues_behind_it_is_let_through(table: Database, statemen
             )
     assert (raised.value.sqlstate, raised.value.line) == ("55P03", 2)
     assert heard.of(LockRetry)
+    heard.assert_adds_up()
 
 
 async def test_a_detachment_waits_in_nobodys_way(table: Database) -> None:
@@ -377,6 +385,7 @@ async def test_a_detachment_waits_in_nobodys_way(table: Database) -> None:
             await library.migrate(table.url, migrations=files, limits=limits, on_event=heard)
     assert await history(table) == [(1, True, 1)]
     assert await table.fetchval("SELECT count(*) FROM pg_inherits") == 0
+    heard.assert_adds_up()
 
 
 @pytest.mark.parametrize("statement", ["REINDEX TABLE p", "REINDEX INDEX p_id", "CLUSTER p USING p_id"])
@@ -409,6 +418,7 @@ async def test_the_guard_is_in_nobodys_way(table: Database) -> None:
         files = scripts("-- no-transaction\nVACUUM FULL pg_am; VACUUM FULL pg_database; VACUUM FULL pg_authid")
         with anyio.fail_after(GENEROUS):
             await library.migrate(pool, migrations=files, limits=limits, on_event=heard)
+    heard.assert_adds_up()
 
 
 async def test_a_plan_made_from_an_older_history_is_made_anew(table: Database) -> None:
@@ -421,13 +431,14 @@ async def test_a_plan_made_from_an_older_history_is_made_anew(table: Database) -
     await table.execute(f"UPDATE ampd_schema_migrations SET {earlier}")
 
     def on_event(event: Event) -> None:
-        if isinstance(event, Starting) and not heard:  # it has planned, and is about to take its turn
+        if isinstance(event, Planned) and not heard:  # it has planned, and is about to take its turn
             meanwhile(lambda: table.execute(f"UPDATE ampd_schema_migrations SET {later}"))
         heard(event)
 
     heard = Heard()
     await library.migrate(table.url, migrations=mended, on_event=on_event)
-    assert [event.resumed_at for event in heard.of(Starting)] == [0, 2]
+    assert [event.resumed_at for event in heard.of(Starting)] == [2]
+    heard.assert_adds_up()
     assert await table.fetchval("SELECT array_agg(id ORDER BY id) FROM t") == [1, 2, 3, 4, 5]
     assert await history(table) == [(1, True, 4)]
 

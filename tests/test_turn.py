@@ -28,7 +28,7 @@ from tests.servers import Ampd, Database
 pytestmark = pytest.mark.anyio
 
 GATE = "SELECT pg_advisory_xact_lock(1)"
-AT_THE_GATE = f"CREATE TABLE t (id integer); {GATE}"
+AT_THE_GATE = f"-- lock-timeout: 0\nCREATE TABLE t (id integer); {GATE}"
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,7 @@ async def test_a_waiter_says_whom_it_waits_for(database: Database, script: str) 
     assert [len(report.applied) for report in reports] == [1, 0]
     assert [report.current_version for report in reports] == [1, 1]
     await assert_no_trace(database)
+    heard.assert_adds_up()
 
 
 async def test_a_waiter_holds_nothing(database: Database) -> None:
@@ -171,6 +172,7 @@ async def test_a_waiter_stops_when_its_schema_is_current(database: Database) -> 
         await waiting_for_a_lock(database)
         await next_gate.execute("COMMIT")
     assert await history(database) == [(1, True, 1), (2, True, 1)]
+    heard.assert_adds_up()
 
 
 async def test_old_replicas_start_while_a_newer_one_migrates(database: Database) -> None:
@@ -187,6 +189,7 @@ async def test_old_replicas_start_while_a_newer_one_migrates(database: Database)
         "the database is ahead of this build by 1 migration (newest: 2); nothing is applied"
     ]
     assert not heard.of(Waiting)
+    heard.assert_adds_up()
 
 
 async def test_fifteen_runners_take_turns(database: Database) -> None:
