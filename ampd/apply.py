@@ -46,7 +46,7 @@ class Script(msgspec.Struct, frozen=True):
 
     step: Step
     migration: Migration
-    statements: tuple[sql.Statement, ...]
+    statements: sql.Statements
     directives: Directives
     cautions: tuple[sql.Caution, ...] = ()
 

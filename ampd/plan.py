@@ -14,7 +14,7 @@ from .migration import AppliedMigration, DirectiveError, Migration, directives
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from .sql import Statement
+    from .sql import Statement, Statements
 
 
 class State(Enum):
@@ -324,7 +324,7 @@ def resumption(migration: Migration, row: AppliedMigration) -> Resumption | None
     return Resumption(done, in_doubt=len(begun) > done)
 
 
-def is_bound_to_session(statements: tuple[Statement, ...], done: int) -> bool:
+def is_bound_to_session(statements: Statements, done: int) -> bool:
     """Tell whether what is not done needs what the rest has made for its session, and could mistake another for it."""
     from .sql import mentions, temporary
 

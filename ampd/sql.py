@@ -8,14 +8,17 @@ comment or a statement ends. Of the prefixes only E does. A table of rules then 
 import enum
 import re
 import unicodedata
+from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
-from itertools import accumulate, chain, islice, takewhile
+from itertools import accumulate, chain, islice, pairwise, takewhile
+from typing import overload
 
 import msgspec
 
 from .sections import Comment, separators, suspicious
+from .slices import Slices, at_once
 
 
 class Statement(msgspec.Struct, frozen=True):
@@ -63,35 +66,141 @@ class IndexBuild(msgspec.Struct, frozen=True):
     table: tuple[str, ...]
 
 
-def split(script: str) -> tuple[Statement, ...]:
+class Statements(Sequence[Statement]):
+    """The statements of a script, each made when it is asked for: 13 bytes of memory for each, beside the script."""
+
+    __slots__ = ("_classes", "_ends", "_lines", "_script", "_starts")
+
+    def __init__(
+        self,
+        script: str,
+        starts: "array[int]",
+        ends: "array[int]",
+        lines: "array[int]",
+        classes: "array[int]",
+    ) -> None:
+        self._script = script
+        self._starts = starts
+        self._ends = ends
+        self._lines = lines
+        self._classes = classes  # 1 where a rule might apply, else 0
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @overload
+    def __getitem__(self, index: int) -> Statement: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Statements": ...
+
+    def __getitem__(self, index: int | slice) -> "Statement | Statements":
+        if isinstance(index, slice):
+            parts = (self._starts[index], self._ends[index], self._lines[index], self._classes[index])
+            return Statements(self._script, *parts)
+        start, end = self._starts[index], self._ends[index]
+        text = self._script[start:end]
+        return Statement(text, start, end, self._lines[index], _leading_words(text))
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether both have the same statements; the other one may be a tuple."""
+        if not isinstance(other, tuple | Statements):
+            return NotImplemented
+        return len(self) == len(other) and all(map(Statement.__eq__, self, other))
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return f"Statements({list(self)!r})"
+
+    def line(self, index: int) -> int:
+        """Return the line that a statement begins in, counted from 1."""
+        return self._lines[index]
+
+    def size(self, index: int) -> int:
+        """Return the length of a statement in characters."""
+        return self._ends[index] - self._starts[index]
+
+    def at(self, offset: int) -> int | None:
+        """Return the number of the statement that an offset of the script lies in; None for what lies between."""
+        index = bisect_right(self._starts, offset) - 1
+        return index if index >= 0 and offset < self._ends[index] else None
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """Yield where each statement starts and ends."""
+        return zip(self._starts, self._ends, strict=True)
+
+    def notable(self) -> Iterator[int]:
+        """Yield the numbers of the statements to which a rule might apply: most of a long script are none."""
+        return (index for index, noted in enumerate(self._classes) if noted)
+
+
+def split(script: str) -> Statements:
     """Split a script into its statements; what lies between them is white space, comments and semicolons."""
-    statements = []
+    return at_once(splitting(script))
+
+
+def splitting(script: str) -> Slices[Statements]:
+    """Split a script in slices."""
+    rules, word = _rules(), _inside(_WORD)
+    wide = len(script) >= 1 << 31
+    starts, ends, lines = (array("Q" if wide else "I") for _ in range(3))
+    classes = array("B")
     line, counted = 1, 0
-    for start, end in _spans(script):
+    for span in _spans(script):
+        if span is None:
+            yield
+            continue
+        start, end = span
         line, counted = line + script.count("\n", counted, start), start
-        text = script[start:end]
-        statements.append(Statement(text, start, end, line, _leading_words(text)))
-    return tuple(statements)
+        starts.append(start)
+        ends.append(end)
+        lines.append(line)
+        first = word.match(script, start)
+        classes.append(first is not None and first[0].translate(_UPPER) in rules)
+    return Statements(script, starts, ends, lines, classes)
 
 
-def problems(
-    script: str, *, transactional: bool, statements: tuple[Statement, ...] | None = None
-) -> tuple[Problem, ...]:
+def problems(script: str, *, transactional: bool, statements: Statements | None = None) -> tuple[Problem, ...]:
     """Find everything in a script that cannot work, in order of position; whoever has split it, hands it over.
 
     What may be meant as it stands is a `Caution`; any other `Problem` is certain.
     """
-    ruled = [(each, _rule(each)) for each in (split(script) if statements is None else statements)]
-    copy = next((number for number, (_, rule) in enumerate(ruled) if rule.fault is _Fault.DATA), None)
-    if copy is not None:  # what follows is data, not SQL
-        del ruled[copy + 1 :]
-        script = script[: ruled[copy][0].end]
-    unfinished = () if transactional or copy is not None else _transactions(ruled)
+    return at_once(finding_problems(script, transactional=transactional, statements=statements))
+
+
+def finding_problems(
+    script: str, *, transactional: bool, statements: Statements | None = None
+) -> Slices[tuple[Problem, ...]]:
+    """Find them in slices; the work of `problems`."""
+    if statements is None:
+        statements = yield from splitting(script)
+    ruled: list[_Ruled] = []
+    copy = False
+    for number in statements.notable():
+        statement = statements[number]
+        ruled.append((statement, _rule(statement)))
+        if ruled[-1][1].fault is _Fault.DATA:  # what follows is data, not SQL
+            copy, statements, script = True, statements[: number + 1], script[: statement.end]
+            break
+        yield
+    unfinished = () if transactional or copy else _transactions(ruled)
     certain = chain(
-        _misplaced(ruled, transactional), unfinished, _misread(ruled), _miscoded(script, ruled), _not_sql(script, ruled)
+        _misplaced(ruled, transactional),
+        unfinished,
+        _misread(statements),
+        _miscoded(script, ruled),
+        _not_sql(script, statements),
     )
-    judged: Iterator[_Judged] = ((Problem, *each) for each in certain)
-    found = sorted(chain(judged, _undoing(script, ruled)), key=lambda each: each[1:])
+    judged: Iterator[_Judged | None] = (each and (Problem, *each) for each in certain)
+    found: list[_Judged] = []
+    for finding in chain(judged, _undoing(script, statements)):
+        if finding is None:
+            yield
+        else:
+            found.append(finding)
+    found.sort(key=lambda each: each[1:])
     return tuple(sort(*locate(script, offset), offset, message, hint) for sort, offset, message, hint in found)
 
 
@@ -254,65 +363,128 @@ _UPPER = str.maketrans("abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ
 _LOWER = {upper: lower for lower, upper in _UPPER.items()}
 
 
+# To PostgreSQL every character beyond ASCII is a letter, so these sets name the ASCII characters left out.
+_SPACES = " \t\n\r\f\v"
+_LETTER = r"[^\0-@[-^`{-\x7f]"
+_ALPHANUMERIC = r"[^\0-/:-@[-^`{-\x7f]"
+_IDENTIFIER = r"[^\0-#%-/:-@[-^`{-\x7f]"  # `$` too
+_OTHER = r"[\0-\x08\x0e-\x1f!\#%&*+:<>?@[\]^`{|}~\x7f]"
+_TAG = rf"\$(?:{_LETTER}{_ALPHANUMERIC}*+)?\$"
+_FRAME = rf"(?ai:begin|atomic|end)(?!{_IDENTIFIER})"
+_WORD = rf"(?![eE]'){_LETTER}{_IDENTIFIER}*+"
+# A string goes on after a doubled quote, and after white space with a line break in it and another quote.
+_GOES_ON = r"'(?:'|(?>(?:[ \t\f\v]++|--[^\n\r]*+)*)[\n\r](?>(?:[ \t\f\v\n\r]++|--[^\n\r]*+[\n\r])*)')"
+# What a string may hold is not repeated without a limit: each turn of a repeated group takes memory.
+_ESCAPED = rf"(?>(?:[^'\\]{{1,4000}}+|\\.|{_GOES_ON}){{1,200}})"
+
+
 @cache
-def _token_pattern() -> re.Pattern[str]:
+def _token_pattern(*, coarse: bool) -> re.Pattern[str]:
     """Compile the scanner when first needed: a start with nothing pending has no use for it.
+
+    The coarse one takes in one go what cannot end a statement: with it a long script takes a third of the time.
 
     Python before 3.11.5 mismatches `(?:…)*+` around anything that backtracks; `(?>(?:…)*)` stands for it.
     """
-    # To PostgreSQL every character beyond ASCII is a letter, so these sets name the ASCII characters left out.
-    letter = r"[^\0-@[-^`{-\x7f]"
-    alphanumeric = r"[^\0-/:-@[-^`{-\x7f]"
-    identifier = r"[^\0-#%-/:-@[-^`{-\x7f]"  # `$` too
-    tag = rf"\$(?:{letter}{alphanumeric}*+)?\$"
-    # A string goes on after a doubled quote, and after white space with a line break in it and another quote.
-    goes_on = r"'(?:'|(?>(?:[ \t\f\v]++|--[^\n\r]*+)*)[\n\r](?>(?:[ \t\f\v\n\r]++|--[^\n\r]*+[\n\r])*)')"
+    # In a run the parts of a string that goes on are as good as strings of their own.
+    simple = (
+        rf"""(?!{_FRAME}){_WORD}|[0-9]++|'[^']*+'|"[^"]*+"|[.,=]|{_OTHER}++"""
+        r"|-(?!-)|/(?!\*)|\$(?=[0-9])"
+    )
+    space = rf"[{_SPACES}]*+"
+    flat = rf"\((?>(?:{space}(?:{simple})){{0,200}}){space}\)"
+    nested = rf"\((?>(?:{space}(?:{simple}|{flat})){{0,200}}){space}\)"
+    run = rf"(?P<run>(?:{simple}|{nested})(?>(?:{space}(?:{simple}|{nested})){{0,200}}))|" if coarse else ""
     return re.compile(
-        rf"""[ \t\n\r\f\v]*+(?:
-          (?P<frame>  (?ai:begin|atomic|end) (?!{identifier}) )
-        | (?P<word>   (?![eE]') {letter} {identifier}*+ )
+        rf"""{space}(?:{run}
+          (?P<frame>  {_FRAME} )
+        | (?P<word>   {_WORD} )
         | (?P<mark>   [;(),.=] )
-        | (?P<string> ' [^']*+ (?>(?: {goes_on} [^']*+ )*) ' )
+        | (?P<string> ' [^']*+ ' )
         | (?P<number> [0-9]++ )
-        | (?P<name>   " [^"]*+ (?>(?: "" [^"]*+ )*) " )
+        | (?P<name>   " [^"]*+ " )
         | (?P<line>   --[^\n\r]*+ )
         | (?P<block>  /\* )
-        | (?P<dollar> (?P<tag>{tag}) [^$]*+ (?>(?: (?!(?P=tag)) \$ [^$]*+ )*) (?P=tag) )
-        | (?P<escape> [eE]' [^'\\]*+ (?>(?: (?: \\. | {goes_on} ) [^'\\]*+ )*) ' )
-        | (?P<open>   (?: [eE]?' | " | {tag} ) .*+ )
+        | (?P<dollar> {_TAG} )
+        | (?P<escape> [eE]' )
+        | (?P<open>   ['"] )
         | (?P<psql>   \\[^\n\r]*+ )
-        | (?P<other>  [\0-\x08\x0e-\x1f!\#%&*+:<>?@[\]^`{{|}}~\x7f]++ | [$/-] )
+        | (?P<other>  {_OTHER}++ | [$/-] )
         )""",
         re.VERBOSE | re.DOTALL,
     )
 
 
+@cache
+def _inside(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern, re.DOTALL)
+
+
 def _tokens(script: str, position: int = 0) -> Iterator[_Token]:
     """Yield every token, comments included; an unterminated one reaches to the end and is of the kind "open"."""
-    pattern = _token_pattern()
+    return _scan(script, position, coarse=False)
+
+
+def _runs(script: str, position: int = 0) -> Iterator[_Token]:
+    """Yield the same in larger pieces, of the kind "run", wherever the tokens make no difference to `_spans`.
+
+    What is "open" may begin later than its token does.
+    """
+    return _scan(script, position, coarse=True)
+
+
+def _scan(script: str, position: int, *, coarse: bool) -> Iterator[_Token]:
+    pattern = _token_pattern(coarse=coarse)
     while match := pattern.match(script, position):
         kind = match.lastgroup or ""
         start, position = match.span(kind)
-        if kind == "block":
+        if kind == "string":
+            while position > 0 and (more := _inside(_GOES_ON).match(script, position - 1)):
+                position = script.find("'", more.end()) + 1
+        elif kind == "name":
+            while position > 0 and script.startswith('"', position):
+                position = script.find('"', position + 1) + 1
+        elif kind == "dollar":
+            closing = script.find(match[kind], position)
+            position = closing + len(match[kind]) if closing >= 0 else 0
+        elif kind == "escape":
+            while more := _inside(_ESCAPED).match(script, position):
+                position = more.end()
+                if coarse:
+                    yield "run", start, position
+            position = position + 1 if script.startswith("'", position) else 0
+        elif kind == "block":
             position = _end_of_comment(script, position)
-            if position < 0:
-                kind, position = "open", len(script)
+        elif kind == "open":
+            position = 0
+        if position <= 0:
+            kind, position = "open", len(script)
         yield kind, start, position
 
 
 def _end_of_comment(script: str, position: int) -> int:
-    depth = 1
-    for edge in re.compile(r"/\*|\*/").finditer(script, position):
-        depth += 1 if edge[0] == "/*" else -1
-        if not depth:
-            return edge.end()
-    return -1
+    """Return the offset behind a comment, from behind its first two characters; 0 if it never ends."""
+    depth, end = 1, position
+    while depth:
+        if end - 2 < position:
+            end = script.find("*/", position) + 2
+            if end < 2:
+                return 0
+        inner = script.find("/*", position, end - 1)
+        depth += 1 if inner >= 0 else -1
+        position = inner + 2 if inner >= 0 else end
+    return position
 
 
-def _spans(script: str) -> Iterator[tuple[int, int]]:
-    """Yield where each statement starts and ends: at a semicolon outside parentheses and outside a routine's body."""
+def _spans(script: str) -> Iterator[tuple[int, int] | None]:
+    """Yield where each statement starts and ends: at a semicolon outside parentheses and outside a routine's body.
+
+    None in between says that here the search can be interrupted.
+    """
     start, end, depth, in_body, text = -1, 0, 0, False, ""
-    for kind, at, past in _tokens(script):
+    for kind, at, past in _runs(script):
+        if kind in _COMMENTS or kind == "run":
+            yield None
         if kind in _COMMENTS:
             continue
         previous, text = text, script[at:past].upper() if kind in _STRUCTURE else ""
@@ -338,9 +510,21 @@ def _spans(script: str) -> Iterator[tuple[int, int]]:
 
 
 def _leading_words(text: str) -> tuple[str, ...]:
+    found = _plain_words().match(text)
+    assert found is not None  # it matches the empty text as well
+    plain, commented = found.groups()
+    if commented is None:
+        return tuple(_inside(rf"[{_SPACES}]+").split(plain.strip(_SPACES).translate(_UPPER))) if plain else ()
     code = (token for token in _tokens(text) if token[0] not in _COMMENTS)
     words = takewhile(lambda token: token[0] in _WORDS, code)
     return tuple(text[start:end].translate(_UPPER) for _, start, end in islice(words, 8))
+
+
+@cache
+def _plain_words() -> re.Pattern[str]:
+    """Compile what finds leading words where no comment stands among them."""
+    word = rf"[{_SPACES}]*+(?![eE]'){_LETTER}{_IDENTIFIER}*+"
+    return re.compile(rf"((?:{word}){{0,8}})[{_SPACES}]*+(--|/\*)?")
 
 
 # Shapes: the tokens of a statement joined by single spaces, bare words in upper case, names as they stand, longer
@@ -576,7 +760,7 @@ def _rules() -> dict[str, list[tuple[str, _Rule]]]:
 
 # Findings: (offset, message, hint) each, one generator for each sort of problem.
 
-_Finding = tuple[int, str, str]
+_Finding = tuple[int, str, str]  # None in its place: here the search can be interrupted
 _Judged = tuple[type[Problem], int, str, str]  # with whether it is certain
 _Ruled = tuple[Statement, _Rule]
 _ENDS = frozenset({"COMMIT", "END", "ROLLBACK", "ABORT", "PREPARE TRANSACTION"})
@@ -627,18 +811,24 @@ def _transactions(ruled: list[_Ruled]) -> Iterator[_Finding]:
         yield begun.start, "this transaction is never committed or rolled back", "add COMMIT where it should end"
 
 
-def _misread(ruled: list[_Ruled]) -> Iterator[_Finding]:
+def _misread(statements: Statements) -> Iterator[_Finding | None]:
     """Find the first string that the server would read otherwise, for standard_conforming_strings is off by then."""
-    off = False
-    for statement, _ in ruled:
-        if statement.words[:1] in (("SET",), ("RESET",)) and (mode := re.match(_STRING_MODE, _shape(statement.text))):
-            off = bool(mode["off"])
-        elif off:
+    modes = ((number, bool(mode["off"])) for number, mode in _string_modes(statements))
+    for (number, off), (past, _) in pairwise((*modes, (len(statements), False))):
+        for statement in map(statements.__getitem__, range(number + 1, past) if off else ()):
+            yield None
             for kind, start, end in _tokens(statement.text):
                 if kind == "string" and "\\" in statement.text[start:end]:
                     message = "a backslash in a plain string while standard_conforming_strings is off"
                     yield statement.start + start, message, "write the string as E'…', which means the same everywhere"
                     return
+
+
+def _string_modes(statements: Statements) -> Iterator[tuple[int, re.Match[str]]]:
+    for number in statements.notable():
+        statement = statements[number]
+        if statement.words[:1] in (("SET",), ("RESET",)) and (mode := re.match(_STRING_MODE, _shape(statement.text))):
+            yield number, mode
 
 
 def _miscoded(script: str, ruled: list[_Ruled]) -> Iterator[_Finding]:
@@ -655,38 +845,53 @@ def _miscoded(script: str, ruled: list[_Ruled]) -> Iterator[_Finding]:
             return
 
 
-def _not_sql(script: str, ruled: list[_Ruled]) -> Iterator[_Finding]:
+def _not_sql(script: str, statements: Statements) -> Iterator[_Finding | None]:
     # Without a backslash, only what is never closed remains to be found, and that reaches to the end.
-    everywhere = not ruled or "\\" in script
-    for kind, start, end in _tokens(script, 0 if everywhere else ruled[-1][0].start):
+    last = statements[-1].start if statements else 0
+    everywhere = not statements or "\\" in script
+    for kind, start, end in _runs(script, 0 if everywhere else last):
         if kind == "open":
-            opener = script[start] if script[start] not in "eE" else "'"
-            yield start, f"unterminated {_UNTERMINATED[opener]}", "close it; it opens here and nothing ends it"
+            opened = next((token for token in _tokens(script, last) if token[0] == "open"), (kind, start, end))[1]
+            opener = script[opened] if script[opened] not in "eE" else "'"
+            yield opened, f"unterminated {_UNTERMINATED[opener]}", "close it; it opens here and nothing ends it"
         elif kind == "psql":
             command = re.split(r"\s", script[start:end], maxsplit=1)[0]
             message = f"{command} is a command of psql, not SQL"
             yield start, message, "remove it; only psql itself understands backslash commands"
+        else:
+            yield None
 
 
 _KEEP_UP = "keep only the up part in the file"
 
 
-def _undoing(script: str, ruled: list[_Ruled]) -> Iterator[_Judged]:
+def _undoing(script: str, statements: Statements) -> Iterator[_Judged | None]:
     """Find where a section begins that would undo the migration; what may be one counts if any statement follows."""
-    for separator in separators(_comments(script, ruled)):
+    comments: list[Comment] = []
+    for comment in _comments(script, statements):
+        if comment is None:
+            yield None
+        else:
+            comments.append(comment)
+    for separator in separators(comments):
         if separator.tool:
             message = f"`{separator.marker}` begins the down section of {separator.tool}, and ampd runs files whole"
             yield Problem, separator.offset, message, _KEEP_UP
-        elif ruled and separator.offset < ruled[-1][0].start:
+        elif statements and separator.offset < statements[-1].start:
             message = f"`{separator.marker}` may begin a section that undoes the migration, and ampd runs files whole"
             yield Caution, separator.offset, message, f"if it does, {_KEEP_UP}"
 
 
-def _comments(script: str, ruled: list[_Ruled]) -> Iterator[Comment]:
+def _comments(script: str, statements: Statements) -> Iterator[Comment | None]:
     """Yield the comments among which separators may be: none at all where no word of one is in any."""
-    if not any(suspicious(script[start:end]) for start, end, _ in _pieces(script, ruled)):
+    for start, end, _ in _pieces(script, statements):
+        yield None
+        if suspicious(script[start:end]):
+            break
+    else:
         return
-    for first, last, between in _pieces(script, ruled):
+    for first, last, between in _pieces(script, statements):
+        yield None
         piece, previous = script[first:last], 0
         if not between and not suspicious(piece):
             continue
@@ -697,13 +902,13 @@ def _comments(script: str, ruled: list[_Ruled]) -> Iterator[Comment]:
             previous = end
 
 
-def _pieces(script: str, ruled: list[_Ruled]) -> Iterator[tuple[int, int, bool]]:
+def _pieces(script: str, statements: Statements) -> Iterator[tuple[int, int, bool]]:
     """Yield where each statement, and whatever lies around it (with True), starts and ends."""
     past = 0
-    for statement, _ in ruled:
-        yield past, statement.start, True
-        yield statement.start, statement.end, False
-        past = statement.end
+    for start, end in statements.spans():
+        yield past, start, True
+        yield start, end, False
+        past = end
     yield past, len(script), True
 
 

@@ -17,7 +17,7 @@ class Unit(msgspec.Struct, frozen=True):
     """Statements that succeed or fail as one: a single one, or all from a BEGIN to its COMMIT."""
 
     first: int
-    statements: tuple[sql.Statement, ...]
+    statements: sql.Statements
     kind: Kind
     settings: tuple[sql.Statement, ...]  # by which the file has set its session before it
 
@@ -37,7 +37,7 @@ class Unit(msgspec.Struct, frozen=True):
         return len(self.statements) == 1 and sql.is_concurrent(self.statements[0])
 
 
-def units(statements: tuple[sql.Statement, ...], first: int) -> Iterator[Unit]:
+def units(statements: sql.Statements, first: int) -> Iterator[Unit]:
     """Yield what remains to be run from statement `first` on, explicit transactions in one piece."""
     settings = _in_force(statements[:first])
     for start, piece, kind in _pieces(statements, first):
@@ -45,16 +45,16 @@ def units(statements: tuple[sql.Statement, ...], first: int) -> Iterator[Unit]:
         settings = _after(settings, piece, kind)
 
 
-def in_force(statements: tuple[sql.Statement, ...]) -> tuple[sql.Statement, ...]:
+def in_force(statements: sql.Statements) -> tuple[sql.Statement, ...]:
     """Return the statements by which a file has set its session, as far as no later one has taken them back."""
     return tuple(statement for _, statement in _in_force(statements))
 
 
 _Settings = list[tuple[str | None, sql.Statement]]  # each with the name of what it sets
-_Piece = tuple[int, tuple[sql.Statement, ...], Kind]
+_Piece = tuple[int, sql.Statements, Kind]
 
 
-def _pieces(statements: tuple[sql.Statement, ...], first: int) -> Iterator[_Piece]:
+def _pieces(statements: sql.Statements, first: int) -> Iterator[_Piece]:
     while first < len(statements):
         past = first + 1
         kind = sql.kind(statements[first])
@@ -66,14 +66,14 @@ def _pieces(statements: tuple[sql.Statement, ...], first: int) -> Iterator[_Piec
         first = past
 
 
-def _in_force(statements: tuple[sql.Statement, ...]) -> _Settings:
+def _in_force(statements: sql.Statements) -> _Settings:
     settings: _Settings = []
     for _, piece, kind in _pieces(statements, 0):
         settings = _after(settings, piece, kind)
     return settings
 
 
-def _after(before: _Settings, statements: tuple[sql.Statement, ...], kind: Kind) -> _Settings:
+def _after(before: _Settings, statements: sql.Statements, kind: Kind) -> _Settings:
     """Return what is in force after statements that are committed or rolled back together."""
     if kind is Kind.ROLLBACK:
         return before

@@ -1,6 +1,7 @@
 """The SQL lexer: literal tables, PostgreSQL's own parser as the judge, and laws over arbitrary text."""
 
 import os
+import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pglast import parser
 
+from ampd import sql
 from ampd.sql import (
     IndexBuild,
     Kind,
@@ -991,6 +993,70 @@ def test_nothing_crashes(script: str) -> None:
         for each in found:
             assert excerpt(script, each.offset, file="f").startswith("f:")
             assert (each.line, each.column) == locate(script, each.offset)
+
+
+@given(SCRIPTS)
+@settings(max_examples=600, deadline=None)
+def test_token_by_token_or_in_larger_pieces_a_script_is_the_same(script: str) -> None:
+    """The scanner that takes much of a script at once finds the same statements and the same problems."""
+    at_once = split(script), problems(script, transactional=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sql, "_runs", sql._tokens)
+        assert (split(script), problems(script, transactional=True)) == at_once
+
+
+LONG = {
+    "string": "'" + "it''s\n" * 100_000 + "'",
+    "string in lines": "'a'\n" * 100_000,
+    "escapes": "E'" + "\\\\'';\\'\n" * 100_000 + "'",
+    "dollar": "$a$" + "$b$;" * 100_000 + "$a$",
+    "name": '"' + 'a"";' * 100_000 + '"',
+    "block comment": "1/*" + "/* ; */" * 100_000 + "*/",
+    "line comment": "1--" + "; '" * 200_000,
+    "list": "(" + "(1, 'a;', (2)), " * 50_000 + "(3))",
+    "operators": "1" + " + 1" * 200_000,
+}
+
+
+@pytest.mark.parametrize("part", LONG.values(), ids=LONG)
+def test_what_is_long_is_split_as_well_and_takes_no_memory(part: str) -> None:
+    """Neither the length of a literal, a comment or a list nor what is in it counts, and at most one copy is made."""
+    script = f"SELECT {part}\n; COMMIT"
+    split("SELECT 1"), problems("SELECT 1", transactional=True)  # which compiles the patterns
+    tracemalloc.start()
+    try:
+        statements = split(script)
+        found = problems(script, transactional=False, statements=statements)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    end = len("SELECT 1") if part.startswith("1") and "\n" not in part and "+" not in part else script.rindex("\n;")
+    assert [(each.start, each.end) for each in statements] == [
+        (0, len(script[:end].rstrip())),
+        (len(script) - 6, len(script)),
+    ]
+    assert found == ()
+    assert peak < len(script) + 100_000
+
+
+def test_statements_are_a_sequence_that_takes_little_memory() -> None:
+    """Statements can be counted, sliced and compared like a tuple of them, and are made when asked for."""
+    script = "".join(f"INSERT INTO t VALUES ({number});\n" for number in range(10_000))
+    tracemalloc.start()
+    try:
+        statements = split(script)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 20 * len(statements)
+    assert len(statements) == len(tuple(statements)) == 10_000
+    assert statements == tuple(statements)
+    assert statements[10:12] == tuple(statements)[10:12] != statements[11:13]
+    assert (statements[-1].text, statements[-1].line) == ("INSERT INTO t VALUES (9999)", 10_000)
+    assert statements.line(41) == 42
+    assert statements.at(statements[7].start) == statements.at(statements[7].end - 1) == 7
+    assert statements.at(statements[7].end) is None
+    assert split("-- 1\nSELECT").at(0) is None
 
 
 @given(SCRIPTS.filter(lambda script: "\0" not in script and script.isprintable() | script.isascii()))

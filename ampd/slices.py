@@ -1,0 +1,42 @@
+"""Long computations in slices, so that an event loop goes on in between. Pure but for the clock.
+
+A thread would not do: it shares the interpreter's lock, and could not be stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from time import monotonic
+from typing import TypeAlias, TypeVar
+
+T = TypeVar("T")
+
+Slices: TypeAlias = Generator[None, None, T]  # yields where it can be interrupted, which should be every millisecond
+
+_SLICE_SECS = 0.005
+
+
+def at_once(work: Slices[T]) -> T:
+    """Do all of the work and return its result."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+
+async def in_slices(work: Slices[T]) -> T:
+    """Do the work, let others have the event loop every few milliseconds, and return its result."""
+    from anyio.lowlevel import checkpoint
+
+    until = monotonic() + _SLICE_SECS
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        if monotonic() >= until:
+            await checkpoint()
+            until = monotonic() + _SLICE_SECS
