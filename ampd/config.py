@@ -6,6 +6,7 @@ import os
 import re
 from functools import cache
 from pathlib import Path
+from stat import S_IROTH, S_IWGRP, S_IWOTH
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_type_hints
 from urllib.parse import quote, unquote
 
@@ -395,28 +396,28 @@ def load_config(path: str | Path | None = None) -> Config:
 
     config, remarks = read_config(path, os.environ)
     for remark in remarks:
-        warnings.warn(remark, FutureWarning, stacklevel=2)
+        warnings.warn(remark, stacklevel=2)
     return config
 
 
 def read_config(
     path: str | Path | None, environ: Mapping[str, str], *, defaults: Mapping[str, Any] | None = None
-) -> tuple[Config, tuple[str, ...]]:
+) -> tuple[Config, tuple[Warning, ...]]:
     """Return the configuration and remarks on it; `defaults` for `[metadata_db]` stand below the file."""
     path = path or environ.get("AMP_CONFIG") or None
     file = Path(path) if path else None
     document = _read_toml(file) if file else {}
-    remarks: list[str] = []
+    remarks: list[Warning] = []
     variables: dict[tuple[str, ...], str] = {}
 
     section = dict(defaults or {}) | _table(document, "metadata_db", "metadata_db", file)
     section["migrations"] = _table(section, "migrations", "metadata_db.migrations", file)
     if value := environ.get(_FLAT_VARIABLE):
-        remarks.append(f"{_FLAT_VARIABLE} is deprecated: set {PREFIX}METADATA_DB__URL")
+        remarks.append(FutureWarning(f"{_FLAT_VARIABLE} is deprecated: set {PREFIX}METADATA_DB__URL"))
         if "url" not in section:
             section["url"], variables["url",] = value, _FLAT_VARIABLE
     if FLAT_URL in document:
-        remarks.append(f"{FLAT_URL} is deprecated: write url = … under [metadata_db]")
+        remarks.append(FutureWarning(f"{FLAT_URL} is deprecated: write url = … under [metadata_db]"))
     flat = FLAT_URL in document and "url" not in section
     if flat:
         section["url"] = document[FLAT_URL]
@@ -428,10 +429,18 @@ def read_config(
         variables[keys] = variable
 
     metadata_db = _convert(section, file, variables, flat=flat)
+    from_file = file is not None and ("url",) not in variables
+    if file and from_file and metadata_db.url and metadata_db.url.password and _is_open(file):
+        remarks.append(UserWarning(f"{file} holds a password, and others may read or write it: chmod 0600 {file}"))
     directory = metadata_db.migrations.dir
     if directory is not None and file is not None and ("migrations", "dir") not in variables:
         metadata_db = with_directory(metadata_db, file.parent / directory)
     return Config(metadata_db), tuple(remarks)
+
+
+def _is_open(file: Path) -> bool:
+    """Return whether others may read a file or write to it; that a group may read it can be meant so."""
+    return bool(file.stat().st_mode & (S_IROTH | S_IWOTH | S_IWGRP))
 
 
 def with_directory(metadata_db: MetadataDb, directory: Path | None) -> MetadataDb:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
 PACKAGED = "ampd/migrations"  # how the packaged folder is shown
+_LARGEST = 512 * 2**20  # bytes of a file
 
 
 def read_migrations(directory: str | Path | None = None) -> tuple[Migration, ...]:
@@ -69,9 +70,12 @@ def _read(folder: Path | Traversable, shown: str, hint: str) -> tuple[Migration,
             offences.append((file_name, "has a name that is not UTF-8"))
         if (twin := taken.setdefault(version, file_name)) != file_name:
             offences.append((file_name, f"has version {version}, and so has {twin}"))
+        if not file_name.isprintable():  # a line break in it would be one in a dry run's script
+            shown_name = file_name.encode("unicode_escape").decode()
+            offences.append((shown_name, "has a character in its name that cannot be printed"))
         try:
-            if isinstance(entry, Path) and not S_ISREG(entry.stat().st_mode):  # reading a pipe would wait for ever
-                offences.append((file_name, "is not a regular file"))
+            if isinstance(entry, Path) and (reason := _unreadable(entry)):
+                offences.append((file_name, reason))
                 continue
             content = entry.read_bytes()
             text = content.removeprefix(BOM)
@@ -117,6 +121,21 @@ def _has_to_be_one(entry: Path | Traversable) -> bool:
     name = entry.name.lower()  # in capitals it is no less meant to be one
     passed_over = name.startswith(".") or name.endswith(".down.sql") or not name.endswith(".sql")
     return not passed_over and not entry.is_dir()
+
+
+def _unreadable(entry: Path) -> str | None:
+    """Return why a file is not even opened; None if it may be read.
+
+    A line of a file is shown where it fails, to people who may not be able to read that file.
+    """
+    status = entry.stat()
+    if not S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+        return "is not a regular file"
+    if entry.is_symlink() and not entry.resolve().is_relative_to(entry.parent.resolve()):
+        return "is a link that leads out of the folder"
+    if status.st_size > _LARGEST:
+        return f"is larger than {_LARGEST // 2**20} MiB"
+    return None
 
 
 def _line(text: bytes, offset: int) -> int:

@@ -104,6 +104,7 @@ def test_no_key_is_left_untested() -> None:
 @pytest.mark.parametrize(("key", "literal", "text", "value"), KEYS)
 def test_every_key_from_either_side(file: Path, key: str, literal: str, text: str, value: object) -> None:
     """Each key is read from TOML and from its variable, into the same typed value, and changes no other key."""
+    file.touch(0o600)
     file.write_text(toml(key, literal))
     from_file, remarks = read_config(file, {})
     from_environment, _ = read_config(None, {variable(key): text})
@@ -175,7 +176,7 @@ def test_the_deprecated_flat_key(
     file.write_text(document)
     config, said = read_config(file, environ)
     assert config.metadata_db.require_url().database == database
-    assert said == tuple(texts[word] for word in remarks.split())
+    assert [str(each) for each in said] == [texts[word] for word in remarks.split()]
 
 
 def test_load_config_warns_of_the_flat_key(file: Path) -> None:
@@ -608,3 +609,23 @@ def test_what_are_no_limits(limits: Any, message: str) -> None:
     with pytest.raises(TypeError) as error:
         patience(Migrations(), limits)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("mode", "url", "warned"),
+    [
+        (0o644, "postgresql://u:geheim@h/d", True),
+        (0o602, "postgresql://u:geheim@h/d", True),
+        (0o660, "postgresql://u:geheim@h/d", True),
+        (0o640, "postgresql://u:geheim@h/d", False),
+        (0o644, "postgresql://u@h/d", False),
+    ],
+)
+def test_a_password_that_others_may_read_is_warned_of(tmp_path: Path, mode: int, url: str, warned: bool) -> None:
+    """As of a password file by libpq; where the URL comes from a variable the file has no say in it."""
+    file = tmp_path / "c.toml"
+    file.write_text(f'[metadata_db]\nurl = "{url}"\n')
+    file.chmod(mode)
+    expected = [f"{file} holds a password, and others may read or write it: chmod 0600 {file}"] if warned else []
+    assert [str(each) for each in read_config(file, {})[1]] == expected
+    assert read_config(file, {"AMP_CONFIG_METADATA_DB__URL": "postgresql://u:p@h/d"})[1] == ()

@@ -105,12 +105,42 @@ def test_what_is_not_a_regular_file_is_refused(folder: Path) -> None:
     )
 
 
-def test_a_link_is_the_file_it_points_to(folder: Path, tmp_path: Path) -> None:
-    """Symbolic links, as Kubernetes mounts a ConfigMap, are followed; one to a folder is a subfolder."""
-    (tmp_path / "real").write_text("SELECT 1;")
-    (folder / "1_a.sql").symlink_to(tmp_path / "real")
+def test_a_link_within_the_folder_is_the_file_it_points_to(folder: Path, tmp_path: Path) -> None:
+    """Links as Kubernetes mounts a ConfigMap are followed, also where the folder is one; one to a folder is passed."""
+    (folder / "..2026_01").mkdir()
+    (folder / "..2026_01" / "1_a.sql").write_text("SELECT 1;")
+    (folder / "..data").symlink_to("..2026_01")
+    (folder / "1_a.sql").symlink_to("..data/1_a.sql")
     (folder / "2_b.sql").symlink_to(tmp_path)
-    assert [(each.version, each.sql) for each in read_migrations(folder)] == [(1, "SELECT 1;")]
+    (tmp_path / "link").symlink_to(folder)
+    for path in (folder, tmp_path / "link"):
+        assert [(each.version, each.sql) for each in read_migrations(path)] == [(1, "SELECT 1;")]
+
+
+def test_a_link_that_leads_out_is_refused(folder: Path, tmp_path: Path) -> None:
+    """A failing line is shown, and whoever made the link may not be able to read the file."""
+    (tmp_path / "shadow").write_text("root:secret")
+    (folder / "1_a.sql").symlink_to(tmp_path / "shadow")
+    assert str(refusal(folder)) == f"{folder}/1_a.sql is a link that leads out of the folder\nhint: {NAMING}"
+
+
+def test_a_file_beyond_measure_is_refused(folder: Path) -> None:
+    """It is told by its size, without having been read."""
+    with (folder / "1_a.sql").open("wb") as file:
+        file.truncate(512 * 2**20 + 1)
+    assert str(refusal(folder)) == f"{folder}/1_a.sql is larger than 512 MiB\nhint: {NAMING}"
+
+
+def test_a_name_that_cannot_be_printed_is_refused(folder: Path) -> None:
+    """A line break in a name would end the comment that a dry run names the file in."""
+    fill(folder, {"1_a\nDROP TABLE t; --.sql": "", "2_\x1b[31m.sql": "", "3_a\u202eb.sql": "", "4_größe 中.sql": ""})
+    assert str(refusal(folder)) == (
+        f"3 faults in the files of {folder}:\n"
+        "  1_a\\nDROP TABLE t; --.sql has a character in its name that cannot be printed\n"
+        "  2_\\x1b[31m.sql has a character in its name that cannot be printed\n"
+        "  3_a\\u202eb.sql has a character in its name that cannot be printed\n"
+        f"hint: {NAMING}"
+    )
 
 
 @pytest.mark.parametrize(
