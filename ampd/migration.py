@@ -17,7 +17,7 @@ BOM = b"\xef\xbb\xbf"
 
 # What may stand before the first statement. A nested block comment ends early here; who writes directives behind one?
 _LEADING = re.compile(r"\s+|(?P<comment>--[^\r\n]*)|/\*.*?\*/", re.DOTALL)
-_DIRECTIVE = re.compile(r"--\s*(no-transaction|lock-timeout|statement-timeout)(?![\w-])\s*:?\s*(.*?)\s*")
+_DIRECTIVE = re.compile(r"--\s*(no-transaction|lock-timeout|statement-timeout)(?![\w-])\s*+:?(.*)")
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|min|h)?", re.IGNORECASE)
 _UP, _DOWN = re.compile(r"[_.\s-](?:up|do)\Z"), re.compile(r"[_.\s-](?:down|undo|rollback)\Z")
 _UNIT = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
@@ -115,7 +115,7 @@ def directives(sql: str) -> Directives:
         match = _DIRECTIVE.fullmatch(leading["comment"] or "")
         if not match:
             continue
-        directive, value = match.groups()
+        directive, value = match[1], match[2].strip()
         if directive == "no-transaction":
             found["no_transaction"] = True
             continue

@@ -474,6 +474,9 @@ def warnings(todo: Plan, scripts: Iterable[Script]) -> Iterator[str]:
             yield f"{file}:{caution.line}: {caution.message}; {caution.hint}"
 
 
+_LISTED = 20  # places of an error that has many
+
+
 def _invalid(offences: list[tuple[Migration, Problem]]) -> InvalidMigration:
     from .sql import excerpt
 
@@ -482,7 +485,8 @@ def _invalid(offences: list[tuple[Migration, Problem]]) -> InvalidMigration:
     if len(offences) == 1:
         picture = excerpt(migration.sql, problem.offset, file=migration.file)
     else:
-        listed = "".join(f"\n  {each.file}:{what.line}: {what.message}" for each, what in offences)
+        listed = "".join(f"\n  {each.file}:{what.line}: {what.message}" for each, what in offences[:_LISTED])
+        listed += f"\n  and {len(offences) - _LISTED} more" if len(offences) > _LISTED else ""
         message = f"{len(offences)} places in the pending migrations cannot be run; nothing was:{listed}"
     return InvalidMigration(
         message,

@@ -201,7 +201,10 @@ def finding_problems(
         else:
             found.append(finding)
     found.sort(key=lambda each: each[1:])
-    return tuple(sort(*locate(script, offset), offset, message, hint) for sort, offset, message, hint in found)
+    places = _places(script, (offset for _, offset, _, _ in found))
+    return tuple(
+        sort(*place, offset, message, hint) for place, (sort, offset, message, hint) in zip(places, found, strict=True)
+    )
 
 
 def kind(statement: Statement) -> Kind:
@@ -327,6 +330,16 @@ def locate(script: str, offset: int) -> tuple[int, int]:
     """Give the line and the column of an offset, both counted from 1."""
     offset = max(0, min(offset, len(script)))
     return script.count("\n", 0, offset) + 1, offset - script.rfind("\n", 0, offset)
+
+
+def _places(script: str, offsets: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Yield line and column of ascending offsets; each line break is counted once, however many they are."""
+    line, start, counted = 1, 0, 0
+    for offset in offsets:
+        if breaks := script.count("\n", counted, offset):
+            line, start = line + breaks, script.rfind("\n", counted, offset) + 1
+        counted = offset
+        yield line, offset - start + 1
 
 
 def excerpt(script: str, offset: int, *, file: str, hide: Callable[[str], str] = str) -> str:
@@ -482,6 +495,7 @@ def _spans(script: str) -> Iterator[tuple[int, int] | None]:
     None in between says that here the search can be interrupted.
     """
     start, end, depth, in_body, text = -1, 0, 0, False, ""
+    routine: bool | None = None  # whether the statement creates one, as soon as it matters
     for kind, at, past in _runs(script):
         if kind in _COMMENTS or kind == "run":
             yield None
@@ -491,7 +505,7 @@ def _spans(script: str) -> Iterator[tuple[int, int] | None]:
         if text == ";" and not depth and not in_body:
             if start >= 0:
                 yield start, end
-            start = -1
+            start, routine = -1, None
             continue
         if start < 0 and kind == "psql":
             yield at, past
@@ -502,7 +516,9 @@ def _spans(script: str) -> Iterator[tuple[int, int] | None]:
         elif text == ")":
             depth = max(0, depth - 1)
         elif text == "ATOMIC" and previous == "BEGIN" and not depth:
-            in_body = bool(re.match(_ROUTINE, " ".join(_leading_words(script[start:at]))))
+            if routine is None:
+                routine = bool(re.match(_ROUTINE, " ".join(_leading_words(script[start:at]))))
+            in_body = routine
         elif text == "END" and in_body and previous in (";", "ATOMIC"):  # the END of a CASE never stands there
             in_body, depth = False, 0
     if start >= 0:
@@ -578,6 +594,7 @@ _FALSE = r"(?i:'?(?:false|off|0)'?)"
 _WITH = r"(?>.*? WITH \( )(?:.*? )??"  # as far as one of the options
 _SET = r"(?>.*? SET \( )(?:.*? , )??"
 _CHAIN = "(?:WORK |TRANSACTION )?AND CHAIN"
+_MOVE = r"ALTER DATABASE (?:U & )?[^ ]+(?: UESCAPE [^ ]+)? (?:SET TABLESPACE|(?:WITH )?(?:TABLESPACE|\"tablespace\"))"
 _INDEX_BUILD = (
     r"CREATE (?:UNIQUE )?INDEX CONCURRENTLY (?:(?:IF NOT EXISTS )?(?P<name>[^ ]+) )??"
     rf"ON (?:ONLY )?(?P<table>{_NAME})(?= USING | \()"
@@ -684,7 +701,7 @@ _RULES = (  # the first that fits counts
     _Rule("DROP TABLESPACE", Kind.OPAQUE, _Fault.OUTSIDE),
     _Rule("CREATE DATABASE", Kind.OPAQUE, _Fault.OUTSIDE),
     _Rule("CREATE TABLESPACE", Kind.OPAQUE, _Fault.OUTSIDE),
-    _Rule("ALTER DATABASE SET TABLESPACE", Kind.OPAQUE, _Fault.OUTSIDE, "ALTER DATABASE .*? SET TABLESPACE"),
+    _Rule("ALTER DATABASE SET TABLESPACE", Kind.OPAQUE, _Fault.OUTSIDE, _MOVE),
     _Rule(
         "DETACH PARTITION CONCURRENTLY",
         Kind.OPAQUE,

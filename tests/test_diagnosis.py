@@ -412,6 +412,16 @@ async def test_everything_that_cannot_work_is_listed_at_once(ampd: Ampd, databas
     assert await database.fetchval("SELECT to_regclass('ampd_schema_migrations')") is None
 
 
+async def test_a_list_of_what_cannot_work_has_an_end(database: Database) -> None:
+    """Of many places the first twenty are named, and the others are counted."""
+    with pytest.raises(ampd.InvalidMigration) as caught:
+        await ampd.migrate(database.url, migrations=scripts("VACUUM;\n" * 15, "VACUUM;\n" * 10))
+    lines = caught.value.message.splitlines()
+    assert lines[0] == "25 places in the pending migrations cannot be run; nothing was:"
+    assert lines[-2:] == ["  2_step.sql:5: VACUUM cannot run inside a transaction block", "  and 5 more"]
+    assert len(lines) == 22
+
+
 # --- privileges
 
 

@@ -224,7 +224,16 @@ def test_what_is_no_sql_degrades_gracefully(script: str, texts: list[str] | None
         ('ALTER DATABASE "my db" SET TABLESPACE s', Kind.OPAQUE),
         ('ALTER DATABASE U&"d" SET TABLESPACE s', Kind.OPAQUE),
         ("ALTER DATABASE U&\"!0064\" UESCAPE '!' SET TABLESPACE s", Kind.OPAQUE),
+        ("ALTER DATABASE d WITH TABLESPACE s", Kind.OPAQUE),
+        ("alter database tablespace with tablespace = 's'", Kind.OPAQUE),
+        ('ALTER DATABASE "d d" TABLESPACE s', Kind.OPAQUE),
+        ('ALTER DATABASE d "tablespace" = s', Kind.OPAQUE),
+        ("ALTER DATABASE U&\"!0064\" UESCAPE '!' WITH TABLESPACE s", Kind.OPAQUE),
         ("ALTER DATABASE d SET work_mem = 1", Kind.TRANSACTIONAL),
+        ("ALTER DATABASE d SET default_tablespace = tablespace", Kind.TRANSACTIONAL),
+        ("ALTER DATABASE tablespace WITH CONNECTION LIMIT 5", Kind.TRANSACTIONAL),
+        ("ALTER DATABASE d RENAME TO tablespace", Kind.TRANSACTIONAL),
+        ("ALTER DATABASE d OWNER TO tablespace", Kind.TRANSACTIONAL),
         ('ALTER DATABASE d OWNER TO "set tablespace"', Kind.TRANSACTIONAL),
         ('ALTER TABLE ONLY a.t DETACH PARTITION a."p 1" CONCURRENTLY', Kind.OPAQUE),
         ('ALTER TABLE t * DETACH PARTITION U&"p" CONCURRENTLY', Kind.OPAQUE),
@@ -297,6 +306,18 @@ def test_a_kind_is_found_in_linear_time(script: str, expected: Kind) -> None:
     """However often the key words of a statement recur, each is looked at once; else this takes minutes."""
     tail = " ".join(script.split()[-2:])
     assert kind(only(f"{script} {f'(a = b, {tail} ' * 30_000}")) is expected
+
+
+def test_statements_are_found_in_linear_time() -> None:
+    """However often a routine's body seems to begin, the statement is looked at once; else this takes minutes."""
+    for piece in ("begin atomic ", "CREATE FUNCTION f() BEGIN ATOMIC "):
+        assert len(split(piece * 100_000)) == 1
+
+
+def test_problems_are_found_in_linear_time() -> None:
+    """The lines before a problem are not counted anew for each; else this takes minutes."""
+    found = problems("\\x\n" * 100_000, transactional=True)
+    assert (found[-1].line, found[-1].column) == (100_000, 1)
 
 
 @pytest.mark.parametrize(
