@@ -22,6 +22,11 @@ UNTRANSLATABLE_CHARACTER = "22P05"
 _TERMINATOR = "\n;"  # the line break ends whatever the statement ends with
 _OUTSIDE = "the server will not run it in a transaction: make `-- no-transaction` the first line of the file"
 _ENUM = "commit the new enum value before it is used: put it in a migration of its own, before this one"
+_BUILD_IN_PARTS = (
+    "an index on a partitioned table is built in parts: CREATE INDEX … ON ONLY the table, then for each partition "
+    "CREATE INDEX CONCURRENTLY and ALTER INDEX … ATTACH PARTITION"
+)
+_DROP_WHOLE = "an index on a partitioned table is dropped with those of its partitions, and only without CONCURRENTLY"
 _HINTS = {
     "25001": _OUTSIDE,
     "2D000": _OUTSIDE,
@@ -109,7 +114,8 @@ def failure(
     ended = offset is None and not unread
     when = " at the end of the migration" if ended else error.redact(_in_function(error.context))
     not_the_file = _not_the_file(error)
-    hint = (error.hint or not_the_file or _HINTS.get(error.sqlstate, "")).removesuffix(".")
+    known = error.hint or not_the_file or _in_parts(error, statement) or _HINTS.get(error.sqlstate, "")
+    hint = known.removesuffix(".")
     if not_the_file and "timeout" not in not_the_file:
         aftermath = aftermath.replace("fix the file and run again", "run again")
     if hint == _OUTSIDE and not _runs_outside(error, migration, statement):
@@ -167,6 +173,19 @@ def _runs_outside(error: ServerError, migration: Migration, statement: sql.State
         return statement.words[:1] in (("DO",), ("CALL",))  # a function may end a transaction nowhere
     too_late = sql.sets_transaction(statement) or "before any query" in error.message
     return not too_late and not error.context  # nor may a function run what cannot be in a transaction
+
+
+def _in_parts(error: ServerError, statement: sql.Statement | None) -> str:
+    """Return what to do where an index of a partitioned table was to be built or dropped concurrently; else nothing."""
+    if error.sqlstate != "0A000" or statement is None:
+        return ""
+
+    def named(name: tuple[str, ...]) -> bool:  # the words around it, and the quotes, are of the server's language
+        return re.search(rf"(?<!\w){re.escape(name[-1])}(?!\w)", error.message) is not None
+
+    if (build := sql.index_build(statement)) and named(build.table):
+        return _BUILD_IN_PARTS
+    return _DROP_WHOLE if any(map(named, sql.dropped_indexes(statement))) else ""
 
 
 def _in_function(context: str) -> str:

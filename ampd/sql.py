@@ -194,8 +194,9 @@ def finding_problems(
         _not_sql(script, statements),
     )
     judged: Iterator[_Judged | None] = (each and (Problem, *each) for each in certain)
+    nameless = () if transactional else _nameless(ruled)
     found: list[_Judged] = []
-    for finding in chain(judged, _undoing(script, statements)):
+    for finding in chain(judged, _undoing(script, statements), nameless):
         if finding is None:
             yield
         else:
@@ -303,6 +304,28 @@ def index_build(statement: Statement) -> IndexBuild | None:
         name=_fold(found["name"]) if found["name"] else None,
         table=_qualified(found["table"]),
     )
+
+
+def chosen_name(statement: Statement) -> str | None:
+    """Return the name that PostgreSQL would choose for a CREATE INDEX CONCURRENTLY, as far as nothing else has it.
+
+    None for any other statement. An expression counts as `expr`, of which the server may make more.
+    """
+    shape = _shape(statement.text)
+    if not (found := re.match(_INDEX_BUILD, shape, re.DOTALL)):
+        return None
+    columns: dict[str, None] = {}  # in their order
+    for original in _indexed(shape[found.end() :].strip().split(" ")):
+        column, number = original, 0
+        while column in columns:
+            number += 1
+            column = f"{_clipped(original, 63 - len(str(number)))}{number}"
+        columns[column] = None
+    parts = [_qualified(found["table"])[-1], "_".join(columns)]
+    lengths = [len(part.encode()) for part in parts]
+    while sum(lengths) > 63 - len("__idx"):
+        lengths[lengths[0] <= lengths[1]] -= 1
+    return "_".join((*map(_clipped, parts, lengths), "idx"))
 
 
 def dropped_indexes(statement: Statement) -> tuple[tuple[str, ...], ...]:
@@ -565,6 +588,31 @@ def _fold(token: str) -> str:
     """Turn a name in a shape into the catalog's: unquoted, or else in lower case, and cut after 63 bytes."""
     name = token[1:-1].replace('""', '"').replace("\0", " ") if token[0] == '"' else token.translate(_LOWER)
     return name.encode(errors="replace")[:63].decode(errors="ignore")
+
+
+def _clipped(name: str, length: int) -> str:
+    """Return a name cut to so many bytes, between two characters."""
+    return name.encode(errors="replace")[:length].decode(errors="ignore")
+
+
+def _indexed(tokens: list[str]) -> Iterator[str]:
+    """Yield the names that PostgreSQL has for what an index is on, from what follows the table in its shape."""
+    depth, begins, names = 0, False, True
+    for number, token in enumerate(tokens):
+        if names and begins and depth == 1 and token not in "(,":
+            call = number
+            while tokens[call + 1 : call + 2] == ["."]:
+                call += 2
+            yield _fold(tokens[call]) if tokens[call + 1 : call + 2] == ["("] or call == number else "expr"
+        elif names and begins and token == "(":
+            yield "expr"
+        begins = token == "," and depth == 1
+        if token == "(":
+            depth += 1
+            begins = depth == 1
+        elif token == ")":
+            depth -= 1
+            names = tokens[number + 1 : number + 2] == ["INCLUDE"] if depth == 0 else names
 
 
 class _Fault(enum.Enum):
@@ -897,6 +945,16 @@ def _undoing(script: str, statements: Statements) -> Iterator[_Judged | None]:
         elif statements and separator.offset < statements[-1].start:
             message = f"`{separator.marker}` may begin a section that undoes the migration, and ampd runs files whole"
             yield Caution, separator.offset, message, f"if it does, {_KEEP_UP}"
+
+
+def _nameless(ruled: list[_Ruled]) -> Iterator[_Judged]:
+    """Find the indexes of which nobody could tell, after an interruption, whether they are those of the file."""
+    for statement, rule in ruled:
+        if rule.kind is Kind.CREATE_INDEX_CONCURRENTLY and (build := index_build(statement)) and build.name is None:
+            name = chosen_name(statement) or ""
+            shown = name if re.fullmatch("[a-z_][a-z0-9_$]*", name) else '"' + name.replace('"', '""') + '"'
+            message = f"{rule.label} without a name cannot be resumed where it is interrupted: a person has to look"
+            yield Caution, statement.start, message, f"give it the name that PostgreSQL would choose: {shown}"
 
 
 def _comments(script: str, statements: Statements) -> Iterator[Comment | None]:

@@ -12,6 +12,7 @@ from pglast import parser
 
 from ampd import sql
 from ampd.sql import (
+    Caution,
     IndexBuild,
     Kind,
     Statement,
@@ -879,6 +880,39 @@ def test_a_problem_says_what_to_do() -> None:
         "remove READ ONLY",
         "add COMMIT where it should end",
     ]
+
+
+@pytest.mark.parametrize(
+    ("script", "name"),
+    [
+        ("SELECT 1;\nCREATE INDEX CONCURRENTLY ON t (a, b)", "t_a_b_idx"),
+        ('\nCREATE UNIQUE INDEX CONCURRENTLY ON "T" (a)', '"T_a_idx"'),
+        ('\nCREATE INDEX CONCURRENTLY ON t ("a""b")', '"t_a""b_idx"'),
+    ],
+)
+def test_an_index_without_a_name_is_a_caution(script: str, name: str) -> None:
+    """Nobody can tell after an interruption whether it is there; the name that it would get is told."""
+    (caution,) = problems(script, transactional=False)
+    assert (type(caution), caution.line, caution.column) == (Caution, 2, 1)
+    assert caution.message == (
+        "CREATE INDEX CONCURRENTLY without a name cannot be resumed where it is interrupted: a person has to look"
+    )
+    assert caution.hint == f"give it the name that PostgreSQL would choose: {name}"
+    assert not [each for each in problems(script, transactional=True) if isinstance(each, Caution)]
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "CREATE INDEX CONCURRENTLY i ON t (a)",
+        "CREATE INDEX CONCURRENTLY IF NOT EXISTS i ON t (a)",
+        "CREATE INDEX ON t (a)",
+        "DROP INDEX CONCURRENTLY i",
+    ],
+)
+def test_an_index_with_a_name_is_none(script: str) -> None:
+    """What has a name, or is undone by the server itself, needs nobody."""
+    assert problems(script, transactional=False) == ()
 
 
 # Drawing

@@ -28,7 +28,8 @@ from ampd import history as history_module
 from ampd.config import Limits
 from ampd.events import Event
 from ampd.plan import done_checksum
-from ampd.sql import split
+from ampd.postgres import identifier
+from ampd.sql import chosen_name, split
 from tests.scenes import (
     GENEROUS,
     Heard,
@@ -398,6 +399,92 @@ async def test_what_a_partitioned_table_refuses_in_a_transaction(table: Database
     )
     await library.migrate(table.url, migrations=scripts(f"-- no-transaction\n{statement}; {statement}"))
     assert await history(table) == [(1, True, 2)]
+
+
+PARTED = (
+    "CREATE TABLE p (id integer, data jsonb) PARTITION BY RANGE (id); CREATE INDEX p_id ON p (id);"
+    "CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (9)"
+)
+
+
+@pytest.mark.parametrize(
+    ("statement", "hint"),
+    [
+        (
+            "CREATE INDEX CONCURRENTLY p_more ON ONLY p (id)",
+            "an index on a partitioned table is built in parts: CREATE INDEX … ON ONLY the table, then for each "
+            "partition CREATE INDEX CONCURRENTLY and ALTER INDEX … ATTACH PARTITION; ",
+        ),
+        (
+            "DROP INDEX CONCURRENTLY p_id",
+            "an index on a partitioned table is dropped with those of its partitions, and only without CONCURRENTLY; ",
+        ),
+        (
+            "CREATE UNIQUE INDEX CONCURRENTLY p1_more ON p1 USING hash (id)",
+            "this server does not support it: check its version and extensions; ",
+        ),
+    ],
+)
+async def test_what_a_partitioned_table_refuses_concurrently(table: Database, statement: str, hint: str) -> None:
+    """The way that there is instead is told, for whoever has a partitioned table and only for them."""
+    await table.execute(PARTED)
+    with pytest.raises(library.MigrationFailed) as caught:
+        await library.migrate(table.url, migrations=scripts(f"-- no-transaction\n{statement}"))
+    assert (caught.value.hint or "").startswith(hint)
+
+
+async def test_the_way_to_index_a_partitioned_table_works(table: Database) -> None:
+    """What the hint says is a migration that leaves a valid index, on the parent too."""
+    await table.execute(PARTED)
+    way = (
+        "-- no-transaction\nCREATE INDEX p_more ON ONLY p (id);\nCREATE INDEX CONCURRENTLY p1_more ON p1 (id);\n"
+        "ALTER INDEX p_more ATTACH PARTITION p1_more;"
+    )
+    await library.migrate(table.url, migrations=scripts(way))
+    assert ("p_more", True) in await indexes(table, "p")
+
+
+NAMELESS = (
+    "ON t (a)",
+    "ON t (a, b, c)",
+    "ON ONLY public.t USING btree (b DESC NULLS LAST, a text_pattern_ops) INCLUDE (c)",
+    "ON t (a, a, a)",
+    "ON t (lower(a), pg_catalog.upper(a) COLLATE \"C\", (a || 'x'))",
+    "ON t ((a || ')('), (c + 1)) WHERE c > 1",
+    'ON t ("Odd ""name", "ä")',
+    'ON "A table with a name of more than forty bytes" (a, "a column with a name that is long as well")',
+    'ON "A table with a name of more than forty bytes" (b)',
+    'ON t ("a column with a name that is long as well", "ä", b, c, a, "Odd ""name")',
+    f"ON t ({'ä' * 31})",
+)
+
+
+async def test_an_index_gets_the_name_that_postgresql_would_choose(database: Database) -> None:
+    """The name that ampd proposes is the one that the server gives, cut and numbered alike."""
+    columns = 'a text, b text, c int, "Odd ""name" text, ä text, "a column with a name that is long as well" text'
+    for name in ("t", '"A table with a name of more than forty bytes"'):
+        await database.execute(f"CREATE TABLE {name} ({columns}, {'ä' * 31} text)")
+    for index in NAMELESS:
+        (statement,) = split(f"CREATE INDEX CONCURRENTLY {index}")
+        await database.execute(statement.text)
+        name = await database.fetchval(
+            "SELECT relname FROM pg_class WHERE relkind = 'i' AND relnamespace = 'public'::regnamespace"
+        )
+        assert chosen_name(statement) == name
+        await database.execute(f"DROP INDEX {identifier(name)}")
+
+
+async def test_an_index_without_a_name_is_told_before_it_is_built(table: Database) -> None:
+    """A person who has to look after every interruption is told so in time, with the name to give it."""
+    heard = Heard()
+    await library.migrate(
+        table.url, migrations=scripts("-- no-transaction\nCREATE INDEX CONCURRENTLY ON t (id)"), on_event=heard
+    )
+    assert [event.message for event in heard.of(Warned)] == [
+        "1_step.sql:2: CREATE INDEX CONCURRENTLY without a name cannot be resumed where it is interrupted: a person "
+        "has to look; give it the name that PostgreSQL would choose: t_id_idx"
+    ]
+    assert isinstance(heard[0], Warned)
 
 
 async def test_the_guard_is_in_nobodys_way(table: Database) -> None:
