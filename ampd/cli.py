@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO, TypeVar
 
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
+from .display import visible
 from .errors import AmpdError, ConfigError, MigrationInterrupted
 from .version import VERSION
 
@@ -352,7 +353,7 @@ def _examined(found: Status, *, check: bool, json: bool) -> int:
     elif check:
         _print(f"{found.database}: {found.summary()}")
     else:
-        _print(dry_run_text(found))
+        _print_script(dry_run_text(found))
     return int(check and not found.up_to_date)
 
 
@@ -479,10 +480,15 @@ def _complain(error: AmpdError) -> None:
 
 def _say(text: str) -> None:
     with suppress(OSError):  # that nobody listens changes nothing
-        print(text, file=sys.stderr, flush=True)
+        print(visible(text), file=sys.stderr, flush=True)
 
 
 def _print(text: str) -> None:
+    print(visible(text), flush=True)
+
+
+def _print_script(text: str) -> None:
+    """Print SQL as it is: a script that differs from what is run would be a lie."""
     print(text, flush=True)
 
 

@@ -25,6 +25,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from .display import visible
+
 if TYPE_CHECKING:
     from .events import Blocker
     from .plan import Conflict
@@ -45,6 +47,11 @@ def masked(text: str) -> str:
     """
     text = _IN_QUERY.sub(r"\1***", _without_passwords(text[:_SEARCHED]))
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… (and more)"
+
+
+def shown(text: str) -> str:
+    """Return a text as it may be shown: without passwords, and with nothing in it that is not seen."""
+    return visible(masked(text))
 
 
 def _without_passwords(text: str) -> str:
@@ -102,17 +109,17 @@ class AmpdError(Exception):
         detail: str | None = None,
         excerpt: str | None = None,
     ) -> None:
-        message = masked(message)
+        message = shown(message)
         super().__init__(message)
         self.message = message
-        self.hint = hint and masked(hint)
+        self.hint = hint and shown(hint)
         self.version = version
-        self.file = file and masked(file)
+        self.file = file and shown(file)
         self.line = line
         self.column = column
         self.sqlstate = sqlstate
-        self.detail = detail and masked(detail)
-        self.excerpt = excerpt and masked(excerpt)
+        self.detail = detail and shown(detail)
+        self.excerpt = excerpt and shown(excerpt)
         self.report: Report | None = None  # set by `migrate`: how far the run had come
 
     def __str__(self) -> str:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from .display import one_line
+
 if TYPE_CHECKING:
     from .errors import AmpdError
     from .report import PendingMigration, Report
@@ -82,11 +84,11 @@ class Waiting(Event, frozen=True):
         """Return whom this runner waits for, as far as the role may see it."""
         facts = [f"pid {self.pid}"]
         if self.client:
-            facts.append(f"on {self.client}")
+            facts.append(f"on {one_line(self.client)}")
         if self.application:
-            facts.append(f"application {self.application}")
+            facts.append(f"application {one_line(self.application)}")
         if self.migration:
-            facts.append(f"migration {self.migration}")
+            facts.append(f"migration {one_line(self.migration)}")
         if self.since:
             facts.append(f"since {self.since:%Y-%m-%d %H:%M:%S%z}")
         return ", ".join(facts)
@@ -152,14 +154,14 @@ class Blocker(msgspec.Struct, frozen=True):
         """Return one line for a person."""
         if self.own_pool:
             return f"pid {self.pid}, a connection of this very process's own pool, {self.state or 'state unknown'}"
-        facts = [f"user {self.user or '?'}", f"application {self.application or '?'}"]
+        facts = [f"user {one_line(self.user or '?')}", f"application {one_line(self.application or '?')}"]
         if self.client:
-            facts.append(f"from {self.client}")
+            facts.append(f"from {one_line(self.client)}")
         facts.append(self.state or "state unknown")
         if self.since:
             facts.append(f"since {self.since:%Y-%m-%d %H:%M:%S%z}")
         if self.query:
-            facts.append(self.query)
+            facts.append(one_line(self.query))
         return f"pid {self.pid}: {', '.join(facts)}"
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias, Union
 import anyio
 
 from .config import DatabaseUrl, Limits, MetadataDb, check_schema, patience
+from .display import one_line
 from .errors import AmpdError, ConfigError, ConnectionFailed, InvalidMigration, MigrationConflict, MigrationInterrupted
 from .events import Finished, OnEvent, Planned, Starting, Stopped, Warned, ignore, was_stopped
 from .history import History, TurnTaken, read, refuse_to_write
@@ -171,11 +172,10 @@ def _insist_on_its_file(step: Step, files: Sequence[Migration]) -> None:
     """
     row, migration = step.applied, step.migration
     if migration is None and all(file.file.startswith(PACKAGED) for file in files):
-        raise ConfigError(f"{step.version} {step.name} is none of the packaged migrations", hint=_OTHER_FOLDER)
+        raise ConfigError(f"{step.label} is none of the packaged migrations", hint=_OTHER_FOLDER)
     if migration and row and migration.name != row.name and migration.checksum != row.checksum:
-        raise ConfigError(
-            f"{row.version} {row.name} was started, and {migration.file} is another migration", hint=_OTHER_FOLDER
-        )
+        started = f"{row.version} {one_line(row.name)}"
+        raise ConfigError(f"{started} was started, and {migration.file} is another migration", hint=_OTHER_FOLDER)
 
 
 class _Run:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from .display import one_line
 from .errors import MigrationConflict, masked
 from .migration import AppliedMigration, DirectiveError, Migration, directives
 
@@ -62,6 +63,11 @@ class Step(msgspec.Struct, frozen=True):
         return self.known.name
 
     @property
+    def label(self) -> str:
+        """Return version and name as people say it, on one line whoever has written the name."""
+        return f"{self.version} {one_line(self.name)}"
+
+    @property
     def known(self) -> Migration | AppliedMigration:
         """Return the file, or the history's row where there is no file."""
         known = self.migration or self.applied
@@ -89,7 +95,7 @@ class Conflict(msgspec.Struct, frozen=True):
         if applied is None:
             return f"  file:    {file}\n  applied: never"
         word, when = ("applied", applied.finished_at) if applied.finished_at else ("started", applied.started_at)
-        by = f"{when:%Y-%m-%d %H:%M:%S%z} by {applied.applied_by}, SHA-256 {applied.checksum.hex()}"
+        by = f"{when:%Y-%m-%d %H:%M:%S%z} by {one_line(applied.applied_by)}, SHA-256 {applied.checksum.hex()}"
         return "\n".join((f"  file:    {file}", f"  {word}: {by}", *self._in_doubt()))
 
     def _in_doubt(self) -> Iterator[str]:
@@ -258,7 +264,7 @@ def check_project(found: Plan, *, history: str, packaged: bool) -> None:
     raise MigrationConflict(
         f"{history} is the history of another project: none of the migrations in it is among the files{place}\n"
         f"  history: {_some(rows)}, last at {last.finished_at or last.started_at:%Y-%m-%d %H:%M:%S%z} "
-        f"by {last.applied_by}\n"
+        f"by {one_line(last.applied_by)}\n"
         f"  files:   {_some(files)}",
         hint=hint,
     )
@@ -266,7 +272,7 @@ def check_project(found: Plan, *, history: str, packaged: bool) -> None:
 
 def _some(migrations: Sequence[Migration | AppliedMigration]) -> str:
     """Return a few of them as people say them, and how many more there are."""
-    shown = ", ".join(f"{each.version} {each.name}" for each in migrations[:3])
+    shown = ", ".join(f"{each.version} {one_line(each.name)}" for each in migrations[:3])
     return f"{shown} and {len(migrations) - 3} more" if len(migrations) > 3 else shown
 
 
@@ -368,7 +374,7 @@ def conflict_of(step: Step, at_work: str | None = None) -> Conflict:
     """Return a step in conflict, told to a person."""
     if step.state is State.INTERRUPTED and at_work:
         hint = "wait for it; `ampd migrate` does, and goes on where it has stopped"
-        return Conflict(step, f"{step.version} {step.name} is not finished: a runner is at work ({at_work})", hint)
+        return Conflict(step, f"{step.label} is not finished: a runner is at work ({at_work})", hint)
     message, hint = _VERDICTS[step.state]
     edited = step.applied and (step.migration is None or step.migration.checksum != step.applied.checksum)
     facts = {
@@ -379,4 +385,4 @@ def conflict_of(step: Step, at_work: str | None = None) -> Conflict:
         "version": step.version,
         "done": step.applied.statements_done if step.applied else 0,
     }
-    return Conflict(step, f"{step.version} {step.name} {message.format(**facts)}", hint.format(**facts))
+    return Conflict(step, f"{step.label} {message.format(**facts)}", hint.format(**facts))

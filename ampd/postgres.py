@@ -24,6 +24,7 @@ import asyncpg
 import msgspec
 
 from .config import DatabaseUrl, MetadataDb
+from .display import folded
 from .errors import (
     AmpdError,
     AuthenticationFailed,
@@ -79,11 +80,11 @@ class ServerError(Exception):
     def __init__(self, error: Any, redact: Callable[[str], str], role: str | None) -> None:
         self.role = role
         self.redact = redact
-        self.message = redact(error.message or str(error))
+        self.message = folded(redact(error.message or str(error)))
         super().__init__(self.message)
         self.sqlstate: str = error.sqlstate
-        self.detail = redact(error.detail) if error.detail else None
-        self.hint = redact(error.hint) if error.hint else None
+        self.detail = folded(redact(error.detail)) if error.detail else None
+        self.hint = folded(redact(error.hint)) if error.hint else None
         self.position = int(error.position) if error.position else None
         self.context: str = error.context or ""
 
@@ -238,7 +239,7 @@ class Session:
                     self._on_note(text[len(self._mark) + 1 :])
             else:
                 severity = message.severity_en or message.severity
-                self._on_event(ServerMessage(severity=severity, message=self._redact(text)))
+                self._on_event(ServerMessage(severity=severity, message=folded(self._redact(text))))
         except Exception as error:  # the driver calls from the event loop, which would do no more than log it
             self._raised = self._raised or error
             self._speech.cancel()

@@ -7,6 +7,7 @@ import sys
 from contextlib import suppress
 from typing import TextIO
 
+from .errors import shown
 from .events import (
     Applied,
     Event,
@@ -77,11 +78,11 @@ class Progress:
 
     def _line(self, text: str) -> None:
         self.clear()
-        self._write(f"{text}\n")
+        self._write(f"{shown(text)}\n")
 
     def _now(self, text: str) -> None:
         if self._live:
-            self._write(_ERASE + text[: self._columns() - 1])
+            self._write(_ERASE + shown(text)[: self._columns() - 1])
 
     def _write(self, text: str) -> None:
         with suppress(OSError):  # that nobody listens any more is no reason to stop a migration

@@ -1,0 +1,36 @@
+"""Text for terminals and logs: what others wrote neither moves a cursor nor passes for a line of ours. Pure."""
+
+from __future__ import annotations
+
+import re
+
+# Control characters but tab and line feed; what changes the direction of a text or is not seen; the mark that a CI
+# runner takes, wherever it stands, for the beginning of a command.
+_UNSEEN = re.compile(
+    "[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
+    r"|(?<=#)#(?=\[)"
+)
+_LONGEST, _LONGEST_NAME = 10_000, 200  # characters
+
+
+def visible(text: str) -> str:
+    """Return a text with each character that would do something, or nothing that one sees, written as an escape."""
+    return _UNSEEN.sub(_escape, text)
+
+
+def folded(text: str) -> str:
+    """Return what somebody else has written as part of a message: each further line is marked as one of his."""
+    return _cut(visible(text.replace("\r\n", "\n")), _LONGEST).replace("\n", "\n  | ")
+
+
+def one_line(text: str) -> str:
+    """Return a name or a statement that somebody else has written on one line, cut where it is long."""
+    return _cut(visible(text).replace("\n", r"\n").replace("\t", " "), _LONGEST_NAME)
+
+
+def _escape(unseen: re.Match[str]) -> str:
+    return r"\x23" if unseen[0] == "#" else unseen[0].encode("unicode_escape").decode()
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"

@@ -1,0 +1,101 @@
+"""What others wrote, where it leaves the process: no escape, no line that passes for ours, no CI command."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ampd as library
+from ampd.display import folded, one_line, visible
+from ampd.events import Blocker, Waiting
+from tests.folders import write
+from tests.servers import Ampd, Database
+
+pytestmark = pytest.mark.anyio
+
+EVIL = "x\x1b]0;owned\x07\x1b[2K\r\napplied 1 migration\n::add-mask::1\n##[add-mask]2\u202eend"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("größe 中文 🎉\tx\ny", "größe 中文 🎉\tx\ny"),
+        ("a\x1b[31mb", r"a\x1b[31mb"),
+        ("a\rb\x00\x7f\x9b", r"a\rb\x00\x7f\x9b"),
+        ("\u202eabc\u2066\u200b\ufeff", r"\u202eabc\u2066\u200b\ufeff"),
+        ("a\u2028b", r"a\u2028b"),
+        ("##[add-mask]x # [1] #[2]", r"#\x23[add-mask]x # [1] #[2]"),
+    ],
+)
+def test_what_is_not_seen_is_made_visible(text: str, shown: str) -> None:
+    """Only characters that do something, or nothing that one sees, are written as escapes."""
+    assert visible(text) == shown
+
+
+@given(st.text())
+def test_a_name_stays_on_its_line(text: str) -> None:
+    """Whatever a name holds, it is one line of at most 200 characters, all of which can be seen."""
+    line = one_line(text)
+    assert len(line.splitlines()) <= 1
+    assert len(line) <= 200
+    assert visible(line) == line
+
+
+@given(st.text())
+def test_each_further_line_is_marked(text: str) -> None:
+    """No line of somebody else's begins a line of the output, but for the first, which stands behind our words."""
+    assert all(line.startswith("  | ") for line in folded(text).split("\n")[1:])
+
+
+def test_sessions_are_told_on_one_line() -> None:
+    """Names of roles and applications, and statements, are strangers' texts."""
+    blocker = Blocker(pid=1, user=EVIL, application=EVIL, client=EVIL, state="idle", since=None, query=EVIL)
+    waiting = Waiting(waited=1, limit=2, pid=1, client=EVIL, application=EVIL, migration=EVIL)
+    for text in (blocker.describe(), str(waiting)):
+        assert len(text.splitlines()) == 1
+        assert "\x1b" not in text
+
+
+RAISE = f"DO $$ BEGIN RAISE %s '%%', E'{EVIL.encode('unicode_escape').decode()}'; END $$"
+SHOWN = [
+    r"x\x1b]0;owned\x07\x1b[2K",
+    "  | applied 1 migration",
+    "  | ::add-mask::1",
+    r"  | #\x23[add-mask]2\u202eend",
+]
+
+
+async def test_a_notice_forges_no_line(ampd: Ampd, database: Database, tmp_path: Path) -> None:
+    """What a migration, or a stranger's function in it, makes the server say is shown as that."""
+    write(tmp_path / "m", {"1_a.sql": RAISE % "NOTICE"})
+    process = ampd("migrate", "--migrations", "m", url=database.url)
+    assert process.stderr.splitlines()[:4] == [f"notice: {SHOWN[0]}", *SHOWN[1:]]
+
+
+async def test_an_error_forges_no_line(ampd: Ampd, database: Database, tmp_path: Path) -> None:
+    """Neither does an error of the server, in text or in JSON."""
+    write(tmp_path / "m", {"1_a.sql": RAISE % "EXCEPTION"})
+    process = ampd("migrate", "--json", "--migrations", "m", url=database.url)
+    said = [f"error: m/1_a.sql:1: {SHOWN[0]}", *SHOWN[1:-1], f"{SHOWN[-1]} (SQLSTATE P0001)"]
+    assert process.stderr.splitlines()[:4] == said
+    assert "##[" not in process.stdout
+    assert msgspec.json.decode(process.stdout)["error"]["message"].splitlines() == [said[0][7:], *said[1:]]
+
+
+async def test_a_name_in_the_history_forges_no_line(ampd: Ampd, database: Database, tmp_path: Path) -> None:
+    """A row's name, which whoever may write to the history has chosen, is one cell of a table and part of one line."""
+    write(tmp_path / "m", {"1_a.sql": "SELECT 1;", "2_b.sql": "SELECT 2;"})
+    await library.migrate(database.url, migrations=library.read_migrations(tmp_path / "m"))
+    await database.fetch("UPDATE ampd_schema_migrations SET name = $1 WHERE version = 2", EVIL)
+    (tmp_path / "m" / "2_b.sql").unlink()
+    (tmp_path / "m" / "3_c.sql").write_text("SELECT 3;")
+    for command in ("status", "migrate"):
+        process = ampd(command, "--migrations", "m", url=database.url)
+        lines = (process.stdout + process.stderr).splitlines()
+        assert any(r"2 x\x1b]0;owned\x07\x1b[2K" in line for line in lines)
+        assert not any(line.startswith(("applied 1 migration", "::", "##[")) for line in lines)
+    document = ampd("status", "--json", "--migrations", "m", url=database.url).stdout
+    assert "##[" not in document
+    assert msgspec.json.decode(document)["migrations"][1]["name"] == EVIL
