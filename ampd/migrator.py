@@ -101,7 +101,7 @@ async def status(
         async with run.tell, run.source.session() as session:
             run.history = await read(session, run.schema)
             found = run.plan()
-            run.check_history(found)
+            await run.check_history(session, found)
             if found.interrupted:  # or is somebody at it this very moment?
                 run.history = await read(session, run.schema, who=run.history.schema)
     except AmpdError as error:
@@ -140,7 +140,7 @@ async def resolve(
         run.history = await turn.look(await read(session, run.schema))
         while True:
             found = run.plan()
-            run.check_history(found)
+            await run.check_history(session, found)
             step = next((step for step in found.steps if step.version == version), None)
             if step is None or step.state is not State.INTERRUPTED:
                 state = f"is {step.state.value.replace('_', ' ')}" if step else "is unknown"
@@ -220,7 +220,7 @@ class _Run:
                 todo = self.plan()
                 if self.planned is None:
                     self._tell_plan(todo)
-                self.check_history(todo)
+                await self.check_history(session, todo)
                 if (todo.pending or todo.interrupted) and self.history.holder:
                     self.history = await turn.wait(self.history)
                     continue
@@ -248,14 +248,26 @@ class _Run:
         at_work = describe(holder) if holder else None
         return plan(self.files, applied, target=None if whole else self.target, order=self.order, at_work=at_work)
 
-    def check_history(self, found: Plan) -> None:
-        """Refuse a history that is not that of the files at hand.
+    async def check_history(self, session: Session, found: Plan) -> None:
+        """Refuse a history that is not that of the files at hand, and to begin one beside another that is.
 
         Raises:
-            MigrationConflict: it is another project's.
+            MigrationConflict: it is another project's; or there is none yet, and another tool has migrated the schema.
+            ConfigError: there is none yet in this schema, and one in another; or nobody has named the folder for a
+                schema with tables in it.
         """
         assert self.history is not None
         check_project(found, history=self.history.name, packaged=self.packaged)
+        if self.history.applied or self.history.holder or not self.files:
+            return  # whoever has the turn is at the first migration, and has looked around
+        from .neighbours import first_run_error, first_run_warnings, look_around
+
+        home, circumstances = self.history.schema, {"configured": self.schema is not None, "packaged": self.packaged}
+        assert home is not None
+        neighbours = await look_around(session, self.history, packaged=self.packaged)
+        if error := first_run_error(neighbours, home, **circumstances):
+            raise error
+        self._warn(first_run_warnings(neighbours, home, **circumstances))
 
     def _tell_plan(self, todo: Plan) -> None:
         """Tell what is to be done, unless it is what was told, less what this run has done of it."""

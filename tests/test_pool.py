@@ -290,7 +290,8 @@ async def test_a_schema_does_not_reach_behind_a_pooler(
             "this pooler takes no settings from its clients, so metadata_db.schema cannot reach the pool: leave it out "
             "and ALTER ROLE … SET search_path = amp, or connect directly"
         )
-        await database.execute(f"ALTER ROLE postgres IN DATABASE {database.name} SET search_path = amp")
+    await database.execute(f"ALTER ROLE postgres IN DATABASE {database.name} SET search_path = amp")
+    with pgbouncer(database.server) as bouncer:  # another one: its server connections have that path from the start
         async with ampd.open_pool(configured(ONE, url=bouncer.url(database.name), auto_migrate=True)) as pool:
             assert await pool.fetchval("SELECT id FROM jobs") == 1
 

@@ -1,0 +1,285 @@
+"""What stands in the way of a first run: a history that is not seen, another tool's, and tables of an application."""
+
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+import ampd as library
+from ampd.neighbours import TOOLS, Neighbours, Table, first_run_error, first_run_warnings, tool_of
+from tests.folders import write
+from tests.scenes import Heard, scripts
+from tests.servers import Ampd, Database
+
+pytestmark = pytest.mark.anyio
+
+FILES = scripts("CREATE TABLE t ()")
+NO_FOLDER = (
+    "no folder was named, so these are the migrations packaged with ampd: give the folder of your project with "
+    "--migrations DIR or metadata_db.migrations.dir"
+)
+
+
+async def histories(database: Database) -> list[str]:
+    """Return the schemas that hold a history."""
+    rows = await database.fetch(
+        "SELECT schemaname FROM pg_tables WHERE tablename = 'ampd_schema_migrations' ORDER BY 1"
+    )
+    return [row[0] for row in rows]
+
+
+def configured(url: str, folder: Path | None = None) -> library.MetadataDb:
+    """Return the configuration of a database and, where there is one, a folder."""
+    return library.MetadataDb(url=library.DatabaseUrl(url), migrations=library.Migrations(dir=folder))
+
+
+async def refusals(metadata_db: library.MetadataDb) -> set[tuple[type[library.AmpdError], str]]:
+    """Return how each call refuses, all of which have to."""
+
+    async def opened(*, auto_migrate: bool) -> None:
+        async with library.open_pool(replace(metadata_db, auto_migrate=auto_migrate)):
+            pass
+
+    calls: list[Callable[[], Awaitable[object]]] = [
+        lambda: library.migrate(metadata_db),
+        lambda: library.status(metadata_db),
+        lambda: library.resolve(metadata_db, 1, library.Settlement.APPLIED),
+        lambda: opened(auto_migrate=False),
+        lambda: opened(auto_migrate=True),
+    ]
+    found = set()
+    for call in calls:
+        with pytest.raises(library.AmpdError) as error:
+            await call()
+        found.add((type(error.value), str(error.value)))
+    return found
+
+
+# --- a history of ours in another schema
+
+
+def unseen(elsewhere: str, here: str) -> str:
+    """Return the refusal of a run that would begin a second history."""
+    return (
+        f'there is no history of migrations in "{here}", but one in "{elsewhere}"."ampd_schema_migrations" '
+        "(owner postgres): everything would be applied again, and recorded in a second history\n"
+        f'hint: to go on with that history set metadata_db.schema = "{elsewhere}", or let the search path lead there; '
+        f'to begin one in "{here}" all the same set metadata_db.schema = "{here}"'
+    )
+
+
+async def test_the_search_path_of_one_url(database: Database, tmp_path: Path) -> None:
+    """What one URL's search path has led to is not applied again by a URL without it, whatever the call."""
+    folder = write(tmp_path / "m", {"1_step.sql": "CREATE TABLE t ();"})
+    await database.execute("CREATE SCHEMA app")
+    await library.migrate(f"{database.url}?options=-csearch_path%3Dapp", migrations=FILES)
+    assert await refusals(configured(database.url, folder)) == {(library.ConfigError, unseen("app", "public"))}
+    assert await histories(database) == ["app"]
+    assert not (await library.migrate(database.url, migrations=FILES, schema="app")).applied
+
+
+@pytest.mark.parametrize("whose", ["DATABASE {database}", "ROLE postgres IN DATABASE {database}"])
+async def test_a_migration_that_changes_the_search_path_to_come(database: Database, whose: str) -> None:
+    """A first run may move the search path of the next one, which then does not begin anew."""
+    statement = f"ALTER {whose.format(database=database.name)} SET search_path = app"
+    files = scripts(f"CREATE SCHEMA app; {statement}", "CREATE TABLE t ()")
+    await library.migrate(database.url, migrations=files[:1])
+    with pytest.raises(library.ConfigError) as error:
+        await library.migrate(database.url, migrations=files)
+    assert str(error.value) == unseen("public", "app")
+    assert await histories(database) == ["public"]
+
+
+async def test_a_schema_that_is_set_begins_a_history_with_a_warning(database: Database) -> None:
+    """Several projects may share a database: with `schema` it is said, once, that there is another history."""
+    await library.migrate(database.url, migrations=FILES)
+    heard = Heard()
+    await library.migrate(database.url, migrations=FILES, schema="app", on_event=heard)
+    await library.migrate(database.url, migrations=FILES, schema="app", on_event=heard)
+    assert [event.message for event in heard.of(library.Warned)] == [
+        'a history is begun in "app", and there is one in "public"."ampd_schema_migrations" (owner postgres) as well, '
+        "which is left alone"
+    ]
+    assert await histories(database) == ["app", "public"]
+
+
+async def test_a_strangers_history_is_no_reason(database: Database) -> None:
+    """A table of that name that a stranger has filled keeps nobody from a first run; neither does one without rows."""
+    stranger = await database.role("stranger", f"CREATE ON DATABASE {database.name}")
+    async with database.connect(stranger.url) as connection:
+        await connection.execute("CREATE SCHEMA trap; CREATE TABLE trap.ampd_schema_migrations AS SELECT 1 AS version;")
+    await database.execute("CREATE SCHEMA empty; CREATE TABLE empty.ampd_schema_migrations (version int)")
+    heard = Heard()
+    await library.migrate(database.url, migrations=FILES, on_event=heard)
+    assert [event.message for event in heard.of(library.Warned)] == [
+        'a history is begun in "public", and there is one in "trap"."ampd_schema_migrations" '
+        f"(owner {stranger.name}) as well, which is left alone"
+    ]
+
+
+async def test_the_history_of_whoever_connects_is_a_reason(database: Database) -> None:
+    """A role that is no superuser trusts what is its own."""
+    role = await database.role("app", f"CREATE ON DATABASE {database.name}", "ALL ON SCHEMA public")
+    await library.migrate(role.url, migrations=FILES, schema="app")
+    with pytest.raises(library.ConfigError, match=r'there is no history of migrations in "public", but one in "app"'):
+        await library.migrate(role.url, migrations=FILES)
+
+
+# --- another tool's history
+
+SQLX = "CREATE TABLE _sqlx_migrations (version bigint, description text, success bool, checksum bytea)"
+
+
+async def test_another_tools_history(database: Database, tmp_path: Path) -> None:
+    """Where another tool has migrated the schema nothing is applied; an empty history of it is no history."""
+    folder = write(tmp_path / "m", {"1_step.sql": "CREATE TABLE t ();"})
+    await database.execute(SQLX)
+    assert (await library.status(database.url, migrations=FILES)).plan.pending
+    await database.execute("INSERT INTO _sqlx_migrations VALUES (1)")
+    message = (
+        '"public" is migrated by sqlx: its history "public"."_sqlx_migrations" (owner postgres) has entries, and ampd '
+        "has none there\n"
+        "hint: ampd would run every file from the beginning: if sqlx has applied them, go on with sqlx; if they are "
+        "others, give them a schema of their own with metadata_db.schema; if sqlx is no longer used here, rename its "
+        "table"
+    )
+    assert await refusals(configured(database.url, folder)) == {(library.MigrationConflict, message)}
+    assert await histories(database) == []
+    assert (await library.migrate(database.url, migrations=FILES, schema="app")).applied
+
+
+async def test_a_table_that_is_only_named_so(database: Database) -> None:
+    """An application's own schema_migrations is not another tool's history, nor is one that a stranger has planted."""
+    stranger = await database.role("stranger", "ALL ON SCHEMA public")
+    await database.execute("CREATE TABLE schema_migrations AS SELECT 1 AS version, 'x' AS note")
+    async with database.connect(stranger.url) as connection:
+        await connection.execute("CREATE TABLE alembic_version AS SELECT 'x' AS version_num")
+    heard = Heard()
+    await library.migrate(database.url, migrations=FILES, on_event=heard)
+    assert [event.message for event in heard.of(library.Warned)] == [
+        f'"public" seems to be migrated by Alembic: "public"."alembic_version" (owner {stranger.name}) has entries; '
+        "ampd runs every file all the same"
+    ]
+
+
+async def test_a_tool_with_a_schema_of_its_own(database: Database) -> None:
+    """Of a tool that keeps its history elsewhere nobody knows which schema it migrates: that is a warning."""
+    await database.execute(
+        "CREATE SCHEMA drizzle; CREATE TABLE drizzle.__drizzle_migrations (hash text, created_at int)"
+    )
+    await database.execute("INSERT INTO drizzle.__drizzle_migrations VALUES ('x')")
+    heard = Heard()
+    await library.migrate(database.url, migrations=FILES, on_event=heard)
+    assert [event.message for event in heard.of(library.Warned)] == [
+        "this database is migrated by Drizzle as well, whose history is "
+        '"drizzle"."__drizzle_migrations" (owner postgres)'
+    ]
+
+
+def table(name: str, columns: str, *, schema: str = "public", trusted: bool = True) -> Table:
+    """Return a table as the catalog shows it."""
+    return Table(schema, name, "amp", trusted, frozenset(columns.split()))
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "expected"),
+    [
+        ("_sqlx_migrations", "version description installed_on success checksum execution_time", "sqlx"),
+        (
+            "flyway_schema_history",
+            "installed_rank version description type script checksum installed_by installed_on execution_time success",
+            "Flyway",
+        ),
+        ("schema_version", "installed_rank version script success", "Flyway"),
+        ("schema_version", "version", "tern"),
+        ("schema_version", "version since", None),
+        ("alembic_version", "version_num", "Alembic"),
+        ("alembic_version", "version_num note", None),
+        ("goose_db_version", "id version_id is_applied tstamp", "goose"),
+        ("schema_migrations", "version dirty", "golang-migrate"),
+        ("schema_migrations", "version", "dbmate or Rails"),
+        ("schema_migrations", "version inserted_at", "Ecto"),
+        ("schema_migrations", "version applied_by", None),
+        ("ar_internal_metadata", "key value created_at updated_at", "Rails"),
+        ("pgmigrations", "id name run_on", "node-pg-migrate"),
+        ("_yoyo_migration", "migration_hash migration_id applied_at_utc", "yoyo"),
+        ("refinery_schema_history", "version name applied_on checksum", "refinery"),
+        ("django_migrations", "id app name applied", "Django"),
+        ("_prisma_migrations", "id checksum finished_at migration_name logs started_at", "Prisma"),
+        ("databasechangelog", "id author filename dateexecuted md5sum", "Liquibase"),
+        ("__diesel_schema_migrations", "version run_on", "Diesel"),
+        ("knex_migrations", "id name batch migration_time", "Knex"),
+        ("migrations", "id timestamp name", "TypeORM"),
+        ("migrations", "id migration batch", "Laravel"),
+        ("migrations", "id bird season", None),
+        ("SequelizeMeta", "name", "Sequelize"),
+        ("t", "version", None),
+    ],
+)
+def test_whose_history_a_table_is(name: str, columns: str, expected: str | None) -> None:
+    """A tool is known by its table and columns together; an application may name its own tables as it likes."""
+    tool = tool_of(table(name, columns))
+    assert (tool and tool.name) == expected
+
+
+def test_every_tool_is_found_in_its_table() -> None:
+    """No entry of the list hides another one."""
+    for tool in TOOLS:
+        assert tool_of(Table(tool.schema or "public", tool.table, "amp", True, tool.columns)) == tool
+
+
+# --- tables where the packaged migrations would go
+
+
+async def test_the_packaged_migrations_do_not_go_among_other_tables(database: Database) -> None:
+    """Whoever forgets the folder gets none of amp's tables, and is told how to name it."""
+    await database.execute("CREATE TABLE customers (); CREATE TABLE orders (); CREATE TABLE a (); CREATE TABLE b ()")
+    message = (
+        '"public" already contains tables: "public"."a" (owner postgres), "public"."b" (owner postgres), '
+        '"public"."customers" (owner postgres) and others; amp\'s own would be created among them\n'
+        f"hint: {NO_FOLDER}; to have amp's schema in this database as well, set metadata_db.schema to another one"
+    )
+    assert await refusals(configured(database.url)) == {(library.ConfigError, message)}
+    assert await histories(database) == []
+    assert (await library.migrate(database.url, migrations=library.read_migrations())).applied
+
+
+async def test_a_strangers_tables_and_those_of_extensions_are_no_reason(database: Database) -> None:
+    """Nobody can keep amp from its database by planting a table, and what an extension has brought is not counted."""
+    stranger = await database.role("stranger", "ALL ON SCHEMA public")
+    async with database.connect(stranger.url) as connection:
+        await connection.execute('CREATE TABLE "tr\x1bap" ()')
+    await database.execute("CREATE TABLE spatial_ref_sys (id int); ALTER EXTENSION plpgsql ADD TABLE spatial_ref_sys")
+    heard = Heard()
+    assert (await library.migrate(database.url, on_event=heard)).applied
+    assert [event.message for event in heard.of(library.Warned)] == [
+        f'"public" already contains tables: "public"."tr?ap" (owner {stranger.name}); amp\'s own are created among them'
+    ]
+
+
+async def test_the_command_line_says_the_same_whatever_the_command(ampd: Ampd, database: Database) -> None:
+    """Neither a status nor a check nor a dry run promises what a run would refuse; nor does `solo`."""
+    await database.execute("CREATE TABLE customers ()")
+    text = (
+        'error: "public" already contains tables: "public"."customers" (owner postgres); amp\'s own would be created '
+        f"among them\nhint: {NO_FOLDER}; to have amp's schema in this database as well, set metadata_db.schema to "
+        "another one\n"
+    )
+    for command in (["migrate"], ["migrate", "--check"], ["migrate", "--dry-run"], ["status"], ["solo", "--once"]):
+        process = ampd(*command, url=database.url)
+        assert (process.returncode, process.stdout, process.stderr) == (1, "", text), command
+    process = ampd("status", "--json", url=database.url)
+    document = json.loads(process.stdout)
+    assert (document["result"], document["error"]["code"]) == ("failed", "config")
+
+
+# --- the judgement
+
+
+def test_nothing_speaks_against_a_first_run_in_an_empty_database() -> None:
+    """No error and no warning."""
+    for packaged in (False, True):
+        assert first_run_error(Neighbours(), "public", configured=False, packaged=packaged) is None
+        assert not list(first_run_warnings(Neighbours(), "public", configured=False, packaged=packaged))
