@@ -13,7 +13,7 @@ import msgspec
 
 from . import history as sql_of
 from .apply import LockUnavailable
-from .errors import AmpdError, LockTimeout, NoAnswer
+from .errors import AmpdError, ConnectionFailed, LockTimeout, NoAnswer
 from .events import Blocked, Blocker, LockRetry
 from .postgres import do_block, literal
 from .report import count
@@ -65,20 +65,24 @@ class Watch:
         interval = min(first_look, _LOOK_EVERY_SECS)
         await anyio.sleep(first_look)
         silent_since: float | None = None
-        while not self._session.is_closed():
+        while True:
+            if self._session.is_closed():  # it is about to have another one, which there may be no second of
+                await anyio.sleep(interval)
+                continue
             try:
                 async with self._source.second_session(_ANSWER_SECS) as eye:
                     if self._source.pool_size is None:
                         silent_since = None  # the server has greeted: without an answer we stand in a pooler's queue
                     missed = 0
-                    while missed < 3:
+                    while missed < 3 and not self._session.is_closed():
                         sight = await eye.ask(self._question(eye), Sight, timeout=_ANSWER_SECS)
                         silent_since = None
                         missed = missed + 1 if self._session.busy and self._is_gone(sight) else 0
                         self._see(sight)
                         await anyio.sleep(interval)
                         interval = min(interval * 1.2, _LOOK_EVERY_SECS)
-                    return self._session.give_up("the server no longer works for this connection")
+                    if missed == 3:
+                        return self._session.give_up("the server no longer works for this connection")
             except NoAnswer:
                 silent_since = silent_since or monotonic()
                 if monotonic() - silent_since >= _SILENCE_SECS:
@@ -87,7 +91,6 @@ class Watch:
                 pass
             await self._look_from_the_guard()
             await anyio.sleep(_LOOK_EVERY_SECS)
-        return None
 
     async def _look_from_the_guard(self) -> None:
         """Look on the connection that holds the turn, for want of another one."""
@@ -201,6 +204,7 @@ async def with_lock_retries(
             watch.out_of_patience = patience.cancel
         async with alongside(partial(watch.keep, first_look)):
             while True:
+                await session.reopen()  # nothing is held: one that was given up, or lost in a rest, is no loss
                 session.backend_pid = None  # behind a pooler it can be another one each time
                 try:
                     return await attempt(session, job)
@@ -222,7 +226,8 @@ async def _stay_awake(session: Session, secs: float) -> None:
     """Rest, with a word every second: the server may end sessions that are idle for longer."""
     while secs > 1:
         await anyio.sleep(1)
-        await session.run("SELECT 1")
+        with suppress(ConnectionFailed):  # the next attempt has another
+            await session.run("SELECT 1")
         secs -= 1
     await anyio.sleep(secs)
 

@@ -238,6 +238,9 @@ class _Run:
                 total = len(self.done) + len(todo.pending)
                 try:
                     for script in scripts:
+                        if await session.reopen():  # the last one could not be cleaned
+                            self.history = await read(session, self.schema)
+                            break
                         self.history = await self._apply(session, script, self.history, total)
                         turn.had()
                 except TurnTaken as taken:

@@ -16,14 +16,13 @@ from . import sql
 from .apply import Course
 from .errors import AmpdError, ConfigError, NoAnswer
 from .events import Warned
-from .postgres import GOODBYE_SECS, RUN_AGAIN, ServerError, do_block
+from .postgres import GOODBYE_SECS, RUN_AGAIN, ServerError, do_block, patience
 from .units import units
 
 if TYPE_CHECKING:
     from .apply import Job
     from .postgres import Database, Session
 
-SEARCH_SECS = 5.0  # for a server connection that others are using
 _FIRST_REST_SECS = 0.05
 _GLANCES = 5  # at which server connection we are given
 
@@ -99,44 +98,44 @@ def insist_on_no_session(job: Job, place: Place) -> None:
 _WHO_AND_WHERE = ("search_path", "role", "session_authorization")
 
 
-async def take_back(
-    source: Database, session: Session, job: Job, resets: str, touched: set[int], patience: float = SEARCH_SECS
-) -> None:
+async def take_back(source: Database, session: Session, job: Job, resets: str, touched: set[int]) -> None:
     """Clean a session; behind a pooler, each of its server connections that we have touched and can get in time.
 
     It hands out first what was given back last, which hides the others, and some may be in other hands by now.
     """
-    rest = _FIRST_REST_SECS
-    with anyio.move_on_after(patience):
-        with anyio.move_on_after(GOODBYE_SECS), suppress(ServerError, AmpdError):
-            if await session.recover():
-                pid = do_block(f"BEGIN {session.note_pid()} END")
-                await session.run(f"{resets}{pid}", on_note=Course(session, job))
-                touched.discard(session.backend_pid or 0)
-        if session.server_pid in touched:  # no pooler: what cannot be taken back goes with the connection
-            session.give_up("what the migration has set could not be taken back")
-            return
+    deadline = anyio.current_time() + patience()
+    with anyio.CancelScope(deadline=deadline), suppress(ServerError, AmpdError):
+        if await session.recover():
+            pid = do_block(f"BEGIN {session.note_pid()} END")
+            await session.run(f"{resets}{pid}", on_note=Course(session, job))
+            touched.discard(session.backend_pid or 0)
+    if session.server_pid in touched:  # no pooler: what cannot be taken back goes with the connection
+        session.give_up("what the migration has set could not be taken back")
+        return
+    rest, window = _FIRST_REST_SECS, GOODBYE_SECS
+    with anyio.CancelScope(deadline=deadline):
         while touched:
-            with anyio.move_on_after(GOODBYE_SECS), suppress(ServerError, AmpdError):
-                await _search(source, session, job, resets, touched)
+            with anyio.move_on_after(window), suppress(ServerError, AmpdError):
+                await _search(source, session, job, resets, touched, window)
             if touched:  # let those through who wait for what we have held
                 await anyio.sleep(rest)
-                rest *= 2
+                rest, window = rest * 2, window * 2
     if touched:
         pids = ", ".join(map(str, sorted(touched)))
         told = f"what {job.script.migration.label} has set may still hold in the pooler's server connection, pid {pids}"
         job.on_event(Warned(message=f"{told}: RECONNECT in the pooler's console renews it"))
 
 
-async def _search(source: Database, session: Session, job: Job, resets: str, touched: set[int]) -> None:
+async def _search(source: Database, session: Session, job: Job, resets: str, touched: set[int], window: float) -> None:
     """Clean the touched ones among a pooler's idle server connections, and hold the others until all are found."""
     alive = f"""(SELECT COALESCE(pg_catalog.jsonb_agg(pid), '[]') FROM pg_catalog.pg_stat_activity
         WHERE pid OPERATOR(pg_catalog.=) ANY (ARRAY{sorted(touched)}))"""
     question = do_block(f"BEGIN {session.note(alive)} END")
+    await session.reopen()
     touched.intersection_update(await session.ask(question, list[int]))
     async with AsyncExitStack() as holding:
         while touched:
-            other = await holding.enter_async_context(source.second_session(GOODBYE_SECS))
+            other = await holding.enter_async_context(source.second_session(window))
             holding.push_async_callback(other.recover)  # a pooler throws away what is left in a transaction
             pid = do_block(f"BEGIN {other.note_pid()} END")
             await other.run(f"BEGIN; {pid}", on_note=Course(other, job))

@@ -40,7 +40,7 @@ from .errors import (
 from .events import OnEvent, Retrying, ServerMessage, Warned, ignore
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 T = TypeVar("T")
 
@@ -51,6 +51,12 @@ GOODBYE_SECS = 0.7  # for a rollback or a farewell while being cancelled; after 
 RUN_AGAIN = "run the command again: what was committed stays, nothing is applied twice"
 # A dead peer is noticed within IDLE + INTERVAL x COUNT seconds on either side.
 KEEPALIVE = {"idle": 5, "interval": 2, "count": 3}
+
+
+def patience() -> float:
+    """Return how many seconds a rollback or a farewell may take: few while the task is being cancelled."""
+    task = asyncio.current_task()
+    return GOODBYE_SECS if task is not None and task.cancelling() else ANSWER_SECS
 
 
 def literal(value: str | None) -> str:
@@ -90,15 +96,20 @@ class ServerError(Exception):
 
 
 class Session:
-    """One connection, spoken to in whole messages."""
+    """One connection at a time, spoken to in whole messages."""
 
-    def __init__(self, connection: Any, redact: Callable[[str], str], role: str | None, *, lent: bool) -> None:
-        self._connection = connection
+    def __init__(
+        self,
+        connection: Any,
+        connect: Callable[[], Awaitable[Any]],
+        redact: Callable[[str], str],
+        role: str | None,
+        *,
+        lent: bool,
+    ) -> None:
+        self._connect = connect
         self._lent = lent
         self.pooled = False  # whether a pooler stands before the server; known once a backend has told its process id
-        self.server_pid = int(connection.get_server_pid())  # a pooler tells one that is no backend's
-        # Error positions count bytes in a database whose encoding is SQL_ASCII.
-        self.counts_bytes = str(getattr(connection.get_settings(), "server_encoding", "")) == "SQL_ASCII"
         self._redact = redact
         self.role = role
         self._mark = token_hex(8)
@@ -106,11 +117,33 @@ class Session:
         self._on_event: OnEvent = ignore
         self._speech = anyio.CancelScope()  # around the message that is being answered
         self._raised: Exception | None = None  # by whom its notices were told to
-        self._given_up: str | None = None
         self._speaking = anyio.Lock()  # one message at a time: a guard is spoken to by two tasks
         self.busy = False
+        self.connections = 0  # how many it has had so far
+        self._take(connection)
+
+    def _take(self, connection: Any) -> None:
+        self.connection = connection
+        self.connections += 1
+        self.server_pid = int(connection.get_server_pid())  # a pooler tells one that is no backend's
+        # Error positions count bytes in a database whose encoding is SQL_ASCII.
+        self.counts_bytes = str(getattr(connection.get_settings(), "server_encoding", "")) == "SQL_ASCII"
+        self._given_up: str | None = None
         self._unanswered = False  # cancelled: only the next answer tells where the transaction stands
         self.backend_pid: int | None = None  # of the running transaction: behind a pooler not that of the connection
+        connection.add_log_listener(self._hear)
+
+    async def reopen(self) -> bool:
+        """Open another connection if this one is gone, and return whether it was; nothing of its session is left.
+
+        Raises:
+            AmpdError: none is to be had.
+        """
+        if not self.is_closed():
+            return False
+        _terminate(self.connection)  # a pool then has room for another
+        self._take(await self._connect())
+        return True
 
     @property
     def shared(self) -> bool:
@@ -133,12 +166,12 @@ class Session:
             self._raised = None
             try:
                 with anyio.CancelScope() as self._speech:
-                    await self._connection.execute(message)
+                    await self.connection.execute(message)
                     self._unanswered = False
                 if self._raised is not None:
                     raise self._raised
             except (*_BROKEN, *_LOST) as error:
-                _terminate(self._connection)
+                _terminate(self.connection)
                 if isinstance(error, UnicodeDecodeError):
                     raise ConnectionFailed(
                         "the connection was given up: the server's answer is not UTF-8",
@@ -174,7 +207,7 @@ class Session:
     def give_up(self, reason: str) -> None:
         """Close the connection under a `run` that would wait for ever; it raises ConnectionFailed for this reason."""
         self._given_up = reason
-        _terminate(self._connection)
+        _terminate(self.connection)
 
     async def ask(self, message: str, kind: type[T], *, timeout: float = ANSWER_SECS) -> T:
         """Send a message that notes one JSON document and return that document; timeout in seconds.
@@ -187,7 +220,7 @@ class Session:
             with anyio.fail_after(timeout):
                 await self.run(message, on_note=answers.append)
         except TimeoutError as error:
-            _terminate(self._connection)
+            _terminate(self.connection)
             raise NoAnswer(f"the server has not answered for {timeout:g} s", hint=RUN_AGAIN) from error
         except ServerError as error:
             await self.recover()
@@ -195,41 +228,37 @@ class Session:
         return msgspec.json.decode(answers[-1], type=kind)
 
     async def recover(self, resets: str = "") -> bool:
-        """End a failed transaction, even while being cancelled; False if the connection had to be given up.
+        """End a failed transaction, even while being cancelled; False if the connection is gone, for `reopen`.
 
         `resets` take back what no rollback does, on the same server connection if there is a pooler.
         """
         if self.is_closed():
             return False
-        if not self._unanswered and not self._connection.is_in_transaction():
+        if not self._unanswered and not self.connection.is_in_transaction():
             return True
         try:
-            with anyio.CancelScope(shield=True), anyio.fail_after(GOODBYE_SECS):
-                await self._connection.execute(f"ROLLBACK; {resets}")
+            with anyio.CancelScope(shield=True), anyio.fail_after(patience()):
+                await self.connection.execute(f"ROLLBACK; {resets}")
                 self._unanswered = False
         except (*_BROKEN, asyncpg.PostgresError):
-            _terminate(self._connection)
+            _terminate(self.connection)
             return False
         except BaseException:  # cancelled again, from outside of anyio
-            _terminate(self._connection)
+            _terminate(self.connection)
             raise
         return True
 
     def is_closed(self) -> bool:
         """Tell whether the connection is known to be gone."""
         try:
-            return bool(self._connection.is_closed())
+            return bool(self.connection.is_closed())
         except asyncpg.InterfaceError:  # its pool knew first, and has taken it back
             return True
-
-    def listen(self) -> None:
-        """Begin to hear notices."""
-        self._connection.add_log_listener(self._hear)
 
     def hush(self) -> None:
         """Stop hearing notices: a pool wants its connections back as they were."""
         if not self.is_closed():
-            self._connection.remove_log_listener(self._hear)
+            self.connection.remove_log_listener(self._hear)
 
     def _hear(self, _: object, message: Any) -> None:
         text: str = message.message
@@ -313,7 +342,7 @@ class Database:
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Session]:
-        """Lend a session; on the way out it is closed, or given back to the pool, within a second whatever happens."""
+        """Lend a session; on the way out it is closed, or given back to the pool, within two seconds if cancelled."""
         async with self._lend(self._connect_wait_secs, CONNECT_TIMEOUT_SECS) as session:
             yield session
 
@@ -324,19 +353,18 @@ class Database:
             yield session
 
     @asynccontextmanager
-    async def _lend(self, patience: float, timeout: float) -> AsyncIterator[Session]:
-        connection = await (
-            self._connect(patience, timeout) if self._pool is None else self._from_pool(patience + timeout)
-        )
-        session = Session(connection, self.redact, self._role, lent=self._pool is not None)
-        session.listen()
+    async def _lend(self, wait: float, timeout: float) -> AsyncIterator[Session]:
+        async def connect() -> Any:
+            return await (self._connect(wait, timeout) if self._pool is None else self._from_pool(wait + timeout))
+
+        session = Session(await connect(), connect, self.redact, self._role, lent=self._pool is not None)
         try:
             yield session
         finally:
             session.hush()
-            await self._farewell(session, connection)
+            await self._farewell(session)
 
-    async def _connect(self, patience: float, timeout: float) -> asyncpg.Connection:
+    async def _connect(self, wait: float, timeout: float) -> asyncpg.Connection:
         arguments, remarks = driver_arguments(self._url, timeout)
         if not self._remarked:
             self._remarked = True
@@ -356,12 +384,12 @@ class Database:
             ) as error:
                 failure, worth_retrying = connection_failure(error, self._url)
                 waited = monotonic() - begun
-                if not worth_retrying or waited + delay > patience:
+                if not worth_retrying or waited + delay > wait:
                     tells = self._url.redact(str(error)) != str(error)  # and so would a traceback
                     raise failure from (None if tells or isinstance(failure, ConfigError) else error)
                 if monotonic() - told > 3 or told == begun:
                     told = monotonic()
-                    self._on_event(Retrying(reason=failure.message, waited=waited, limit=patience))
+                    self._on_event(Retrying(reason=failure.message, waited=waited, limit=wait))
             await anyio.sleep(delay)
             delay = min(delay * 1.6, 2.0)
 
@@ -379,21 +407,23 @@ class Database:
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise connection_failure(error, None)[0] from error
 
-    async def _farewell(self, session: Session, connection: Any) -> None:
+    async def _farewell(self, session: Session) -> None:
+        connection, secs = session.connection, patience()
         try:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(GOODBYE_SECS):
-                if self._pool is None:
+            if self._pool is None:  # the server needs no more than to be told
+                with anyio.CancelScope(shield=True), anyio.move_on_after(GOODBYE_SECS):
                     await connection.close()
-                elif await session.recover():  # a pool wants no open transaction back
+                return
+            with anyio.CancelScope(shield=True):
+                if await session.recover():  # a pool wants no open transaction back
                     # The schema has changed under the pool's cached plans and types.
                     await connection.reload_schema_state()
-                    await self._pool.release(connection, timeout=GOODBYE_SECS)
-                return
+                    await self._pool.release(connection, timeout=secs)
         except (*_BROKEN, asyncpg.PostgresError):
             pass
         finally:
-            if self._pool is None:
-                connection.terminate()
+            if self._pool is None or session.is_closed():
+                _terminate(connection)
 
 
 async def _connect(arguments: dict[str, Any]) -> asyncpg.Connection:

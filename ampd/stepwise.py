@@ -48,8 +48,8 @@ from .events import Warned
 from .history import Mark, TurnTaken
 from .locks import alongside, with_lock_retries
 from .plan import Resumption, State, conflict_of, done_checksum, is_bound_to_session, resumption
-from .pooler import SEARCH_SECS, Place, find_place, insist_on_no_session, take_back
-from .postgres import ANSWER_SECS, GOODBYE_SECS, RUN_AGAIN, ServerError, do_block
+from .pooler import Place, find_place, insist_on_no_session, take_back
+from .postgres import ANSWER_SECS, RUN_AGAIN, ServerError, do_block
 from .sql import Kind
 from .units import Unit, in_force, units
 
@@ -188,6 +188,7 @@ class _Steps:
         self._begun = False  # whether it was begun by this one
         self._refused = False  # whether the server has said that it failed
         self._touched = set[int]()  # the backends that we were given
+        self._connections = session.connections  # how many the session had had when it was last prepared
 
     async def run(self) -> None:
         job, row, resume = self._job, self._job.script.step.applied, Resumption(0, in_doubt=False)
@@ -203,7 +204,6 @@ class _Steps:
             resume = resumption(self._migration, row) or resume
             self._mark = Mark(row.statements_done, row.done_checksum)
             await self._write(sql_of.insist_on(job.history) + sql_of.make_room(job.history) + begun)
-        patience = SEARCH_SECS
         try:
             await self._prepare_session(resume.done)
             self._in_doubt = resume.in_doubt
@@ -217,9 +217,6 @@ class _Steps:
             await self._guard.check()
             finish = sql_of.finish_stepwise(job.history, self._migration, self._mark, len(self._statements))
             await self._write(finish)
-        except anyio.get_cancelled_exc_class():
-            patience = GOODBYE_SECS
-            raise
         finally:
             with anyio.CancelScope(shield=True):
                 await take_back(
@@ -228,15 +225,38 @@ class _Steps:
                     self._job,
                     leave_no_trace(shared=self._session.shared),
                     self._touched,
-                    patience,
                 )
 
     async def _with_lock_retries(
         self, attempt: Callable[[Session, Job], Awaitable[None]], *, at_length: AmpdError | None = None
     ) -> None:
+        async def prepared(session: Session, job: Job) -> None:
+            if session.connections != self._connections:
+                await self._prepare_again()
+            await attempt(session, job)
+
         await with_lock_retries(
-            self._source, self._session, self._job, attempt, at_length=at_length, spare=self._guard.session
+            self._source, self._session, self._job, prepared, at_length=at_length, spare=self._guard.session
         )
+
+    async def _prepare_again(self) -> None:
+        """Go on with another connection in place of one that was given up.
+
+        Raises:
+            ConnectionFailed: what is left to do needs what the file has made for the session that is gone.
+        """
+        if not self._session.pooled:
+            self._touched.clear()  # gone with their connection
+        if is_bound_to_session(self._statements, self._mark.done):
+            raise ConnectionFailed(
+                "the connection to the server was given up, and what the file has made for its session is gone with it",
+                hint=UNKNOWN,
+                version=self._migration.version,
+                file=self._migration.file,
+            )
+        self._place = await find_place(self._session, self._job)
+        await self._prepare_session(self._mark.done)
+        self._connections = self._session.connections
 
     async def _write(self, body: str) -> None:
         """Run PL/pgSQL of our own in a transaction, with our own role."""
@@ -362,10 +382,18 @@ class _Steps:
             line=statement.line,
             excerpt=sql.excerpt(self._migration.sql, statement.start, file=self._migration.file),
         )
-        touched = await self._set_for_session(unit)
+        touched, connections = set[int](), 0
+
+        async def alone(session: Session, job: Job) -> None:
+            nonlocal connections
+            if connections != session.connections:  # the first one, and each in place of one that was given up
+                touched.update(await self._set_for_session(unit))
+                connections = session.connections
+            await self._alone(unit, session, job)
+
         try:
             watched = unit.waits_in_nobodys_way or unit.kind is not Kind.OPAQUE
-            await self._with_lock_retries(partial(self._alone, unit), at_length=blocked if watched else None)
+            await self._with_lock_retries(alone, at_length=blocked if watched else None)
         except AmpdError:
             await self._take_back_begun(unit)
             raise
@@ -415,11 +443,12 @@ class _Steps:
             raise self._failed(error, Message(), unit.first, UNFINISHED) from error
         finally:
             self._touch()
-        if not session.pooled or session.backend_pid is None:
+        pid, session.backend_pid = session.backend_pid, None  # what follows may meet another
+        if not session.pooled or pid is None:
             return set()
-        if session.backend_pid != self._place.pid:
+        if pid != self._place.pid:
             insist_on_no_session(job, self._place)
-        return {session.backend_pid}
+        return {pid}
 
     def _touch(self) -> None:
         if self._session.backend_pid is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from .errors import TurnTimeout
+from .errors import ConnectionFailed, TurnTimeout
 from .events import OnEvent, Waiting
 from .history import History, Holder, TurnTaken, read
 
@@ -60,7 +60,13 @@ class Turn:
             self._on_event(_waiting(history.holder, waited, self._limit))
         await anyio.sleep(min(self._pause * random.uniform(0.5, 1.5), self._limit - waited))
         self._pause = min(self._pause * 1.5, _LONGEST)
-        found = await self.look(history)
+        await self._session.reopen()  # whoever only waits has nothing to lose with a connection
+        try:
+            found = await self.look(history)
+        except ConnectionFailed:
+            if not await self._session.reopen():
+                raise
+            found = await self.look(history)
         unless = why.unless if why and not found.holder and found.applied == history.applied else None
         self._collisions = self._collisions + 1 if unless else 0
         if unless and self._collisions >= _COLLISIONS:

@@ -26,7 +26,7 @@ from ampd.events import (
     Warned,
 )
 from ampd.migration import Migration, checksum
-from tests.servers import Database
+from tests.servers import Database, Proxy
 
 T = TypeVar("T")
 Kind = TypeVar("Kind", bound=Event)
@@ -48,6 +48,16 @@ def folder_of(path: Path, *texts: str) -> Path:
     for migration in scripts(*texts):
         (path / migration.file).write_text(migration.sql)
     return path
+
+
+SLOW_SECS = 0.4  # each way: there and back takes longer than a farewell may while being cancelled
+
+
+@asynccontextmanager
+async def far_away(database: Database) -> AsyncIterator[Database]:
+    """A database as it is seen from the other end of a slow line."""
+    async with Proxy(database.server.host, database.server.port, delay=SLOW_SECS) as line:
+        yield Database(msgspec.structs.replace(database.server, host=line.host, port=line.port), database.name)
 
 
 async def until(question: Callable[[], Awaitable[T]]) -> T:

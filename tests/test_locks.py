@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 import ampd as library
-from ampd import Blocked, LockRetry, LockTimeout, MigrationFailed, StatementStarted, locks
+from ampd import Blocked, LockRetry, LockTimeout, MigrationFailed, StatementStarted, locks, pooler, postgres
 from ampd import history as history_module
 from ampd.config import Limits
 from ampd.events import Event
@@ -17,6 +17,7 @@ from tests.scenes import (
     ampds,
     assert_no_trace,
     building,
+    far_away,
     history,
     indexes,
     meanwhile,
@@ -25,7 +26,7 @@ from tests.scenes import (
     until,
     waiting_for_a_lock,
 )
-from tests.servers import Database
+from tests.servers import Database, Proxy
 
 pytestmark = pytest.mark.anyio
 
@@ -60,6 +61,65 @@ async def test_a_busy_table_is_tried_again_until_it_is_free(table: Database) -> 
     assert 0.05 <= delays[0] <= 0.15
     assert delays[2] > delays[0]
     heard.assert_adds_up()
+
+
+@pytest.mark.parametrize("directive", ["", "-- no-transaction\nSELECT 1; "], ids=["transactional", "stepwise"])
+async def test_a_busy_table_is_tried_again_over_a_slow_line(table: Database, directive: str) -> None:
+    """A rollback that takes longer than a farewell may does not end the attempts."""
+    heard = Heard()
+    async with transaction(table, "SELECT FROM t") as reader, anyio.create_task_group() as tasks:
+
+        async def free_it() -> None:
+            async def tried_twice() -> bool:
+                return len(heard.of(LockRetry)) >= 2
+
+            await until(tried_twice)
+            await reader.execute("COMMIT")
+
+        tasks.start_soon(free_it)
+        async with far_away(table) as far:
+            files = scripts(f"{directive}{ADD}", "CREATE TABLE u ()")
+            report = await library.migrate(far.url, migrations=files, limits=BRIEF, on_event=heard)
+    assert [each.version for each in report.applied] == [1, 2]
+
+
+@pytest.mark.parametrize("directive", ["", "-- no-transaction\n"], ids=["transactional", "stepwise"])
+@pytest.mark.parametrize("lent", [False, True], ids=["url", "pool"])
+async def test_a_connection_that_does_not_roll_back_is_replaced(
+    table: Database, monkeypatch: pytest.MonkeyPatch, directive: str, lent: bool
+) -> None:
+    """Where no rollback is answered in time, each attempt has a connection of its own, with what the file has set."""
+    for module in (postgres, pooler):
+        monkeypatch.setattr(module, "patience", lambda: 0.05)
+    await table.execute("CREATE SCHEMA elsewhere; CREATE TABLE elsewhere.t ()")
+    files = scripts(f"{directive}SET search_path = elsewhere; {ADD}", "CREATE TABLE u ()")
+    heard = Heard()
+    async with (
+        transaction(table, "SELECT FROM elsewhere.t") as reader,
+        Proxy(table.server.host, table.server.port, delay=0.05) as line,
+        anyio.create_task_group() as tasks,
+    ):
+
+        async def free_it() -> None:
+            async def tried_thrice() -> bool:
+                return len(heard.of(LockRetry)) >= 3
+
+            await until(tried_thrice)
+            await reader.execute("COMMIT")
+
+        tasks.start_soon(free_it)
+        url = table.url.replace(str(table.server.port), str(line.port))
+        if lent:
+            async with asyncpg.create_pool(url, min_size=0, max_size=2) as pool:
+                report = await library.migrate(pool, migrations=files, limits=BRIEF, on_event=heard)
+                assert await pool.fetchval("SELECT current_setting('search_path')") == '"$user", public'
+        else:
+            report = await library.migrate(url, migrations=files, limits=BRIEF, on_event=heard)
+        assert line.connections > 3
+    assert [each.version for each in report.applied] == [1, 2]
+    columns = "SELECT count(*) FROM pg_attribute WHERE attname = 'added' AND attrelid = 'elsewhere.t'::regclass"
+    assert await table.fetchval(columns) == 1
+    assert await table.fetchval("SELECT to_regclass('public.u') IS NOT NULL")
 
 
 async def test_nothing_is_held_while_resting(table: Database) -> None:

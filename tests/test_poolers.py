@@ -27,6 +27,7 @@ from tests.scenes import (
     GENEROUS,
     Heard,
     building,
+    far_away,
     folder_of,
     history,
     indexes,
@@ -339,6 +340,22 @@ async def test_a_waiter_behind_a_pooler_gives_its_connection_back(pooled: Databa
         await waiting_for_a_lock(database)
         await gate.execute("COMMIT")
     assert sorted(len(report.applied) for report in reports) == [0] * 30 + [1]
+    await assert_clean(pooled)
+
+
+async def test_runners_take_turns_over_a_slow_line(pooled: Database, database: Database) -> None:
+    """A rollback that takes longer than a farewell may is waited for: all end well, and leave nothing behind."""
+    files, heard, reports = scripts(*FILES), Heard(), list[Report]()
+
+    async def run(far: Database) -> None:
+        reports.append(await library.migrate(far.url, migrations=files, on_event=heard))
+
+    async with far_away(pooled) as far, anyio.create_task_group() as tasks:
+        for _ in range(5):
+            tasks.start_soon(run, far)
+    assert sorted(each.version for report in reports for each in report.applied) == [1, 2, 3, 4]
+    assert [finished for _, finished, _ in await history(database)] == [True] * 4
+    assert not heard.of(library.Warned)
     await assert_clean(pooled)
 
 

@@ -4,6 +4,7 @@ import re
 import signal
 
 import anyio
+import asyncpg
 import pytest
 
 import ampd as library
@@ -15,6 +16,8 @@ from tests.scenes import (
     Heard,
     ampds,
     assert_no_trace,
+    end_backend,
+    far_away,
     folder_of,
     history,
     meanwhile,
@@ -206,3 +209,56 @@ async def test_fifteen_runners_take_turns(database: Database) -> None:
     assert sorted(each.version for report in reports for each in report.applied) == list(range(1, 13))
     assert {report.current_version for report in reports} == {12}
     await assert_no_trace(database)
+
+
+@pytest.mark.parametrize("lent", [False, True], ids=["url", "pool"])
+async def test_runners_take_turns_over_a_slow_line(database: Database, lent: bool) -> None:
+    """A rollback that takes longer than a farewell may is waited for: all runners end well, and say nothing of it."""
+    files = scripts("CREATE TABLE a ()", "-- no-transaction\nCREATE TABLE b ()", "CREATE TABLE c ()")
+    reports, heard = list[Report](), Heard()
+
+    async def run(far: Database) -> None:
+        if not lent:
+            reports.append(await library.migrate(far.url, migrations=files, on_event=heard))
+            return
+        async with asyncpg.create_pool(far.url, min_size=0, max_size=3) as pool:
+            reports.append(await library.migrate(pool, migrations=files, on_event=heard))
+
+    async with far_away(database) as far, anyio.create_task_group() as tasks:
+        for _ in range(5):
+            tasks.start_soon(run, far)
+    assert sorted(each.version for report in reports for each in report.applied) == [1, 2, 3]
+    assert {report.current_version for report in reports} == {3}
+    assert not heard.of(Warned)
+
+
+@pytest.mark.parametrize("lent", [False, True], ids=["url", "pool"])
+async def test_a_waiter_that_has_lost_its_connection_waits_on(database: Database, lent: bool) -> None:
+    """While a runner only waits it holds nothing, so that it opens another connection in place of a lost one."""
+    files, heard, reports = scripts(AT_THE_GATE), Heard(), list[Report]()
+    url = f"{database.url}?application_name=waiter"
+
+    async def wait() -> None:
+        if not lent:
+            reports.append(await library.migrate(url, migrations=files, on_event=heard))
+            return
+        async with asyncpg.create_pool(url, min_size=0, max_size=1) as pool:
+            reports.append(await library.migrate(pool, migrations=files, on_event=heard))
+
+    async with transaction(database, GATE) as gate, anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: library.migrate(database.url, migrations=files))
+        await waiting_for_a_lock(database)
+        tasks.start_soon(wait)
+        await heard.first(Waiting)
+
+        async def waiter() -> int:
+            pid: int = await database.fetchval(
+                "SELECT max(pid) FROM pg_stat_activity WHERE application_name = 'waiter' AND state = 'idle'"
+            )
+            return pid
+
+        for _ in range(3):
+            await end_backend(database, await until(waiter))
+        await until(waiter)
+        await gate.execute("COMMIT")
+    assert [len(report.applied) for report in reports] == [0]
