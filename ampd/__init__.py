@@ -10,51 +10,70 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .version import VERSION as __version__
+from .version import VERSION
 
+__version__ = VERSION
+
+# Each public name stands twice: here for type checkers, and below for the run, which loads nothing before it is used.
+# isort: off
 if TYPE_CHECKING:
-    from .config import Config, DatabaseUrl, Limits, MetadataDb, Migrations, load_config
+    from .config import (
+        Config as Config,
+        DatabaseUrl as DatabaseUrl,
+        Limits as Limits,
+        MetadataDb as MetadataDb,
+        Migrations as Migrations,
+        load_config as load_config,
+    )
     from .errors import (
-        AmpdError,
-        AuthenticationFailed,
-        ConfigError,
-        ConnectionFailed,
-        DatabaseMissing,
-        InvalidMigration,
-        LockTimeout,
-        MigrationConflict,
-        MigrationFailed,
-        MigrationInterrupted,
-        NoAnswer,
-        PermissionDenied,
-        ReadOnlyServer,
-        TlsFailed,
-        TurnTimeout,
+        AmpdError as AmpdError,
+        AuthenticationFailed as AuthenticationFailed,
+        ConfigError as ConfigError,
+        ConnectionFailed as ConnectionFailed,
+        DatabaseMissing as DatabaseMissing,
+        InvalidMigration as InvalidMigration,
+        LockTimeout as LockTimeout,
+        MigrationConflict as MigrationConflict,
+        MigrationFailed as MigrationFailed,
+        MigrationInterrupted as MigrationInterrupted,
+        NoAnswer as NoAnswer,
+        PermissionDenied as PermissionDenied,
+        ReadOnlyServer as ReadOnlyServer,
+        TlsFailed as TlsFailed,
+        TurnTimeout as TurnTimeout,
     )
     from .events import (
-        Applied,
-        Blocked,
-        Blocker,
-        Event,
-        Failed,
-        Finished,
-        LockRetry,
-        Planned,
-        Retrying,
-        ServerMessage,
-        Starting,
-        StatementStarted,
-        Stopped,
-        Waiting,
-        Warned,
+        Applied as Applied,
+        Blocked as Blocked,
+        Blocker as Blocker,
+        Event as Event,
+        Failed as Failed,
+        Finished as Finished,
+        LockRetry as LockRetry,
+        OnEvent as OnEvent,
+        Planned as Planned,
+        Retrying as Retrying,
+        ServerMessage as ServerMessage,
+        Starting as Starting,
+        StatementStarted as StatementStarted,
+        Stopped as Stopped,
+        Waiting as Waiting,
+        Warned as Warned,
     )
-    from .migration import Migration
-    from .migrator import migrate, resolve, status
-    from .plan import Settlement
-    from .pool import open_pool
-    from .report import Report, Status
-    from .source import read_migrations
+    from .migration import AppliedMigration as AppliedMigration, Migration as Migration
+    from .migrator import migrate as migrate, resolve as resolve, status as status
+    from .plan import Conflict as Conflict, Plan as Plan, Settlement as Settlement, State as State, Step as Step
+    from .pool import open_pool as open_pool
+    from .report import (
+        AppliedNow as AppliedNow,
+        PendingMigration as PendingMigration,
+        Report as Report,
+        Result as Result,
+        Status as Status,
+    )
+    from .source import read_migrations as read_migrations
 
+# isort: on
 _HOMES = {
     "config": ("Config", "DatabaseUrl", "Limits", "MetadataDb", "Migrations", "load_config"),
     "errors": (
@@ -82,6 +101,7 @@ _HOMES = {
         "Failed",
         "Finished",
         "LockRetry",
+        "OnEvent",
         "Planned",
         "Retrying",
         "ServerMessage",
@@ -91,63 +111,16 @@ _HOMES = {
         "Waiting",
         "Warned",
     ),
-    "migration": ("Migration",),
+    "migration": ("AppliedMigration", "Migration"),
     "migrator": ("migrate", "resolve", "status"),
-    "plan": ("Settlement",),
+    "plan": ("Conflict", "Plan", "Settlement", "State", "Step"),
     "pool": ("open_pool",),
-    "report": ("Report", "Status"),
+    "report": ("AppliedNow", "PendingMigration", "Report", "Result", "Status"),
     "source": ("read_migrations",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = [
-    "AmpdError",
-    "Applied",
-    "AuthenticationFailed",
-    "Blocked",
-    "Blocker",
-    "Config",
-    "ConfigError",
-    "ConnectionFailed",
-    "DatabaseMissing",
-    "DatabaseUrl",
-    "Event",
-    "Failed",
-    "Finished",
-    "InvalidMigration",
-    "Limits",
-    "LockRetry",
-    "LockTimeout",
-    "MetadataDb",
-    "Migration",
-    "MigrationConflict",
-    "MigrationFailed",
-    "MigrationInterrupted",
-    "Migrations",
-    "NoAnswer",
-    "PermissionDenied",
-    "Planned",
-    "ReadOnlyServer",
-    "Report",
-    "Retrying",
-    "ServerMessage",
-    "Settlement",
-    "Starting",
-    "StatementStarted",
-    "Status",
-    "Stopped",
-    "TlsFailed",
-    "TurnTimeout",
-    "Waiting",
-    "Warned",
-    "__version__",
-    "load_config",
-    "migrate",
-    "open_pool",
-    "read_migrations",
-    "resolve",
-    "status",
-]
+__all__: list[str] = sorted([*_HOME, "__version__"])  # noqa: PLE0605 - type checkers go by the imports
 
 
 def __getattr__(name: str) -> object:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from stat import S_IROTH, S_IWGRP, S_IWOTH
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_type_hints
+from typing import Annotated, Any, ClassVar, get_type_hints
 from urllib.parse import quote, unquote
 
 import msgspec
 
 from .errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
 
 PREFIX = "AMP_CONFIG_"
 FLAT_URL = "metadata_db_url"

@@ -23,19 +23,16 @@ known is None. `code` is stable and part of the public contract.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
+
+import ampd  # for the annotations: whoever resolves one finds the names of the modules above this one there
 
 from .display import visible
 
-if TYPE_CHECKING:
-    from .events import Blocker
-    from .plan import Conflict
-    from .report import Report
-
-
 # Whoever made a path of the URL has lost a slash.
 _UP_TO_PASSWORD = re.compile(r"(?=(\w:/{1,2}[^\s:/]*:))")  # one may begin within another
-_IN_QUERY = re.compile(r"(pass(?:w|%77)ord=)(?:'[^'\n]*'|[^\s&]+)", re.IGNORECASE)
+# `hide_password=False` is what a hint tells those who use SQLAlchemy.
+_IN_QUERY = re.compile(r"((?<!hide_)pass(?:w|%77)ord=)(?:'[^'\n]*'|[^\s&]+)", re.IGNORECASE)
 _LONGEST, _SEARCHED = 20_000, 100_000  # characters of a text that are shown; no password is longer than the difference
 
 
@@ -120,7 +117,7 @@ class AmpdError(Exception):
         self.sqlstate = sqlstate
         self.detail = detail and shown(detail)
         self.excerpt = excerpt and shown(excerpt)
-        self.report: Report | None = None  # set by `migrate`: how far the run had come
+        self.report: ampd.Report | None = None  # set by `migrate`: how far the run had come
 
     def __str__(self) -> str:
         parts = [self.message]
@@ -189,7 +186,7 @@ class MigrationConflict(AmpdError):
 
     code = "conflict"
 
-    def __init__(self, message: str, *, conflicts: tuple[Conflict, ...] = (), hint: str | None = None) -> None:
+    def __init__(self, message: str, *, conflicts: tuple[ampd.Conflict, ...] = (), hint: str | None = None) -> None:
         super().__init__(message, hint=hint, version=conflicts[0].version if conflicts else None)
         self.conflicts = conflicts
 
@@ -229,7 +226,7 @@ class LockTimeout(AmpdError):
 
     code = "lock_timeout"
 
-    def __init__(self, message: str, *, blockers: tuple[Blocker, ...] = (), **facts: Any) -> None:
+    def __init__(self, message: str, *, blockers: tuple[ampd.Blocker, ...] = (), **facts: Any) -> None:
         super().__init__(message, **facts)
         self.blockers = blockers
 

@@ -11,15 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 import msgspec
 
-from .display import one_line
+import ampd  # for the annotations, see errors
 
-if TYPE_CHECKING:
-    from .errors import AmpdError
-    from .report import PendingMigration, Report
+from .display import one_line
 
 UNFINISHED = "unfinished: run `ampd migrate` again; it resumes or says what to do"
 UNCONFIRMED = "and the server has not said what became of it: look at `ampd status`"
@@ -55,7 +52,7 @@ class Planned(Event, frozen=True):
     """
 
     applied: int
-    pending: tuple[PendingMigration, ...]
+    pending: tuple[ampd.PendingMigration, ...]
     ahead: tuple[int, ...]
     total: int
 
@@ -218,7 +215,7 @@ class Failed(Event, frozen=True):
     number: int
     total: int
     duration_ms: int
-    error: AmpdError
+    error: ampd.AmpdError
 
     def __str__(self) -> str:
         return f"[{self.number}/{self.total}] {self.version} {self.name} failed: {self.error.message}"
@@ -227,8 +224,8 @@ class Failed(Event, frozen=True):
 class Finished(Event, frozen=True):
     """The last event of a run that was not cancelled: how far it has come, and the `error` that has ended it."""
 
-    report: Report
-    error: AmpdError | None = None
+    report: ampd.Report
+    error: ampd.AmpdError | None = None
 
     def __str__(self) -> str:
         return self.report.text() if self.error is None else f"error: {self.error}"
@@ -241,7 +238,7 @@ class Stopped(Event, frozen=True):
     `waiting` whether the run was waiting for another runner.
     """
 
-    report: Report
+    report: ampd.Report
     confirmed: bool
     running: Starting | None = None
     waiting: bool = False

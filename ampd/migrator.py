@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import PurePath
-from typing import TYPE_CHECKING, TypeAlias, Union
+from typing import TYPE_CHECKING, TypeAlias
 
 import anyio
 
@@ -17,7 +18,7 @@ from .events import Finished, OnEvent, Planned, Starting, Stopped, Warned, ignor
 from .history import History, TurnTaken, read, refuse_to_write
 from .migration import AppliedMigration, DirectiveError, Directives, Migration, directives, reversals
 from .plan import Order, Plan, Settlement, State, Step, check_project, plan
-from .postgres import GOODBYE_SECS, Database, Session
+from .postgres import GOODBYE_SECS, Database, Pool, Session, check_event_loop
 from .report import AppliedNow, Report, Status, count, pending_of
 from .source import PACKAGED, read_migrations
 from .telling import Running, Teller, as_ours
@@ -27,14 +28,10 @@ from .version import VERSION
 # With nothing pending, which is nearly every start, nothing is split or applied: sql, apply, locks and stepwise are
 # imported where they are used.
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
-    import asyncpg
-
     from .apply import Script
     from .sql import Problem
 
-Source: TypeAlias = Union[str, DatabaseUrl, MetadataDb, "asyncpg.Pool"]
+Source: TypeAlias = str | DatabaseUrl | MetadataDb | Pool
 
 
 async def migrate(
@@ -190,6 +187,7 @@ class _Run:
         limits: Limits | None,
         on_event: OnEvent,
     ) -> None:
+        check_event_loop()
         self.tell = Teller(on_event, lambda: (self.shown, self.history.schema if self.history else self.schema))
         configured = database if isinstance(database, MetadataDb) else MetadataDb()
         policy = configured.migrations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import Enum, StrEnum
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .sql import Statement, Statements
 
 
-class State(Enum):
+class State(StrEnum):
     """Where one migration stands; the values are the words of the JSON document."""
 
     APPLIED = "applied"
@@ -37,7 +37,7 @@ class Order(Enum):
     ALLOW_OUT_OF_ORDER = "allow_out_of_order"
 
 
-class Settlement(Enum):
+class Settlement(StrEnum):
     """What a person has found out about an interrupted migration."""
 
     APPLIED = "applied"

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from msgspec.structs import replace
 
 from .config import Limits, MetadataDb, check_schema
 from .errors import ConfigError, MigrationConflict
 from .events import OnEvent, Warned, ignore
+from .migration import Migration
 from .migrator import migrate, refuse_conflicts, status
-from .postgres import connected_pool
+from .postgres import Pool, check_event_loop, connected, unopened_pool
 from .report import count
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
-
-    import asyncpg
-
-    from .migration import Migration
 
 
 @asynccontextmanager
@@ -33,7 +28,7 @@ async def open_pool(
     limits: Limits | None = None,
     on_event: OnEvent = ignore,
     **options: Any,
-) -> AsyncIterator[asyncpg.Pool]:
+) -> AsyncIterator[Pool]:
     """Open a connection pool on a database whose schema is current, and close it in the end.
 
     With `auto_migrate` the pending migrations are applied first; without it the schema must be up to date already. A
@@ -41,17 +36,21 @@ async def open_pool(
     The arguments are those of `migrate`; a `schema` is also where the pool's queries look first.
 
     The pool prepares no statements, and so works behind any pooler; where there is none, `statement_cache_size=100`
-    saves a round trip per query. That and any other `options` go to `asyncpg.create_pool`.
+    saves a round trip per query. That and any other `options` go to `asyncpg.create_pool`, and win over the sizes and
+    lifetimes of the configuration; which database it is, the configuration alone says.
 
     Raises:
+        ConfigError: an option is none of asyncpg's, or would lead to another database; nothing was migrated.
         MigrationConflict: without `auto_migrate`, migrations are pending; the hint names the command to run.
         AmpdError: as `migrate` and `status` do.
     """
     if not isinstance(metadata_db, MetadataDb):
         raise TypeError(f"open_pool takes the metadata_db section of a configuration, not {type(metadata_db).__name__}")
+    check_event_loop()
     if schema is not None:
         check_schema(schema)
         metadata_db = replace(metadata_db, schema=schema)
+    unopened = unopened_pool(metadata_db, options)
     if metadata_db.auto_migrate:
         await migrate(metadata_db, migrations=migrations, limits=limits, on_event=on_event)
     else:
@@ -68,7 +67,7 @@ async def open_pool(
             by, newest = count(len(found.plan.ahead), "migration"), found.plan.ahead[-1].version
             message = f"the database is ahead of this build by {by} (newest: {newest})"
             on_event(Warned(message=message, database=found.database, schema=found.schema))
-    async with await _connected(metadata_db, options) as pool:
+    async with await _connected(metadata_db, unopened) as pool:
         renewal = asyncio.create_task(_renew(pool, metadata_db.max_lifetime_secs))
         try:
             yield pool
@@ -76,9 +75,9 @@ async def open_pool(
             renewal.cancel()
 
 
-async def _connected(metadata_db: MetadataDb, options: dict[str, Any]) -> asyncpg.Pool:
+async def _connected(metadata_db: MetadataDb, pool: Pool) -> Pool:
     try:
-        return await connected_pool(metadata_db, options)
+        return await connected(pool, metadata_db.require_url())
     except ConfigError as error:
         if metadata_db.schema is None or "search_path" not in error.message:
             raise
@@ -90,7 +89,7 @@ async def _connected(metadata_db: MetadataDb, options: dict[str, Any]) -> asyncp
         ) from error
 
 
-async def _renew(pool: asyncpg.Pool, max_lifetime_secs: float) -> None:
+async def _renew(pool: Pool, max_lifetime_secs: float) -> None:
     """Replace the connections, each when it is next free, before they grow older than they may."""
     while max_lifetime_secs:
         await asyncio.sleep(max_lifetime_secs * random.uniform(0.8, 1))

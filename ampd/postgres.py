@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import inspect
 import os
 import re
 import socket
@@ -17,7 +18,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import anyio
 import asyncpg
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 T = TypeVar("T")
+Pool: TypeAlias = asyncpg.Pool
 
 APPLICATION_NAME = "ampd"
 CONNECT_TIMEOUT_SECS = 10.0
@@ -78,6 +80,24 @@ def do_block(body: str) -> str:
     while tag in body:
         tag = f"$ampd_{token_hex(4)}$"
     return f"DO {tag}{body}{tag}"
+
+
+def check_event_loop() -> None:
+    """Refuse to be run by anything but asyncio; trio can be a guest of an asyncio loop, and has no task of it then.
+
+    Raises:
+        ConfigError: this is not a task of asyncio's.
+    """
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        task = None
+    if task is None:
+        raise ConfigError(
+            "ampd runs on asyncio, as asyncpg does, and this is another event loop",
+            hint="use asyncio.run(...) or anyio.run(..., backend='asyncio'); from trio, a thread of its own: "
+            "await trio.to_thread.run_sync(asyncio.run, ampd.migrate(...))",
+        )
 
 
 class ServerError(Exception):
@@ -918,26 +938,64 @@ def _on_table(words: tuple[str, ...]) -> str | None:
     return None
 
 
-async def connected_pool(metadata_db: MetadataDb, options: Mapping[str, Any]) -> asyncpg.Pool:
-    """Return a pool with the sizes and lifetimes of the configuration; `options` go to asyncpg.
+# What would open the pool on another database than the one that is migrated.
+_ANOTHER_DATABASE = ("dsn", "host", "port", "database", "service", "servicefile")
+
+
+def unopened_pool(metadata_db: MetadataDb, options: Mapping[str, Any]) -> Pool:
+    """Return a pool with the sizes and lifetimes of the configuration, to be `connected`; `options` go to asyncpg.
 
     Raises:
-        AmpdError: its first connections are not to be had.
+        ConfigError: the URL or an option cannot be used; nothing was connected to.
     """
+    _check_options(options)
     url = metadata_db.require_url()
     arguments, _ = driver_arguments(url, CONNECT_TIMEOUT_SECS)
-    sizes = {
-        "min_size": metadata_db.min_connections,
-        "max_size": metadata_db.pool_size,
-        "max_inactive_connection_lifetime": metadata_db.idle_timeout_secs,
-    }
-    if options.keys() & {"host", "port", "user", "database", "passfile"}:
+    if options.keys() & {"user", "passfile"}:
         arguments.pop("password", None)  # which was that of somebody else: the driver looks for this one's
-    arguments |= sizes | dict(options)
+    arguments["max_inactive_connection_lifetime"] = metadata_db.idle_timeout_secs
+    arguments |= options
     if metadata_db.schema is not None:
         path = {"search_path": f'{identifier(metadata_db.schema)}, "$user", public'}
         arguments["server_settings"] = path | (arguments.get("server_settings") or {})
-    pool = asyncpg.create_pool(**arguments)
+    try:
+        largest = arguments.setdefault("max_size", metadata_db.pool_size)
+        smallest = arguments.setdefault("min_size", min(metadata_db.min_connections or 0, largest))
+        if smallest > largest:
+            raise ConfigError(
+                f"min_size={smallest} is above the size of the pool, {largest}",
+                hint="give open_pool max_size as well, or raise metadata_db.pool_size",
+            )
+        return asyncpg.create_pool(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the options of open_pool are not what asyncpg takes: {error}", hint=_OPTIONS) from None
+
+
+_OPTIONS = "they are those of asyncpg.create_pool; what metadata_db holds is set there"
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    for name in options:
+        if name in _ANOTHER_DATABASE:
+            raise ConfigError(
+                f"open_pool takes no {name}=: its pool is on the database that it has migrated",
+                hint="say in metadata_db.url which database that is",
+            )
+    signatures = map(inspect.signature, (asyncpg.create_pool, asyncpg.connect))
+    known = {name for signature in signatures for name in signature.parameters} - {"connect_kwargs"}
+    unknown = sorted(options.keys() - known)
+    if unknown and "connect" not in options:  # a function of the caller's may take others
+        raise ConfigError(f"open_pool knows no option {', '.join(f'{name}=' for name in unknown)}", hint=_OPTIONS)
+    if options.get("loop") not in (None, asyncio.get_running_loop()):
+        raise ConfigError("loop= is another event loop", hint="leave it out: the pool belongs to the running one")
+
+
+async def connected(pool: Pool, url: DatabaseUrl) -> Pool:
+    """Return a pool with its first connections.
+
+    Raises:
+        AmpdError: they are not to be had.
+    """
     try:
         return await pool
     except (OSError, *_REFUSED, *_LOST) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .errors import AmpdError
 
 
-class Result(Enum):
+class Result(StrEnum):
     """How `migrate` ended; the values are the words of the JSON document."""
 
     MIGRATED = "migrated"
