@@ -23,13 +23,24 @@ _HIDDEN = "***"
 _WORTH_HIDING_IN_WORDS = 4  # characters: without a password `e` no message would be left to read
 _ENCODE = "if the password holds any of : / ? # @ % &, write those percent-encoded (%3A %2F %3F %23 %40 %25 %26)"
 
+_DRIVERS = ("asyncpg", "psycopg", "psycopg_async", "psycopg2", "psycopg2cffi", "pg8000", "aiopg")
+
+
+def way_to_url(value: object) -> str:
+    """Return what to give in place of an object of SQLAlchemy's, as the end of a message; empty for any other value."""
+    for name, url in (("url", value), ("engine.url", getattr(value, "url", None))):
+        if callable(getattr(url, "render_as_string", None)):
+            return f"; give {name}.render_as_string(hide_password=False)"
+    return ""
+
 
 class DatabaseUrl:
     """A PostgreSQL URL that cannot print its password: `str()` and `repr()` show `***` in its place.
 
     Takes what libpq takes: `postgresql://user:pass@host:5432/db?sslmode=…`, `postgres://…`, several hosts separated by
     commas, and `postgresql:///db?host=/socket/dir`. As in libpq a parameter wins over what stands before the `?`, and
-    `+` is a plus sign. An empty host is the default one.
+    `+` is a plus sign. An empty host is the default one. The drivers that SQLAlchemy puts behind the scheme
+    (`postgresql+asyncpg://`) are ignored.
 
     Raises:
         ConfigError: not such a URL. The message never repeats it, for it may hold a password.
@@ -40,12 +51,15 @@ class DatabaseUrl:
 
     def __init__(self, url: str) -> None:
         if not isinstance(url, str):
-            raise TypeError(f"a database URL is a str, not {type(url).__name__}")
+            raise TypeError(f"a database URL is a str, not {type(url).__name__}{way_to_url(url)}")
         scheme, separator, rest = url.strip().partition("://")
-        if not separator or scheme not in ("postgresql", "postgres"):
+        dialect, plus, driver = scheme.partition("+")
+        if not separator or dialect not in ("postgresql", "postgres") or (plus and driver not in _DRIVERS):
+            jdbc = "remove jdbc: from its beginning, and put what follows the ? in libpq's words; or "
             raise ConfigError(
                 "the database URL does not begin with postgresql:// or postgres://",
-                hint="write it as postgresql://user:***@host:5432/database, with the password for ***",
+                hint=(jdbc if scheme.startswith("jdbc:") else "")
+                + "write it as postgresql://user:***@host:5432/database, with the password for ***",
             )
         rest, _, query = rest.partition("?")
         authority, _, path = rest.partition("/")
@@ -64,6 +78,13 @@ class DatabaseUrl:
         else:
             self.hosts = _hosts([_located(spec) for spec in hostspec.split(",")], ports)
         self.parameters = parameters
+        if _HIDDEN in (password, *(value for key, value in given if _is_secret(key))):
+            raise ConfigError(
+                f"the password of the database URL is {_HIDDEN}, which stands for one that was hidden",
+                hint="give the URL that it was made from: of an SQLAlchemy engine "
+                "engine.url.render_as_string(hide_password=False), of an ampd.DatabaseUrl reveal(); "
+                "a password that is no more than that is written %2A%2A%2A",
+            )
         written = {password, *(value for key, value in given if _is_secret(key))} - {""}
         self._secrets = written | {form for secret in written for form in (_decoded(secret), _quoted(_decoded(secret)))}
 
@@ -215,7 +236,7 @@ def _decode(kind: type, value: object) -> object:
     if isinstance(value, kind):
         return value
     if not isinstance(value, str):
-        raise ValueError(f"expected `str`, got `{type(value).__name__}`")
+        raise ValueError(f"expected `str`, got `{type(value).__name__}`{way_to_url(value)}")
     if kind is Path and not value:  # which would be the working folder
         raise ValueError("expected `str` of length >= 1")
     return kind(value)

@@ -24,7 +24,7 @@ import anyio
 import asyncpg
 import msgspec
 
-from .config import DatabaseUrl, MetadataDb
+from .config import DatabaseUrl, MetadataDb, way_to_url
 from .display import folded
 from .errors import (
     AmpdError,
@@ -335,7 +335,7 @@ class Database:
         elif not isinstance(source, DatabaseUrl | str):
             raise TypeError(
                 "the database is a PostgreSQL URL, an asyncpg.Pool or the metadata_db section of a configuration, "
-                f"not {type(source).__name__}"
+                f"not {type(source).__name__}{way_to_url(source)}"
             )
         else:
             url = source if isinstance(source, DatabaseUrl) else DatabaseUrl(source)
@@ -499,6 +499,28 @@ _INSTEAD = {
     "ssl": "use sslmode=require for a connection that must be encrypted, or another sslmode",
     "requiressl": "use sslmode=require for a connection that must be encrypted, or another sslmode",
     "service": "write what the service stands for into the URL",
+    # Of Prisma, of SQLAlchemy's dialects, and of JDBC.
+    **dict.fromkeys(
+        ("schema", "currentSchema"),
+        "set metadata_db.schema (or AMP_CONFIG_METADATA_DB__SCHEMA) to {value}, and remove {name} from the URL",
+    ),
+    **dict.fromkeys(
+        ("connection_limit", "pool_timeout", "socket_timeout"),
+        "remove {name} from the URL: the pool of a service is configured under [metadata_db], as pool_size",
+    ),
+    **dict.fromkeys(
+        (
+            "pgbouncer",
+            "statement_cache_size",
+            "prepared_statement_cache_size",
+            "prepared_statement_name_func",
+            "prepareThreshold",
+            "async_fallback",
+        ),
+        "remove {name} from the URL: ampd prepares no statements, and works behind a pooler as it is",
+    ),
+    "sslaccept": "use sslmode=verify-full in place of strict, or sslmode=require",
+    "sslidentity": "use sslcert and sslkey",
 }
 _CANNOT_HONOUR = {*_IMPLIED, *_INSTEAD, "require_auth", "requirepeer", "sslcrldir", "hostaddr", "replication"}
 # What the kernel takes; of milliseconds and of seconds to connect, what libpq does.
@@ -518,7 +540,7 @@ def driver_arguments(url: DatabaseUrl, default_timeout: float) -> tuple[dict[str
         if value not in _IMPLIED.get(name, ()):
             raise ConfigError(
                 f"the database URL asks for {name}={value}, which ampd cannot honour",
-                hint=_INSTEAD.get(name)
+                hint=_INSTEAD.get(name, "").format(name=name, value=value)
                 or f"remove {name} from the URL if you can do without it"
                 + (f", or use {name}={_IMPLIED[name][-1]}" if name in _IMPLIED else ""),
             )

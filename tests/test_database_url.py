@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable, Iterator
 from ctypes.util import find_library
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import asyncpg
@@ -232,6 +232,36 @@ JDBC = "use sslmode=require for a connection that must be encrypted, or another 
         ("ssl=1", JDBC),
         ("requiressl=1", JDBC),
         ("service=amp", "write what the service stands for into the URL"),
+        *(
+            (
+                f"{name}=app",
+                f"set metadata_db.schema (or AMP_CONFIG_METADATA_DB__SCHEMA) to app, and remove {name} from the URL",
+            )
+            for name in ("schema", "currentSchema")
+        ),
+        *(
+            (
+                f"{name}=5",
+                f"remove {name} from the URL: the pool of a service is configured under [metadata_db], as pool_size",
+            )
+            for name in ("connection_limit", "pool_timeout", "socket_timeout")
+        ),
+        *(
+            (
+                f"{name}=true",
+                f"remove {name} from the URL: ampd prepares no statements, and works behind a pooler as it is",
+            )
+            for name in (
+                "pgbouncer",
+                "statement_cache_size",
+                "prepared_statement_cache_size",
+                "prepared_statement_name_func",
+                "prepareThreshold",
+                "async_fallback",
+            )
+        ),
+        ("sslaccept=strict", "use sslmode=verify-full in place of strict, or sslmode=require"),
+        ("sslidentity=/id.p12", "use sslcert and sslkey"),
         ("require_auth=none", "remove require_auth from the URL if you can do without it"),
         (
             "channel_binding=require",
@@ -553,3 +583,91 @@ async def test_a_dead_server_is_noticed_by_the_socket(
     assert [value for value, wanted in zip(found, expected, strict=True) if wanted is not None] == [
         wanted for wanted in expected if wanted is not None
     ]
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres"])
+@pytest.mark.parametrize(
+    "driver", ["asyncpg", "psycopg", "psycopg_async", "psycopg2", "psycopg2cffi", "pg8000", "aiopg"]
+)
+def test_urls_of_sqlalchemy_are_taken(scheme: str, driver: str) -> None:
+    """The driver behind the scheme is SQLAlchemy's business; the rest of such a URL is as libpq has it."""
+    url = DatabaseUrl(f"{scheme}+{driver}://u:hunter2@h:5433/db?sslmode=require")
+    assert url == DatabaseUrl("postgresql://u:hunter2@h:5433/db?sslmode=require")
+    assert str(url) == "postgresql://u:***@h:5433/db?sslmode=require"
+
+
+WRITE = "write it as postgresql://user:***@host:5432/database, with the password for ***"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "hint"),
+    [
+        ("postgresql+", WRITE),
+        ("postgresql+asyncmy", WRITE),
+        ("mysql+asyncpg", WRITE),
+        ("cockroachdb+asyncpg", WRITE),
+        (
+            "jdbc:postgresql",
+            f"remove jdbc: from its beginning, and put what follows the ? in libpq's words; or {WRITE}",
+        ),
+    ],
+)
+def test_schemes_of_others(scheme: str, hint: str) -> None:
+    """Another scheme is refused, that of JDBC with what to make of it, and the URL not repeated."""
+    with pytest.raises(ConfigError) as error:
+        DatabaseUrl(f"{scheme}://u:hunter2@h/db")
+    assert str(error.value) == f"the database URL does not begin with postgresql:// or postgres://\nhint: {hint}"
+
+
+@pytest.mark.parametrize("url", ["postgresql+asyncpg://u:***@h/db", "postgresql://u@h/db?password=***"])
+def test_a_password_that_was_hidden(url: str) -> None:
+    """What SQLAlchemy prints of its URL, and ampd of its own, has lost the password: that is said, and what to give."""
+    for hidden in (url, str(DatabaseUrl(url.replace("***", "hunter2")))):
+        with pytest.raises(ConfigError) as error:
+            DatabaseUrl(hidden)
+        assert str(error.value) == (
+            "the password of the database URL is ***, which stands for one that was hidden\n"
+            "hint: give the URL that it was made from: of an SQLAlchemy engine "
+            "engine.url.render_as_string(hide_password=False), of an ampd.DatabaseUrl reveal(); "
+            "a password that is no more than that is written %2A%2A%2A"
+        )
+
+
+def test_a_password_of_asterisks() -> None:
+    """A password that really is *** is taken percent-encoded, and stays so on its way to the driver."""
+    url = DatabaseUrl("postgresql://u:%2A%2A%2A@h/db")
+    assert url.password == "***"
+    assert DatabaseUrl(url.reveal()) == url
+
+
+class URL(NamedTuple):
+    """What an URL of SQLAlchemy looks like."""
+
+    drivername: str = "postgresql+asyncpg"
+
+    def render_as_string(self, hide_password: bool = True) -> str:
+        """Return the URL as a text."""
+        return f"{self.drivername}://u:{'***' if hide_password else 'hunter2'}@h/db"
+
+
+class Engine:
+    """What an engine of SQLAlchemy looks like."""
+
+    url = URL()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("given", "name"), [(URL(), "url"), (Engine(), "engine.url")])
+async def test_objects_of_sqlalchemy(given: Any, name: str) -> None:
+    """A URL or an engine of SQLAlchemy's in place of a URL is refused with what to write."""
+    kind = type(given).__name__
+    way = f"not {kind}; give {name}.render_as_string(hide_password=False)"
+    with pytest.raises(TypeError) as error:
+        DatabaseUrl(given)
+    assert str(error.value) == f"a database URL is a str, {way}"
+    with pytest.raises(TypeError) as error:
+        await ampd.migrate(given, migrations=())
+    assert str(error.value).endswith(way)
+    with pytest.raises(ConfigError) as refused:
+        ampd.MetadataDb(url=given)
+    assert refused.value.message == f"metadata_db.url: expected `str`, got `{kind}`{way.removeprefix(f'not {kind}')}"
