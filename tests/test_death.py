@@ -102,6 +102,7 @@ async def test_a_terminated_backend(database: Database, directive: str) -> None:
 async def test_a_terminated_guard(database: Database) -> None:
     """Once the session that holds the turn is gone nothing more is begun, and what was done meanwhile is kept."""
     build = "-- no-transaction\nCREATE INDEX CONCURRENTLY t_id ON t (id); INSERT INTO t VALUES (2), (3)"
+    heard = Heard()
     files = (FIRST, build)
     await library.migrate(database.url, migrations=scripts(FIRST))
     async with transaction(database, "SELECT FROM t") as reader, anyio.create_task_group() as tasks:
@@ -115,7 +116,7 @@ async def test_a_terminated_guard(database: Database) -> None:
 
         tasks.start_soon(end_it)
         with pytest.raises(ConnectionFailed) as raised:
-            await library.migrate(database.url, migrations=scripts(*files))
+            await library.migrate(database.url, migrations=scripts(*files), on_event=heard)
     assert raised.value.message == (
         "the session that held the lock for this run was ended from outside, by pg_terminate_backend, say"
     )
@@ -125,6 +126,8 @@ async def test_a_terminated_guard(database: Database) -> None:
     )
     assert (await history(database))[1][:2] == (2, False)
     assert await database.fetchval("SELECT array_agg(id) FROM t") == [1]
+    assert [event.version for event in heard.of(library.Failed)] == [2]
+    heard.assert_adds_up()
     await assert_complete(database, files)
     assert await indexes(database) == [("t_id", True)]
 
@@ -162,6 +165,7 @@ async def fragile(server: Server) -> AsyncIterator[Callable[[], Awaitable[Databa
 async def test_a_crashed_server(fragile: Callable[[], Awaitable[Database]], directive: str) -> None:
     """A server that goes down at once is a lost connection; back again, it has whatever was said to be applied."""
     database = await fragile()
+    heard = Heard()
     files = (FIRST, directive + SECOND)
     async with database.connect() as gate, anyio.create_task_group() as tasks:
         await gate.execute(f"BEGIN; {GATE}")
@@ -173,10 +177,12 @@ async def test_a_crashed_server(fragile: Callable[[], Awaitable[Database]], dire
 
         tasks.start_soon(crash)
         with pytest.raises(ConnectionFailed) as raised:
-            await library.migrate(database.url, migrations=scripts(*files))
+            await library.migrate(database.url, migrations=scripts(*files), on_event=heard)
         gate.terminate()
     assert raised.value.report is not None
     assert [each.version for each in raised.value.report.applied] == [1]
+    assert [event.version for event in heard.of(library.Failed)] == [2]
+    heard.assert_adds_up()
     await assert_complete(await fragile(), files)
 
 
@@ -187,6 +193,7 @@ async def test_a_network_that_falls_silent(database: Database, monkeypatch: pyte
         monkeypatch.setattr(locks, name, 0.3)
     monkeypatch.setattr(stepwise, "_WORD_EVERY_SECS", 0.3)
     monkeypatch.setattr(history_module, "GUARD_LEASE_SECS", 2)
+    heard = Heard()
     files = (FIRST, directive + SECOND)
     async with transaction(database, GATE) as gate, Proxy(database.server.host, database.server.port) as proxy:
         async with anyio.create_task_group() as tasks:
@@ -198,11 +205,13 @@ async def test_a_network_that_falls_silent(database: Database, monkeypatch: pyte
             tasks.start_soon(cut)
             url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database.name}"
             with anyio.fail_after(GENEROUS), pytest.raises(ConnectionFailed) as raised:
-                await library.migrate(url, migrations=scripts(*files))
+                await library.migrate(url, migrations=scripts(*files), on_event=heard)
         assert raised.value.message == "the connection to the server was lost: the server has not answered for 0.3 s"
         await gate.execute("COMMIT")
         with anyio.fail_after(GENEROUS):
             await library.migrate(database.url, migrations=scripts(*files))
+    assert [event.version for event in heard.of(library.Failed)] == [2]
+    heard.assert_adds_up()
     await assert_complete(database, files)
 
 
@@ -307,7 +316,11 @@ async def test_a_cancelled_task(
     async with asyncpg.create_pool(url, min_size=0, max_size=4) as pool:
 
         async def run() -> Report:
-            return await library.migrate(pool if source == "pool" else url, migrations=files)
+            heard = Heard()
+            try:
+                return await library.migrate(pool if source == "pool" else url, migrations=files, on_event=heard)
+            finally:
+                heard.assert_adds_up()
 
         longest = 0.3
         for _ in range(12):

@@ -246,6 +246,26 @@ async def test_a_callback_that_raises(database: Database, directive: str, source
             assert await database.fetchval("SELECT array_agg(id) FROM t") == [1]
 
 
+async def test_a_callback_that_raises_before_there_is_a_connection() -> None:
+    """The same holds for every command, and for what is told of a server that is not there yet."""
+    limits, error = ampd.Limits(connect_wait_secs=GENEROUS), ampd.ConnectionFailed("mine")
+    resolve = partial(ampd.resolve, version=1, settlement=ampd.Settlement.APPLIED)
+    runs: list[Callable[..., Awaitable[object]]] = [ampd.migrate, ampd.status, resolve]
+    for run in runs:
+        heard = Heard()
+
+        def listen(event: Event, heard: Heard = heard) -> None:
+            heard(event)
+            raise error
+
+        with pytest.raises(ampd.ConnectionFailed) as raised:
+            await run(NOWHERE, migrations=(), schema="s", limits=limits, on_event=listen)
+        assert raised.value is error
+        assert [(type(event), event.database, event.schema) for event in heard] == [
+            (Retrying, "127.0.0.1:1/nowhere", "s")
+        ]
+
+
 async def test_a_callback_that_raises_stops_the_running_statement(database: Database) -> None:
     """It need not wait for the end of what runs: that is cancelled and rolled back."""
 

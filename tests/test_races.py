@@ -10,7 +10,7 @@ import pytest
 
 import ampd as library
 from tests.folders import write
-from tests.scenes import assert_no_trace, history, scripts
+from tests.scenes import Heard, assert_no_trace, history, scripts
 from tests.servers import Ampd, Database
 
 pytestmark = pytest.mark.anyio
@@ -100,10 +100,14 @@ async def test_a_race_for_a_schema_that_is_missing(database: Database) -> None:
 async def test_a_race_in_which_the_migration_fails(database: Database) -> None:
     """When the pending migration cannot succeed, each runner fails for itself, and none waits for ever or runs on."""
     files = scripts("CREATE TABLE a (x int);", "INSERT INTO a VALUES (1); SELECT pg_sleep(0.05); SELECT 1/0;")
+    heard = [Heard() for _ in range(8)]
     outcomes = await asyncio.gather(
-        *(library.migrate(database.url, migrations=files) for _ in range(8)), return_exceptions=True
+        *(library.migrate(database.url, migrations=files, on_event=each) for each in heard), return_exceptions=True
     )
     assert [type(outcome) for outcome in outcomes] == [library.MigrationFailed] * 8
+    for each in heard:
+        each.assert_adds_up()
+        assert [event.version for event in each.of(library.Failed)] == [2]
     assert await database.fetchval("SELECT count(*) FROM a") == 0
     assert await history(database) == [(1, True, 1)]
     await assert_no_trace(database)

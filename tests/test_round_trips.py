@@ -62,6 +62,7 @@ NEEDED = {
     "ampd.progress",
     "ampd.report",
     "ampd.source",
+    "ampd.telling",
     "ampd.turn",
     "ampd.version",
 }

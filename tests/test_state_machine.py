@@ -31,6 +31,7 @@ from hypothesis.stateful import (
 
 import ampd
 from ampd.plan import State
+from tests.scenes import Heard
 from tests.servers import AT_LENGTH, Database
 
 GAMES, MOVES = 20 if AT_LENGTH else 5, 25
@@ -448,7 +449,7 @@ class Game(RuleBasedStateMachine):
 
     async def _run(self, events: int = 0, delay: float | None = None, scope: bool = False) -> Outcome:
         """Migrate; stop it at the given number of events, or some seconds later."""
-        told: list[ampd.Event] = []
+        told = Heard()
         loop = asyncio.get_running_loop()
         cancel_scope = anyio.CancelScope()
 
@@ -458,13 +459,14 @@ class Game(RuleBasedStateMachine):
             raise asyncio.CancelledError
 
         def listen(event: ampd.Event) -> None:
-            told.append(event)
+            told(event)
             if len(told) == events:
                 stop = cancel_scope.cancel if scope else run.cancel
                 loop.call_later(delay, stop) if delay is not None else stop()
 
         run = asyncio.create_task(migrate())
         await asyncio.wait([run])
+        told.assert_adds_up()
         error = asyncio.CancelledError() if run.cancelled() else run.exception()
         report = run.result() if error is None else getattr(error, "report", None)
         return Outcome(
