@@ -58,6 +58,7 @@ if TYPE_CHECKING:
         StatementStarted as StatementStarted,
         Stopped as Stopped,
         Waiting as Waiting,
+        WaitingForConnection as WaitingForConnection,
         Warned as Warned,
     )
     from .migration import AppliedMigration as AppliedMigration, Migration as Migration
@@ -109,6 +110,7 @@ _HOMES = {
         "StatementStarted",
         "Stopped",
         "Waiting",
+        "WaitingForConnection",
         "Warned",
     ),
     "migration": ("AppliedMigration", "Migration"),

@@ -65,6 +65,17 @@ class Planned(Event, frozen=True):
         return f"{self.database}: {len(self.pending)} of {self.total} to apply, from {first.version} {first.name}"
 
 
+class WaitingForConnection(Event, frozen=True):
+    """Others have the connections that the run needs, and it holds none meanwhile. Times in seconds."""
+
+    reason: str
+    waited: float
+    limit: float
+
+    def __str__(self) -> str:
+        return f"{self.reason}; waiting for {self.limit - self.waited:.0f} s more"
+
+
 class Waiting(Event, frozen=True):
     """Another runner has the turn. Fields that the role may not see are None; times in seconds."""
 

@@ -30,6 +30,7 @@ _QUIET_SECS = 1.0  # a shorter wait is not worth a second connection, nor a word
 _LOOK_EVERY_SECS = 1.0
 _TELL_EVERY_SECS = 5.0
 _ANSWER_SECS = 5.0
+_LOOKS_TO_BE_CERTAIN = 3  # that the server works for a connection no longer
 _SILENCE_SECS = 15.0  # no answer on a second connection for so long: the first one is dead as well
 _FIRST_REST, _LONGEST_REST = 0.1, 5.0
 
@@ -65,6 +66,7 @@ class Watch:
         interval = min(first_look, _LOOK_EVERY_SECS)
         await anyio.sleep(first_look)
         silent_since: float | None = None
+        missed = 0
         while True:
             if self._session.is_closed():  # it is about to have another one, which there may be no second of
                 await anyio.sleep(interval)
@@ -73,16 +75,17 @@ class Watch:
                 async with self._source.second_session(_ANSWER_SECS) as eye:
                     if self._source.pool_size is None:
                         silent_since = None  # the server has greeted: without an answer we stand in a pooler's queue
-                    missed = 0
-                    while missed < 3 and not self._session.is_closed():
-                        sight = await eye.ask(self._question(eye), Sight, timeout=_ANSWER_SECS)
-                        silent_since = None
-                        missed = missed + 1 if self._session.busy and self._is_gone(sight) else 0
-                        self._see(sight)
-                        await anyio.sleep(interval)
-                        interval = min(interval * 1.2, _LOOK_EVERY_SECS)
-                    if missed == 3:
-                        return self._session.give_up("the server no longer works for this connection")
+                    sight = await eye.ask(self._question(eye), Sight, timeout=_ANSWER_SECS)
+                silent_since = None
+                missed = missed + 1 if self._session.busy and self._is_gone(sight) else 0
+                if missed >= _LOOKS_TO_BE_CERTAIN:
+                    return self._session.give_up("the server no longer works for this connection")
+                self._see(sight)
+                # Others may need the connection: it is given back, and asked for less often while nothing happens.
+                longest = _LOOK_EVERY_SECS * (1 if sight.blockers or missed else 5)
+                interval = min(interval * 1.2, longest)
+                await anyio.sleep(interval)
+                continue
             except NoAnswer:
                 silent_since = silent_since or monotonic()
                 if monotonic() - silent_since >= _SILENCE_SECS:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import PurePath
@@ -18,7 +18,7 @@ from .events import Finished, OnEvent, Planned, Starting, Stopped, Warned, ignor
 from .history import History, TurnTaken, read, refuse_to_write
 from .migration import AppliedMigration, DirectiveError, Directives, Migration, directives, reversals
 from .plan import Order, Plan, Settlement, State, Step, check_project, plan
-from .postgres import GOODBYE_SECS, Database, Pool, Session, check_event_loop
+from .postgres import GOODBYE_SECS, Database, NotNow, Pool, Session, check_event_loop
 from .report import AppliedNow, Report, Status, count, pending_of
 from .source import PACKAGED, read_migrations
 from .telling import Running, Teller, as_ours
@@ -95,15 +95,15 @@ async def status(
     """
     run = _Run(database, migrations, schema, target, limits, on_event)
     try:
-        async with run.tell, run.source.session() as session:
-            run.history = await read(session, run.schema)
+        async with run.tell, run.sessions() as (session, *_):
             found = run.plan()
             await run.check_history(session, found)
             if found.interrupted:  # or is somebody at it this very moment?
-                run.history = await read(session, run.schema, who=run.history.schema)
+                await run.look(session)
     except AmpdError as error:
         error.report = run.report()
         raise
+    assert run.history is not None
     return Status(run.shown, run.history.schema, run.plan())
 
 
@@ -125,37 +125,47 @@ async def resolve(
         ConfigError: that migration is not interrupted, or these are not the files that it is one of.
         TurnTimeout: its runner, or a statement of it, is still at work.
     """
-    from .apply import settle
-
     _check_version("version", version)
     if not isinstance(settlement, Settlement):
         ways = "ampd.Settlement.APPLIED or ampd.Settlement.ROLLED_BACK"
         raise TypeError(f"the settlement is {ways}, not {type(settlement).__name__}")
     run = _Run(database, migrations, schema, None, limits, on_event)
-    async with run.tell, run.source.session() as session:
-        turn = Turn(session, run.schema, run.patience.turn_wait_secs, run.tell)
-        run.history = await turn.look(await read(session, run.schema))
-        while True:
-            found = run.plan()
-            await run.check_history(session, found)
-            step = next((step for step in found.steps if step.version == version), None)
-            if step is None or step.state is not State.INTERRUPTED:
-                state = f"is {step.state.value.replace('_', ' ')}" if step else "is unknown"
-                lacking = step is not None and step.state is State.AHEAD
-                raise ConfigError(
-                    f"version {version} {state}, not interrupted: there is nothing to resolve",
-                    hint=_OTHER_FOLDER if lacking else "`ampd status` shows what is interrupted",
-                )
-            if settlement is Settlement.APPLIED:
-                _insist_on_its_file(step, run.files)
-            try:
-                if not run.history.holder:
-                    await settle(session, run.history, step, settlement)
-                    run.history = await read(session, run.schema)
-                    return Status(run.shown, run.history.schema, run.plan())
-            except TurnTaken:
-                pass
-            run.history = await turn.wait(run.history)
+    while True:
+        async with run.tell, run.sessions() as (session, *_):
+            if (settled := await _settle(run, session, version, settlement)) is not None:
+                return settled
+        await run.turn.pause()
+
+
+async def _settle(run: _Run, session: Session, version: int, settlement: Settlement) -> Status | None:
+    """Settle as soon as nobody is at it; None when that takes long."""
+    from .apply import settle
+
+    while True:
+        history = await run.look(session)
+        found = run.plan()
+        await run.check_history(session, found)
+        step = next((step for step in found.steps if step.version == version), None)
+        if step is None or step.state is not State.INTERRUPTED:
+            state = f"is {step.state.value.replace('_', ' ')}" if step else "is unknown"
+            lacking = step is not None and step.state is State.AHEAD
+            raise ConfigError(
+                f"version {version} {state}, not interrupted: there is nothing to resolve",
+                hint=_OTHER_FOLDER if lacking else "`ampd status` shows what is interrupted",
+            )
+        if settlement is Settlement.APPLIED:
+            _insist_on_its_file(step, run.files)
+        try:
+            if not history.holder:
+                await settle(session, history, step, settlement)
+                history = await run.look(session)
+                return Status(run.shown, history.schema, run.plan())
+        except TurnTaken:
+            pass
+        run.turn.missed(history)
+        if run.turn.lets_go:
+            return None
+        await run.turn.pause()
 
 
 _OTHER_FOLDER = "give the folder that its file is in with --migrations DIR"
@@ -201,30 +211,59 @@ class _Run:
         self.target = target
         _check_target(self.files, target)
         where = database.require_url() if isinstance(database, MetadataDb) else database
-        self.source = Database(where, connect_wait_secs=self.patience.connect_wait_secs, on_event=self.tell)
+        self.source = Database(
+            where,
+            connect_wait_secs=self.patience.connect_wait_secs,
+            turn_wait_secs=self.patience.turn_wait_secs,
+            on_event=self.tell,
+        )
+        self.turn = Turn(self.patience.turn_wait_secs, self.tell)
         self.history: History | None = None
         self.done: list[AppliedNow] = []
         self.planned: Planned | None = None  # as told
-        self.turn: Turn | None = None
         self.interrupted: Starting | None = None  # by a cancellation
         self.confirmed = True  # that what is not done has left nothing behind
         self.warned: set[str] = set()
 
     async def to_the_end(self) -> Report:
-        async with self.source.session() as session:
-            self.turn = turn = Turn(session, self.schema, self.patience.turn_wait_secs, self.tell)
-            self.history = await read(session, self.schema)
-            while True:
-                todo = self.plan()
-                if self.planned is None:
-                    self._tell_plan(todo)
-                await self.check_history(session, todo)
-                if (todo.pending or todo.interrupted) and self.history.holder:
-                    self.history = await turn.wait(self.history)
-                    continue
-                if todo.interrupted and not self.history.holder_known:  # somebody may be at it this very moment
-                    self.history = await turn.look(self.history)
-                    continue
+        needed = 1
+        while True:
+            try:
+                async with self.sessions(needed) as sessions:
+                    report = await self._as_far_as_they_go(sessions)
+                    if report is not None:
+                        return report
+                    needed = 1 if self.turn.is_missed else 2
+                await self.turn.pause()
+            except NotNow as busy:
+                await self.source.scarcity.pause(busy.failure)
+
+    @asynccontextmanager
+    async def sessions(self, count: int = 1) -> AsyncIterator[list[Session]]:
+        """Lend sessions, and read the history; who waits for sessions, or for long for a turn, has none."""
+        async with self.source.sessions(count, self.look) as (sessions, _):
+            yield sessions
+
+    async def look(self, session: Session) -> History:
+        """Read the history, and from the second time on also who has the turn."""
+        self.history = await self.turn.look(session, self.schema, self.history)
+        return self.history
+
+    async def _as_far_as_they_go(self, sessions: list[Session]) -> Report | None:
+        """Apply what is pending; None when the wait for a turn is long, or a second session is needed."""
+        session, *guards = sessions
+        while True:
+            assert self.history is not None
+            todo = self.plan()
+            if self.planned is None:
+                self._tell_plan(todo)
+            await self.check_history(session, todo)
+            if (todo.pending or todo.interrupted) and self.history.holder:
+                self.turn.missed(self.history)
+            elif todo.interrupted and not self.history.holder_known:  # somebody may be at it this very moment
+                await self.look(session)
+                continue
+            else:
                 self._tell_plan(todo)
                 refuse_conflicts(todo)
                 if not todo.pending:
@@ -237,12 +276,23 @@ class _Run:
                 try:
                     for script in scripts:
                         if await session.reopen():  # the last one could not be cleaned
-                            self.history = await read(session, self.schema)
+                            await self.look(session)
                             break
-                        self.history = await self._apply(session, script, self.history, total)
-                        turn.had()
+                        if script.directives.no_transaction and not guards:
+                            return None
+                        if guards and not script.directives.no_transaction:
+                            await self.source.give_back(guards.pop())
+                        self.history = await self._apply(session, guards, script, self.history, total)
+                        self.turn.had()
+                        self.source.scarcity.had()
+                    continue
                 except TurnTaken as taken:
-                    self.history = await turn.wait(self.history, taken)
+                    self.source.scarcity.had()
+                    self.turn.missed(self.history, taken)
+            if self.turn.lets_go:
+                return None
+            await self.turn.pause()
+            await self.look(session)
 
     def plan(self, *, whole: bool = False) -> Plan:
         applied, holder = (self.history.applied, self.history.holder) if self.history else ((), None)
@@ -288,8 +338,12 @@ class _Run:
 
     def stopped(self) -> Stopped:
         """Return what to tell of a run that is cancelled."""
-        waiting = self.turn is not None and self.turn.waiting
-        return Stopped(report=self.report(), confirmed=self.confirmed, running=self.interrupted, waiting=waiting)
+        return Stopped(
+            report=self.report(),
+            confirmed=self.confirmed,
+            running=self.interrupted,
+            waiting=self.turn.waiting,
+        )
 
     def _insist_on_connections(self, scripts: list[Script]) -> None:
         if stepwise := [script for script in scripts if script.directives.no_transaction]:
@@ -328,7 +382,9 @@ class _Run:
             self.tell(Warned(message=message))
         return report
 
-    async def _apply(self, session: Session, script: Script, history: History, total: int) -> History:
+    async def _apply(
+        self, session: Session, guards: list[Session], script: Script, history: History, total: int
+    ) -> History:
         """Apply one migration and return the history with it; tell the truth about it even when cancelled."""
         from .apply import Job, apply_in_transaction
         from .locks import with_lock_retries
@@ -353,7 +409,7 @@ class _Run:
 
         try:
             if script.directives.no_transaction:
-                await apply_stepwise(self.source, session, job)
+                await apply_stepwise(self.source, session, guards[0], job)
             else:
                 await with_lock_retries(self.source, session, job, apply_in_transaction)
         except anyio.get_cancelled_exc_class():

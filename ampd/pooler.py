@@ -16,7 +16,7 @@ from . import sql
 from .apply import Course
 from .errors import AmpdError, ConfigError, NoAnswer
 from .events import Warned
-from .postgres import GOODBYE_SECS, RUN_AGAIN, ServerError, do_block, patience
+from .postgres import ANSWER_SECS, GOODBYE_SECS, RUN_AGAIN, ServerError, do_block, patience
 from .units import units
 
 if TYPE_CHECKING:
@@ -34,10 +34,10 @@ class Place(msgspec.Struct, frozen=True):
     schema: str | None
 
 
-async def find_place(session: Session, job: Job) -> Place:
+async def find_place(session: Session, job: Job, timeout: float = ANSWER_SECS) -> Place:
     """Return where we are; behind a pooler, insist that we stay there if the migration depends on it.
 
-    A pooler in transaction mode gives the guard what we had, and us another server connection.
+    A pooler in transaction mode gives the guard what we had, and us another server connection; `timeout` in seconds.
     """
     document = (
         "pg_catalog.jsonb_build_object('pid', pg_catalog.pg_backend_pid(), 'schema', pg_catalog.current_schema())"
@@ -45,7 +45,7 @@ async def find_place(session: Session, job: Job) -> Place:
     pids, place = {job.history.pid}, None
     for _ in range(_GLANCES if session.pooled else 1):
         try:
-            place = await session.ask(do_block(f"BEGIN {session.note(document)} END"), Place)
+            place = await session.ask(do_block(f"BEGIN {session.note(document)} END"), Place, timeout=timeout)
         except NoAnswer as error:
             hint = "a pooler needs two server connections for each runner of a no-transaction migration; " + RUN_AGAIN
             raise NoAnswer(error.message, hint=hint) from error

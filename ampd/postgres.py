@@ -10,11 +10,12 @@ import asyncio
 import getpass
 import inspect
 import os
+import random
 import re
 import socket
 import ssl
 import stat
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 from time import monotonic
@@ -38,10 +39,11 @@ from .errors import (
     ReadOnlyServer,
     TlsFailed,
 )
-from .events import OnEvent, Retrying, ServerMessage, Warned, ignore
+from .events import OnEvent, Retrying, ServerMessage, WaitingForConnection, Warned, ignore
+from .patience import QUIET_SECS, Patience
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 
 T = TypeVar("T")
 Pool: TypeAlias = asyncpg.Pool
@@ -139,6 +141,7 @@ class Session:
         self._raised: Exception | None = None  # by whom its notices were told to
         self._speaking = anyio.Lock()  # one message at a time: a guard is spoken to by two tasks
         self.busy = False
+        self.given_back = False
         self.connections = 0  # how many it has had so far
         self._take(connection)
 
@@ -247,6 +250,14 @@ class Session:
             raise translate(error) from error
         return msgspec.json.decode(answers[-1], type=kind)
 
+    async def greet(self, timeout: float) -> None:
+        """Make sure that a server stands behind the connection.
+
+        Raises:
+            NoAnswer: none has answered within `timeout` seconds.
+        """
+        await self.ask(do_block(f"BEGIN {self.note('pg_catalog.pg_backend_pid()')} END"), int, timeout=timeout)
+
     async def recover(self, resets: str = "") -> bool:
         """End a failed transaction, even while being cancelled; False if the connection is gone, for `reopen`.
 
@@ -317,6 +328,95 @@ _LOST = (
 )
 
 
+class NotNow(Exception):
+    """Others have the connections that a run needs; nothing was begun. `failure` is what to raise if it stays so."""
+
+    def __init__(self, failure: AmpdError) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+class _PoolInUse(NotNow):
+    """Every connection of the pool is lent."""
+
+
+class Scarcity:
+    """The patience of one run with those who have the connections that it needs."""
+
+    def __init__(self, limit: float, on_event: OnEvent) -> None:
+        self._patience = Patience(limit, longest_pause=_LONGEST_PAUSE)
+        self._on_event = on_event
+        self.begin()
+        self.had()
+
+    def had(self) -> None:
+        """Begin to count anew: the run has the connections that it needs."""
+        self._patience.renew()
+        self.at_once = _AT_ONCE_SECS  # how long to hold one connection while waiting for a word on another
+        self.reason: str | None = None
+
+    @property
+    def left(self) -> float:
+        """Return for how many more seconds to wait."""
+        return max(0, self._patience.limit - self._patience.waited)
+
+    def begin(self) -> None:
+        """Begin an attempt."""
+        self._attempted = monotonic()
+
+    def tell(self) -> None:
+        """Say what is waited for, if it takes long."""
+        if self.reason is not None and self._patience.is_worth_a_word():
+            waited, limit = self._patience.waited, self._patience.limit
+            self._on_event(WaitingForConnection(reason=self.reason, waited=waited, limit=limit))
+
+    async def pause(self, failure: AmpdError) -> None:
+        """Wait, with no connection in hand, for those who have them.
+
+        Raises:
+            AmpdError: the failure, when there was time enough.
+        """
+        self.check(failure)
+        self.tell()
+        self.at_once = min(self.at_once * 2, _AT_ONCE_LONGEST_SECS)
+        # Whoever stands in a pooler's queue, with one connection in hand perhaps, keeps others from having two.
+        stood = min(monotonic() - self._attempted, _LONGEST_PAUSE) * random.uniform(0.5, 1.5)
+        await anyio.sleep(min(max(stood, self._patience.next_pause()), self.left))
+
+    def check(self, failure: AmpdError) -> None:
+        """Take note of what is waited for.
+
+        Raises:
+            AmpdError: the failure, when there was time enough.
+        """
+        self.reason = failure.message
+        if not self.left:
+            raise self.over(failure)
+
+    def over(self, failure: AmpdError) -> AmpdError:
+        """Return the error that says how long was waited."""
+        if waited := round(self._patience.waited):
+            failure.message = f"{failure.message}, for {waited} s"
+            failure.args = (failure.message,)
+        return failure
+
+
+_LONGEST_PAUSE = 3.0
+_AT_ONCE_SECS, _AT_ONCE_LONGEST_SECS = 1.0, 4.0
+
+
+class _Line:
+    """The runs of this process that want connections of one pool: they stand in line, and each takes all it needs."""
+
+    def __init__(self) -> None:
+        self.head = asyncio.Lock()
+        self.runs = 0
+        self.served = 0  # how many of them have their connections
+
+
+_LINES: dict[int, _Line] = {}  # by the pool's id, while there are runs: a pool cannot be referred to weakly
+
+
 class Database:
     """Where sessions come from: a URL, or a pool that belongs to somebody else."""
 
@@ -325,6 +425,7 @@ class Database:
         source: DatabaseUrl | str | asyncpg.Pool,
         *,
         connect_wait_secs: float = 0,
+        turn_wait_secs: float = 0,
         on_event: OnEvent = ignore,
     ) -> None:
         if isinstance(source, asyncpg.Pool):
@@ -345,6 +446,10 @@ class Database:
             self._role = url.user or os.environ.get("PGUSER")
             self.redact = url.redact
         self._connect_wait_secs = connect_wait_secs
+        # Of a pool that the service itself uses up, as before of a server.
+        self._service_wait_secs = connect_wait_secs + CONNECT_TIMEOUT_SECS
+        least = connect_wait_secs if self._pool is None else self._service_wait_secs
+        self.scarcity = Scarcity(max(turn_wait_secs, least), on_event)
         self._remarked = False
         self._on_event = on_event
 
@@ -361,26 +466,192 @@ class Database:
         return any(c is not None and not c.is_closed() and c.get_server_pid() == pid for c in connections)
 
     @asynccontextmanager
-    async def session(self) -> AsyncIterator[Session]:
-        """Lend a session; on the way out it is closed, or given back to the pool, within two seconds if cancelled."""
-        async with self._lend(self._connect_wait_secs, CONNECT_TIMEOUT_SECS) as session:
-            yield session
+    async def sessions(
+        self, count: int, look: Callable[[Session], Awaitable[T]]
+    ) -> AsyncIterator[tuple[list[Session], T]]:
+        """Lend sessions, and what a first `look` on one of them has found; whoever waits for them has none.
+
+        On the way out they are closed, or given back to the pool, within two seconds if cancelled.
+
+        Raises:
+            AmpdError: they are not to be had, or what `look` raises.
+        """
+        with self._line() as line:
+            self.scarcity.reason = None
+            taking = asyncio.ensure_future(self._take(line, count, look))
+            try:
+                while not taking.done():
+                    await asyncio.wait([taking], timeout=QUIET_SECS)
+                    self.scarcity.tell()
+            except BaseException:
+                await self._leave(taking)
+                raise
+            sessions, found = taking.result()
+            if count == 1:  # of two, a pooler may have but one server connection for both
+                self.scarcity.had()
+            if line is not None:
+                line.served += 1
+            try:
+                yield sessions, found
+            finally:
+                if line is not None:
+                    line.served -= 1
+                for session in reversed(sessions):
+                    await self.give_back(session)
 
     @asynccontextmanager
     async def second_session(self, timeout: float) -> AsyncIterator[Session]:
-        """Lend one more session if it is to be had at once, within `timeout` seconds."""
-        async with self._lend(0, timeout) as session:
-            yield session
+        """Lend one more session if it is to be had at once, within `timeout` seconds, for a short time.
 
-    @asynccontextmanager
-    async def _lend(self, wait: float, timeout: float) -> AsyncIterator[Session]:
-        async def connect() -> Any:
-            return await (self._connect(wait, timeout) if self._pool is None else self._from_pool(wait + timeout))
-
-        session = Session(await connect(), connect, self.redact, self._role, lent=self._pool is not None)
+        Raises:
+            AmpdError: it is not.
+        """
+        try:
+            session = await self._open(0, timeout)
+        except NotNow as busy:
+            raise busy.failure from busy
         try:
             yield session
         finally:
+            await self.give_back(session)
+
+    @contextmanager
+    def _line(self) -> Iterator[_Line | None]:
+        if self._pool is None:
+            yield None
+            return
+        if getattr(self._pool, "_loop", None) not in (None, asyncio.get_running_loop()):  # there is no public way
+            raise ConfigError("the pool belongs to another event loop", hint="open the pool in the loop that migrates")
+        line = _LINES.setdefault(id(self._pool), _Line())
+        line.runs += 1
+        try:
+            yield line
+        finally:
+            line.runs -= 1
+            if not line.runs:
+                del _LINES[id(self._pool)]
+
+    async def _take(
+        self, line: _Line | None, count: int, look: Callable[[Session], Awaitable[T]]
+    ) -> tuple[list[Session], T]:
+        """Wait for sessions with none in hand, and for a pool's behind those who came before."""
+        if line is None:
+            return await self._take_in_time(None, count, look)
+        failure = self._in_use(count, by_runs=True)
+        if line.head.locked():
+            self.scarcity.reason = failure.message
+        try:
+            with anyio.fail_after(self.scarcity.left):
+                await line.head.acquire()
+        except TimeoutError:
+            raise self.scarcity.over(failure) from None
+        try:
+            return await self._take_in_time(line, count, look)
+        finally:
+            line.head.release()
+
+    async def _take_in_time(
+        self, line: _Line | None, count: int, look: Callable[[Session], Awaitable[T]]
+    ) -> tuple[list[Session], T]:
+        by_service = monotonic()  # since when it is no other run that uses the pool up
+        while True:
+            try:
+                return await self._take_at_once(count, look)
+            except _PoolInUse as busy:
+                by_runs = line is not None and line.served > 0
+                failure: AmpdError = self._in_use(count, by_runs=by_runs)
+                if by_runs:
+                    by_service = monotonic()
+                elif monotonic() - by_service >= self._service_wait_secs:
+                    raise self.scarcity.over(failure) from busy
+                self.scarcity.check(failure)
+            except NotNow as busy:
+                failure = busy.failure
+                if count > 1 and is_full(failure):
+                    failure.hint = f"{failure.hint}; a no-transaction migration needs two at a time"
+                await self.scarcity.pause(failure)
+
+    async def _take_at_once(self, count: int, look: Callable[[Session], Awaitable[T]]) -> tuple[list[Session], T]:
+        taken: list[Session] = []
+        not_free = None if self._pool is None else self._in_use(count, by_runs=True).message
+        self.scarcity.begin()
+        try:
+            self.scarcity.reason = not_free
+            taken.append(await self._open(self._connect_wait_secs, CONNECT_TIMEOUT_SECS))
+            self.scarcity.reason = _UNANSWERED
+            found = await self._answered(look(taken[0]))
+            while len(taken) < count:
+                self.scarcity.reason = not_free
+                taken.append(await self._open(self._connect_wait_secs, CONNECT_TIMEOUT_SECS))
+                self.scarcity.reason = _UNANSWERED
+                await self._answered(taken[-1].greet(self.scarcity.at_once))
+            self.scarcity.reason = None
+        except BaseException:
+            for session in reversed(taken):
+                await self.give_back(session)
+            raise
+        return taken, found
+
+    async def _answered(self, look: Awaitable[T]) -> T:
+        """Return what is answered on a new session; a pooler accepts clients and lets them wait for their server.
+
+        Raises:
+            NotNow: nothing is.
+        """
+        try:
+            return await look
+        except NoAnswer as error:
+            hint = "is the server down? A pooler needs a free server connection, and two for a no-transaction migration"
+            raise NotNow(NoAnswer(_UNANSWERED, hint=f"{hint}: raise its pool size, or run again later")) from error
+
+    async def _leave(self, taking: asyncio.Future[tuple[list[Session], Any]]) -> None:
+        """Give up taking sessions, and give back what was taken."""
+        taking.add_done_callback(_terminate_all)  # should we be cancelled once more
+        with anyio.CancelScope(shield=True):
+            while not taking.done():
+                taking.cancel()
+                await asyncio.wait([taking], timeout=GOODBYE_SECS)
+
+    def _in_use(self, count: int, *, by_runs: bool) -> ConnectionFailed:
+        assert self._pool is not None
+        size = self._pool.get_max_size()
+        what = (
+            f"none of the pool's {size} connections is free" if size > 1 else "the pool's only connection is not free"
+        )
+        if count > 1:
+            what = f"two of the pool's {size} connections are needed and not free"
+        if by_runs:
+            hint = "make the pool larger, migrate fewer schemas at a time, or raise turn_wait_secs"
+        else:
+            hint = "make the pool larger, or migrate before the service takes connections from it"
+        return ConnectionFailed(what, hint=hint)
+
+    async def _open(self, wait: float, timeout: float) -> Session:
+        connection = await self._connection(wait, timeout)
+        return Session(connection, self._another, self.redact, self._role, lent=self._pool is not None)
+
+    async def _connection(self, wait: float, timeout: float) -> Any:
+        return await (self._connect(wait, timeout) if self._pool is None else self._from_pool(timeout))
+
+    async def _another(self) -> Any:
+        """Return a connection in place of one that is gone, whose server may not have noticed yet.
+
+        Raises:
+            AmpdError: none is to be had.
+        """
+        patience = Patience(self._service_wait_secs, longest_pause=1)
+        while True:
+            try:
+                return await self._connection(self._connect_wait_secs, CONNECT_TIMEOUT_SECS)
+            except NotNow as busy:
+                if patience.waited >= patience.limit:
+                    raise busy.failure from busy
+            await anyio.sleep(patience.next_pause())
+
+    async def give_back(self, session: Session) -> None:
+        """Close a session, or give it back to its pool, within a second; once is enough."""
+        if not session.given_back:
+            session.given_back = True
             session.hush()
             await self._farewell(session)
 
@@ -403,6 +674,8 @@ class Database:
                 ValueError,
             ) as error:
                 failure, worth_retrying = connection_failure(error, self._url)
+                if is_full(failure):
+                    raise NotNow(failure) from None
                 waited = monotonic() - begun
                 if not worth_retrying or waited + delay > wait:
                     tells = self._url.redact(str(error)) != str(error)  # and so would a traceback
@@ -415,17 +688,17 @@ class Database:
 
     async def _from_pool(self, timeout: float) -> Any:
         assert self._pool is not None
-        if getattr(self._pool, "_loop", None) not in (None, asyncio.get_running_loop()):  # there is no public way
-            raise ConfigError("the pool belongs to another event loop", hint="open the pool in the loop that migrates")
         try:
             return await self._pool.acquire(timeout=timeout)
         except TimeoutError as error:
-            raise ConnectionFailed(
-                f"no connection of the pool became free within {timeout:g} s",
-                hint="make the pool larger, or migrate before the service takes connections from it",
-            ) from error
+            if self._pool.get_idle_size() or self._pool.get_size() < self._pool.get_max_size():
+                raise connection_failure(error, None)[0] from error
+            raise _PoolInUse(ConnectionFailed("no connection of the pool is free")) from error
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            raise connection_failure(error, None)[0] from error
+            failure, _ = connection_failure(error, None)
+            if is_full(failure):
+                raise NotNow(failure) from error
+            raise failure from error
 
     async def _farewell(self, session: Session) -> None:
         connection, secs = session.connection, patience()
@@ -444,6 +717,15 @@ class Database:
         finally:
             if self._pool is None or session.is_closed():
                 _terminate(connection)
+
+
+_UNANSWERED = "the server, or a pooler before it, has let us in and does not answer"
+
+
+def _terminate_all(taking: asyncio.Future[tuple[list[Session], Any]]) -> None:
+    if not taking.cancelled() and taking.exception() is None:
+        for session in taking.result()[0]:
+            session.give_up("the run was cancelled")
 
 
 async def _connect(arguments: dict[str, Any]) -> asyncpg.Connection:
@@ -812,6 +1094,19 @@ def connection_failure(error: BaseException, url: DatabaseUrl | None) -> tuple[A
         "check host and port, and that the server runs and listens there",
         None,
     ), True
+
+
+_FULL = (
+    "max_client_conn",
+    "no more connections allowed",
+    "query_wait_timeout",
+    "max clients reached",
+)  # poolers' words
+
+
+def is_full(failure: AmpdError) -> bool:
+    """Return whether an attempt to connect has failed because others have all the connections that there may be."""
+    return failure.sqlstate == "53300" or any(word in failure.message.lower() for word in _FULL)
 
 
 def _failed(message: str, hint: str, sqlstate: str | None) -> ConnectionFailed:

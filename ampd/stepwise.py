@@ -49,7 +49,7 @@ from .history import Mark, TurnTaken
 from .locks import alongside, with_lock_retries
 from .plan import Resumption, State, conflict_of, done_checksum, is_bound_to_session, resumption
 from .pooler import Place, find_place, insist_on_no_session, take_back
-from .postgres import ANSWER_SECS, RUN_AGAIN, ServerError, do_block
+from .postgres import RUN_AGAIN, NotNow, ServerError, do_block
 from .sql import Kind
 from .units import Unit, in_force, units
 
@@ -73,19 +73,25 @@ class Guard:
     def __init__(self, session: Session) -> None:
         self.session = session
 
-    async def take(self, job: Job) -> None:
-        """Take the turn, or raise TurnTaken; the transaction stays open and has touched no table."""
+    async def take(self, job: Job, timeout: float) -> None:
+        """Take the turn within `timeout` seconds; the transaction stays open and has touched no table.
+
+        Raises:
+            TurnTaken: somebody else has it.
+            NoAnswer: there may be a pooler that has no server connection for us.
+        """
         enter = f"BEGIN {NO_TRANSACTION_TIMEOUT}{sql_of.take_turn(job.history)} END"
         message = (
             "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = 0; "
             f"SET LOCAL idle_in_transaction_session_timeout = '{sql_of.GUARD_LEASE_SECS}s'; {do_block(enter)}"
         )
         try:
-            with anyio.fail_after(ANSWER_SECS):
+            with anyio.fail_after(timeout):
                 await self.session.run(message)
         except TimeoutError as error:
+            self.session.give_up("it has waited for a server connection")
             raise NoAnswer(
-                f"a second connection got no answer for {ANSWER_SECS:g} s",
+                f"a second connection got no answer for {timeout:g} s",
                 hint="a pooler in session mode needs two connections for each runner; " + RUN_AGAIN,
             ) from error
         except ServerError as error:
@@ -132,25 +138,28 @@ def insist_on_two_connections(source: Database, label: str) -> None:
         )
 
 
-async def apply_stepwise(source: Database, session: Session, job: Job) -> None:
-    """Apply one no-transaction migration, or what is left of it.
+async def apply_stepwise(source: Database, session: Session, guarding: Session, job: Job) -> None:
+    """Apply one no-transaction migration, or what is left of it, on two sessions.
 
     Raises:
+        NotNow: a pooler had no server connections for both; nothing was begun.
         TurnTaken: somebody else is at it.
         MigrationInterrupted: how far the statement to resume with came cannot be told.
         AmpdError: a statement failed; those before it are done and recorded.
     """
-    async with source.session() as guarding:
-        guard = Guard(guarding)
-        await guard.take(job)
+    guard = Guard(guarding)
+    try:
         try:
-            place = await find_place(session, job)
-            if job.script.step.applied is not None:
-                await _look_again(session, job)
-            async with alongside(guard.keep):
-                await _Steps(source, session, guard, job, place).run()
-        finally:
-            await guarding.recover()  # a pooler throws away a server connection that is left in a transaction
+            await guard.take(job, source.scarcity.at_once)
+            place = await find_place(session, job, source.scarcity.at_once)
+        except NoAnswer as error:
+            raise NotNow(error) from error
+        if job.script.step.applied is not None:
+            await _look_again(session, job)
+        async with alongside(guard.keep):
+            await _Steps(source, session, guard, job, place).run()
+    finally:
+        await guarding.recover()  # a pooler throws away a server connection that is left in a transaction
 
 
 async def _look_again(session: Session, job: Job) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-from time import monotonic
 from typing import TYPE_CHECKING
 
 import anyio
@@ -11,71 +9,78 @@ import anyio
 from .errors import ConnectionFailed, TurnTimeout
 from .events import OnEvent, Waiting
 from .history import History, Holder, TurnTaken, read
+from .patience import Patience
 
 if TYPE_CHECKING:
     from .postgres import Session
 
-_SHORTEST, _LONGEST = 0.02, 1.0  # seconds between two looks
-_QUIET_SECS = 1.0  # a shorter wait is not worth a word
-_TELL_EVERY_SECS = 5.0
+_LONGEST_PAUSE = 1.0  # seconds between two looks
+_PAUSE_TO_LET_GO = 0.3
 _COLLISIONS = 5  # with nobody to be seen, after which it was no other runner
 
 
 class Turn:
     """The patience of one runner: how long it has waited for others since it last got its turn."""
 
-    def __init__(self, session: Session, schema: str | None, limit: float, on_event: OnEvent) -> None:
-        self._session = session
-        self._schema = schema
-        self._limit = limit
+    def __init__(self, limit: float, on_event: OnEvent) -> None:
+        self._patience = Patience(limit, longest_pause=_LONGEST_PAUSE)
         self._on_event = on_event
         self.had()
 
     @property
     def waiting(self) -> bool:
         """Return whether others have had the turn since it was last ours."""
-        return self._begun is not None
+        return self._patience.begun
 
     def had(self) -> None:
         """Begin to count anew: the turn was ours."""
-        self._begun: float | None = None
-        self._told = 0.0
-        self._pause = _SHORTEST
+        self._patience.renew()
         self._collisions = 0
+        self.is_missed = False  # until the next look
+        self._why: TurnTaken | None = None
 
-    async def wait(self, history: History, why: TurnTaken | None = None) -> History:
-        """Pause, and read the history again, with who has the turn now.
+    @property
+    def lets_go(self) -> bool:
+        """Return whether the next pause is long enough to let go of the connection, which others may need."""
+        return self._patience.pause >= _PAUSE_TO_LET_GO
+
+    def missed(self, history: History, why: TurnTaken | None = None) -> None:
+        """Begin to wait, or go on, and tell whom for.
 
         Raises:
             TurnTimeout: others have had the turn for too long.
+        """
+        if self._patience.waited >= self._patience.limit:
+            raise _timeout(history.holder, self._patience.waited)
+        if history.holder and self._patience.is_worth_a_word():
+            self._on_event(_waiting(history.holder, self._patience.waited, self._patience.limit))
+        self.is_missed, self._why = True, why
+
+    async def pause(self) -> None:
+        """Wait for a while, if the turn was not to be had, outside of any transaction."""
+        if self.is_missed:
+            await anyio.sleep(self._patience.next_pause())
+
+    async def look(self, session: Session, schema: str | None, before: History | None) -> History:
+        """Read the history; with one that was read `before` also who has the turn now.
+
+        Raises:
             AmpdError: it was not taken by any other runner.
         """
-        now = monotonic()
-        self._begun = self._begun or now
-        waited = now - self._begun
-        if waited >= self._limit:
-            raise _timeout(history.holder, waited)
-        if history.holder and waited >= _QUIET_SECS and now - self._told >= _TELL_EVERY_SECS:
-            self._told = now
-            self._on_event(_waiting(history.holder, waited, self._limit))
-        await anyio.sleep(min(self._pause * random.uniform(0.5, 1.5), self._limit - waited))
-        self._pause = min(self._pause * 1.5, _LONGEST)
-        await self._session.reopen()  # whoever only waits has nothing to lose with a connection
+        who = before.schema if before else None
+        await session.reopen()  # whoever only waits has nothing to lose with a connection
         try:
-            found = await self.look(history)
+            found = await read(session, schema, who=who)
         except ConnectionFailed:
-            if not await self._session.reopen():
+            if before is None or not await session.reopen():
                 raise
-            found = await self.look(history)
-        unless = why.unless if why and not found.holder and found.applied == history.applied else None
+            found = await read(session, schema, who=who)
+        why, self.is_missed, self._why = self._why, False, None
+        unless = why.unless if why and before and not found.holder and found.applied == before.applied else None
         self._collisions = self._collisions + 1 if unless else 0
         if unless and self._collisions >= _COLLISIONS:
             raise unless from why
         return found
-
-    async def look(self, history: History) -> History:
-        """Read the history again, with who has the turn."""
-        return await read(self._session, self._schema, who=history.schema)
 
 
 def describe(holder: Holder) -> str:

@@ -23,6 +23,7 @@ from ampd.events import (
     StatementStarted,
     Stopped,
     Waiting,
+    WaitingForConnection,
     Warned,
 )
 from ampd.migration import Migration, checksum
@@ -113,7 +114,7 @@ class Heard(list[Event]):
                     assert planned is not None, told
                 case Finished() | Stopped():
                     assert (running, number) == (None, len(self) - 1), told
-                case Warned() | Retrying():
+                case Warned() | Retrying() | WaitingForConnection():
                     pass
                 case _:
                     assert planned is not None, told

@@ -57,6 +57,7 @@ NEEDED = {
     "ampd.history",
     "ampd.migration",
     "ampd.migrator",
+    "ampd.patience",
     "ampd.plan",
     "ampd.postgres",
     "ampd.progress",

@@ -1,0 +1,49 @@
+"""How long a run has waited for what others have, and how long it pauses between two attempts."""
+
+from __future__ import annotations
+
+import random
+from time import monotonic
+
+QUIET_SECS = 1.0  # a shorter wait is not worth a word
+_TELL_EVERY_SECS = 5.0
+
+
+class Patience:
+    """A limit on one wait, a growing pause with jitter, and a word now and then; all in seconds."""
+
+    def __init__(self, limit: float, *, longest_pause: float) -> None:
+        self.limit = limit
+        self._longest = longest_pause
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin to count anew: what was waited for has come."""
+        self._begun: float | None = None
+        self._told = 0.0
+        self.pause = 0.02
+
+    @property
+    def begun(self) -> bool:
+        """Return whether there is a wait."""
+        return self._begun is not None
+
+    @property
+    def waited(self) -> float:
+        """Return how long the wait has been; it begins when this is first asked."""
+        now = monotonic()
+        self._begun = self._begun or now
+        return now - self._begun
+
+    def is_worth_a_word(self) -> bool:
+        """Return whether to tell of the wait now: not in its first second, and then every few seconds."""
+        worth = self.waited >= QUIET_SECS and monotonic() - self._told >= _TELL_EVERY_SECS
+        if worth:
+            self._told = monotonic()
+        return worth
+
+    def next_pause(self) -> float:
+        """Return how long to pause before the next attempt, which is never beyond the limit."""
+        pause = min(self.pause * random.uniform(0.5, 1.5), max(0, self.limit - self.waited))
+        self.pause = min(self.pause * 1.5, self._longest)
+        return pause
