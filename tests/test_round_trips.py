@@ -52,6 +52,7 @@ NEEDED = {
     "ampd",
     "ampd.cli",
     "ampd.config",
+    "ampd.display",
     "ampd.errors",
     "ampd.events",
     "ampd.history",
