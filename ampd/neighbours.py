@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from .display import one_line
 from .errors import ConfigError, MigrationConflict
 from .history import READ_LOCK_SECS, TABLE, trusted_owner_sql
 from .postgres import do_block, identifier, literal
@@ -35,8 +36,7 @@ class Table(msgspec.Struct, frozen=True):
     columns: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
-        text = f"{identifier(self.schema)}.{identifier(self.name)} (owner {self.owner})"
-        return "".join(each if each.isprintable() else "?" for each in text)  # a stranger may have chosen the name
+        return one_line(f"{identifier(self.schema)}.{identifier(self.name)} (owner {self.owner})")
 
 
 class Neighbours(msgspec.Struct, frozen=True):

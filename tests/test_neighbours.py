@@ -255,7 +255,8 @@ async def test_a_strangers_tables_and_those_of_extensions_are_no_reason(database
     heard = Heard()
     assert (await library.migrate(database.url, on_event=heard)).applied
     assert [event.message for event in heard.of(library.Warned)] == [
-        f'"public" already contains tables: "public"."tr?ap" (owner {stranger.name}); amp\'s own are created among them'
+        f'"public" already contains tables: "public"."tr\\x1bap" (owner {stranger.name}); '
+        "amp's own are created among them"
     ]
 
 
