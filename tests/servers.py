@@ -21,6 +21,7 @@ import msgspec
 import pytest
 
 import benchmarks.proxy
+from tests.forks import Fork
 
 CACHE = Path(__file__).parent.parent / ".cache"
 AT_LENGTH = "AMPD_TEST_BINDIR" not in os.environ  # the first run of the suite; those on other servers repeat it
@@ -105,6 +106,9 @@ class Database(msgspec.Struct, frozen=True):
         return Role(name, self.server.url(self.name, name, password))
 
 
+_OF_THE_INTERPRETER = ("PYTHON", "LC_", "LANG")  # it reads them once, when it starts
+
+
 class Ampd:
     """The command line as a process of its own, without the PG* and AMP_* variables of whoever runs the tests."""
 
@@ -136,10 +140,13 @@ class Ampd:
         """Start `ampd` and leave it running."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "AMP_"))}
         configured = {} if url is None else {"AMP_CONFIG_METADATA_DB__URL": url}
+        environment |= {**configured, **(env or {})}
+        if not any(name.startswith(_OF_THE_INTERPRETER) for name in env or ()):
+            return Fork([str(each) for each in arguments], cwd or self.folder, environment)
         return subprocess.Popen(
             [sys.executable, "-m", "ampd", *arguments],
             cwd=cwd or self.folder,
-            env={**environment, **configured, **(env or {})},
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

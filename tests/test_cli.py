@@ -638,13 +638,17 @@ def test_what_cannot_be_used_is_named(ampd: Ampd, database: Database, arguments:
     assert seen(ampd(*arguments, url=database.url)) == (1, "", text)
 
 
-def test_an_empty_folder_is_up_to_date(ampd: Ampd, database: Database, tmp_path: Path) -> None:
-    """A folder without a migration leaves nothing to do, and no history table behind."""
+@pytest.mark.parametrize("command", [["migrate"], ["migrate", "--check"], ["migrate", "--dry-run"], ["status"]])
+def test_a_folder_without_a_migration(ampd: Ampd, tmp_path: Path, command: list[str]) -> None:
+    """Nothing is called up to date by a folder that is not mounted, or whose files are of another kind."""
     write(tmp_path / "m", {"README.md": "nothing here", "1_a.down.sql": "DROP TABLE a"})
-    done = (0, "DATABASE: up to date, without any migration\n", "")
-    assert seen(ampd("migrate", "--migrations", "m", url=database.url)) == done
-    status = (0, "DATABASE: no migration applied\n", "")
-    assert seen(ampd("status", "--migrations", "m", url=database.url))[0] == status[0]
+    text = "error: the migrations folder m holds no file <version>_<name>.sql (passed over: 1_a.down.sql, README.md)\n"
+    hint = (
+        "hint: give it with --migrations DIR or metadata_db.migrations.dir; "
+        "a relative path in the configuration file is relative to that file\n"
+    )
+    process = ampd(*command, "--migrations", "m", url="postgresql://127.0.0.1:1/d")
+    assert (process.returncode, process.stdout, process.stderr) == (1, "", text + hint)
 
 
 def test_a_file_that_may_not_be_read(ampd: Ampd, database: Database, folder: Path) -> None:
