@@ -775,6 +775,9 @@ _IMPLIED = {
     "sslsni": ("0", "1"),
     "load_balance_hosts": ("disable",),
     "client_encoding": ("auto", "utf8", "utf-8", "UTF8", "UTF-8"),
+    "gssdelegation": ("0",),
+    "min_protocol_version": ("3.0",),
+    "max_protocol_version": ("3.0",),
 }
 _SESSION_ATTRIBUTES = ("any", "read-write", "read-only", "primary", "standby", "prefer-standby")
 _INSTEAD = {
@@ -804,7 +807,34 @@ _INSTEAD = {
     "sslaccept": "use sslmode=verify-full in place of strict, or sslmode=require",
     "sslidentity": "use sslcert and sslkey",
 }
-_CANNOT_HONOUR = {*_IMPLIED, *_INSTEAD, "require_auth", "requirepeer", "sslcrldir", "hostaddr", "replication"}
+_CANNOT_HONOUR = {
+    *_IMPLIED,
+    *_INSTEAD,
+    *("require_auth", "requirepeer", "sslcrldir", "hostaddr", "replication", "servicefile", "sslkeylogfile"),
+    *("scram_client_key", "scram_server_key"),
+    *("oauth_issuer", "oauth_client_id", "oauth_client_secret", "oauth_scope"),
+}
+_HONOURED = {
+    *(
+        "application_name",
+        "connect_timeout",
+        "fallback_application_name",
+        "gsslib",
+        "krbsrvname",
+        "options",
+        "passfile",
+    ),
+    *("keepalives", "keepalives_count", "keepalives_idle", "keepalives_interval", "tcp_user_timeout"),
+    *("sslcert", "sslcrl", "sslkey", "sslmode", "sslnegotiation", "sslpassword", "sslrootcert"),
+    *("ssl_max_protocol_version", "ssl_min_protocol_version", "target_session_attrs"),
+}
+_SETTINGS = {  # of the server's, which libpq takes in `options` alone, and the driver in the URL as well
+    *("DateStyle", "IntervalStyle", "TimeZone", "datestyle", "intervalstyle", "timezone", "search_path", "role"),
+    *("default_transaction_isolation", "default_transaction_read_only", "default_tablespace", "temp_tablespaces"),
+    *("idle_in_transaction_session_timeout", "idle_session_timeout", "lock_timeout", "statement_timeout"),
+    *("transaction_timeout", "lc_messages", "jit", "work_mem", "maintenance_work_mem", "row_security"),
+    *("standard_conforming_strings", "client_min_messages", "extra_float_digits", "log_statement"),
+}
 # What the kernel takes; of milliseconds and of seconds to connect, what libpq does.
 _LARGEST = {"keepalives_idle": 32767, "keepalives_interval": 32767, "keepalives_count": 127}
 _LARGEST_INTEGER = 2_147_483_647
@@ -817,6 +847,7 @@ def driver_arguments(url: DatabaseUrl, default_timeout: float) -> tuple[dict[str
         ConfigError: a parameter that cannot be honoured, or a private key that others may read.
     """
     parameters = dict(url.parameters)
+    _check_known(parameters)
     for name in sorted(_CANNOT_HONOUR & parameters.keys()):
         value = parameters.pop(name)
         if value not in _IMPLIED.get(name, ()):
@@ -871,6 +902,26 @@ def driver_arguments(url: DatabaseUrl, default_timeout: float) -> tuple[dict[str
     if remark:
         remarks.append(remark)
     return arguments, tuple(remarks)
+
+
+def _check_known(parameters: Mapping[str, str]) -> None:
+    """Refuse what is no parameter at all, before a password is sent by the rules of one that was misspelled.
+
+    Raises:
+        ConfigError: names it, and the nearest that there is.
+    """
+    known = _HONOURED | _CANNOT_HONOUR | _SETTINGS
+    for name in sorted(parameters.keys() - known):
+        from difflib import get_close_matches
+
+        spelt = {each.replace("_", ""): each for each in sorted(known)}
+        close = get_close_matches(name.lower().replace("_", ""), list(spelt), n=1, cutoff=0.75)
+        raise ConfigError(
+            f"the database URL has the parameter {name}, which neither libpq nor ampd knows",
+            hint=f"did you mean {spelt[close[0]]}?"
+            if close
+            else "remove it; or if it is a setting of the server, write it as options=-c%20NAME%3DVALUE",
+        )
 
 
 def _whole_number(parameters: dict[str, str], name: str) -> int | None:

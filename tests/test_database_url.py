@@ -16,7 +16,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 import ampd
-from ampd import ConfigError, DatabaseUrl
+from ampd import ConfigError, DatabaseUrl, postgres
 from ampd.postgres import driver_arguments
 from tests.servers import Database, Server
 
@@ -671,3 +671,82 @@ async def test_objects_of_sqlalchemy(given: Any, name: str) -> None:
     with pytest.raises(ConfigError) as refused:
         ampd.MetadataDb(url=given)
     assert refused.value.message == f"metadata_db.url: expected `str`, got `{kind}`{way.removeprefix(f'not {kind}')}"
+
+
+@pytest.mark.parametrize(
+    ("parameter", "hint"),
+    [
+        ("ssl_mode=require", "did you mean sslmode?"),
+        ("sslMode=require", "did you mean sslmode?"),
+        ("SSLROOTCERT=x", "did you mean sslrootcert?"),
+        ("Search_Path=x", "did you mean search_path?"),
+        ("shared_buffers=1", "remove it; or if it is a setting of the server, write it as options=-c%20NAME%3DVALUE"),
+    ],
+)
+def test_an_unknown_parameter_is_refused_before_connecting(parameter: str, hint: str) -> None:
+    """A misspelled sslmode would send the password in clear before the server could complain."""
+    name = parameter.partition("=")[0]
+    with pytest.raises(ConfigError) as caught:
+        driver_arguments(DatabaseUrl(f"postgresql://u:geheim@h/d?{parameter}"), 1)
+    assert caught.value.message == f"the database URL has the parameter {name}, which neither libpq nor ampd knows"
+    assert caught.value.hint == hint
+
+
+def test_every_parameter_of_libpq_is_known() -> None:
+    """The list is that of libpq's own documentation: each is honoured, or refused for what it is."""
+    documented = [
+        "host",
+        "hostaddr",
+        "port",
+        "dbname",
+        "user",
+        "password",
+        "passfile",
+        "require_auth",
+        "channel_binding",
+        "connect_timeout",
+        "client_encoding",
+        "options",
+        "application_name",
+        "fallback_application_name",
+        "keepalives",
+        "keepalives_idle",
+        "keepalives_interval",
+        "keepalives_count",
+        "tcp_user_timeout",
+        "replication",
+        "gssencmode",
+        "sslmode",
+        "requiressl",
+        "sslnegotiation",
+        "sslcompression",
+        "sslcert",
+        "sslkey",
+        "sslkeylogfile",
+        "sslpassword",
+        "sslcertmode",
+        "sslrootcert",
+        "sslcrl",
+        "sslcrldir",
+        "sslsni",
+        "requirepeer",
+        "ssl_min_protocol_version",
+        "ssl_max_protocol_version",
+        "min_protocol_version",
+        "max_protocol_version",
+        "krbsrvname",
+        "gsslib",
+        "gssdelegation",
+        "scram_client_key",
+        "scram_server_key",
+        "service",
+        "servicefile",
+        "target_session_attrs",
+        "load_balance_hosts",
+        "oauth_issuer",
+        "oauth_client_id",
+        "oauth_client_secret",
+        "oauth_scope",
+    ]
+    of_the_place = {"host", "port", "dbname", "user", "password"}
+    assert set(documented) - of_the_place - postgres._HONOURED - postgres._CANNOT_HONOUR == set()
