@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -20,13 +21,17 @@ from .errors import AmpdError, ConnectionFailed
 from .migration import Directives, Migration
 from .plan import Settlement
 from .postgres import ABOUT_THE_CONNECTION, ServerError, do_block, identifier, literal, translate
+from .slices import in_slices
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from .config import Patience
     from .events import OnEvent
     from .history import History
     from .plan import Step
     from .postgres import Session
+    from .slices import Slices
     from .telling import Running
 
 NOTHING_KEPT = "nothing of this migration was kept"
@@ -212,22 +217,58 @@ def leave_no_trace(*, shared: bool, remembered: bool = False) -> str:
 
 
 async def apply_in_transaction(session: Session, job: Job) -> None:
-    """Apply one migration in one round trip.
+    """Apply one migration in one round trip; a large one in several messages of one transaction.
 
     Raises:
         TurnTaken: somebody else is at it; nothing was done.
         LockUnavailable: worth another attempt; nothing was done.
         AmpdError: the migration failed; nothing of it is left.
     """
-    message = _compose(session, job)
-    course = Course(session, job)
+    message, course = Message(), Course(session, job)
     try:
-        await session.run(str(message), on_note=course, on_event=job.on_event)
+        for part in parts(job.script.statements):
+            message = await in_slices(_composing(session, job, part, course.transaction or ""))
+            course.running = -1
+            await session.run(str(message), on_note=course, on_event=job.on_event)
     except BaseException as error:
         await session.recover(BEYOND_ROLLBACK)
         if isinstance(error, ServerError):
             raise meaning(error, job, message, course.running, counts_bytes=session.counts_bytes) from error
         raise
+
+
+LARGE = 1_000_000  # characters of SQL; what is longer goes in several messages, which bounds memory on either side
+_PART = 256 * 1024  # characters of SQL in each of those, and what is left of the last statement
+
+
+def parts(statements: sql.Statements) -> Iterator[range]:
+    """Yield the numbers of the statements that go into each message of a transaction: mostly all of them into one."""
+    count = len(statements)
+    first, begin, end = 0, statements.start(0) if count else 0, statements.end(-1) if count else 0
+    for border in range(begin + _PART, end, _PART) if end - begin > LARGE else ():
+        past = statements.before(border)
+        if first < past < count:
+            yield range(first, past)
+            first = past
+    yield range(first, count)
+
+
+# Between two messages the client may be slow, and that must not end the transaction.
+STAY_IN_TRANSACTION = "PERFORM pg_catalog.set_config('idle_in_transaction_session_timeout', '0', true);"
+
+
+def note_transaction(session: Session) -> str:
+    """Return a PL/pgSQL statement that tells `Course` which transaction it is."""
+    return session.note("pg_catalog.concat('transaction ', pg_catalog.pg_current_xact_id())")
+
+
+def insist_on_transaction(transaction: str) -> str:
+    """Return a statement that begins a further message: what the one before has ended must not go on outside of it."""
+    return do_block(f"""BEGIN
+  IF pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text IS DISTINCT FROM '{transaction}' THEN
+    RAISE EXCEPTION 'the migration ended the transaction that it ran in' USING ERRCODE = '{sql_of.ESCAPED}';
+  END IF;
+END""")
 
 
 async def settle(session: Session, history: History, step: Step, settlement: Settlement) -> None:
@@ -237,7 +278,7 @@ async def settle(session: Session, history: History, step: Step, settlement: Set
         TurnTaken: somebody else is at it.
     """
     sql_of.refuse_to_write(history)
-    statements = len(sql.split(step.migration.sql)) if step.migration else 0
+    statements = len(await in_slices(sql.splitting(step.migration.sql))) if step.migration else 0
     applied = settlement is Settlement.APPLIED
     write = sql_of.settle(history, step.version, step.migration, statements, applied=applied)
     body = f"BEGIN {sql_of.take_turn(history)}{sql_of.insist_on(history)}{write} END"
@@ -265,43 +306,74 @@ class Course:
         self._session = session
         self._job = job
         self.running = running  # the statement's index; -1 in our own preamble, and one past the last at the end
+        self.transaction: str | None = None  # which one it is, where that was asked for
 
     def __call__(self, note: str) -> None:
         """Take one note."""
         if note.startswith("pid "):
             self._session.backend_pid = int(note[4:])
+        elif note.startswith("transaction "):
+            self.transaction = note.partition(" ")[2]
         elif note == LOCK_HAD:
             self._job.running.start()
         else:
             self.running = int(note)
             statements = self._job.script.statements
             if self.running < len(statements):
-                self._job.running.statement(self.running, statements[self.running].line)
+                self._job.running.statement(self.running, statements.line(self.running))
 
 
-def _compose(session: Session, job: Job) -> Message:
-    history, migration = job.history, job.script.migration
-    enter = f"""BEGIN {session.note_pid()}{NOTICE_A_DEAD_CLIENT}{NO_TRANSACTION_TIMEOUT}{sql_of.take_turn(history)}
-  {sql_of.insist_on(history)}{sql_of.create(history)}{sql_of.insert(history, migration)}{job.set_path(local=True)}
-  {note_lock(session)}
-END"""
-    message = Message(f"{sql_of.label(history.schema or '', migration)} BEGIN ISOLATION LEVEL READ COMMITTED; ")
-    if session.shared:
-        message.add(f"{do_block(f'BEGIN {remember(local=True)} END')}; ")
-    message.add(f"{job.set_limits()}{do_block(enter)};\n")
-    for number, statement in enumerate(job.script.statements):
+def _composing(session: Session, job: Job, part: range, transaction: str) -> Slices[Message]:
+    """Compose, in slices, the message that runs a part of the script: the first opens a transaction, the last commits.
+
+    In between, `transaction` is the one that it must still be.
+    """
+    statements = job.script.statements
+    message = Message(f"{sql_of.label(job.history.schema or '', job.script.migration)} ")
+    if part.start == 0:
+        _enter(message, session, job, several=part.stop < len(statements))
+    else:
+        message.add(f"{insist_on_transaction(transaction)};\n")
+    for number in part:
+        statement = statements[number]
         message.add(f"{session.marker(str(number))}; ")
         message.add_statement(statement)
         message.add(job.set_path_after(statement, local=True))
-    message.add(f"{session.marker(str(len(job.script.statements)))}; {RUN_DEFERRED}")
-    message.add(f"{leave_no_trace(shared=session.shared, remembered=True)}{job.set_limits()}")
-    message.add(f"{sql_of.finish(history, migration, len(job.script.statements))}; COMMIT")
+        yield
+    if part.stop == len(statements):
+        _leave(message, session, job)
+    message.join()
+    yield
     return message
+
+
+def _enter(message: Message, session: Session, job: Job, *, several: bool) -> None:
+    history, migration = job.history, job.script.migration
+    goes_on = f"{STAY_IN_TRANSACTION} {note_transaction(session)}" if several else ""
+    enter = f"""BEGIN {session.note_pid()}{NOTICE_A_DEAD_CLIENT}{NO_TRANSACTION_TIMEOUT}{sql_of.take_turn(history)}
+  {sql_of.insist_on(history)}{sql_of.create(history)}{sql_of.insert(history, migration)}{job.set_path(local=True)}
+  {goes_on}{note_lock(session)}
+END"""
+    message.add("BEGIN ISOLATION LEVEL READ COMMITTED; ")
+    if session.shared:
+        message.add(f"{do_block(f'BEGIN {remember(local=True)} END')}; ")
+    message.add(f"{job.set_limits()}{do_block(enter)};\n")
+
+
+def _leave(message: Message, session: Session, job: Job) -> None:
+    count = len(job.script.statements)
+    message.add(f"{session.marker(str(count))}; {RUN_DEFERRED}")
+    message.add(f"{leave_no_trace(shared=session.shared, remembered=True)}{job.set_limits()}")
+    message.add(f"{sql_of.finish(job.history, job.script.migration, count)}; COMMIT")
 
 
 def meaning(error: ServerError, job: Job, message: Message, running: int, *, counts_bytes: bool = False) -> Exception:
     """Tell apart what the server refused: our own preamble, a statement of the script, or the end."""
+    script = job.script
+    refused = partial(failure, error, script.migration, statements=script.statements)
     offset = message.script_offset(error.position, counts_bytes=counts_bytes) if error.position else None
+    if error.sqlstate == sql_of.ESCAPED:
+        return refused(None, None, aftermath=ROLLED_BACK)
     if running < 0 and offset is None:
         away = sql_of.turned_away(error, job.history)
         if away is not None:
@@ -309,14 +381,15 @@ def meaning(error: ServerError, job: Job, message: Message, running: int, *, cou
         # Refused while still being read, and without a position.
         if error.sqlstate in (CHARACTER_NOT_IN_REPERTOIRE, UNTRANSLATABLE_CHARACTER):
             escapes = error.sqlstate == CHARACTER_NOT_IN_REPERTOIRE
-            escaped = next(filter(sql.has_byte_escape, job.script.statements), None) if escapes else None
-            return failure(error, job.script.migration, escaped, None, aftermath=ROLLED_BACK)
+            sent = (script.statements[number] for number in map(script.statements.before, message.starts()))
+            escaped = next(filter(sql.has_byte_escape, sent), None) if escapes else None
+            return refused(escaped, None, aftermath=ROLLED_BACK)
         if error.sqlstate not in (LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED):
             known = translate(error)
             ours = type(known) is ConnectionFailed and error.sqlstate[:2] not in ABOUT_THE_CONNECTION
             return sql_of.unwritable(error, job.history) if ours else known
-    at_end = running >= len(job.script.statements)
-    statement = None if at_end or running < 0 else job.script.statements[running]
+    at_end = running >= len(script.statements)
+    statement = None if at_end or running < 0 else script.statements[running]
     if error.sqlstate in (LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED):
-        return LockUnavailable(failure(error, job.script.migration, statement, offset, aftermath=NOTHING_KEPT))
-    return failure(error, job.script.migration, statement, offset, aftermath=ROLLED_BACK)
+        return LockUnavailable(refused(statement, offset, aftermath=NOTHING_KEPT))
+    return refused(statement, offset, aftermath=ROLLED_BACK)

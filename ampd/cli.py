@@ -19,7 +19,7 @@ from .errors import AmpdError, ConfigError, MigrationInterrupted
 from .version import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from cyclopts import Token
 
@@ -487,9 +487,11 @@ def _print(text: str) -> None:
     print(visible(text), flush=True)
 
 
-def _print_script(text: str) -> None:
+def _print_script(pieces: Iterable[str]) -> None:
     """Print SQL as it is: a script that differs from what is run would be a lie."""
-    print(text, flush=True)
+    for piece in pieces:
+        print(piece, end="")
+    print(flush=True)
 
 
 def _print_json(document: bytes) -> None:

@@ -11,6 +11,8 @@ from .migration import directives
 from .postgres import grant_hint, plpgsql_error, read_only
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from .migration import Migration
     from .postgres import ServerError
 
@@ -56,10 +58,14 @@ class Message:
     def __init__(self, text: str = "") -> None:
         self._parts = [text]
         self._length = len(text)
-        self._statements: list[tuple[int, sql.Statement]] = []
+        self._statements: list[tuple[int, int, int]] = []  # where each begins here and in the script, and its length
 
     def __str__(self) -> str:
         return "".join(self._parts)
+
+    def join(self) -> None:
+        """Put the pieces together, so that they are not kept as well."""
+        self._parts = [str(self)]
 
     def add(self, text: str) -> None:
         """Append text of our own."""
@@ -68,24 +74,28 @@ class Message:
 
     def add_statement(self, statement: sql.Statement) -> None:
         """Append a statement of the script."""
-        self._statements.append((self._length, statement))
+        self._statements.append((self._length, statement.start, len(statement.text)))
         self.add(statement.text)
         self.add(_TERMINATOR)
+
+    def starts(self) -> Iterator[int]:
+        """Yield the offset in the script of each of its statements that is in here."""
+        return (start for _, start, _ in self._statements)
 
     def script_offset(self, position: int, *, counts_bytes: bool = False) -> int | None:
         """Return where in the script a position (from 1) of the message lies; None if in text of our own."""
         text = str(self)
         if counts_bytes:
             position = len(text.encode()[: position - 1].decode(errors="replace")) + 1
-        for start, statement in reversed(self._statements):
+        for start, start_in_script, length in reversed(self._statements):
             if start >= position:
                 continue
-            end = start + len(statement.text)
+            end = start + length
             # What breaks off is refused at the semicolon after it, inside a rule at the next word, and inside a
             # function's body at the end of everything.
             following = len(text) - len(text[end + len(_TERMINATOR) :].lstrip())
             ours = following < position - 1 < len(text)
-            return None if ours else statement.start + min(position - 1, end) - start
+            return None if ours else start_in_script + min(position - 1, end) - start
         return None
 
 
@@ -96,6 +106,7 @@ def failure(
     offset: int | None,
     *,
     aftermath: str,
+    statements: sql.Statements | None = None,
 ) -> AmpdError:
     """Return the error for a statement that the server refused: where it stands, what the server said, what to do.
 
@@ -103,12 +114,13 @@ def failure(
     context names, else the beginning of the statement. No statement at all means the end: the COMMIT and its checks.
     """
     if offset is None and error.sqlstate == UNTRANSLATABLE_CHARACTER:
-        offset = _untranslatable(error.message, migration.sql)
+        offset = _untranslatable(error.message, migration.sql, statements or sql.split(migration.sql))
     if offset is None and statement is not None:
         offset = _line_in_block(error.context, migration.sql, statement)
     if offset is None and statement is not None:
         offset = statement.start
-    line, column = sql.locate(migration.sql, offset) if offset is not None else (None, None)
+    place = sql.locate(migration.sql, offset) if offset is not None else None
+    line, column = place or (None, None)
     where = migration.file if line is None else f"{migration.file}:{line}"
     unread = error.sqlstate in (CHARACTER_NOT_IN_REPERTOIRE, UNTRANSLATABLE_CHARACTER)  # nothing was even begun
     ended = offset is None and not unread
@@ -131,14 +143,16 @@ def failure(
         "column": column,
         "sqlstate": error.sqlstate,
         "detail": error.detail,
-        "excerpt": None if offset is None else sql.excerpt(migration.sql, offset, file=migration.file, hide=hide),
+        "excerpt": None
+        if offset is None
+        else sql.excerpt(migration.sql, offset, file=migration.file, hide=hide, place=place),
     }
     message = f"{where}: {error.message}{when} (SQLSTATE {error.sqlstate})"
     if lacking := plpgsql_error(error):
         return MigrationFailed(f"{where}: {lacking.message} after it", hint=aftermath, **facts)
     match error.sqlstate:
         case "42501":
-            if statement is not None and (role := sql.role(sql.split(migration.sql[: statement.start]))):
+            if statement is not None and (role := _role_at(statement.start, statements or sql.split(migration.sql))):
                 error.role = role
             grant = grant_hint(error, *((statement.words, statement.text) if statement else ()))
             after_it = aftermath.replace("fix the file and run again", "run again after that")  # the file is all right
@@ -158,11 +172,19 @@ def _not_the_file(error: ServerError) -> str:
     return _NOT_THE_FILE.get(error.sqlstate) or _NOT_THE_FILE.get(error.sqlstate[:2], "")
 
 
-def _untranslatable(message: str, script: str) -> int | None:
+def _role_at(offset: int, statements: sql.Statements) -> str | None:
+    """Return the role that a script has taken on by then."""
+    before = statements[: statements.before(offset)]
+    return sql.role(map(before.__getitem__, before.notable()))
+
+
+def _untranslatable(message: str, script: str, statements: sql.Statements) -> int | None:
     """Return where the statements have the character that the server names by its bytes: it gives no position."""
     character = bytes.fromhex("".join(re.findall("0x([0-9a-f]{2})", message))).decode(errors="replace")
-    found = (each.start + each.text.find(character) for each in sql.split(script) if character in each.text)
-    return next(found, None) if character else None
+    offset = script.find(character) if character else -1
+    while offset >= 0 and statements.at(offset) is None:
+        offset = script.find(character, offset + 1)
+    return None if offset < 0 else offset
 
 
 def _runs_outside(error: ServerError, migration: Migration, statement: sql.Statement | None) -> bool:

@@ -93,12 +93,38 @@ def reversals(migrations: Iterable[Migration]) -> dict[int, Migration]:
     return {down.version: by_name[what] for down, what in downs if what in by_name}
 
 
+class Checksum:
+    """The checksum of a file that is read in pieces."""
+
+    def __init__(self) -> None:
+        self._hash = sha256()
+        self._begun = False
+        self._cut = b""  # a CR that the next piece may turn into a CRLF
+
+    def update(self, piece: bytes) -> bytes:
+        """Take the next piece of the file and return it without the BOM; only the last one may be empty."""
+        if not self._begun:
+            self._begun, piece = True, piece.removeprefix(BOM)
+        whole = self._cut + piece
+        self._cut = b"\r" if piece.endswith(b"\r") else b""
+        self._hash.update(whole.removesuffix(self._cut).replace(b"\r\n", b"\n"))
+        return piece
+
+    def digest(self) -> bytes:
+        """Return the checksum of all the pieces."""
+        last = self._hash.copy()
+        last.update(self._cut)
+        return last.digest()
+
+
 def checksum(content: bytes) -> bytes:
     """Return the SHA-256 of a file's bytes with a leading BOM dropped and CRLF turned into LF.
 
     For an LF file it equals what `sha256sum FILE` prints; a Windows checkout has the same one.
     """
-    return sha256(content.removeprefix(BOM).replace(b"\r\n", b"\n")).digest()
+    whole = Checksum()
+    whole.update(content)
+    return whole.digest()
 
 
 def directives(sql: str) -> Directives:

@@ -17,10 +17,11 @@ from .errors import AmpdError, ConfigError, ConnectionFailed, InvalidMigration, 
 from .events import Finished, OnEvent, Planned, Starting, Stopped, Warned, ignore, was_stopped
 from .history import History, TurnTaken, read, refuse_to_write
 from .migration import AppliedMigration, DirectiveError, Directives, Migration, directives, reversals
-from .plan import Order, Plan, Settlement, State, Step, check_project, plan
+from .plan import Order, Plan, Resumption, Settlement, State, Step, check_project, plan, resuming
 from .postgres import GOODBYE_SECS, Database, NotNow, Pool, Session, check_event_loop
 from .report import AppliedNow, Report, Status, count, pending_of
-from .source import PACKAGED, read_migrations
+from .slices import Slices, at_once, in_slices
+from .source import PACKAGED, reading
 from .telling import Running, Teller, as_ours
 from .turn import Turn, describe
 from .version import VERSION
@@ -64,7 +65,7 @@ async def migrate(
         AmpdError: whichever of its subclasses applies; its `report` says what was applied all the same.
         TypeError: an argument is of the wrong type; `on_event`, say, is an `async def`.
     """
-    run = _Run(database, migrations, schema, target, limits, on_event)
+    run = await _Run.of(database, migrations, schema, target, limits, on_event)
     async with run.tell:
         try:
             report = await run.to_the_end()
@@ -93,18 +94,19 @@ async def status(
 
     Takes the arguments of `migrate`, and raises the errors of connecting and reading.
     """
-    run = _Run(database, migrations, schema, target, limits, on_event)
+    run = await _Run.of(database, migrations, schema, target, limits, on_event)
     try:
         async with run.tell, run.sessions() as (session, *_):
-            found = run.plan()
+            found = await run.planning()
             await run.check_history(session, found)
             if found.interrupted:  # or is somebody at it this very moment?
                 await run.look(session)
+                found = await run.planning()
     except AmpdError as error:
         error.report = run.report()
         raise
     assert run.history is not None
-    return Status(run.shown, run.history.schema, run.plan())
+    return Status(run.shown, run.history.schema, found)
 
 
 async def resolve(
@@ -129,7 +131,7 @@ async def resolve(
     if not isinstance(settlement, Settlement):
         ways = "ampd.Settlement.APPLIED or ampd.Settlement.ROLLED_BACK"
         raise TypeError(f"the settlement is {ways}, not {type(settlement).__name__}")
-    run = _Run(database, migrations, schema, None, limits, on_event)
+    run = await _Run.of(database, migrations, schema, None, limits, on_event)
     while True:
         async with run.tell, run.sessions() as (session, *_):
             if (settled := await _settle(run, session, version, settlement)) is not None:
@@ -143,7 +145,7 @@ async def _settle(run: _Run, session: Session, version: int, settlement: Settlem
 
     while True:
         history = await run.look(session)
-        found = run.plan()
+        found = await run.planning()
         await run.check_history(session, found)
         step = next((step for step in found.steps if step.version == version), None)
         if step is None or step.state is not State.INTERRUPTED:
@@ -159,7 +161,7 @@ async def _settle(run: _Run, session: Session, version: int, settlement: Settlem
             if not history.holder:
                 await settle(session, history, step, settlement)
                 history = await run.look(session)
-                return Status(run.shown, history.schema, run.plan())
+                return Status(run.shown, history.schema, await run.planning())
         except TurnTaken:
             pass
         run.turn.missed(history)
@@ -191,13 +193,14 @@ class _Run:
     def __init__(
         self,
         database: Source,
-        migrations: Iterable[Migration] | None,
+        files: tuple[Migration, ...],
         schema: str | None,
         target: int | None,
         limits: Limits | None,
         on_event: OnEvent,
+        *,
+        packaged: bool,
     ) -> None:
-        check_event_loop()
         self.tell = Teller(on_event, lambda: (self.shown, self.history.schema if self.history else self.schema))
         configured = database if isinstance(database, MetadataDb) else MetadataDb()
         policy = configured.migrations
@@ -206,8 +209,8 @@ class _Run:
         self.schema = configured.schema if schema is None else schema
         if self.schema is not None:
             check_schema(self.schema)
-        self.files = read_migrations(policy.dir) if migrations is None else _in_order(migrations)
-        self.packaged = migrations is None and policy.dir is None
+        self.files = files
+        self.packaged = packaged
         self.target = target
         _check_target(self.files, target)
         where = database.require_url() if isinstance(database, MetadataDb) else database
@@ -224,6 +227,25 @@ class _Run:
         self.interrupted: Starting | None = None  # by a cancellation
         self.confirmed = True  # that what is not done has left nothing behind
         self.warned: set[str] = set()
+        self._resumptions: dict[AppliedMigration, Resumption | None] = {}
+        self._scripts: dict[tuple[int, AppliedMigration | None], Script] = {}
+
+    @classmethod
+    async def of(
+        cls,
+        database: Source,
+        migrations: Iterable[Migration] | None,
+        schema: str | None,
+        target: int | None,
+        limits: Limits | None,
+        on_event: OnEvent,
+    ) -> _Run:
+        """Return a run of what a caller has given; where that is no migrations, those of the folder are read."""
+        check_event_loop()
+        folder = database.migrations.dir if isinstance(database, MetadataDb) else None
+        files = await in_slices(reading(folder)) if migrations is None else _in_order(migrations)
+        packaged = migrations is None and folder is None
+        return cls(database, files, schema, target, limits, on_event, packaged=packaged)
 
     async def to_the_end(self) -> Report:
         needed = 1
@@ -254,7 +276,7 @@ class _Run:
         session, *guards = sessions
         while True:
             assert self.history is not None
-            todo = self.plan()
+            todo = await self.planning()
             if self.planned is None:
                 self._tell_plan(todo)
             await self.check_history(session, todo)
@@ -269,7 +291,7 @@ class _Run:
                 if not todo.pending:
                     return self._warn_if_ahead(self.report(todo if self.target is None else None))
                 refuse_to_write(self.history)
-                scripts = prepare(todo.pending)
+                scripts = await self._prepared(todo)
                 self._warn(warnings(todo, scripts))
                 self._insist_on_connections(scripts)
                 total = len(self.done) + len(todo.pending)
@@ -297,7 +319,28 @@ class _Run:
     def plan(self, *, whole: bool = False) -> Plan:
         applied, holder = (self.history.applied, self.history.holder) if self.history else ((), None)
         at_work = describe(holder) if holder else None
-        return plan(self.files, applied, target=None if whole else self.target, order=self.order, at_work=at_work)
+        target = None if whole else self.target
+        return plan(self.files, applied, target=target, order=self.order, at_work=at_work, resumption=self._resumption)
+
+    async def planning(self) -> Plan:
+        """Return the plan, having found out in slices how interrupted migrations can go on."""
+        files = {file.version: file for file in self.files}
+        for row in self.history.applied if self.history else ():
+            if row.finished_at is None and row not in self._resumptions and row.version in files:
+                self._resumptions[row] = await in_slices(resuming(files[row.version], row))
+        return self.plan()
+
+    def _resumption(self, migration: Migration, row: AppliedMigration) -> Resumption | None:
+        if row not in self._resumptions:
+            self._resumptions[row] = at_once(resuming(migration, row))
+        return self._resumptions[row]
+
+    async def _prepared(self, todo: Plan) -> list[Script]:
+        """Return the pending scripts, prepared in slices, each of them once."""
+        fresh = [step for step in todo.pending if (step.version, step.applied) not in self._scripts]
+        for script in await in_slices(preparing(fresh)):
+            self._scripts[script.step.version, script.step.applied] = script
+        return [self._scripts[step.version, step.applied] for step in todo.pending]
 
     async def check_history(self, session: Session, found: Plan) -> None:
         """Refuse a history that is not that of the files at hand, and to begin one beside another that is.
@@ -505,9 +548,18 @@ def prepare(pending: Iterable[Step]) -> list[Script]:
     Raises:
         InvalidMigration: names each thing that cannot work, with file and line.
     """
-    from .apply import Script
-    from .sql import Caution, Problem, problems, split
+    return at_once(preparing(pending))
 
+
+def preparing(pending: Iterable[Step]) -> Slices[list[Script]]:
+    """Split and check them in slices; the work of `prepare`."""
+    yield  # an import takes its time as well
+    from .sql import Caution, Problem, finding_problems, splitting
+
+    yield
+    from .apply import Script
+
+    yield
     scripts = []
     offences: list[tuple[Migration, Problem]] = []
     for step in pending:
@@ -519,8 +571,10 @@ def prepare(pending: Iterable[Step]) -> list[Script]:
             wishes = Directives()
             hint = "write a number and one of ms, s, min, h"
             offences.append((migration, Problem(error.line, 1, error.offset, str(error), hint)))
-        statements = split(migration.sql)
-        found = problems(migration.sql, transactional=not wishes.no_transaction, statements=statements)
+        statements = yield from splitting(migration.sql)
+        found = yield from finding_problems(
+            migration.sql, transactional=not wishes.no_transaction, statements=statements
+        )
         cautions = tuple(problem for problem in found if isinstance(problem, Caution))
         offences.extend((migration, problem) for problem in found if not isinstance(problem, Caution))
         scripts.append(Script(step, migration, statements, wishes, cautions))
@@ -552,7 +606,8 @@ def _invalid(offences: list[tuple[Migration, Problem]]) -> InvalidMigration:
     migration, problem = offences[0]
     message, picture = f"{migration.file}:{problem.line}: {problem.message}", None
     if len(offences) == 1:
-        picture = excerpt(migration.sql, problem.offset, file=migration.file)
+        place = (problem.line, problem.column)
+        picture = excerpt(migration.sql, problem.offset, file=migration.file, place=place)
     else:
         listed = "".join(f"\n  {each.file}:{what.line}: {what.message}" for each, what in offences[:_LISTED])
         listed += f"\n  and {len(offences) - _LISTED} more" if len(offences) > _LISTED else ""

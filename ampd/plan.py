@@ -11,9 +11,10 @@ import msgspec
 from .display import one_line
 from .errors import MigrationConflict, masked
 from .migration import AppliedMigration, DirectiveError, Migration, directives
+from .slices import Slices, at_once
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from .sql import Statement, Statements
 
@@ -51,6 +52,7 @@ class Step(msgspec.Struct, frozen=True):
     migration: Migration | None
     applied: AppliedMigration | None
     newest_applied: int | None = None
+    resumption: Resumption | None = None  # of an interrupted migration that can go on
 
     @property
     def version(self) -> int:
@@ -165,10 +167,12 @@ def plan(
     target: int | None = None,
     order: Order = Order.STRICT,
     at_work: str | None = None,
+    resumption: Callable[[Migration, AppliedMigration], Resumption | None] | None = None,
 ) -> Plan:
     """Compare files with history: what is pending up to `target`, what is in conflict, what is ahead.
 
     `at_work` says who has the turn at the time, if anybody: an unfinished migration is then in good hands.
+    `resumption` is the function of that name, or one that remembers what it returned: of a long file it takes its time.
     While the database is ahead of the files nothing is pending: a build that lags must not touch a newer schema.
     """
     files = {migration.version: migration for migration in migrations}
@@ -177,20 +181,22 @@ def plan(
 
     def step_of(version: int) -> Step:
         file, row = files.get(version), rows.get(version)
-        return Step(_state(file, row, newest_file, newest_applied, order), file, row, newest_applied)
+        state = _state(file, row, newest_file, newest_applied, order)
+        resume = (resumption or _resumption)(file, row) if state is State.INTERRUPTED and file and row else None
+        return Step(state, file, row, newest_applied, resume)
 
     steps = tuple(map(step_of, sorted(files.keys() | rows.keys())))
     ahead = any(step.state is State.AHEAD for step in steps)
     pending = tuple(
         step
         for step in steps
-        if (step.state is State.PENDING or (step.state is State.INTERRUPTED and resumable(step)))
+        if (step.state is State.PENDING or step.resumption is not None)
         and not ahead
         and (target is None or step.version <= target)
     )
-    resuming = {step.version for step in pending}
+    to_resume = {step.version for step in pending}
     conflicts = tuple(
-        conflict_of(step, at_work) for step in steps if step.state in _VERDICTS and step.version not in resuming
+        conflict_of(step, at_work) for step in steps if step.state in _VERDICTS and step.version not in to_resume
     )
     return Plan(steps, pending, conflicts)
 
@@ -295,12 +301,38 @@ def summary(text: str) -> str:
     return line if len(line) <= _LONGEST_SUMMARY else f"{line[: _LONGEST_SUMMARY - 1]}…"
 
 
-def done_checksum(statements: Iterable[Statement]) -> bytes:
+def done_checksum(statements: Sequence[Statement]) -> bytes:
     """Return the SHA-256 that identifies the statements of a no-transaction migration that were begun or done.
 
     As with the checksum of a file, line ends do not count.
     """
-    return sha256(b"\0".join(each.text.encode().replace(b"\r\n", b"\n") for each in statements)).digest()
+    return DoneChecksums(statements).of(len(statements))
+
+
+class DoneChecksums:
+    """The checksums of the first statements of a file, of more and more of them: each goes on from the one before."""
+
+    def __init__(self, statements: Sequence[Statement]) -> None:
+        self._statements = statements
+        self._before = self._at = (0, sha256())
+
+    def of(self, count: int) -> bytes:
+        """Return the checksum of the first `count` statements."""
+        return at_once(self.reckoning(count))
+
+    def reckoning(self, count: int) -> Slices[bytes]:
+        """Reckon it in slices; the work of `of`."""
+        if count == self._before[0]:
+            return self._before[1].digest()
+        if count != self._at[0]:
+            known, digest = self._at if self._at[0] < count else (0, sha256())
+            digest = digest.copy()
+            for number in range(known, count):
+                text = self._statements[number].text.encode().replace(b"\r\n", b"\n")
+                digest.update(b"\0" + text if number else text)
+                yield
+            self._before, self._at = self._at, (count, digest)
+        return self._at[1].digest()
 
 
 def resumption(migration: Migration, row: AppliedMigration) -> Resumption | None:
@@ -310,32 +342,55 @@ def resumption(migration: Migration, row: AppliedMigration) -> Resumption | None
     made nothing temporary that the others mention, and the one that was begun stands unchanged as well, and can either
     be run again or leaves traces by which to tell whether it must be.
     """
-    from .sql import Kind, kind, split
+    return at_once(resuming(migration, row))
 
-    statements = split(migration.sql)
+
+_resumption = resumption
+
+
+def resuming(migration: Migration, row: AppliedMigration) -> Slices[Resumption | None]:
+    """Find it out in slices; the work of `resumption`."""
+    from .sql import Kind, kind, splitting
+
+    if _runs_in_a_transaction(migration):
+        return None
+    statements = yield from splitting(migration.sql)
     done = row.statements_done
-    if not 0 <= done <= len(statements) or _runs_in_a_transaction(migration):
+    if not 0 <= done <= len(statements):
         return None
-    if is_bound_to_session(statements, done):
+    if (yield from binding_to_session(statements, done)):
         return None
-    if row.done_checksum == done_checksum(statements[:done]):
+    checksums = DoneChecksums(statements)
+    if row.done_checksum == (yield from checksums.reckoning(done)):
         return Resumption(done, in_doubt=False)
-    begun = statements[: done + 1]
+    begun = min(done + 1, len(statements))
     if row.done_checksum is None:
         unchanged = migration.checksum == row.checksum
     else:
-        unchanged = row.done_checksum == done_checksum(begun)
-    if not unchanged or (len(begun) > done and kind(begun[done]) is Kind.OPAQUE):
+        unchanged = row.done_checksum == (yield from checksums.reckoning(begun))
+    if not unchanged or (begun > done and kind(statements[done]) is Kind.OPAQUE):
         return None
-    return Resumption(done, in_doubt=len(begun) > done)
+    return Resumption(done, in_doubt=begun > done)
 
 
-def is_bound_to_session(statements: Statements, done: int) -> bool:
-    """Tell whether what is not done needs what the rest has made for its session, and could mistake another for it."""
+def binding_to_session(statements: Statements, done: int) -> Slices[bool]:
+    """Find out in slices whether what is not done needs what the rest has made for its session.
+
+    It could mistake another thing of that name for it.
+    """
     from .sql import mentions, temporary
 
-    gone = set(filter(None, map(temporary, statements[:done])))
-    return any(mentions(each, name) for name in gone for each in statements[done:])
+    gone: set[str] = set()
+    for number in range(done):
+        if name := temporary(statements[number]):
+            gone.add(name)
+        yield
+    for number in range(done, len(statements)) if gone else ():
+        statement = statements[number]
+        if any(mentions(statement, name) for name in gone):
+            return True
+        yield
+    return False
 
 
 def _runs_in_a_transaction(migration: Migration) -> bool:
@@ -343,13 +398,6 @@ def _runs_in_a_transaction(migration: Migration) -> bool:
         return not directives(migration.sql).no_transaction
     except DirectiveError:
         return False  # nobody can tell; it will be refused for that, with the line
-
-
-def resumable(step: Step) -> bool:
-    """Tell whether a step was interrupted and can go on."""
-    if step.migration is None or step.applied is None or step.applied.finished_at is not None:
-        return False
-    return resumption(step.migration, step.applied) is not None
 
 
 _RESTORE = "restore the original file (from version control), or reset the database and run all migrations again"

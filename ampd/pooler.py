@@ -17,11 +17,13 @@ from .apply import Course
 from .errors import AmpdError, ConfigError, NoAnswer
 from .events import Warned
 from .postgres import ANSWER_SECS, GOODBYE_SECS, RUN_AGAIN, ServerError, do_block, patience
+from .slices import in_slices
 from .units import units
 
 if TYPE_CHECKING:
     from .apply import Job
     from .postgres import Database, Session
+    from .slices import Slices
 
 _FIRST_REST_SECS = 0.05
 _GLANCES = 5  # at which server connection we are given
@@ -52,31 +54,34 @@ async def find_place(session: Session, job: Job, timeout: float = ANSWER_SECS) -
         pids.add(place.pid)
     assert place is not None
     if session.pooled and len(pids) > 1:
-        insist_on_no_session(job, place)
+        await in_slices(insist_on_no_session(job, place))
     return place
 
 
-def insist_on_no_session(job: Job, place: Place) -> None:
-    """Refuse what depends on its session, behind a pooler that gives each message another one.
+def insist_on_no_session(job: Job, place: Place) -> Slices[None]:
+    """Refuse, in slices, what depends on its session, behind a pooler that gives each message another one.
 
     Raises:
         ConfigError: objects could be made in a wrong schema or by a wrong role, or temporary ones not be found.
     """
     statements, file, needs = job.script.statements, job.script.migration.file, None
     temporary = dict[str, int]()
-    for unit in units(statements, 0):
-        line = unit.statements[0].line
-        name = next((name for name in temporary for each in unit.statements if sql.mentions(each, name)), None)
-        if name is not None:
-            raise ConfigError(
-                f"{file}:{line}: behind a pooler in transaction mode this may not find {name}, which is temporary and "
-                f"made in line {temporary[name]}",
-                hint="connect directly, or to a pooler in session mode; or put both between BEGIN and COMMIT",
-                version=job.script.migration.version,
-                file=file,
-                line=line,
-            )
-        temporary |= {name: each.line for each in unit.statements if (name := sql.temporary(each))}
+    for unit in units(statements, 0, []):
+        line, made = unit.statements.line(0), dict[str, int]()
+        for statement in unit.statements:
+            yield
+            if name := next((name for name in temporary if sql.mentions(statement, name)), None):
+                raise ConfigError(
+                    f"{file}:{line}: behind a pooler in transaction mode this may not find {name}, which is temporary "
+                    f"and made in line {temporary[name]}",
+                    hint="connect directly, or to a pooler in session mode; or put both between BEGIN and COMMIT",
+                    version=job.script.migration.version,
+                    file=file,
+                    line=line,
+                )
+            if name := sql.temporary(statement):
+                made[name] = statement.line
+        temporary |= made
         if unit.transactional:
             continue
         if of_session := next((each for each in unit.settings if sql.setting(each) in _WHO_AND_WHERE), None):

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from .plan import Plan, State, Step, resumable
+from .plan import Plan, State, Step
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from .errors import AmpdError
 
 
@@ -157,21 +159,27 @@ def examined_json(status: Status) -> bytes:
     return migrate_json(result, plan.current_version, (), pending_of(still_pending(plan)), None)
 
 
-def dry_run_text(status: Status) -> str:
-    """Return what `migrate --dry-run` prints: each pending migration with its SQL, as one readable script."""
-    parts = [f"-- {status.database}: {status.summary()}"]
+_PIECE = 1 << 20  # characters
+
+
+def dry_run_text(status: Status) -> Iterator[str]:
+    """Yield, in pieces, what `migrate --dry-run` prints: each pending migration with its SQL, as a readable script."""
+    yield f"-- {status.database}: {status.summary()}"
     for step in status.plan.pending:
         assert step.migration is not None
+        script = step.migration.sql
         resumed = f", resumed at statement {step.applied.statements_done + 1}" if step.applied else ""
-        parts.append(f"-- {step.migration.label} ({step.migration.file}{resumed})\n{step.migration.sql.rstrip()}")
-    return "\n\n".join(parts)
+        yield f"\n\n-- {step.migration.label} ({step.migration.file}{resumed})\n"
+        end = len(script.rstrip())
+        for start in range(0, end, _PIECE):
+            yield script[start : min(end, start + _PIECE)]
 
 
 def still_pending(plan: Plan) -> tuple[Step, ...]:
     """Return what is to be applied up to the target of a plan and beyond it."""
     if plan.ahead:
         return ()
-    return tuple(step for step in plan.steps if step.state is State.PENDING or resumable(step))
+    return tuple(step for step in plan.steps if step.state is State.PENDING or step.resumption is not None)
 
 
 def pending_of(steps: tuple[Step, ...]) -> tuple[PendingMigration, ...]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from codecs import getincrementaldecoder
 from errno import ENOENT, ENOTDIR
 from pathlib import Path
 from stat import S_ISREG
 from typing import TYPE_CHECKING
 
 from .errors import InvalidMigration
-from .migration import BOM, Migration, checksum, parse_file_name
+from .migration import Checksum, Migration, parse_file_name
+from .slices import Slices, at_once
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -28,11 +30,16 @@ def read_migrations(directory: str | Path | None = None) -> tuple[Migration, ...
             one version, some that are no regular files, cannot be read, are not UTF-8 or hold a NUL byte. All offenders
             are named at once.
     """
+    return at_once(reading(directory))
+
+
+def reading(directory: str | Path | None = None) -> Slices[tuple[Migration, ...]]:
+    """Read them in slices; the work of `read_migrations`."""
     if directory is None:
-        return _read(_packaged(), PACKAGED, _INSTALL_AGAIN)
+        return (yield from _read(_packaged(), PACKAGED, _INSTALL_AGAIN))
     if not str(directory):  # from a variable that is not set, say: it would be the working folder
         raise InvalidMigration("the migrations folder is an empty path", hint="write . for the working folder")
-    return _read(Path(directory), str(Path(directory)), _ANOTHER_PATH)
+    return (yield from _read(Path(directory), str(Path(directory)), _ANOTHER_PATH))
 
 
 _INSTALL_AGAIN = "install ampd again, with its .sql files, or give a folder of your own with --migrations DIR"
@@ -52,7 +59,7 @@ def _packaged() -> Path | Traversable:
     return files("ampd") / "migrations"
 
 
-def _read(folder: Path | Traversable, shown: str, hint: str) -> tuple[Migration, ...]:
+def _read(folder: Path | Traversable, shown: str, hint: str) -> Slices[tuple[Migration, ...]]:
     migrations: list[Migration] = []
     taken: dict[int, str] = {}
     offences: list[tuple[str, str]] = []
@@ -77,21 +84,54 @@ def _read(folder: Path | Traversable, shown: str, hint: str) -> tuple[Migration,
             if isinstance(entry, Path) and (reason := _unreadable(entry)):
                 offences.append((file_name, reason))
                 continue
-            content = entry.read_bytes()
-            text = content.removeprefix(BOM)
-            sql = text.decode()
+            sql, checksum = yield from _content(entry)
         except OSError as error:
             offences.append((file_name, f"cannot be read: {error.strerror or error}"))
             continue
-        except UnicodeDecodeError as error:
-            offences.append((file_name, f"is not UTF-8 text (line {_line(text, error.start)})"))
+        except _NotText as error:
+            offences.append((file_name, str(error)))
             continue
-        if b"\0" in text:
-            offences.append((file_name, f"holds a NUL byte in line {_line(text, text.index(0))}"))
-        migrations.append(Migration(version, name, f"{shown}/{file_name}", sql, checksum(content)))
+        migrations.append(Migration(version, name, f"{shown}/{file_name}", sql, checksum))
     if offences:
         raise _unusable(offences, shown)
     return tuple(sorted(migrations, key=lambda migration: migration.version))
+
+
+class _NotText(Exception):
+    """What is the matter with a file's bytes."""
+
+
+_PIECE = 1 << 18  # bytes
+
+
+def _content(entry: Path | Traversable) -> Slices[tuple[str, bytes]]:
+    """Return a file's text and checksum; it is read in pieces, so that no second copy of it is made.
+
+    Raises:
+        OSError: it cannot be read.
+        _NotText: it is not UTF-8, or holds a NUL byte.
+    """
+    checksum, decoder = Checksum(), getincrementaldecoder("utf-8")()
+    texts: list[str] = []
+    line, nul = 1, None
+    with entry.open("rb") as file:
+        while piece := checksum.update(file.read(_PIECE)):
+            try:
+                texts.append(decoder.decode(piece))
+            except UnicodeDecodeError as error:
+                line += bytes(error.object).count(b"\n", 0, error.start)
+                raise _NotText(f"is not UTF-8 text (line {line})") from None
+            if nul is None and b"\0" in piece:
+                nul = line + piece.count(b"\n", 0, piece.index(0))
+            line += piece.count(b"\n")
+            yield
+    try:
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        raise _NotText(f"is not UTF-8 text (line {line})") from None
+    if nul is not None:
+        raise _NotText(f"holds a NUL byte in line {nul}")
+    return "".join(texts), checksum.digest()
 
 
 def _files(folder: Path | Traversable, shown: str, hint: str) -> list[Path | Traversable]:
@@ -136,10 +176,6 @@ def _unreadable(entry: Path) -> str | None:
     if status.st_size > _LARGEST:
         return f"is larger than {_LARGEST // 2**20} MiB"
     return None
-
-
-def _line(text: bytes, offset: int) -> int:
-    return text.count(b"\n", 0, offset) + 1
 
 
 def _unusable(offences: list[tuple[str, str]], shown: str) -> InvalidMigration:

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import cache
 from itertools import accumulate, chain, islice, pairwise, takewhile
 from typing import overload
@@ -69,7 +69,7 @@ class IndexBuild(msgspec.Struct, frozen=True):
 class Statements(Sequence[Statement]):
     """The statements of a script, each made when it is asked for: 13 bytes of memory for each, beside the script."""
 
-    __slots__ = ("_classes", "_ends", "_lines", "_script", "_starts")
+    __slots__ = ("_ends", "_lines", "_noted", "_script", "_starts")
 
     def __init__(
         self,
@@ -77,13 +77,13 @@ class Statements(Sequence[Statement]):
         starts: "array[int]",
         ends: "array[int]",
         lines: "array[int]",
-        classes: "array[int]",
+        noted: bytes,
     ) -> None:
         self._script = script
         self._starts = starts
         self._ends = ends
         self._lines = lines
-        self._classes = classes  # 1 where a rule might apply, else 0
+        self._noted = noted  # 1 for each statement that is notable, else 0
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -96,7 +96,7 @@ class Statements(Sequence[Statement]):
 
     def __getitem__(self, index: int | slice) -> "Statement | Statements":
         if isinstance(index, slice):
-            parts = (self._starts[index], self._ends[index], self._lines[index], self._classes[index])
+            parts = (self._starts[index], self._ends[index], self._lines[index], self._noted[index])
             return Statements(self._script, *parts)
         start, end = self._starts[index], self._ends[index]
         text = self._script[start:end]
@@ -114,26 +114,39 @@ class Statements(Sequence[Statement]):
     def __repr__(self) -> str:
         return f"Statements({list(self)!r})"
 
+    def start(self, index: int) -> int:
+        """Return the offset in the script at which a statement begins."""
+        return self._starts[index]
+
+    def end(self, index: int) -> int:
+        """Return the offset in the script at which a statement ends."""
+        return self._ends[index]
+
     def line(self, index: int) -> int:
         """Return the line that a statement begins in, counted from 1."""
         return self._lines[index]
-
-    def size(self, index: int) -> int:
-        """Return the length of a statement in characters."""
-        return self._ends[index] - self._starts[index]
 
     def at(self, offset: int) -> int | None:
         """Return the number of the statement that an offset of the script lies in; None for what lies between."""
         index = bisect_right(self._starts, offset) - 1
         return index if index >= 0 and offset < self._ends[index] else None
 
+    def before(self, offset: int) -> int:
+        """Return how many statements begin before an offset of the script."""
+        return bisect_left(self._starts, offset)
+
     def spans(self) -> Iterator[tuple[int, int]]:
         """Yield where each statement starts and ends."""
         return zip(self._starts, self._ends, strict=True)
 
-    def notable(self) -> Iterator[int]:
-        """Yield the numbers of the statements to which a rule might apply: most of a long script are none."""
-        return (index for index, noted in enumerate(self._classes) if noted)
+    def notable(self, start: int = 0) -> Iterator[int]:
+        """Yield the numbers, from `start` on, of the statements that are more to ampd than a text to be run.
+
+        All others have no `setting`, `savepoint`, or kind but TRANSACTIONAL; in a long script that is most of them.
+        """
+        while (start := self._noted.find(1, start)) >= 0:
+            yield start
+            start += 1
 
 
 def split(script: str) -> Statements:
@@ -141,12 +154,16 @@ def split(script: str) -> Statements:
     return at_once(splitting(script))
 
 
+_STRIDE = 1 << 20  # characters that are searched without a break
+_HEAD = 1000  # characters of a statement, within which its first words are, unless there are comments in between
+
+
 def splitting(script: str) -> Slices[Statements]:
     """Split a script in slices."""
     rules, word = _rules(), _inside(_WORD)
     wide = len(script) >= 1 << 31
     starts, ends, lines = (array("Q" if wide else "I") for _ in range(3))
-    classes = array("B")
+    noted = bytearray()
     line, counted = 1, 0
     for span in _spans(script):
         if span is None:
@@ -158,8 +175,13 @@ def splitting(script: str) -> Slices[Statements]:
         ends.append(end)
         lines.append(line)
         first = word.match(script, start)
-        classes.append(first is not None and first[0].translate(_UPPER) in rules)
-    return Statements(script, starts, ends, lines, classes)
+        head = first[0].translate(_UPPER) if first else ""
+        if head == "SELECT":
+            text = script[start : min(end, start + _HEAD)].translate(_UPPER)
+            noted.append("SET_CONFIG" in text or (len(text) == _HEAD and ("--" in text or "/*" in text)))
+        else:
+            noted.append(head in rules or head == "SAVEPOINT")
+    return Statements(script, starts, ends, lines, bytes(noted))
 
 
 def problems(script: str, *, transactional: bool, statements: Statements | None = None) -> tuple[Problem, ...]:
@@ -241,7 +263,8 @@ def is_concurrent(statement: Statement) -> bool:
 
 def temporary(statement: Statement) -> str | None:
     """Name what a statement makes for its session only, until the end of that; None for any other statement."""
-    shape = _shape(statement.text) if statement.words[:1] in (("CREATE",), ("SELECT",), ("WITH",)) else ""
+    makes = statement.words[:1] in (("CREATE",), ("SELECT",), ("WITH",)) and "temp" in statement.text.translate(_LOWER)
+    shape = _shape(statement.text) if makes else ""
     found = None if " ON COMMIT DROP" in shape else re.match(_TEMPORARY, shape, re.DOTALL)
     return found and _fold(found["name"] or found["of_schema"] or found["into"])
 
@@ -365,17 +388,28 @@ def _places(script: str, offsets: Iterable[int]) -> Iterator[tuple[int, int]]:
         yield line, offset - start + 1
 
 
-def excerpt(script: str, offset: int, *, file: str, hide: Callable[[str], str] = str) -> str:
+def excerpt(
+    script: str,
+    offset: int,
+    *,
+    file: str,
+    hide: Callable[[str], str] = str,
+    place: tuple[int, int] | None = None,
+) -> str:
     """Draw the line of an offset with a caret below it; for the blank end of a script, its last visible line.
 
-    `hide` takes secrets out of a text.
+    `hide` takes secrets out of a text; `place` is what `locate` returns for the offset, if that is known.
     """
-    offset = max(0, min(offset, len(script.rstrip())))
-    line, column = locate(script, offset)
-    start = offset - column + 1
-    text = script[start : (script + "\n").index("\n", start)].rstrip()
-    caret, far = column - 1, 10 * _WINDOW  # what is farther off is not shown, however narrow the rest
-    before, around = hide(text[max(0, caret - far) : caret]), hide(text[max(0, caret - far) : caret + far])
+    visible = _visible_end(script)
+    if offset not in range(visible + 1) or place is None:
+        offset = max(0, min(offset, visible))
+        place = locate(script, offset)
+    line, column = place
+    start, far = offset - column + 1, 10 * _WINDOW  # what is farther off is not shown, however narrow the rest
+    begin, end = max(start, offset - far), script.find("\n", offset, offset + far)
+    around = script[begin : end if end >= 0 else offset + far]
+    around = around.rstrip() if end >= 0 or offset + far >= len(script) else around
+    before, around = hide(around[: offset - begin]), hide(around)
     before, after = _printable(around[: len(before)]), _printable(around[len(before) :])
     columns = list(accumulate(map(_width, before + after), initial=0))
     if columns[-1] > _WINDOW:
@@ -386,6 +420,14 @@ def excerpt(script: str, offset: int, *, file: str, hide: Callable[[str], str] =
     margin = " " * len(str(line))
     indent = " " * sum(map(_width, before))
     return f"{file}:{line}:{column}\n{margin} |\n{line} | {before}{after}\n{margin} | {indent}^"
+
+
+def _visible_end(script: str) -> int:
+    """Return the length of a script without the white space at its end, of which no copy is made."""
+    end = len(script)
+    while end and not (last := script[max(0, end - _HEAD) : end].rstrip()):
+        end = max(0, end - _HEAD)
+    return max(0, end - _HEAD) + len(last) if end else 0
 
 
 # Tokens: (kind, start, end) each.
@@ -957,13 +999,22 @@ def _nameless(ruled: list[_Ruled]) -> Iterator[_Judged]:
             yield Caution, statement.start, message, f"give it the name that PostgreSQL would choose: {shown}"
 
 
+def _is_suspicious(script: str, statements: Statements) -> Generator[None, None, bool]:
+    """Return whether any piece of a script may hold a separator."""
+    for start, end, _ in _pieces(script, statements):
+        commented = False
+        for begin in range(start, end, _STRIDE):
+            yield
+            past = min(end, begin + _STRIDE + 1)  # a comment begins with two characters
+            commented = commented or script.find("--", begin, past) >= 0 or script.find("/*", begin, past) >= 0
+        if commented and suspicious(script[start:end]):
+            return True
+    return False
+
+
 def _comments(script: str, statements: Statements) -> Iterator[Comment | None]:
     """Yield the comments among which separators may be: none at all where no word of one is in any."""
-    for start, end, _ in _pieces(script, statements):
-        yield None
-        if suspicious(script[start:end]):
-            break
-    else:
+    if not (yield from _is_suspicious(script, statements)):
         return
     for first, last, between in _pieces(script, statements):
         yield None

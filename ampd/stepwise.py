@@ -24,13 +24,17 @@ from .apply import (
     NO_TRANSACTION_TIMEOUT,
     NOTICE_A_DEAD_CLIENT,
     RUN_DEFERRED,
+    STAY_IN_TRANSACTION,
     Course,
     LockUnavailable,
     as_ourselves,
+    insist_on_transaction,
     leave_no_trace,
     meaning,
     milliseconds,
     note_lock,
+    note_transaction,
+    parts,
     remember,
     reset,
 )
@@ -47,17 +51,19 @@ from .errors import (
 from .events import Warned
 from .history import Mark, TurnTaken
 from .locks import alongside, with_lock_retries
-from .plan import Resumption, State, conflict_of, done_checksum, is_bound_to_session, resumption
+from .plan import DoneChecksums, Resumption, State, binding_to_session, conflict_of
 from .pooler import Place, find_place, insist_on_no_session, take_back
 from .postgres import RUN_AGAIN, NotNow, ServerError, do_block
+from .slices import in_slices
 from .sql import Kind
-from .units import Unit, in_force, units
+from .units import Unit, finding_in_force, units
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from .apply import Job
     from .postgres import Database, Session
+    from .slices import Slices
 
 T = TypeVar("T")
 
@@ -176,6 +182,23 @@ async def _look_again(session: Session, job: Job) -> None:
         raise TurnTaken("a statement of a runner that is gone still runs")
 
 
+class Around(msgspec.Struct, frozen=True):
+    """What is added to a unit: before it, after its BEGIN, before its last statement, after it."""
+
+    before: str = ""
+    start: str = ""
+    end: str = ""
+    after: str = ""
+
+
+def _opening(unit: Unit) -> int:
+    """Return how many statements a unit has before its first query: BEGIN, and SET TRANSACTION after it."""
+    if unit.statements[0].words[:1] not in (("BEGIN",), ("START",)):
+        return 0
+    queries = (number for number in range(1, len(unit.statements)) if not sql.sets_transaction(unit.statements[number]))
+    return next(queries, len(unit.statements))
+
+
 class _Steps:
     """The remaining statements of one migration, under a guard.
 
@@ -191,6 +214,7 @@ class _Steps:
         self._place = place
         self._migration = job.script.migration
         self._statements = job.script.statements
+        self._checksums = DoneChecksums(self._statements)
         self._label = sql_of.label(job.history.schema or "", self._migration)
         self._mark = Mark(0, None)  # what the history says
         self._in_doubt = False  # whether the statement to run next was begun by an earlier run, which nobody saw end
@@ -210,13 +234,16 @@ class _Steps:
             )
             self._mark = self._mark_at(0, 0)
         else:
-            resume = resumption(self._migration, row) or resume
+            resume = job.script.step.resumption or resume
             self._mark = Mark(row.statements_done, row.done_checksum)
             await self._write(sql_of.insist_on(job.history) + sql_of.make_room(job.history) + begun)
         try:
+            settings = await in_slices(finding_in_force(self._statements[: resume.done]))
+            await in_slices(self._checksums.reckoning(resume.done))
             await self._prepare_session(resume.done)
             self._in_doubt = resume.in_doubt
-            for unit in units(self._statements, resume.done):
+            for unit in units(self._statements, resume.done, settings):
+                await in_slices(self._checksums.reckoning(unit.past))
                 if unit.transactional:
                     await self._with_lock_retries(partial(self._together, unit))
                     self._mark = self._mark_at(unit.past, unit.past)
@@ -256,7 +283,7 @@ class _Steps:
         """
         if not self._session.pooled:
             self._touched.clear()  # gone with their connection
-        if is_bound_to_session(self._statements, self._mark.done):
+        if await in_slices(binding_to_session(self._statements, self._mark.done)):
             raise ConnectionFailed(
                 "the connection to the server was given up, and what the file has made for its session is gone with it",
                 hint=UNKNOWN,
@@ -282,7 +309,7 @@ class _Steps:
             raise meaning(error, job, Message(), -1) from error
 
     def _mark_at(self, done: int, begun: int) -> Mark:
-        return Mark(done, done_checksum(self._statements[:begun]))
+        return Mark(done, self._checksums.of(begun))
 
     def _advance(self, done: int, begun: int) -> str:
         return sql_of.advance(self._job.history, self._migration, self._mark, self._mark_at(done, begun))
@@ -305,7 +332,8 @@ class _Steps:
 
     async def _prepare_session(self, done: int) -> None:
         """Set a session of our own as it would be after the statements that an earlier run has done."""
-        settings = _again(in_force(self._statements[:done]))
+        in_force = await in_slices(finding_in_force(self._statements[:done]))
+        settings = _again(statement for _, statement in in_force)
         if self._session.pooled or not (settings or self._session.shared or self._job.schema is not None):
             return
         kept = remember(local=False) if self._session.shared else ""
@@ -316,28 +344,31 @@ class _Steps:
             )
         except ServerError as error:
             await self._session.recover()
-            raise self._failed(error, Message(), done, UNFINISHED) from error
+            raise await self._failed(error, Message(), done, UNFINISHED) from error
         finally:
             self._touch()
 
     async def _together(self, unit: Unit, session: Session, job: Job) -> None:
         """Run a unit and the record that it is done in one transaction."""
         await self._guard.check()
-        message = Message(f"{self._label} ")
-        self._add(message, unit)
+        message, course = Message(), Course(session, job, unit.first)
+        pieces = tuple(parts(unit.statements))
+        around = self._around(unit, several=len(pieces) > 1)
         if unit.kind is Kind.COMMIT:
             self._tell(unit)  # no marker can stand before a BEGIN
-        course = Course(session, job, unit.first)
         try:
-            await session.run(str(message), on_note=course, on_event=job.on_event)
+            for part in pieces:
+                message = await in_slices(self._composing(unit, part, around, course.transaction or ""))
+                course.running = unit.first + part.start
+                await session.run(str(message), on_note=course, on_event=job.on_event)
         except ServerError as error:
             await session.recover()
-            raise self._failed(error, message, course.running, UNFINISHED) from error
+            raise await self._failed(error, message, course.running, UNFINISHED) from error
         finally:
             self._touch()
 
-    def _add(self, message: Message, unit: Unit) -> None:
-        """Add a transactional unit to a message, between what has to hold for it and its record."""
+    def _around(self, unit: Unit, *, several: bool) -> Around:
+        """Return what has to hold for a transactional unit, and its record; `several` messages take it."""
         session, job = self._session, self._job
         prelude, limits = session.note_pid() + NOTICE_A_DEAD_CLIENT, self._limits(unit)
         if limits.pop("transaction_timeout", None) is not None:
@@ -345,6 +376,8 @@ class _Steps:
         limited = "".join(f"SET LOCAL {name} = {milliseconds(secs)}; " for name, secs in limits.items())
         if session.pooled:
             prelude = remember(local=True) + prelude + job.set_path(local=True)
+        if several:
+            prelude += f" {STAY_IN_TRANSACTION} {note_transaction(session)}"
         start = f"{do_block(f'BEGIN {prelude} END')}; {limited}"
         if session.pooled:
             start += _again(unit.settings)
@@ -353,28 +386,36 @@ class _Steps:
             ours = as_ourselves(shared=session.shared)
         end = f"{RUN_DEFERRED}{ours}{job.set_limits()}{do_block(f'BEGIN {self._advance(unit.past, unit.past)} END')}; "
         if unit.kind is Kind.COMMIT:
-            self._add_marked(message, unit, start, end)
-            return
-        message.add(f"BEGIN ISOLATION LEVEL READ COMMITTED; {start}")
-        self._add_marked(message, unit, "", "")
-        message.add(f"{end}COMMIT")
+            return Around(start=start, end=end)
+        return Around(before=f"BEGIN ISOLATION LEVEL READ COMMITTED; {start}", after=f"{end}COMMIT")
 
-    def _add_marked(self, message: Message, unit: Unit, start: str, end: str) -> None:
-        """Add the statements of a unit, each behind a marker; `start` after its BEGIN, `end` before its last one.
+    def _composing(self, unit: Unit, part: range, around: Around, transaction: str) -> Slices[Message]:
+        """Compose, in slices, the message that runs a part of a unit, each statement behind a marker.
 
-        SET TRANSACTION wants to be the first after BEGIN: not even a marker may stand before it.
+        SET TRANSACTION wants to be the first after BEGIN: not even a marker may stand before it. In a further message
+        `transaction` is the one that it must still be.
         """
-        opening = unit.statements[0].words[:1] in (("BEGIN",), ("START",))
-        for number, statement in enumerate(unit.statements, start=unit.first):
-            if opening and not (number == unit.first or sql.sets_transaction(statement)):
-                opening = False
-                message.add(start)
-            if number == unit.past - 1:
-                message.add(end)
-            if not opening:
-                message.add(f"{self._session.marker(str(number))}; ")
+        message, opening = Message(f"{self._label} "), _opening(unit)
+        if part.start == 0:
+            message.add(around.before)
+        elif part.start > opening:
+            message.add(f"{insist_on_transaction(transaction)};\n")
+        for number in part:
+            statement = unit.statements[number]
+            if number == opening:
+                message.add(around.start)
+            if number == len(unit.statements) - 1:
+                message.add(around.end)
+            if number >= opening:
+                message.add(f"{self._session.marker(str(unit.first + number))}; ")
             message.add_statement(statement)
             message.add(self._job.set_path_after(statement, local=self._session.pooled))
+            yield
+        if part.stop == len(unit.statements):
+            message.add(around.after)
+        message.join()
+        yield
+        return message
 
     async def _outside(self, unit: Unit) -> None:
         """Run a unit outside of a transaction of ours; that it was begun is recorded first."""
@@ -449,14 +490,14 @@ class _Steps:
             await session.run(f"{self._label} {prelude}; {settings}", on_note=Course(session, job))
         except ServerError as error:
             await session.recover()
-            raise self._failed(error, Message(), unit.first, UNFINISHED) from error
+            raise await self._failed(error, Message(), unit.first, UNFINISHED) from error
         finally:
             self._touch()
         pid, session.backend_pid = session.backend_pid, None  # what follows may meet another
         if not session.pooled or pid is None:
             return set()
         if pid != self._place.pid:
-            insist_on_no_session(job, self._place)
+            await in_slices(insist_on_no_session(job, self._place))
         return {pid}
 
     def _touch(self) -> None:
@@ -468,7 +509,7 @@ class _Steps:
         await self._guard.check()
         message = Message(f"{self._label} ")
         if len(unit.statements) > 1:
-            self._add_marked(message, unit, "", "")
+            message = await in_slices(self._composing(unit, range(len(unit.statements)), Around(), ""))
         else:
             message.add_statement(unit.statements[0])
         course = Course(session, job, unit.first)
@@ -484,20 +525,20 @@ class _Steps:
         except ServerError as error:
             self._refused = True
             await session.recover()
-            raise self._failed(error, message, course.running, aftermath) from error
+            raise await self._failed(error, message, course.running, aftermath) from error
         if unit.kind is Kind.CREATE_INDEX_CONCURRENTLY:
             await self._insist_on_valid(unit)
 
-    def _failed(self, error: ServerError, message: Message, running: int, aftermath: str) -> Exception:
+    async def _failed(self, error: ServerError, message: Message, running: int, aftermath: str) -> Exception:
         if error.sqlstate == sql_of.MOVED:
             return TurnTaken(error.message)
         offset, repeatable = None, aftermath is UNFINISHED
         if error.position:
             offset = message.script_offset(error.position, counts_bytes=self._session.counts_bytes)
         statement = self._statements[min(running, len(self._statements) - 1)]
-        if aftermath is UNFINISHED and is_bound_to_session(self._statements, self._mark.done):
+        if aftermath is UNFINISHED and await in_slices(binding_to_session(self._statements, self._mark.done)):
             aftermath = UNKNOWN
-        meant = failure(error, self._migration, statement, offset, aftermath=aftermath)
+        meant = failure(error, self._migration, statement, offset, aftermath=aftermath, statements=self._statements)
         return LockUnavailable(meant) if isinstance(meant, LockTimeout) and repeatable else meant
 
     async def _leftovers(self, unit: Unit) -> list[indexes.Leftover]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from . import sql
+from .slices import Slices, at_once
 from .sql import Kind
 
 if TYPE_CHECKING:
@@ -37,48 +38,55 @@ class Unit(msgspec.Struct, frozen=True):
         return len(self.statements) == 1 and sql.is_concurrent(self.statements[0])
 
 
-def units(statements: sql.Statements, first: int) -> Iterator[Unit]:
-    """Yield what remains to be run from statement `first` on, explicit transactions in one piece."""
-    settings = _in_force(statements[:first])
-    for start, piece, kind in _pieces(statements, first):
-        yield Unit(start, piece, kind, tuple(statement for _, statement in settings))
-        settings = _after(settings, piece, kind)
+Settings = list[tuple[str | None, sql.Statement]]  # by which a session was set, each with the name of what it sets
 
 
-def in_force(statements: sql.Statements) -> tuple[sql.Statement, ...]:
-    """Return the statements by which a file has set its session, as far as no later one has taken them back."""
-    return tuple(statement for _, statement in _in_force(statements))
+def units(statements: sql.Statements, first: int, settings: Settings) -> Iterator[Unit]:
+    """Yield what remains to be run from statement `first` on, explicit transactions in one piece.
 
-
-_Settings = list[tuple[str | None, sql.Statement]]  # each with the name of what it sets
-_Piece = tuple[int, sql.Statements, Kind]
-
-
-def _pieces(statements: sql.Statements, first: int) -> Iterator[_Piece]:
+    `settings` are those in force before it.
+    """
     while first < len(statements):
-        past = first + 1
-        kind = sql.kind(statements[first])
-        if kind is Kind.BEGIN:
-            while past < len(statements) and not sql.ends_transaction(statements[past - 1]):
-                past += 1
-            kind = sql.kind(statements[past - 1])
-        yield first, statements[first:past], kind
-        first = past
-
-
-def _in_force(statements: sql.Statements) -> _Settings:
-    settings: _Settings = []
-    for _, piece, kind in _pieces(statements, 0):
+        piece, kind = _piece(statements, first)
+        yield Unit(first, piece, kind, tuple(statement for _, statement in settings))
         settings = _after(settings, piece, kind)
+        first += len(piece)
+
+
+def in_force(statements: sql.Statements) -> Settings:
+    """Return the statements by which a file has set its session, as far as no later one has taken them back."""
+    return at_once(finding_in_force(statements))
+
+
+def finding_in_force(statements: sql.Statements) -> Slices[Settings]:
+    """Find them in slices; the work of `in_force`."""
+    settings: Settings = []
+    first = next(statements.notable(), None)
+    while first is not None:
+        piece, kind = _piece(statements, first)
+        settings = _after(settings, piece, kind)
+        first = next(statements.notable(first + len(piece)), None)
+        yield
     return settings
 
 
-def _after(before: _Settings, statements: sql.Statements, kind: Kind) -> _Settings:
+def _piece(statements: sql.Statements, first: int) -> tuple[sql.Statements, Kind]:
+    """Return the statements of the unit that begins with statement `first`, and its kind."""
+    past = first + 1
+    kind = sql.kind(statements[first])
+    if kind is Kind.BEGIN:
+        ends = (number for number in statements.notable(past) if sql.ends_transaction(statements[number]))
+        past = next(ends, len(statements) - 1) + 1
+        kind = sql.kind(statements[past - 1])
+    return statements[first:past], kind
+
+
+def _after(before: Settings, statements: sql.Statements, kind: Kind) -> Settings:
     """Return what is in force after statements that are committed or rolled back together."""
     if kind is Kind.ROLLBACK:
         return before
-    settings, at_savepoint = before, dict[str, _Settings]()
-    for statement in statements:
+    settings, at_savepoint = before, dict[str, Settings]()
+    for statement in map(statements.__getitem__, statements.notable()):
         name = sql.setting(statement)
         match sql.savepoint(statement):
             case ("SAVEPOINT", savepoint):

@@ -15,6 +15,7 @@ from ampd.errors import MigrationConflict
 from ampd.migration import AppliedMigration, Migration, checksum
 from ampd.plan import (
     Conflict,
+    DoneChecksums,
     Order,
     Plan,
     Resumption,
@@ -25,7 +26,6 @@ from ampd.plan import (
     done_checksum,
     is_another_projects,
     plan,
-    resumable,
     resumption,
     summary,
 )
@@ -399,14 +399,16 @@ def test_where_an_interrupted_migration_goes_on(
     """It goes on where every statement done or begun is unchanged, and nothing is in doubt that leaves no trace."""
     applied = row(FILE, finished=False, done=done, begun=checksum_of)
     assert resumption(file, applied) == expected
-    assert resumable(Step(State.INTERRUPTED, file, applied)) is (expected is not None)
+    found = plan([file], [applied])
+    assert [step.resumption for step in found.steps] == [expected]
+    assert bool(found.pending) is (expected is not None)
 
 
 def test_only_what_was_interrupted_is_resumable() -> None:
     """A migration without a file, without a row or with an end has nothing to be resumed."""
-    assert not resumable(Step(State.INTERRUPTED, None, row(FILE, finished=False)))
-    assert not resumable(Step(State.PENDING, FILE, None))
-    assert not resumable(Step(State.APPLIED, FILE, row(FILE)))
+    assert [step.resumption for step in plan([], [row(FILE, finished=False)]).steps] == [None]
+    assert [step.resumption for step in plan([FILE], []).steps] == [None]
+    assert [step.resumption for step in plan([FILE], [row(FILE)]).steps] == [None]
 
 
 def test_the_done_checksum_is_told_apart_by_statements() -> None:
@@ -414,6 +416,14 @@ def test_the_done_checksum_is_told_apart_by_statements() -> None:
     one, two = split("SELECT 1; SELECT 2"), split("SELECT 1\n;;SELECT 2;")
     assert done_checksum(one) == done_checksum(two) == sha256(b"SELECT 1\0SELECT 2").digest()
     assert done_checksum(()) == sha256(b"").digest()
+
+
+def test_done_checksums_can_be_asked_for_in_any_order() -> None:
+    """Whatever was asked before, the checksum of the first statements is the same."""
+    statements = split("SELECT 1; SELECT 2;\r\nSELECT\r\n3; SELECT 4")
+    checksums = DoneChecksums(statements)
+    for count in (0, 1, 2, 2, 1, 3, 3, 4, 0, 4, 2, 1, 4):
+        assert checksums.of(count) == done_checksum(statements[:count]), count
 
 
 # Laws.

@@ -399,7 +399,7 @@ def test_the_text_of_a_dry_run() -> None:
     found = status([JOBS, STATE, INDEX], [row(JOBS), row(INDEX, secs=None, done=0)])
     assert found.plan.conflicts
     late = status([JOBS, INDEX, LATER], [row(JOBS), row(INDEX, secs=None, done=0)])
-    assert dry_run_text(late) == (
+    assert "".join(dry_run_text(late)) == (
         "-- h:5432/amp: at version 1, 2 pending\n"
         "\n"
         "-- 30 index (sql/30_index.sql, resumed at statement 1)\n"
@@ -410,13 +410,13 @@ def test_the_text_of_a_dry_run() -> None:
         "-- 40 later (sql/40_later.sql)\n"
         "SELECT 40;"
     )
-    assert dry_run_text(status([JOBS, STATE], [row(JOBS)])) == (
+    assert "".join(dry_run_text(status([JOBS, STATE], [row(JOBS)]))) == (
         "-- h:5432/amp: at version 1, 1 pending\n"
         "\n"
         "-- 20 job_state (sql/20_job_state.sql)\n"
         "ALTER TABLE jobs ADD state text;"
     )
-    assert dry_run_text(status([JOBS], [row(JOBS)])) == "-- h:5432/amp: up to date, at version 1"
+    assert "".join(dry_run_text(status([JOBS], [row(JOBS)]))) == "-- h:5432/amp: up to date, at version 1"
 
 
 def test_a_path_that_is_not_utf8_is_shown_as_well_as_can_be() -> None:

@@ -63,6 +63,7 @@ NEEDED = {
     "ampd.postgres",
     "ampd.progress",
     "ampd.report",
+    "ampd.slices",
     "ampd.source",
     "ampd.telling",
     "ampd.turn",

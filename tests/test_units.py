@@ -23,7 +23,7 @@ PLAIN, AGAIN = Kind.TRANSACTIONAL, Kind.REPEATABLE
 )  # fmt: skip
 def test_units(script: str, first: int, expected: list[tuple[int, int, Kind]]) -> None:
     """From BEGIN to whatever ends the transaction is one unit, and any other statement is one by itself."""
-    found = [(unit.first, len(unit.statements), unit.kind) for unit in units(split(script), first)]
+    found = [(unit.first, len(unit.statements), unit.kind) for unit in units(split(script), first, [])]
     assert found == expected
 
 
@@ -55,4 +55,4 @@ def test_units(script: str, first: int, expected: list[tuple[int, int, Kind]]) -
 )
 def test_what_is_in_force(script: str, expected: list[str]) -> None:
     """What is set again is what a session would have: neither what was rolled back, nor what was set anew or reset."""
-    assert [statement.text for statement in in_force(split(script))] == expected
+    assert [statement.text for _, statement in in_force(split(script))] == expected
