@@ -309,18 +309,19 @@ class Course:
         self.transaction: str | None = None  # which one it is, where that was asked for
 
     def __call__(self, note: str) -> None:
-        """Take one note."""
-        if note.startswith("pid "):
-            self._session.backend_pid = int(note[4:])
-        elif note.startswith("transaction "):
-            self.transaction = note.partition(" ")[2]
-        elif note == LOCK_HAD:
-            self._job.running.start()
-        else:
-            self.running = int(note)
-            statements = self._job.script.statements
-            if self.running < len(statements):
-                self._job.running.statement(self.running, statements.line(self.running))
+        """Take one note; what is none of ours is a server's or a function's that knows the mark, and is passed over."""
+        match note.split(" "):
+            case ["pid", number] if number.isdecimal():
+                self._session.backend_pid = int(number)
+            case ["transaction", number] if number.isdecimal():
+                self.transaction = self.transaction or number  # the first is from before the script
+            case [number] if number.isdecimal():
+                self.running = int(number)
+                statements = self._job.script.statements
+                if self.running < len(statements):
+                    self._job.running.statement(self.running, statements.line(self.running))
+            case _ if note == LOCK_HAD:
+                self._job.running.start()
 
 
 def _composing(session: Session, job: Job, part: range, transaction: str) -> Slices[Message]:

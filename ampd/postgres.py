@@ -113,7 +113,7 @@ class ServerError(Exception):
         self.sqlstate: str = error.sqlstate
         self.detail = folded(redact(error.detail)) if error.detail else None
         self.hint = folded(redact(error.hint)) if error.hint else None
-        self.position = int(error.position) if error.position else None
+        self.position = int(error.position) if (error.position or "").isdecimal() else None
         self.context: str = error.context or ""
 
 
@@ -191,8 +191,6 @@ class Session:
                 with anyio.CancelScope() as self._speech:
                     await self.connection.execute(message)
                     self._unanswered = False
-                if self._raised is not None:
-                    raise self._raised
             except (*_BROKEN, *_LOST) as error:
                 _terminate(self.connection)
                 if isinstance(error, UnicodeDecodeError):
@@ -209,11 +207,16 @@ class Session:
                 self._unanswered = False
                 tells = self._redact(str(error)) != str(error)  # a traceback would show the driver's own words as well
                 raise ServerError(error, self._redact, self.role) from (None if tells else error)
+            except Exception as error:  # what the driver falls over in an answer that no PostgreSQL gives
+                _terminate(self.connection)
+                raise malformed(error) from error
             finally:
                 self._on_event = ignore
                 if not self._unanswered:  # else notes that are on their way still tell how far it came
                     self._on_note = None
                 self.busy = False
+        if self._raised is not None:
+            raise self._raised
 
     def note(self, expression: str) -> str:
         """Return a PL/pgSQL statement that sends the value of an SQL expression to `on_note`."""
@@ -248,7 +251,13 @@ class Session:
         except ServerError as error:
             await self.recover()
             raise translate(error) from error
-        return msgspec.json.decode(answers[-1], type=kind)
+        try:
+            return msgspec.json.decode(answers[-1], type=kind)
+        except msgspec.ValidationError:
+            raise
+        except (IndexError, msgspec.DecodeError, RecursionError) as error:
+            _terminate(self.connection)
+            raise malformed(error) from error
 
     async def greet(self, timeout: float) -> None:
         """Make sure that a server stands behind the connection.
@@ -292,17 +301,30 @@ class Session:
             self.connection.remove_log_listener(self._hear)
 
     def _hear(self, _: object, message: Any) -> None:
-        text: str = message.message
+        text: str = message.message or ""
         try:
             if message.severity_en == "INFO" and text.startswith(self._mark):
+                if len(text) > _LARGEST_NOTE:
+                    raise malformed(f"a note of {len(text)} characters")
                 if self._on_note:
                     self._on_note(text[len(self._mark) + 1 :])
             else:
-                severity = message.severity_en or message.severity
+                severity = message.severity_en or message.severity or "NOTICE"
                 self._on_event(ServerMessage(severity=severity, message=folded(self._redact(text))))
         except Exception as error:  # the driver calls from the event loop, which would do no more than log it
             self._raised = self._raised or error
             self._speech.cancel()
+
+
+def malformed(error: object) -> ConnectionFailed:
+    """Return the error for an answer that no PostgreSQL server gives."""
+    return ConnectionFailed(
+        f"the server's answer cannot be understood ({type(error).__name__ if isinstance(error, Exception) else error})",
+        hint="is this a PostgreSQL server, and nothing in between that changes what it says?",
+    )
+
+
+_LARGEST_NOTE = 64 * 2**20  # characters of what the server notes: a history of the largest size fits in
 
 
 def _terminate(connection: Any) -> None:
@@ -666,13 +688,7 @@ class Database:
         while True:
             try:
                 return await _connect(arguments)
-            except (
-                OSError,
-                asyncpg.PostgresError,
-                asyncpg.InterfaceError,
-                asyncpg.InternalClientError,
-                ValueError,
-            ) as error:
+            except Exception as error:  # the driver falls over answers that no PostgreSQL gives
                 failure, worth_retrying = connection_failure(error, self._url)
                 if is_full(failure):
                     raise NotNow(failure) from None
@@ -1140,6 +1156,8 @@ def connection_failure(error: BaseException, url: DatabaseUrl | None) -> tuple[A
         socket_host = url is None or not url.hosts or any(host.startswith("/") for host, _ in url.hosts)
         what = "the socket folder" if socket_host else "the files that sslrootcert, sslcert, sslkey and sslcrl name"
         return _failed(f"{where}: {error.strerror}", f"check the permissions of {what}", None), False
+    if not isinstance(error, OSError):
+        return malformed(error), False
     return _failed(
         f"{where} cannot be reached: {_reason(error)}",
         "check host and port, and that the server runs and listens there",

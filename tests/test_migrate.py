@@ -226,7 +226,7 @@ async def test_odd_files_are_applied_like_any_other(
 
 async def test_a_file_name_may_hold_anything(database: Database, tmp_path: Path) -> None:
     """Quotes, backslashes, comment signs and our own dollar quote in a name reach the history as they are."""
-    name = 'it\'s \\ a "name" %s $ampd$ $$ -- * ; größe\nüber zwei'
+    name = 'it\'s \\ a "name" %s $ampd$ $$ -- * ; größe über zwei'
     files = ampd.read_migrations(write(tmp_path, {f"1_{name}.sql": "SELECT 1", f"2_{name}.sql": "-- no-transaction\n"}))
     await ampd.migrate(database.url, migrations=files)
     rows = await database.fetch("SELECT name FROM ampd_schema_migrations")
