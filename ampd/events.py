@@ -77,20 +77,29 @@ class WaitingForConnection(Event, frozen=True):
 
 
 class Waiting(Event, frozen=True):
-    """Another runner has the turn. Fields that the role may not see are None; times in seconds."""
+    """Another session, as a rule a runner, has the lock. What the role may not see is None; times in seconds."""
 
     waited: float
     limit: float
     pid: int
+    user: str | None = None
     client: str | None = None
     application: str | None = None
     migration: str | None = None
     since: datetime | None = None
 
     @property
+    def what_happens(self) -> str:
+        """Return what it is that has the lock: whatever does not say that it is ampd, may be anything."""
+        is_runner = self.migration is not None or (self.application or "").startswith("ampd")
+        return "another runner has its turn" if is_runner else "a session holds ampd's advisory lock"
+
+    @property
     def whom(self) -> str:
         """Return whom this runner waits for, as far as the role may see it."""
         facts = [f"pid {self.pid}"]
+        if self.user:
+            facts.append(f"user {self.user}")
         if self.client:
             facts.append(f"on {one_line(self.client)}")
         if self.application:
@@ -102,7 +111,7 @@ class Waiting(Event, frozen=True):
         return ", ".join(facts)
 
     def __str__(self) -> str:
-        return f"another runner has its turn ({self.whom}); waiting {self.waited:.0f} s so far"
+        return f"{self.what_happens} ({self.whom}); waiting {self.waited:.0f} s so far"
 
 
 class Starting(Event, frozen=True):

@@ -93,6 +93,7 @@ def _waiting(holder: Holder, waited: float, limit: float) -> Waiting:
         waited=waited,
         limit=limit,
         pid=holder.pid,
+        user=holder.user,
         client=holder.client,
         application=holder.application,
         migration=holder.migration,
@@ -101,9 +102,13 @@ def _waiting(holder: Holder, waited: float, limit: float) -> Waiting:
 
 
 def _timeout(holder: Holder | None, waited: float) -> TurnTimeout:
-    whom = f" ({describe(holder)})" if holder else ""
-    end = f", or end it: SELECT pg_terminate_backend({holder.pid})" if holder else ""
+    if holder is None:
+        return TurnTimeout(
+            f"another runner has had its turn for {waited:.0f} s",
+            hint="wait for it and run again, raise turn_wait_secs",
+        )
+    seen = _waiting(holder, waited, waited)
     return TurnTimeout(
-        f"another runner has had its turn for {waited:.0f} s{whom}",
-        hint=f"wait for it and run again, raise turn_wait_secs{end}",
+        f"{seen.what_happens}, for {waited:.0f} s now ({seen.whom})",
+        hint=f"wait for it and run again, raise turn_wait_secs, or end it: SELECT pg_terminate_backend({holder.pid})",
     )

@@ -8,9 +8,10 @@ import asyncpg
 import pytest
 
 import ampd as library
-from ampd import MigrationFailed, MigrationInterrupted, Report, Waiting, Warned
+from ampd import MigrationFailed, MigrationInterrupted, Report, TurnTimeout, Waiting, Warned
 from ampd.config import Limits
 from ampd.events import Event
+from ampd.history import lock_key
 from tests.scenes import (
     GENEROUS,
     Heard,
@@ -122,13 +123,30 @@ async def test_a_waiter_gives_up_in_time(database: Database, ampd: Ampd) -> None
     assert '"code":"turn_timeout"' in re.sub(r":\s+", ":", ended.stdout)
     told = re.sub(r"since [-\d]+ [:\d]+\+\d+", "since T", ended.stderr)
     told = re.sub(r"\d s\b", "N s", told)
-    whom = f"pid {worker}, on 127.0.0.1, application ampd, migration 1 step, since T"
+    whom = f"pid {worker}, user postgres, on 127.0.0.1, application ampd, migration 1 step, since T"
     assert told == (
         f"another runner has its turn ({whom}); waiting N s so far\n"
-        f"error: another runner has had its turn for N s ({whom})\n"
+        f"error: another runner has its turn, for N s now ({whom})\n"
         "hint: wait for it and run again, raise turn_wait_secs, or end it: "
         f"SELECT pg_terminate_backend({worker})\n"
     )
+
+
+async def test_a_session_that_is_no_runner_is_called_one(database: Database) -> None:
+    """Whoever holds the lock without saying that it is ampd is told as a session, with its user."""
+    role = await database.role("stranger")
+    heard, lock = Heard(), f"SELECT pg_advisory_lock({lock_key('public')})"
+    async with database.connect(role.url, server_settings={"application_name": "psql"}) as stranger:
+        await stranger.execute(lock)
+        with pytest.raises(TurnTimeout) as timeout:
+            await library.migrate(
+                database.url, migrations=scripts("SELECT 1"), limits=Limits(turn_wait_secs=2), on_event=heard
+            )
+        pid = stranger.get_server_pid()
+    whom = f"(pid {pid}, user {role.name}, on 127.0.0.1, application psql"
+    assert timeout.value.message.startswith("a session holds ampd's advisory lock, for 2 s now " + whom)
+    assert [event.user for event in heard.of(Waiting)] == [role.name]
+    assert str(heard.of(Waiting)[0]).startswith(f"a session holds ampd's advisory lock {whom}")
 
 
 async def test_a_waiter_that_is_stopped_speaks_of_itself(database: Database, ampd: Ampd) -> None:
