@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from . import history as sql_of
-from . import sql
+from . import record, sql
 from .diagnose import (
     CHARACTER_NOT_IN_REPERTOIRE,
     DEADLOCK_DETECTED,
@@ -17,7 +18,7 @@ from .diagnose import (
     Message,
     failure,
 )
-from .errors import AmpdError, ConnectionFailed
+from .errors import AmpdError, ConnectionFailed, MigrationFailed
 from .migration import Directives, Migration
 from .plan import Settlement
 from .postgres import ABOUT_THE_CONNECTION, ServerError, do_block, identifier, literal, translate
@@ -95,11 +96,12 @@ class Job(msgspec.Struct, frozen=True):
   PERFORM pg_catalog.set_config('search_path', CASE WHEN {path} OPERATOR(pg_catalog.=) '' THEN {front}
     ELSE pg_catalog.concat({front}, ', ', {path}) END, {str(local).lower()});"""
 
-    def set_path_after(self, statement: sql.Statement, *, local: bool) -> str:
-        """Return a statement that does so again where a statement of the file has taken it back."""
+    def set_again_after(self, statement: sql.Statement, *, local: bool) -> str:
+        """Return the statements that set path and role again where a statement of the file has taken them back."""
+        role = take_on(self.history.role, local=local) if sql.resets_role(statement) else ""
         if self.schema is None or not sql.resets_path(statement):
-            return ""
-        return f"{do_block(f'BEGIN {self.set_path(local=local)} END')}; "
+            return role
+        return f"{role}{do_block(f'BEGIN {self.set_path(local=local)} END')}; "
 
 
 def milliseconds(seconds: float) -> int:
@@ -204,10 +206,16 @@ def reset(*, shared: bool, remembered: bool = False) -> str:
     return f"SET LOCAL statement_timeout = 0; SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; {settings}; "
 
 
-def as_ourselves(*, shared: bool) -> str:
+def take_on(role: str | None, *, local: bool) -> str:
+    """Return the statement that takes on the configured role, for a transaction or for the session."""
+    return "" if role is None else f"SET {'LOCAL ' if local else ''}ROLE {identifier(role)}; "
+
+
+def as_ourselves(role: str | None, *, shared: bool) -> str:
     """Return the statements by which the rest of a transaction has our own role, whatever its script has set."""
     found = f"{do_block(_AS_FOUND)}; " if shared else ""
-    return f"SET LOCAL SESSION AUTHORIZATION DEFAULT; SET LOCAL ROLE TO DEFAULT; {found}"
+    own = take_on(role, local=True) or f"SET LOCAL ROLE TO DEFAULT; {found}"
+    return f"SET LOCAL SESSION AUTHORIZATION DEFAULT; {own}"
 
 
 def leave_no_trace(*, shared: bool, remembered: bool = False) -> str:
@@ -280,11 +288,12 @@ async def settle(session: Session, history: History, step: Step, settlement: Set
     sql_of.refuse_to_write(history)
     statements = len(await in_slices(sql.splitting(step.migration.sql))) if step.migration else 0
     applied = settlement is Settlement.APPLIED
-    write = sql_of.settle(history, step.version, step.migration, statements, applied=applied)
-    body = f"BEGIN {sql_of.take_turn(history)}{sql_of.insist_on(history)}{write} END"
+    write = record.settle(history, step.version, step.migration, statements, applied=applied)
+    body = f"BEGIN {sql_of.take_turn(history)}{record.enter(history, write)} END"
     try:
         await session.run(
-            f"BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '10s'; {do_block(body)}; COMMIT"
+            "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '10s'; "
+            f"{take_on(history.role, local=True)}{do_block(body)}; COMMIT"
         )
     except ServerError as error:
         await session.recover()
@@ -339,7 +348,7 @@ def _composing(session: Session, job: Job, part: range, transaction: str) -> Sli
         statement = statements[number]
         message.add(f"{session.marker(str(number))}; ")
         message.add_statement(statement)
-        message.add(job.set_path_after(statement, local=True))
+        message.add(job.set_again_after(statement, local=True))
         yield
     if part.stop == len(statements):
         _leave(message, session, job)
@@ -352,20 +361,24 @@ def _enter(message: Message, session: Session, job: Job, *, several: bool) -> No
     history, migration = job.history, job.script.migration
     goes_on = f"{STAY_IN_TRANSACTION} {note_transaction(session)}" if several else ""
     enter = f"""BEGIN {session.note_pid()}{NOTICE_A_DEAD_CLIENT}{NO_TRANSACTION_TIMEOUT}{sql_of.take_turn(history)}
-  {sql_of.insist_on(history)}{sql_of.create(history)}{sql_of.insert(history, migration)}{job.set_path(local=True)}
+  {record.enter(history, record.insert(history, migration))}{job.set_path(local=True)}
   {goes_on}{note_lock(session)}
 END"""
     message.add("BEGIN ISOLATION LEVEL READ COMMITTED; ")
     if session.shared:
         message.add(f"{do_block(f'BEGIN {remember(local=True)} END')}; ")
-    message.add(f"{job.set_limits()}{do_block(enter)};\n")
+    # The limit on the script's statements is not meant for ours.
+    message.add(f"{job.set_limits()}SET LOCAL statement_timeout = 0; {take_on(history.role, local=True)}")
+    message.add(f"{do_block(enter)}; {job.set_limits()}\n")
 
 
 def _leave(message: Message, session: Session, job: Job) -> None:
     count = len(job.script.statements)
     message.add(f"{session.marker(str(count))}; {RUN_DEFERRED}")
     message.add(f"{leave_no_trace(shared=session.shared, remembered=True)}{job.set_limits()}")
-    message.add(f"{sql_of.finish(job.history, job.script.migration, count)}; COMMIT")
+    message.add(
+        f"{take_on(job.history.role, local=True)}{record.finish(job.history, job.script.migration, count)}; COMMIT"
+    )
 
 
 def meaning(error: ServerError, job: Job, message: Message, running: int, *, counts_bytes: bool = False) -> Exception:
@@ -390,7 +403,34 @@ def meaning(error: ServerError, job: Job, message: Message, running: int, *, cou
             ours = type(known) is ConnectionFailed and error.sqlstate[:2] not in ABOUT_THE_CONNECTION
             return sql_of.unwritable(error, job.history) if ours else known
     at_end = running >= len(script.statements)
+    if at_end and (harm := sql_of.harm(error, job.history)):
+        return harmed(harm, error, job, None, aftermath=ROLLED_BACK)
     statement = None if at_end or running < 0 else script.statements[running]
     if error.sqlstate in (LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED):
         return LockUnavailable(refused(statement, offset, aftermath=NOTHING_KEPT))
     return refused(statement, offset, aftermath=ROLLED_BACK)
+
+
+def harmed(
+    harm: str, error: ServerError, job: Job, statement: sql.Statement | None, *, aftermath: str
+) -> MigrationFailed:
+    """Return the error for a migration after which our own history is not what it was.
+
+    Where it is not known which statement did that, it is the one that names the history, if there is such a one.
+    """
+    migration = job.script.migration
+    if statement is None:
+        places = (found.start() for found in re.finditer(sql_of.TABLE, migration.sql, re.IGNORECASE))
+        naming = {number for place in places if (number := job.script.statements.at(place)) is not None}
+        statement = job.script.statements[naming.pop()] if len(naming) == 1 else None
+    line, column = sql.locate(migration.sql, statement.start) if statement else (None, None)
+    return MigrationFailed(
+        f"{migration.file}{f':{line}' if line else ''}: {harm}",
+        hint=f"leave that table to ampd, also where a statement goes over all tables; {aftermath}",
+        version=migration.version,
+        file=migration.file,
+        line=line,
+        column=column,
+        sqlstate=error.sqlstate,
+        excerpt=sql.excerpt(migration.sql, statement.start, file=migration.file) if statement else None,
+    )

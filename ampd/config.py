@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from stat import S_IROTH, S_IWGRP, S_IWOTH
@@ -267,6 +268,14 @@ class _Checked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
                 raise _wrong(f"{self._at}.{field.name}", str(error)) from None
             msgspec.structs.force_setattr(self, field.name, value)
 
+    @contextmanager
+    def _under(self, key: str) -> Iterator[None]:
+        """Put the path of a key before what is wrong with its value."""
+        try:
+            yield
+        except ConfigError as error:
+            raise ConfigError(f"{self._at}.{key}: {error.message}", hint=error.hint) from None
+
 
 def _wrong(path: str, problem: str) -> ConfigError:
     """Return the error for a value that is not what its key takes, in msgspec's words.
@@ -292,13 +301,20 @@ class Patience(_Checked, frozen=True, kw_only=True):
 
 
 class Migrations(Patience, frozen=True, kw_only=True):
-    """`[metadata_db.migrations]`: where the files are, in which order they may be applied, and how patient a run is.
+    """`[metadata_db.migrations]`: where the files are, as whom and in which order they run, and how patiently.
 
     All times are in seconds.
     """
 
     dir: Path | None = None
+    role: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     allow_out_of_order: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.role is not None:
+            with self._under("role"):
+                _check_name("role", self.role, reserved=self.role in ("none", "public") or self.role.startswith("pg_"))
 
 
 class Limits(_Checked, frozen=True, kw_only=True):
@@ -358,10 +374,8 @@ class MetadataDb(_Checked, frozen=True, kw_only=True):
             problem = f"min_connections ({self.min_connections}) is above pool_size ({self.pool_size})"
             raise _wrong(self._at, problem)
         if self.schema is not None:
-            try:
+            with self._under("schema"):
                 check_schema(self.schema)
-            except ConfigError as error:
-                raise ConfigError(f"{self._at}.schema: {error.message}", hint=error.hint) from None
 
     def require_url(self) -> DatabaseUrl:
         """Return the URL.
@@ -389,11 +403,15 @@ def check_schema(schema: str) -> None:
         raise TypeError(f"the name of a schema is a str, not {type(schema).__name__}")
     if not schema:
         raise ConfigError("the schema's name is empty", hint="name the schema, or leave it out for the search path's")
-    if schema == "$user" or schema.startswith("pg_"):
-        raise ConfigError(f"the schema {schema} is a name that PostgreSQL keeps for itself", hint="choose another name")
-    if "\0" in schema or len(schema.encode(errors="replace")) > _LONGEST_NAME:
+    _check_name("schema", schema, reserved=schema == "$user" or schema.startswith("pg_"))
+
+
+def _check_name(what: str, name: str, *, reserved: bool) -> None:
+    if reserved:
+        raise ConfigError(f"the {what} {name} is a name that PostgreSQL keeps for itself", hint="choose another name")
+    if "\0" in name or len(name.encode(errors="replace")) > _LONGEST_NAME:
         raise ConfigError(
-            f"the schema's name is longer than {_LONGEST_NAME} bytes, or holds a NUL byte", hint="choose another name"
+            f"the {what}'s name is longer than {_LONGEST_NAME} bytes, or holds a NUL byte", hint="choose another name"
         )
 
 

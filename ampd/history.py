@@ -6,9 +6,11 @@ The lock is `pg_try_advisory_xact_lock`: it ends with its transaction, so that n
 It is only ever tried: a statement that blocked on it would hold a snapshot, and the holder's CREATE INDEX CONCURRENTLY
 would wait for that snapshot for ever.
 
-Migrations may leave any search_path behind and strangers may own objects on it. So every name here is qualified,
-operators included, and a history table is read only if it is a plain table, and written only if its owner could harm
-us anyway.
+Migrations may leave any search_path behind and strangers may own objects on it. So what stands before the search path
+has been replaced is qualified, operators included.
+
+A name can come to mean another table at any time, so long as nothing is locked. So the table is locked first, and then
+looked at by its oid: whose it is, and that nothing on it would run anybody's code. Only then is it read or written.
 """
 
 from __future__ import annotations
@@ -22,9 +24,11 @@ import msgspec
 from .errors import ConfigError, MigrationFailed, PermissionDenied
 from .migration import AppliedMigration
 from .postgres import do_block, identifier, literal, read_only
-from .version import VERSION
+from .trust import FIRES, HIDES, LAST, MAY_FIRE, PLAIN, alterations_message, trusted_owner_sql
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from .errors import AmpdError
     from .migration import Migration
     from .postgres import ServerError, Session
@@ -34,14 +38,21 @@ TABLE = "ampd_schema_migrations"
 # Raised by the blocks below; the class AM is nobody else's.
 BUSY = "AM001"  # another runner holds the lock
 MOVED = "AM002"  # the history is not what the plan was made from
-ESCAPED = "AM003"  # the migration ended the transaction that it ran in, or took its row out of the history
-STRANGER = "AM004"  # the history table belongs to somebody whose triggers must not run with our rights
+ESCAPED = "AM003"  # the migration ended the transaction that it ran in
+REPLACED = "AM004"  # the name of the history has come to mean another table, or none
+ALTERED = "AM005"  # the history is not as ampd has made it: another owner, a trigger …
+EMPTIED = "AM006"  # rows that were in the history are not there any more
 
 _UNSIGNED = 0xFFFF_FFFF_FFFF_FFFF
 
 READ_LOCK_SECS = 10  # nobody locks a history table for so long but by hand
+_LONGEST_ROW = 4096  # bytes as stored, of what has no length of its own: ten times what ampd writes
+_MOST_ROWS = 50_000
+_LONGEST_TEXT = 300  # characters: more than a file's name has
 GUARD_LEASE_SECS = 20  # a guard that is silent for so long has lost its client
 
+
+LOCK = "LOCK TABLE ONLY"
 
 # What our own statements can only meet when somebody else has written, created or dropped the same thing just now:
 # unique_violation, undefined_table, duplicate_table, duplicate_schema.
@@ -63,6 +74,7 @@ class Holder(msgspec.Struct, frozen=True):
     """The session that has the turn; what the role may not see is None."""
 
     pid: int
+    user: str | None = None
     application: str | None = None
     client: str | None = None
     since: datetime | None = None
@@ -74,6 +86,19 @@ class Holder(msgspec.Struct, frozen=True):
         if self.query is None or not self.query.startswith("/* ampd "):
             return None
         return self.query.removeprefix("/* ampd ").partition(" */")[0].partition(" ")[2] or None
+
+
+class Table(msgspec.Struct, frozen=True):
+    """A history table as the catalog has it."""
+
+    oid: int
+    owner_oid: int
+    owner: str
+    trusted: bool  # whether its owner is
+    readable: bool  # a plain table that we have SELECT on; only then is it locked and read
+    unaltered: bool  # whether it is as ampd has made it
+    row_security: bool
+    hidden: bool  # whether row level security would hide rows from us
 
 
 class History(msgspec.Struct, frozen=True):
@@ -88,11 +113,11 @@ class History(msgspec.Struct, frozen=True):
     schema: str | None
     schema_exists: bool
     table_exists: bool
-    owner: str | None
-    plain: bool | None
-    lacks: str | None  # columns; looked for only in an empty table
     holder_known: bool
     holder: Holder | None
+    role_refused: str | None = None  # why the configured role could not be taken on, in the server's words
+    role: str | None = None  # as configured
+    table: Table | None = None  # as it was read; None also where it was made since
     applied: tuple[AppliedMigration, ...] = ()
 
     def with_row(self, row: AppliedMigration) -> History:
@@ -112,7 +137,7 @@ class History(msgspec.Struct, frozen=True):
         return f"{identifier(self.schema)}.{TABLE}"
 
 
-class _Row(msgspec.Struct, frozen=True):
+class _Row(msgspec.Struct, frozen=True, array_like=True):
     """A row of the history table as JSON has it: bytes are `\\x` and hexadecimal digits."""
 
     version: int
@@ -123,7 +148,7 @@ class _Row(msgspec.Struct, frozen=True):
     statements_done: int
     applied_by: str
     ampd_version: str
-    done_checksum: str | None = None
+    done_checksum: str | None
 
     def migration(self) -> AppliedMigration:
         return AppliedMigration(
@@ -144,6 +169,7 @@ class _Answer(msgspec.Struct, frozen=True):
 
     history: History
     rows: tuple[_Row, ...] | None
+    fit: bool | None  # whether all rows are of a size that ampd writes; None without rows
 
 
 def lock_key(schema: str) -> int:
@@ -151,29 +177,54 @@ def lock_key(schema: str) -> int:
     return int.from_bytes(sha256(f"{schema}.{TABLE}".encode()).digest()[:8], "big", signed=True)
 
 
-async def read(session: Session, schema: str | None, *, who: str | None = None) -> History:
+async def read(session: Session, schema: str | None, *, role: str | None = None, who: str | None = None) -> History:
     """Read the history in one round trip, in a read-only transaction; with `who` (a schema) also who has its turn.
+
+    `role` is the configured one: the history is read as it, by those who may, and is trusted if it owns it.
 
     Raises:
         ConfigError: the table is not one of ampd's, or no schema of the search path exists.
-        PermissionDenied: the role may not read the table, or use any schema of its search path.
+        PermissionDenied: the table's owner is not trusted; or the role may not read the table, or use any schema of its
+            search path.
     """
     try:
-        answer = await session.ask(_read_message(session, schema, who), _Answer)
-    except msgspec.ValidationError as error:
-        raise _not_ours(f"{TABLE} in {schema or 'the search path'}", str(error)) from error
-    history = msgspec.structs.replace(answer.history, applied=tuple(row.migration() for row in answer.rows or ()))
+        answer = await session.ask(_read_message(session, schema, role, who), _Answer)
+        applied = tuple(row.migration() for row in answer.rows or ())
+    except (msgspec.ValidationError, ValueError) as error:
+        raise _not_ours(f"{TABLE} in {schema or 'the search path'}", f"a row of it cannot be read: {error}") from error
+    history = msgspec.structs.replace(answer.history, role=role, applied=applied)
     session.role, session.pooled = history.user, history.pid != session.server_pid
     if history.schema is None:
         raise _leads_nowhere(history.user, await session.ask(_path_message(session), _SearchPath))
-    if history.table_exists and not history.plain:
-        raise ConfigError(
-            f"{history.name} (owner {history.owner}) is not a plain table, so it is not read as ampd's history",
-            hint=_ELSEWHERE,
+    if (table := history.table) is not None:
+        if table.trusted and not table.unaltered:
+            alterations = await session.ask(alterations_message(session, table.oid), list[str])
+            raise _not_ours(history.name, f"it {', and '.join(alterations)}")
+        _insist_on_trust(history, table)
+    if answer.fit is False or len(history.applied) > _MOST_ROWS:
+        raise _not_ours(
+            history.name, f"it has rows of a size, or more than {_MOST_ROWS} rows, that ampd has not written"
         )
-    if history.lacks:
-        raise _not_ours(history.name, f"it has no column {history.lacks}")
     return history
+
+
+def _insist_on_trust(history: History, table: Table) -> None:
+    """Refuse a history table that is not to be believed, or not to be read.
+
+    Raises:
+        PermissionDenied: its owner is not trusted, or it is not readable for us.
+    """
+    if not table.trusted:
+        raise _strange(history, table.owner)
+    if not table.readable:
+        me = identifier(history.user)
+        raise PermissionDenied(
+            f"permission denied for table {TABLE}",
+            hint=f"as its owner: GRANT SELECT ON TABLE {history.name} TO {me}; and INSERT, UPDATE, DELETE, if it is to "
+            "migrate",
+        )
+    if table.hidden:
+        raise _hidden(history)
 
 
 class _SearchPath(msgspec.Struct, frozen=True):
@@ -213,37 +264,91 @@ def _leads_nowhere(user: str, path: _SearchPath) -> ConfigError | PermissionDeni
     return ConfigError(f"{shown} names no schema that exists", hint=f"{hint}; {otherwise}")
 
 
-_ELSEWHERE = "if it is not yours, drop it; or keep the history elsewhere with metadata_db.schema"
-
-
 def _not_ours(name: str, why: str) -> ConfigError:
-    return ConfigError(f"{name} is not ampd's history table, or was changed by hand: {why}", hint=_ELSEWHERE)
+    return ConfigError(
+        f"{name} is not ampd's history table, or was changed by hand: {why}",
+        hint="undo the change; or if another program has made the table, keep the history in a schema of its own "
+        "with metadata_db.schema",
+    )
+
+
+def _strange(history: History, owner: str) -> PermissionDenied:
+    return PermissionDenied(
+        f"the history table {history.name} belongs to {owner}, and so is not trusted: that is neither {history.user}, "
+        "nor a superuser, nor the owner of the database, nor the role in metadata_db.migrations.role",
+        hint=f"if {owner} is the role that migrates this database, write `role = {_toml(owner)}` under "
+        "[metadata_db.migrations]: its history is then believed, and migrations run under SET ROLE to it; "
+        "if it is not, somebody has put the table there: find out who, and apply nothing before that",
+    )
+
+
+def _toml(text: str) -> str:
+    """Return a TOML string; JSON writes the same, but for one control character."""
+    return msgspec.json.encode(text).decode().replace("\x7f", "\\u007f")
+
+
+def _hidden(history: History) -> PermissionDenied:
+    return PermissionDenied(
+        f"row level security on the history table {history.name} would hide its rows from {history.user}",
+        hint=f"as its owner: ALTER TABLE {history.name} DISABLE ROW LEVEL SECURITY, or NO FORCE ROW LEVEL SECURITY for "
+        f"the owner itself; or as a superuser: ALTER ROLE {identifier(history.user)} BYPASSRLS",
+    )
 
 
 def refuse_to_write(history: History) -> None:
-    """Refuse to write to a server that takes no writes.
+    """Refuse to write to a server that takes no writes, or without the configured role.
 
     Raises:
         ReadOnlyServer: a standby, or a database set to read-only.
+        PermissionDenied: the role that migrations are to run as does not exist, or we are no member of it.
     """
+    if history.role is not None and history.role_refused is not None:
+        role, me = identifier(history.role), identifier(history.user)
+        raise PermissionDenied(
+            f"{history.user} cannot take on the role in metadata_db.migrations.role: {history.role_refused}",
+            hint=f"as a superuser: GRANT {role} TO {me}; or correct metadata_db.migrations.role",
+        )
     if history.read_only:
         raise read_only(f"{history.address} takes no writes: a standby, or read-only by default")
 
 
+def remarks(history: History) -> Iterator[str]:
+    """Yield what a person should know of a history that is about to be added to."""
+    if history.table is not None and history.table.row_security:
+        yield (
+            f"row level security is on for the history table {history.name}: it does not concern this run, and keeps "
+            "the history from roles that are neither its owner nor have BYPASSRLS"
+        )
+
+
 def turned_away(error: ServerError, history: History) -> Exception | None:
-    """Return what it means that `take_turn` or `insist_on` has refused; None for any other error."""
-    if error.sqlstate in (BUSY, MOVED):
-        return TurnTaken(error.message)
+    """Return what it means that the history could not be entered; None for any other error."""
+    if error.sqlstate in (BUSY, MOVED, REPLACED) or (error.sqlstate == ALTERED and history.table is not None):
+        return TurnTaken(error.message)  # reading it again tells what has become of it
     if error.sqlstate in _COLLISIONS:
         return TurnTaken(error.message, unless=unwritable(error, history))
-    if error.sqlstate == STRANGER:
-        return PermissionDenied(
-            f"the history table {history.name} belongs to {error.message}, who is neither a superuser, nor the owner "
-            f"of the database or the schema, nor a role that {history.user} is a member of",
-            hint=f"if it is rightly yours: ALTER TABLE {history.name} OWNER TO {identifier(history.user)}; "
-            "if not, drop it, and REVOKE CREATE ON SCHEMA public FROM PUBLIC",
-        )
     return None
+
+
+def harm(error: ServerError, history: History) -> str | None:
+    """Return what has happened to the history table while a migration ran, in words; None for any other error."""
+    gone, code = "was dropped, renamed or moved", error.sqlstate
+    known = {
+        ALTERED: "is not as ampd has made it any more (`ampd status` says why)",
+        REPLACED: gone,
+        EMPTIED: "has lost rows",
+    }
+    what = known.get(code)
+    if what is None and f"{LOCK} {history.name} " in error.context:
+        what = {
+            "42501": f"may not be written by {history.user} any more",
+            "42P01": gone,
+            "3F000": gone,
+            "42809": gone,
+        }.get(code)
+    if what is None:
+        return None
+    return f"ampd's history table {history.name} {what} while this migration ran"
 
 
 def unwritable(error: ServerError, history: History) -> AmpdError:
@@ -256,65 +361,114 @@ def unwritable(error: ServerError, history: History) -> AmpdError:
     )
 
 
-def _read_message(session: Session, schema: str | None, who: str | None) -> str:
+def _read_message(session: Session, schema: str | None, role: str | None, who: str | None) -> str:
     # Nothing may be looked up on the search path before the block has replaced it, types included; and every catalog
     # that a fresh backend need not open saves a tenth of a millisecond.
     places = "pg_catalog.current_schemas(false)" if schema is None else f"ARRAY[{literal(schema)}::pg_catalog.name]"
     holder = "NULL" if who is None else _holder(who)
-    columns = ", ".join(literal(name) for name in _Row.__struct_fields__ if name != "done_checksum")
-    document = f"""jsonb_build_object('rows', applied, 'history', jsonb_build_object(
+    document = f"""jsonb_build_object('rows', applied, 'fit', fit, 'history', jsonb_build_object(
     'database', current_database(), 'user', current_user, 'pid', pg_backend_pid(),
     'host', host(inet_server_addr()), 'port', inet_server_port(),
     'read_only', pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on',
     'schema', CASE WHEN home IS NULL THEN first ELSE place END,
     'schema_exists', to_regnamespace(quote_ident(first)) IS NOT NULL,
-    'table_exists', home IS NOT NULL, 'plain', plain, 'owner', owner, 'lacks', lacks,
+    'table_exists', home IS NOT NULL, 'table', facts, 'role_refused', refused,
     'holder_known', {"false" if who is None else "true"}, 'holder', {holder}))"""
+    # Who only reads need not be a member of the role.
+    take_on = f"""
+  BEGIN
+    PERFORM pg_catalog.set_config('role', {literal(role)}, true);
+  EXCEPTION WHEN OTHERS THEN refused := SQLERRM;
+  END;"""
+    # concat() takes any type as it prints itself, and so runs no cast of anybody's: a schema can be renamed under us.
+    text = f"left(concat(h.%s), {_LONGEST_TEXT})"
+    time = "nullif(concat(h.%s), '''')::timestamptz"
+    cells = (
+        "concat(h.version)::int8", text % "name", text % "checksum", time % "started_at", time % "finished_at",
+        "concat(h.statements_done)::int8", text % "applied_by", text % "ampd_version",
+    )  # fmt: skip
+    sizes = " + ".join(f"pg_column_size(h.{name})" for name in ("name", "checksum", "applied_by", "ampd_version"))
     body = f"""
 DECLARE
   places pg_catalog.name[] := {places};
   place pg_catalog.name;
   first pg_catalog.name;
   home pg_catalog.regclass;
-  plain pg_catalog.bool;
-  owner pg_catalog.name;
-  lacks pg_catalog.text;
+  locked pg_catalog.regclass;
+  readable pg_catalog.bool;
+  owner pg_catalog.oid;
+  trusted pg_catalog.bool;
+  unaltered pg_catalog.bool;
+  may_fire pg_catalog.bool;
+  hidden pg_catalog.bool;
+  facts pg_catalog.jsonb;
+  refused pg_catalog.text;
   applied pg_catalog.jsonb;
-BEGIN
+  fit pg_catalog.bool;
+  mark pg_catalog.text;
+BEGIN{take_on if role else ""}
   PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true),
           pg_catalog.set_config('bytea_output', 'hex', true),
-          pg_catalog.set_config('lock_timeout', '{READ_LOCK_SECS}s', true),
-          pg_catalog.set_config('statement_timeout', '30s', true);
-  FOREACH place IN ARRAY places LOOP
-    CONTINUE WHEN starts_with(place, 'pg_temp_');
-    first := coalesce(first, place);
-    home := to_regclass(quote_ident(place) || '.{TABLE}');
-    EXIT WHEN home IS NOT NULL;
+          pg_catalog.set_config('datestyle', 'ISO', true),
+          pg_catalog.set_config('row_security', 'off', true),
+          pg_catalog.set_config('lock_timeout', '{READ_LOCK_SECS}s', true);
+  IF current_setting('restrict_nonsystem_relation_kind', true) IS NOT NULL THEN  -- not before August 2024
+    PERFORM set_config('restrict_nonsystem_relation_kind', 'view, foreign-table', true);
+  END IF;
+  FOR attempt IN 1..5 LOOP
+    home := NULL; readable := NULL;
+    FOREACH place IN ARRAY places LOOP
+      CONTINUE WHEN starts_with(place, 'pg_temp_');
+      first := coalesce(first, place);
+      home := to_regclass(quote_ident(place) || '.{TABLE}');
+      EXIT WHEN home IS NOT NULL;
+    END LOOP;
+    EXIT WHEN home IS NULL;
+    readable := (SELECT relkind = 'r' AND has_table_privilege(oid, 'SELECT') FROM pg_class WHERE oid = home);
+    EXIT WHEN NOT readable OR home = locked;
+    IF attempt = 5 THEN
+      RAISE EXCEPTION 'the history table is being replaced all the time' USING ERRCODE = '{REPLACED}';
+    END IF;
+    BEGIN
+      EXECUTE format('{LOCK} %I.{TABLE} IN ACCESS SHARE MODE', place);
+      locked := home;
+    EXCEPTION WHEN undefined_table OR wrong_object_type OR insufficient_privilege THEN NULL;  -- look again
+    END;
   END LOOP;
   IF home IS NOT NULL THEN
-    -- A view, a policy, and a cast to json of a type that is not built in would all run a stranger's code.
-    SELECT pg_get_userbyid(relowner), relkind = 'r' AND NOT relrowsecurity AND NOT EXISTS (
-        SELECT FROM pg_attribute WHERE attrelid = home AND attnum > 0 AND atttypid >= 16384)
-      INTO owner, plain FROM pg_class WHERE oid = home;
-    IF plain THEN
-      EXECUTE 'SELECT jsonb_agg(h) FROM ' || quote_ident(place) || '.{TABLE} h' INTO applied;
+    SELECT {PLAIN}, {MAY_FIRE}, {HIDES}, pg_get_userbyid(c.relowner) = current_user, c.relowner,
+           jsonb_build_object('oid', c.oid::int8, 'owner_oid', c.relowner::int8, 'owner', pg_get_userbyid(c.relowner),
+             'readable', readable, 'row_security', c.relrowsecurity)
+      INTO unaltered, may_fire, hidden, trusted, owner, facts FROM pg_class c WHERE c.oid = home;
+    IF NOT trusted THEN  -- a question that is seldom worth its price
+      trusted := {trusted_owner_sql("owner", role)};
     END IF;
-    IF applied IS NULL THEN
-      SELECT string_agg(wanted, ', ' ORDER BY position) INTO lacks
-      FROM unnest(ARRAY[{columns}]) WITH ORDINALITY _ (wanted, position) WHERE NOT EXISTS (
-        SELECT FROM pg_attribute WHERE attrelid = home AND attname = wanted AND NOT attisdropped);
+    IF may_fire THEN
+      unaltered := unaltered AND NOT {FIRES.format("home")};
+    END IF;
+    facts := facts || jsonb_build_object('trusted', trusted, 'unaltered', unaltered, 'hidden', hidden);
+    IF readable AND trusted AND unaltered AND NOT hidden THEN
+      mark := CASE WHEN EXISTS (SELECT FROM pg_attribute WHERE attrelid = home AND attname = '{LAST}'
+                                AND NOT attisdropped) THEN 'h.{LAST}' ELSE 'NULL::bytea' END;
+      EXECUTE format('SELECT jsonb_agg(jsonb_build_array({", ".join(cells)},
+          nullif(left(concat(%2$s), {_LONGEST_TEXT}), ''''))) FILTER (WHERE ampd_fit), bool_and(ampd_fit)
+        FROM (SELECT h.*, h.tableoid = %3$s AND coalesce({sizes} + coalesce(pg_column_size(%2$s), 0), {_LONGEST_ROW})
+                     < {_LONGEST_ROW} AS ampd_fit
+              FROM ONLY %1$I.{TABLE} h LIMIT {_MOST_ROWS + 1}) h', place, mark, home::oid) INTO applied, fit;
     END IF;
   END IF;
   {session.note(document)}
 END"""
-    return f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {do_block(body)}; COMMIT"
+    # The limit on a statement that runs is the one that held when it began.
+    begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = '30s'"
+    return f"{begin}; {do_block(body)}; COMMIT"
 
 
 def _holder(schema: str) -> str:
     """Return an expression for who holds the lock, or runs a statement on behalf of a runner that is gone."""
     key = lock_key(schema)
     return f"""(
-    SELECT jsonb_build_object('pid', coalesce(a.pid, l.pid), 'application', a.application_name,
+    SELECT jsonb_build_object('pid', coalesce(a.pid, l.pid), 'user', a.usename, 'application', a.application_name,
       'client', coalesce(a.client_hostname, host(a.client_addr)), 'since', a.xact_start, 'query', left(a.query, 300))
     FROM pg_stat_activity a FULL JOIN (
         SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1
@@ -339,182 +493,3 @@ def take_turn(history: History) -> str:
   IF NOT pg_catalog.pg_try_advisory_xact_lock({lock_key(history.schema)}) THEN
     RAISE EXCEPTION 'another runner has its turn' USING ERRCODE = '{BUSY}';
   END IF;"""
-
-
-def insist_on(history: History) -> str:
-    """Return PL/pgSQL that checks, under the lock, that the history is ours to write and as it was when it was read."""
-    ours = ""
-    if history.table_exists:
-        ours = _insist_on_owner(history)
-        finished = sum(1 for row in history.applied if row.finished_at is not None)
-        newest = max((row.version for row in history.applied), default=-1)
-        moved = f"""(SELECT pg_catalog.count(*) OPERATOR(pg_catalog.<>) {len(history.applied)}
-          OR pg_catalog.count(h.finished_at) OPERATOR(pg_catalog.<>) {finished}
-          OR COALESCE(pg_catalog.max(h.version), -1) OPERATOR(pg_catalog.<>) {newest}
-      FROM {history.name} h)"""
-    else:
-        # A query, and not to_regclass: that may answer from what this session knew before the lock was to be had.
-        moved = f"""EXISTS (
-      SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
-      WHERE n.nspname OPERATOR(pg_catalog.=) {literal(history.schema)}
-        AND c.relname OPERATOR(pg_catalog.=) '{TABLE}')"""
-    return f"""{ours}
-  IF {moved} THEN
-    RAISE EXCEPTION 'the history has moved' USING ERRCODE = '{MOVED}';
-  END IF;"""
-
-
-def trusted_owner_sql(owner: str, role: str | None = None) -> str:
-    """Return an SQL expression for whether a history that belongs to `owner`, an expression of type oid, is trusted.
-
-    Trusted are the role that connects or migrates, a superuser, the owner of the database, and `role`, the configured
-    one; never a role for being a group of ours, nor for owning the schema: either may be a stranger's.
-    """
-    me = ", ".join(("CURRENT_USER", "SESSION_USER", *(f"{literal(name)}::pg_catalog.name" for name in (role,) if name)))
-    return f"""EXISTS (
-      SELECT FROM pg_catalog.pg_roles r WHERE r.oid OPERATOR(pg_catalog.=) {owner} AND (
-        r.rolsuper OR r.rolname OPERATOR(pg_catalog.=) ANY (ARRAY[{me}]) OR r.oid OPERATOR(pg_catalog.=) (
-          SELECT d.datdba FROM pg_catalog.pg_database d
-          WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())))"""
-
-
-def _insist_on_owner(history: History) -> str:
-    return f"""
-  DECLARE
-    stranger pg_catalog.name := (
-      SELECT owner.rolname
-      FROM pg_catalog.pg_class c
-      JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
-      JOIN pg_catalog.pg_roles owner ON owner.oid OPERATOR(pg_catalog.=) c.relowner
-      JOIN pg_catalog.pg_roles me ON me.rolname OPERATOR(pg_catalog.=) CURRENT_USER
-      JOIN pg_catalog.pg_database d ON d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
-      WHERE c.oid OPERATOR(pg_catalog.=) {literal(history.name)}::pg_catalog.regclass AND NOT (
-        owner.rolsuper
-        OR owner.oid OPERATOR(pg_catalog.=) me.oid
-        OR owner.oid OPERATOR(pg_catalog.=) n.nspowner
-        OR owner.oid OPERATOR(pg_catalog.=) d.datdba
-        OR (NOT me.rolsuper AND pg_catalog.pg_has_role(owner.oid, 'MEMBER'))));
-  BEGIN
-    IF stranger IS NOT NULL THEN
-      RAISE EXCEPTION '%', stranger USING ERRCODE = '{STRANGER}';
-    END IF;
-  END;"""
-
-
-def create(history: History) -> str:
-    """Return PL/pgSQL that creates the history table where there was none; free of races only under the lock."""
-    if history.table_exists:
-        return ""
-    assert history.schema is not None
-    # CREATE SCHEMA wants the right to create one even where it exists: only when it does not.
-    schema = "" if history.schema_exists else f"CREATE SCHEMA IF NOT EXISTS {identifier(history.schema)};"
-    return f"""{schema}
-  CREATE TABLE IF NOT EXISTS {history.name} (
-    version bigint PRIMARY KEY,
-    name pg_catalog.text NOT NULL,
-    checksum pg_catalog.bytea NOT NULL,
-    started_at timestamp with time zone NOT NULL,
-    finished_at timestamp with time zone,
-    statements_done integer NOT NULL,
-    applied_by pg_catalog.text NOT NULL,
-    ampd_version pg_catalog.text NOT NULL
-  );
-  COMMENT ON TABLE {history.name} IS 'Which migrations ampd has applied, one row each';"""
-
-
-def insert(history: History, migration: Migration) -> str:
-    """Return PL/pgSQL that records a migration as started."""
-    return f"""
-  INSERT INTO {history.name} (version, name, checksum, started_at, statements_done, applied_by, ampd_version)
-  VALUES ({migration.version}, {literal(migration.name)}, pg_catalog.decode('{migration.checksum.hex()}', 'hex'),
-          pg_catalog.clock_timestamp(), 0, CURRENT_USER, '{VERSION}');"""
-
-
-def make_room(history: History) -> str:
-    """Return PL/pgSQL that adds the one column which resuming needs, when the first no-transaction migration comes."""
-    return f"""
-  IF NOT {_has_room(history)} THEN
-    ALTER TABLE {history.name} ADD COLUMN done_checksum pg_catalog.bytea;
-    COMMENT ON COLUMN {history.name}.done_checksum IS
-      'SHA-256 of the statements that a no-transaction migration has begun or done; null once it is finished';
-  END IF;"""
-
-
-def _has_room(history: History) -> str:
-    return f"""EXISTS (SELECT FROM pg_catalog.pg_attribute
-                 WHERE attrelid OPERATOR(pg_catalog.=) {literal(history.name)}::pg_catalog.regclass
-                   AND attname OPERATOR(pg_catalog.=) 'done_checksum' AND NOT attisdropped)"""
-
-
-class Mark(msgspec.Struct, frozen=True):
-    """How far a no-transaction migration has come: statements done, and the checksum of all that were begun."""
-
-    done: int
-    checksum: bytes | None
-
-
-def advance(history: History, migration: Migration, was: Mark, now: Mark) -> str:
-    """Return PL/pgSQL that records how far a no-transaction migration has come, unless another runner has gone on.
-
-    That can be: what a runner has sent may reach the server long after it was given up for dead.
-    """
-    return _from(history, migration, was, f"statements_done = {now.done}, done_checksum = {_hex(now.checksum)}")
-
-
-def finish_stepwise(history: History, migration: Migration, was: Mark, statements: int) -> str:
-    """Return PL/pgSQL that records a no-transaction migration as finished, by the file as it is now."""
-    return _from(
-        history,
-        migration,
-        was,
-        f"finished_at = pg_catalog.clock_timestamp(), statements_done = {statements}, "
-        f"name = {literal(migration.name)}, checksum = {_hex(migration.checksum)}, done_checksum = NULL",
-    )
-
-
-def _from(history: History, migration: Migration, was: Mark, change: str) -> str:
-    begun = was.checksum.hex() if was.checksum else ""
-    return f"""
-  UPDATE {history.name} SET {change}
-   WHERE version OPERATOR(pg_catalog.=) {migration.version} AND finished_at IS NULL
-     AND statements_done OPERATOR(pg_catalog.=) {was.done}
-     AND COALESCE(pg_catalog.encode(done_checksum, 'hex'), '') OPERATOR(pg_catalog.=) '{begun}';
-  IF NOT FOUND THEN
-    RAISE EXCEPTION 'the history has moved' USING ERRCODE = '{MOVED}';
-  END IF;"""
-
-
-def _hex(checksum: bytes | None) -> str:
-    return "NULL" if checksum is None else f"pg_catalog.decode('{checksum.hex()}', 'hex')"
-
-
-def settle(history: History, version: int, migration: Migration | None, statements: int, *, applied: bool) -> str:
-    """Return PL/pgSQL that ends an interrupted migration by a person's word: as applied, or as never having been."""
-    this = f"WHERE version OPERATOR(pg_catalog.=) {version} AND finished_at IS NULL"
-    if not applied:
-        return f"\n  DELETE FROM {history.name} {this};"
-    file = (
-        f", name = {literal(migration.name)}, checksum = pg_catalog.decode('{migration.checksum.hex()}', 'hex'), "
-        f"statements_done = {statements}"
-        if migration
-        else ""
-    )
-    return f"""
-  UPDATE {history.name} SET finished_at = pg_catalog.clock_timestamp(), applied_by = CURRENT_USER,
-    ampd_version = '{VERSION}'{file} {this};
-  IF {_has_room(history)} THEN
-    UPDATE {history.name} SET done_checksum = NULL WHERE version OPERATOR(pg_catalog.=) {version};
-  END IF;"""
-
-
-def finish(history: History, migration: Migration, statements: int) -> str:
-    """Return a statement that records a migration as finished, in the transaction that started it and in no other."""
-    return do_block(f"""BEGIN
-  UPDATE {history.name} SET finished_at = pg_catalog.clock_timestamp(), statements_done = {statements}
-   WHERE version OPERATOR(pg_catalog.=) {migration.version}
-     AND xmin OPERATOR(pg_catalog.=) pg_catalog.pg_current_xact_id()::pg_catalog.xid;
-  IF NOT FOUND THEN
-    RAISE EXCEPTION 'the migration ended the transaction that it ran in, or took its row out of the history'
-      USING ERRCODE = '{ESCAPED}';
-  END IF;
-END""")

@@ -66,9 +66,12 @@ def begun_by(history: History, version: int) -> str:
 
 
 def invalid_builds(build: IndexBuild, begun_by: str) -> str:
-    """Return an expression for what a build has left, as `list[Leftover]`; without a name, what is younger than it."""
-    mine = _younger(begun_by) if build.name is None else f"c.relname OPERATOR(pg_catalog.=) {literal(build.name)}"
-    return _invalid(f"i.indrelid OPERATOR(pg_catalog.=) {_relation(build.table)} AND {mine}")
+    """Return an expression for what a build has left, as `list[Leftover]`.
+
+    Whatever is older than the record that the build was begun was there before, whoever has written that record.
+    """
+    named = "true" if build.name is None else f"c.relname OPERATOR(pg_catalog.=) {literal(build.name)}"
+    return _invalid(f"i.indrelid OPERATOR(pg_catalog.=) {_relation(build.table)} AND {named} AND {_younger(begun_by)}")
 
 
 def invalid_copies(begun_by: str) -> str:

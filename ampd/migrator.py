@@ -15,7 +15,7 @@ from .config import DatabaseUrl, Limits, MetadataDb, check_schema, patience
 from .display import one_line
 from .errors import AmpdError, ConfigError, ConnectionFailed, InvalidMigration, MigrationConflict, MigrationInterrupted
 from .events import Finished, OnEvent, Planned, Starting, Stopped, Warned, ignore, was_stopped
-from .history import History, TurnTaken, read, refuse_to_write
+from .history import History, TurnTaken, read, refuse_to_write, remarks
 from .migration import AppliedMigration, DirectiveError, Directives, Migration, directives, reversals
 from .plan import Order, Plan, Resumption, Settlement, State, Step, check_project, plan, resuming
 from .postgres import GOODBYE_SECS, Database, NotNow, Pool, Session, check_event_loop
@@ -205,6 +205,7 @@ class _Run:
         configured = database if isinstance(database, MetadataDb) else MetadataDb()
         policy = configured.migrations
         self.patience = patience(policy, limits)
+        self.role = policy.role
         self.order = Order.ALLOW_OUT_OF_ORDER if policy.allow_out_of_order else Order.STRICT
         self.schema = configured.schema if schema is None else schema
         if self.schema is not None:
@@ -268,7 +269,7 @@ class _Run:
 
     async def look(self, session: Session) -> History:
         """Read the history, and from the second time on also who has the turn."""
-        self.history = await self.turn.look(session, self.schema, self.history)
+        self.history = await self.turn.look(session, self.schema, self.role, self.history)
         return self.history
 
     async def _as_far_as_they_go(self, sessions: list[Session]) -> Report | None:
@@ -292,7 +293,7 @@ class _Run:
                     return self._warn_if_ahead(self.report(todo if self.target is None else None))
                 refuse_to_write(self.history)
                 scripts = await self._prepared(todo)
-                self._warn(warnings(todo, scripts))
+                self._warn((*remarks(self.history), *warnings(todo, scripts)))
                 self._insist_on_connections(scripts)
                 total = len(self.done) + len(todo.pending)
                 try:
@@ -358,7 +359,7 @@ class _Run:
 
         home, circumstances = self.history.schema, {"configured": self.schema is not None, "packaged": self.packaged}
         assert home is not None
-        neighbours = await look_around(session, self.history, packaged=self.packaged)
+        neighbours = await look_around(session, self.history, packaged=self.packaged, role=self.role)
         if error := first_run_error(neighbours, home, **circumstances):
             raise error
         self._warn(first_run_warnings(neighbours, home, **circumstances))
@@ -459,7 +460,7 @@ class _Run:
             self.confirmed = False
             with anyio.CancelScope(shield=True), anyio.move_on_after(GOODBYE_SECS), suppress(AmpdError):
                 if await session.recover():
-                    self.history = await read(session, self.schema)
+                    self.history = await read(session, self.schema, role=self.role)
                     self.confirmed = True
             rows = self.history.applied if self.history else ()
             finished = any(row.version == version and row.finished_at for row in rows)

@@ -13,8 +13,9 @@ import msgspec
 
 from .display import one_line
 from .errors import ConfigError, MigrationConflict
-from .history import READ_LOCK_SECS, TABLE, trusted_owner_sql
+from .history import READ_LOCK_SECS, TABLE
 from .postgres import do_block, identifier, literal
+from .trust import trusted_owner_sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -86,6 +86,8 @@ def insist_on_no_session(job: Job, place: Place) -> Slices[None]:
             continue
         if of_session := next((each for each in unit.settings if sql.setting(each) in _WHO_AND_WHERE), None):
             needs = f"`{of_session.text}` in line {of_session.line}"
+        elif job.history.role is not None:
+            needs = f"role = {job.history.role!r}"
         elif job.schema not in (None, place.schema):
             needs = f"schema = {job.schema!r}"
         if needs:

@@ -1289,8 +1289,6 @@ def grant_hint(error: ServerError, words: tuple[str, ...] = (), statement: str =
     if kind in _ROUTINES:  # without arguments, and with the schema where the statement gave it
         name = ".".join(map(identifier, name.split(".")))
     elif kind in (*_RELATIONS, "sequence"):
-        if read := re.search(r"FROM (.+\.ampd_schema_migrations) h\b", error.context):  # our own
-            return f"as its owner: GRANT SELECT ON TABLE {read[1]} TO {role}; and INSERT, UPDATE, if it is to migrate"
         schema = _schema_of(name, f"{statement}\n{error.context}")
         name = f"{schema}.{identifier(name)}" if schema else identifier(name)
         where = "" if schema else " (in its schema)"

@@ -250,6 +250,11 @@ def resets_path(statement: Statement) -> bool:
     return statement.words[:1] in (("SET",), ("RESET",)) and bool(re.match(_PATH_RESET, _shape(statement.text)))
 
 
+def resets_role(statement: Statement) -> bool:
+    """Return whether a statement puts the role, or the whole login, back to what it was at the start."""
+    return statement.words[:1] in (("SET",), ("RESET",)) and bool(re.match(_ROLE_RESET, _shape(statement.text)))
+
+
 def savepoint(statement: Statement) -> tuple[str, str] | None:
     """Name the savepoint that a statement sets, after "SAVEPOINT", or goes back to, after "ROLLBACK"; else None."""
     found = statement.words[:1] in (("SAVEPOINT",), ("ROLLBACK",)) and re.match(_SAVEPOINT, _shape(statement.text))
@@ -718,6 +723,7 @@ _SET_CONFIG = rf"SELECT (?:PG_CATALOG \. )?SET_CONFIG \( {_LITERAL} , {_LITERAL}
 _QUOTES = r"\A(?:[eE]?'|\$[^$]*\$)|(?:'|\$[^$]*\$)\Z"
 _PATH_RESET = r"(?:RESET (?:ALL|SEARCH_PATH)|SET (?:SESSION |LOCAL )?SEARCH_PATH (?:=|TO) DEFAULT)\Z"
 _ROLE = r"(?:SET (?:SESSION |LOCAL )?|RESET )(?:ROLE|SESSION AUTHORIZATION)(?= |\Z)"
+_ROLE_RESET = rf"RESET (?:ROLE|SESSION AUTHORIZATION)\Z|{_ROLE} (?:TO |= )?(?:NONE|DEFAULT)\Z"
 _SAVEPOINT = r"(?:SAVEPOINT|ROLLBACK (?:WORK |TRANSACTION )?TO(?: SAVEPOINT)?) (?P<name>[^ ]+)\Z"
 _TEMPORARY = (
     r"CREATE (?:(?:OR REPLACE|GLOBAL|LOCAL) )*(?:TEMP|TEMPORARY) (?:RECURSIVE )?(?:TABLE|SEQUENCE|VIEW) "

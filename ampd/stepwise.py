@@ -19,7 +19,7 @@ import anyio
 import msgspec
 
 from . import history as sql_of
-from . import indexes, sql
+from . import indexes, record, sql
 from .apply import (
     NO_TRANSACTION_TIMEOUT,
     NOTICE_A_DEAD_CLIENT,
@@ -28,6 +28,7 @@ from .apply import (
     Course,
     LockUnavailable,
     as_ourselves,
+    harmed,
     insist_on_transaction,
     leave_no_trace,
     meaning,
@@ -37,6 +38,7 @@ from .apply import (
     parts,
     remember,
     reset,
+    take_on,
 )
 from .diagnose import Message, failure
 from .errors import (
@@ -49,11 +51,12 @@ from .errors import (
     NoAnswer,
 )
 from .events import Warned
-from .history import Mark, TurnTaken
+from .history import TurnTaken
 from .locks import alongside, with_lock_retries
 from .plan import DoneChecksums, Resumption, State, binding_to_session, conflict_of
 from .pooler import Place, find_place, insist_on_no_session, take_back
 from .postgres import RUN_AGAIN, NotNow, ServerError, do_block
+from .record import Mark
 from .slices import in_slices
 from .sql import Kind
 from .units import Unit, finding_in_force, units
@@ -70,6 +73,9 @@ T = TypeVar("T")
 _WORD_EVERY_SECS = 4.0
 
 UNFINISHED = "it is recorded as unfinished: fix the cause and run `ampd migrate` again; it resumes at this statement"
+HALTED = (
+    "nothing more was run, and this statement is not recorded as done: put that table back as it was, then run again"
+)
 UNKNOWN = "it is recorded as unfinished: check how far it got, then settle it with `ampd resolve`"
 
 
@@ -174,7 +180,7 @@ async def _look_again(session: Session, job: Job) -> None:
     Raises:
         TurnTaken: another runner has gone on with it, or the server still works for one that is gone.
     """
-    now = await sql_of.read(session, job.schema, who=job.history.schema)
+    now = await sql_of.read(session, job.schema, role=job.history.role, who=job.history.schema)
     row = next((row for row in now.applied if row.version == job.script.migration.version), None)
     if row != job.script.step.applied:
         raise TurnTaken("another runner has gone on with it")
@@ -227,16 +233,14 @@ class _Steps:
         job, row, resume = self._job, self._job.script.step.applied, Resumption(0, in_doubt=False)
         begun = note_lock(self._session)
         if row is None:
-            started = sql_of.insert(job.history, self._migration)
-            await self._write(
-                f"{sql_of.insist_on(job.history)}{sql_of.create(job.history)}{started}{sql_of.make_room(job.history)}"
-                f"{self._advance(0, 0)}{begun}"
-            )
+            started = record.insert(job.history, self._migration)
+            room = record.make_room(job.history)
+            await self._write(f"{record.enter(job.history, started, room)}{self._advance(0, 0)}{begun}")
             self._mark = self._mark_at(0, 0)
         else:
             resume = job.script.step.resumption or resume
             self._mark = Mark(row.statements_done, row.done_checksum)
-            await self._write(sql_of.insist_on(job.history) + sql_of.make_room(job.history) + begun)
+            await self._write(record.enter(job.history, record.make_room(job.history)) + begun)
         try:
             settings = await in_slices(finding_in_force(self._statements[: resume.done]))
             await in_slices(self._checksums.reckoning(resume.done))
@@ -251,8 +255,8 @@ class _Steps:
                     await self._outside(unit)
                 self._in_doubt = self._begun = self._refused = False
             await self._guard.check()
-            finish = sql_of.finish_stepwise(job.history, self._migration, self._mark, len(self._statements))
-            await self._write(finish)
+            finish = record.finish_stepwise(job.history, self._migration, self._mark, len(self._statements))
+            await self._write(finish, after=len(self._statements))
         finally:
             with anyio.CancelScope(shield=True):
                 await take_back(
@@ -294,28 +298,30 @@ class _Steps:
         await self._prepare_session(self._mark.done)
         self._connections = self._session.connections
 
-    async def _write(self, body: str) -> None:
-        """Run PL/pgSQL of our own in a transaction, with our own role."""
-        await self._with_lock_retries(partial(self._written, body))
+    async def _write(self, body: str, *, after: int = 0) -> None:
+        """Run PL/pgSQL of our own in a transaction, with our own role, after so many of the statements."""
+        await self._with_lock_retries(partial(self._written, body, after))
 
-    async def _written(self, body: str, session: Session, job: Job) -> None:
+    async def _written(self, body: str, after: int, session: Session, job: Job) -> None:
         block = do_block(f"BEGIN {session.note_pid()} {body} END")
-        ours = as_ourselves(shared=session.shared)
+        ours = as_ourselves(job.history.role, shared=session.shared)
         message = f"{self._label} BEGIN ISOLATION LEVEL READ COMMITTED; {ours}{job.set_limits()}{block}; COMMIT"
         try:
             await session.run(message, on_note=Course(session, job))
         except ServerError as error:
             await session.recover()
+            if after and error.sqlstate != sql_of.MOVED and (harm := sql_of.harm(error, job.history)):
+                raise harmed(harm, error, job, self._statements[after - 1], aftermath=HALTED) from error
             raise meaning(error, job, Message(), -1) from error
 
     def _mark_at(self, done: int, begun: int) -> Mark:
         return Mark(done, self._checksums.of(begun))
 
     def _advance(self, done: int, begun: int) -> str:
-        return sql_of.advance(self._job.history, self._migration, self._mark, self._mark_at(done, begun))
+        return record.advance(self._job.history, self._migration, self._mark, self._mark_at(done, begun))
 
     async def _record(self, done: int, begun: int) -> None:
-        await self._write(self._advance(done, begun))
+        await self._write(self._advance(done, begun), after=done)
         self._mark = self._mark_at(done, begun)
 
     def _tell(self, unit: Unit) -> None:
@@ -334,13 +340,14 @@ class _Steps:
         """Set a session of our own as it would be after the statements that an earlier run has done."""
         in_force = await in_slices(finding_in_force(self._statements[:done]))
         settings = _again(statement for _, statement in in_force)
-        if self._session.pooled or not (settings or self._session.shared or self._job.schema is not None):
+        role = take_on(self._job.history.role, local=False)
+        if self._session.pooled or not (settings or role or self._session.shared or self._job.schema is not None):
             return
         kept = remember(local=False) if self._session.shared else ""
         body = f"BEGIN {self._session.note_pid()} {kept}{self._job.set_path(local=False)} END"
         try:
             await self._session.run(
-                f"{self._label} {do_block(body)}; {settings}", on_note=Course(self._session, self._job)
+                f"{self._label} {do_block(body)}; {role}{settings}", on_note=Course(self._session, self._job)
             )
         except ServerError as error:
             await self._session.recover()
@@ -380,10 +387,10 @@ class _Steps:
             prelude += f" {STAY_IN_TRANSACTION} {note_transaction(session)}"
         start = f"{do_block(f'BEGIN {prelude} END')}; {limited}"
         if session.pooled:
-            start += _again(unit.settings)
+            start += take_on(job.history.role, local=True) + _again(unit.settings)
             ours = reset(shared=True, remembered=True)
         else:
-            ours = as_ourselves(shared=session.shared)
+            ours = as_ourselves(job.history.role, shared=session.shared)
         end = f"{RUN_DEFERRED}{ours}{job.set_limits()}{do_block(f'BEGIN {self._advance(unit.past, unit.past)} END')}; "
         if unit.kind is Kind.COMMIT:
             return Around(start=start, end=end)
@@ -409,7 +416,7 @@ class _Steps:
             if number >= opening:
                 message.add(f"{self._session.marker(str(unit.first + number))}; ")
             message.add_statement(statement)
-            message.add(self._job.set_path_after(statement, local=self._session.pooled))
+            message.add(self._job.set_again_after(statement, local=self._session.pooled))
             yield
         if part.stop == len(unit.statements):
             message.add(around.after)
@@ -481,7 +488,7 @@ class _Steps:
         told, path = session.note_pid(), ""
         if session.pooled:
             told += remember(local=False)
-            settings = _again(unit.settings)
+            settings = take_on(job.history.role, local=False) + _again(unit.settings)
             path = told + job.set_path(local=False) if settings or job.schema is not None else ""
         session.backend_pid = None  # unless something is set
         limits = _limits_that_differ(self._limits(unit), "" if path else told)
@@ -532,6 +539,9 @@ class _Steps:
     async def _failed(self, error: ServerError, message: Message, running: int, aftermath: str) -> Exception:
         if error.sqlstate == sql_of.MOVED:
             return TurnTaken(error.message)
+        if harm := sql_of.harm(error, self._job.history):
+            statement = self._statements[min(max(running, 0), len(self._statements) - 1)]
+            return harmed(harm, error, self._job, statement, aftermath=aftermath)
         offset, repeatable = None, aftermath is UNFINISHED
         if error.position:
             offset = message.script_offset(error.position, counts_bytes=self._session.counts_bytes)
@@ -598,7 +608,14 @@ class _Steps:
         if self._is_beyond_telling(unit):
             raise self._cannot_tell()
         if build := sql.index_build(statement):
-            return (await self._ask(indexes.index(build), indexes.Index, unit)).name is not None
+            index = await self._ask(indexes.index(build), indexes.Index, unit)
+            if index.name is not None and not index.valid:
+                await self._insist_on_quiet(unit)
+                raise self._cannot_tell(
+                    f"the INVALID index {index.name} is older than the record that its build was begun: if nobody "
+                    f"needs it, DROP INDEX CONCURRENTLY {index.name} and run again; else "
+                )
+            return index.name is not None
         if names := sql.dropped_indexes(statement):
             return not await self._ask(indexes.are_there(names), bool, unit)
         return False
@@ -613,9 +630,9 @@ class _Steps:
             return not sql.dropped_indexes(statement)
         return unit.kind is Kind.OPAQUE
 
-    def _cannot_tell(self) -> MigrationInterrupted:
+    def _cannot_tell(self, first: str = "") -> MigrationInterrupted:
         conflict = conflict_of(msgspec.structs.replace(self._job.script.step, state=State.INTERRUPTED))
-        return MigrationInterrupted(conflict.message, conflicts=(conflict,), hint=conflict.hint)
+        return MigrationInterrupted(conflict.message, conflicts=(conflict,), hint=first + conflict.hint)
 
     async def _insist_on_valid(self, unit: Unit) -> None:
         """Raise if there is no valid index: with IF NOT EXISTS the server is content with anything of that name."""
@@ -649,9 +666,10 @@ class _Steps:
         """Ask what a unit would find, with the role and the search path that the file has set; or ask as ourselves."""
         session = self._session
         if unit is None:
-            there = as_ourselves(shared=session.shared)
+            there = as_ourselves(self._job.history.role, shared=session.shared)
         elif session.pooled:
-            there = f"{do_block(f'BEGIN {self._job.set_path(local=True)} END')}; {_again(unit.settings)}"
+            there = take_on(self._job.history.role, local=True)
+            there += f"{do_block(f'BEGIN {self._job.set_path(local=True)} END')}; {_again(unit.settings)}"
         else:
             there = ""
         question = do_block(f"BEGIN {session.note(f'pg_catalog.to_jsonb({expression})')} END")

@@ -61,7 +61,7 @@ class Turn:
         if self.is_missed:
             await anyio.sleep(self._patience.next_pause())
 
-    async def look(self, session: Session, schema: str | None, before: History | None) -> History:
+    async def look(self, session: Session, schema: str | None, role: str | None, before: History | None) -> History:
         """Read the history; with one that was read `before` also who has the turn now.
 
         Raises:
@@ -70,11 +70,11 @@ class Turn:
         who = before.schema if before else None
         await session.reopen()  # whoever only waits has nothing to lose with a connection
         try:
-            found = await read(session, schema, who=who)
+            found = await read(session, schema, role=role, who=who)
         except ConnectionFailed:
             if before is None or not await session.reopen():
                 raise
-            found = await read(session, schema, who=who)
+            found = await read(session, schema, role=role, who=who)
         why, self.is_missed, self._why = self._why, False, None
         unless = why.unless if why and before and not found.holder and found.applied == before.applied else None
         self._collisions = self._collisions + 1 if unless else 0

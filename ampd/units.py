@@ -99,8 +99,7 @@ def _after(before: Settings, statements: sql.Statements, kind: Kind) -> Settings
             settings = [(other, each) for other, each in settings if other in ("role", "session_authorization")]
         elif name is not None:
             settings = [(other, each) for other, each in settings if other != name]
-        if (name and statement.words[0] != "RESET" and not sql.resets_path(statement)) or statement.words[:1] == (
-            "LOAD",
-        ):
+        taken_back = statement.words[0] == "RESET" or sql.resets_path(statement) or sql.resets_role(statement)
+        if (name and not taken_back) or statement.words[:1] == ("LOAD",):
             settings = [*settings, (name, statement)]
     return settings

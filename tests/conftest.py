@@ -119,3 +119,15 @@ def open_path() -> Iterator[Path]:
 def ampd(tmp_path: Path) -> Ampd:
     """The command line, run in a folder of the test's own."""
     return Ampd(tmp_path)
+
+
+@pytest.fixture
+async def stranger(database: Database) -> Role:
+    """A role without privileges but for CREATE on public, where every other role looks first."""
+    role = await database.role("stranger", "USAGE, CREATE ON SCHEMA public")
+    await database.execute(
+        "CREATE SCHEMA evidence; CREATE TABLE evidence.traps (by name, what text);"
+        "GRANT USAGE ON SCHEMA evidence TO PUBLIC; GRANT INSERT ON evidence.traps TO PUBLIC;"
+        f"ALTER DATABASE {database.name} SET search_path = public, pg_catalog"
+    )
+    return role

@@ -30,6 +30,7 @@ KEYS: list[tuple[str, str, str, object]] = [
     ("migrations.lock_retry_secs", "1e3", "1e3", 1000.0),
     ("migrations.statement_timeout_secs", "90", "90", 90.0),
     ("migrations.dir", '"/sql"', "/sql", Path("/sql")),
+    ("migrations.role", '"amp_owner"', "amp_owner", "amp_owner"),
     ("migrations.allow_out_of_order", "true", "on", True),
 ]
 KNOWN = ", ".join(f"metadata_db.{key}" for key, *_ in KEYS)
@@ -92,6 +93,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "migrations.lock_timeout_secs": 5,
         "migrations.lock_retry_secs": 300,
         "migrations.statement_timeout_secs": 0,
+        "migrations.role": None,
         "migrations.allow_out_of_order": False,
     }
 

@@ -66,6 +66,7 @@ NEEDED = {
     "ampd.slices",
     "ampd.source",
     "ampd.telling",
+    "ampd.trust",
     "ampd.turn",
     "ampd.version",
 }
