@@ -63,7 +63,14 @@ if TYPE_CHECKING:
     )
     from .migration import AppliedMigration as AppliedMigration, Migration as Migration
     from .migrator import migrate as migrate, resolve as resolve, status as status
-    from .plan import Conflict as Conflict, Plan as Plan, Settlement as Settlement, State as State, Step as Step
+    from .plan import (
+        Conflict as Conflict,
+        Plan as Plan,
+        Resumption as Resumption,
+        Settlement as Settlement,
+        State as State,
+        Step as Step,
+    )
     from .pool import open_pool as open_pool
     from .report import (
         AppliedNow as AppliedNow,
@@ -115,7 +122,7 @@ _HOMES = {
     ),
     "migration": ("AppliedMigration", "Migration"),
     "migrator": ("migrate", "resolve", "status"),
-    "plan": ("Conflict", "Plan", "Settlement", "State", "Step"),
+    "plan": ("Conflict", "Plan", "Resumption", "Settlement", "State", "Step"),
     "pool": ("open_pool",),
     "report": ("AppliedNow", "PendingMigration", "Report", "Result", "Status"),
     "source": ("read_migrations",),
