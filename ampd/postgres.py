@@ -864,15 +864,28 @@ def driver_arguments(url: DatabaseUrl, default_timeout: float) -> tuple[dict[str
     """
     parameters = dict(url.parameters)
     _check_known(parameters)
+    variables = {
+        name: variable
+        for variable, name in _VARIABLES_OF_LIBPQ.items()
+        if os.environ.get(variable) and name not in parameters and not (name == "service" and url.hosts)
+    }
+    parameters |= {name: os.environ[variable] for name, variable in variables.items()}
     for name in sorted(_CANNOT_HONOUR & parameters.keys()):
         value = parameters.pop(name)
-        if value not in _IMPLIED.get(name, ()):
+        if value in _IMPLIED.get(name, ()):
+            continue
+        if variable := variables.get(name):
+            instead = f", or use {_IMPLIED[name][-1]}" if name in _IMPLIED else ""
             raise ConfigError(
-                f"the database URL asks for {name}={value}, which ampd cannot honour",
-                hint=_INSTEAD.get(name, "").format(name=name, value=value)
-                or f"remove {name} from the URL if you can do without it"
-                + (f", or use {name}={_IMPLIED[name][-1]}" if name in _IMPLIED else ""),
+                f"the variable {variable} asks for {value}, which psql honours and ampd cannot",
+                hint=f"unset {variable} if you can do without it{instead}",
             )
+        raise ConfigError(
+            f"the database URL asks for {name}={value}, which ampd cannot honour",
+            hint=_INSTEAD.get(name, "").format(name=name, value=value)
+            or f"remove {name} from the URL if you can do without it"
+            + (f", or use {name}={_IMPLIED[name][-1]}" if name in _IMPLIED else ""),
+        )
     timeout = _whole_number(parameters, "connect_timeout")
     keepalive = KEEPALIVE | {
         name: secs for name in KEEPALIVE if (secs := _whole_number(parameters, f"keepalives_{name}") or 0) > 0
@@ -918,6 +931,32 @@ def driver_arguments(url: DatabaseUrl, default_timeout: float) -> tuple[dict[str
     if remark:
         remarks.append(remark)
     return arguments, tuple(remarks)
+
+
+# What libpq reads from the environment and the driver does not, or not as libpq does; the URL goes before it.
+_VARIABLES_OF_LIBPQ = {
+    "PGCHANNELBINDING": "channel_binding",
+    "PGCLIENTENCODING": "client_encoding",
+    "PGCONNECT_TIMEOUT": "connect_timeout",
+    "PGDATESTYLE": "datestyle",
+    "PGGEQO": "geqo",
+    "PGGSSDELEGATION": "gssdelegation",
+    "PGGSSENCMODE": "gssencmode",
+    "PGHOSTADDR": "hostaddr",
+    "PGLOADBALANCEHOSTS": "load_balance_hosts",
+    "PGMAXPROTOCOLVERSION": "max_protocol_version",
+    "PGMINPROTOCOLVERSION": "min_protocol_version",
+    "PGOPTIONS": "options",
+    "PGREQUIREAUTH": "require_auth",
+    "PGREQUIREPEER": "requirepeer",
+    "PGREQUIRESSL": "requiressl",
+    "PGSERVICE": "service",
+    "PGSSLCERTMODE": "sslcertmode",
+    "PGSSLCOMPRESSION": "sslcompression",
+    "PGSSLCRLDIR": "sslcrldir",
+    "PGSSLSNI": "sslsni",
+    "PGTZ": "timezone",
+}
 
 
 def _check_known(parameters: Mapping[str, str]) -> None:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import ampd
 from ampd import ConfigError, DatabaseUrl, postgres
 from ampd.postgres import driver_arguments
+from tests.scenes import scripts
 from tests.servers import Database, Server
 
 ENCODE = "if the password holds any of : / ? # @ % &, write those percent-encoded (%3A %2F %3F %23 %40 %25 %26)"
@@ -750,3 +751,57 @@ def test_every_parameter_of_libpq_is_known() -> None:
     ]
     of_the_place = {"host", "port", "dbname", "user", "password"}
     assert set(documented) - of_the_place - postgres._HONOURED - postgres._CANNOT_HONOUR == set()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "hint"),
+    [
+        ("PGCHANNELBINDING", "require", ", or use prefer"),
+        ("PGCLIENTENCODING", "LATIN1", ", or use UTF-8"),
+        ("PGGSSENCMODE", "require", ", or use allow"),
+        ("PGHOSTADDR", "127.0.0.2", ""),
+        ("PGLOADBALANCEHOSTS", "random", ", or use disable"),
+        ("PGMINPROTOCOLVERSION", "3.2", ", or use 3.0"),
+        ("PGREQUIREAUTH", "scram-sha-256", ""),
+        ("PGREQUIREPEER", "postgres", ""),
+        ("PGREQUIRESSL", "1", ""),
+        ("PGSERVICE", "amp", ""),
+        ("PGSSLCERTMODE", "require", ", or use allow"),
+        ("PGSSLCRLDIR", "/crl", ""),
+    ],
+)
+def test_what_libpq_reads_and_ampd_cannot_honour_is_refused(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, hint: str
+) -> None:
+    """Psql and ampd must not go to two places, nor one of them with less security."""
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError) as caught:
+        driver_arguments(DatabaseUrl("postgresql:///d"), 1)
+    assert caught.value.message == f"the variable {variable} asks for {value}, which psql honours and ampd cannot"
+    assert caught.value.hint == f"unset {variable} if you can do without it{hint}"
+
+
+async def test_what_libpq_reads_is_honoured(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PGOPTIONS and its like take ampd where they take psql; what the URL says itself goes before them."""
+    await database.execute("CREATE SCHEMA app")
+    for variable, value in {
+        "PGOPTIONS": "-c search_path=app -c work_mem=5MB",
+        "PGTZ": "Asia/Tokyo",
+        "PGDATESTYLE": "German",
+        "PGCONNECT_TIMEOUT": "7",
+    }.items():
+        monkeypatch.setenv(variable, value)
+    arguments, _ = driver_arguments(DatabaseUrl(database.url), 1)
+    assert arguments["timeout"] == 7
+    connection = await asyncpg.connect(**arguments)
+    settings = "SELECT current_setting('work_mem'), current_setting('timezone'), current_setting('datestyle')"
+    assert tuple(await connection.fetchrow(settings)) == ("5MB", "Asia/Tokyo", "German, DMY")
+    await connection.close()
+    report = await ampd.migrate(database.url, migrations=scripts("CREATE TABLE t ()"))
+    assert report.schema == "app"
+    psql = await asyncpg.connect(database.url, server_settings={"options": "-c search_path=app"})
+    assert await psql.fetchval("SELECT to_regclass('t') = to_regclass('app.t')")
+    await psql.close()
+    assert (
+        await ampd.status(f"{database.url}?options=-csearch_path%3Dapp", migrations=scripts("SELECT 1"))
+    ).schema == "app"
