@@ -52,6 +52,7 @@ APPLICATION_NAME = "ampd"
 CONNECT_TIMEOUT_SECS = 10.0
 ANSWER_SECS = 15.0  # for a question that takes milliseconds
 GOODBYE_SECS = 0.7  # for a rollback or a farewell while being cancelled; after that the socket is just closed
+_UNLIMITED_SECS = 315_360_000.0  # with no timeout at all the driver takes a pool's command_timeout
 RUN_AGAIN = "run the command again: what was committed stays, nothing is applied twice"
 # A dead peer is noticed within IDLE + INTERVAL x COUNT seconds on either side.
 KEEPALIVE = {"idle": 5, "interval": 2, "count": 3}
@@ -189,7 +190,7 @@ class Session:
             self._raised = None
             try:
                 with anyio.CancelScope() as self._speech:
-                    await self.connection.execute(message)
+                    await self.connection.execute(message, timeout=_UNLIMITED_SECS)
                     self._unanswered = False
             except (*_BROKEN, *_LOST) as error:
                 _terminate(self.connection)
@@ -278,7 +279,7 @@ class Session:
             return True
         try:
             with anyio.CancelScope(shield=True), anyio.fail_after(patience()):
-                await self.connection.execute(f"ROLLBACK; {resets}")
+                await self.connection.execute(f"ROLLBACK; {resets}", timeout=_UNLIMITED_SECS)
                 self._unanswered = False
         except (*_BROKEN, asyncpg.PostgresError):
             _terminate(self.connection)

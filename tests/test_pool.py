@@ -15,7 +15,7 @@ from msgspec.structs import replace
 import ampd
 from ampd.history import lock_key
 from ampd.migration import checksum
-from tests.scenes import unplaced
+from tests.scenes import Heard, history, unplaced
 from tests.servers import Database, Role, pgbouncer
 
 pytestmark = pytest.mark.anyio
@@ -562,6 +562,54 @@ async def test_a_lent_pool_outlives_its_backend(database: Database, directive: s
                 await run
         assert await on_each(pool, "SELECT 1") == [[(1,)]] * 2
         assert await advisory_locks(database) == 0
+
+
+BRIEF = 0.2  # seconds: shorter than anything below
+
+
+@pytest.mark.parametrize("directive", ["", "-- no-transaction\n"])
+async def test_the_drivers_timeout_is_not_ours(database: Database, directive: str) -> None:
+    """A pool's command_timeout ends no migration, no wait for a lock, and no wait for another runner."""
+    files = [
+        migration(1, "slow", f"{directive}CREATE TABLE t (); SELECT pg_sleep({3 * BRIEF})"),
+        migration(2, "blocked", f"{directive}ALTER TABLE t ADD COLUMN x int"),
+        migration(3, "index", "-- no-transaction\nCREATE INDEX CONCURRENTLY i ON t (x)"),
+    ]
+    limits, heard, others = ampd.Limits(lock_timeout_secs=2 * BRIEF), Heard(), Heard()
+
+    async def run(pool: asyncpg.Pool, events: Heard) -> None:
+        await ampd.migrate(pool, migrations=files, limits=limits, on_event=events)
+
+    async with (
+        lent_pool(database, command_timeout=BRIEF) as pool,
+        lent_pool(database, command_timeout=BRIEF) as other,
+        database.connect() as reader,
+        anyio.create_task_group() as tasks,
+    ):
+        await ampd.migrate(pool, migrations=files[:1])
+        await reader.execute("BEGIN; SELECT FROM t")
+        tasks.start_soon(run, pool, heard)
+        await heard.first(ampd.LockRetry)
+        tasks.start_soon(run, other, others)
+        await asyncio.sleep(2 * BRIEF)
+        await reader.execute("COMMIT")
+    assert await history(database) == [(1, True, 2), (2, True, 1), (3, True, 1)]
+    assert await advisory_locks(database) == 0
+
+
+async def test_a_lost_connection_of_a_pool_with_a_timeout(database: Database) -> None:
+    """Where the driver's timeout plays no part, a connection that the server has ended is told as that."""
+    slow, begun = migration(4, "slow", "SELECT pg_sleep(600)"), asyncio.Event()
+    async with lent_pool(database, command_timeout=BRIEF, ssl=False) as pool:
+        run = asyncio.create_task(ampd.migrate(pool, migrations=[slow], on_event=lambda event: _slow(begun, event)))
+        await begun.wait()
+        await asyncio.sleep(2 * BRIEF)
+        await database.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep' "
+            "AND datname = current_database()"
+        )
+        with pytest.raises(ampd.ConnectionFailed, match="terminat"):
+            await run
 
 
 def _slow(begun: asyncio.Event, event: ampd.Event) -> None:
