@@ -153,6 +153,7 @@ class Session:
         # Error positions count bytes in a database whose encoding is SQL_ASCII.
         self.counts_bytes = str(getattr(connection.get_settings(), "server_encoding", "")) == "SQL_ASCII"
         self._given_up: str | None = None
+        self.has_answered = False  # to any message since its greeting
         self._unanswered = False  # cancelled: only the next answer tells where the transaction stands
         self.backend_pid: int | None = None  # of the running transaction: behind a pooler not that of the connection
         connection.add_log_listener(self._hear)
@@ -191,7 +192,7 @@ class Session:
             try:
                 with anyio.CancelScope() as self._speech:
                     await self.connection.execute(message, timeout=_UNLIMITED_SECS)
-                    self._unanswered = False
+                    self._unanswered, self.has_answered = False, True
             except (*_BROKEN, *_LOST) as error:
                 _terminate(self.connection)
                 if isinstance(error, UnicodeDecodeError):
@@ -205,7 +206,7 @@ class Session:
                     raise ServerError(said, self._redact, self.role) from error
                 raise lost(self._given_up or _reason_lost(said), self._redact, sqlstate) from error
             except asyncpg.PostgresError as error:
-                self._unanswered = False
+                self._unanswered, self.has_answered = False, True
                 tells = self._redact(str(error)) != str(error)  # a traceback would show the driver's own words as well
                 raise ServerError(error, self._redact, self.role) from (None if tells else error)
             except Exception as error:  # what the driver falls over in an answer that no PostgreSQL gives
@@ -363,6 +364,10 @@ class _PoolInUse(NotNow):
     """Every connection of the pool is lent."""
 
 
+class _HungUp(NotNow):
+    """The server has let us in and closed the connection, which is no better than letting nobody in."""
+
+
 class Scarcity:
     """The patience of one run with those who have the connections that it needs."""
 
@@ -453,6 +458,7 @@ class Database:
     ) -> None:
         if isinstance(source, asyncpg.Pool):
             self._pool: asyncpg.Pool | None = source
+            self._url: DatabaseUrl | None = None
             self.label: str | None = None
             self._role = None
             self.redact: Callable[[str], str] = str
@@ -577,6 +583,7 @@ class Database:
         self, line: _Line | None, count: int, look: Callable[[Session], Awaitable[T]]
     ) -> tuple[list[Session], T]:
         by_service = monotonic()  # since when it is no other run that uses the pool up
+        hung_up = Patience(self._connect_wait_secs, longest_pause=_LONGEST_DELAY_SECS)
         while True:
             try:
                 return await self._take_at_once(count, look)
@@ -588,6 +595,12 @@ class Database:
                 elif monotonic() - by_service >= self._service_wait_secs:
                     raise self.scarcity.over(failure) from busy
                 self.scarcity.check(failure)
+            except _HungUp as gone:
+                if hung_up.waited >= hung_up.limit:
+                    raise gone.failure from gone
+                if hung_up.is_worth_a_word():
+                    self._on_event(Retrying(reason=str(gone), waited=hung_up.waited, limit=hung_up.limit))
+                await anyio.sleep(hung_up.next_pause())
             except NotNow as busy:
                 failure = busy.failure
                 if count > 1 and is_full(failure):
@@ -602,12 +615,12 @@ class Database:
             self.scarcity.reason = not_free
             taken.append(await self._open(self._connect_wait_secs, CONNECT_TIMEOUT_SECS))
             self.scarcity.reason = _UNANSWERED
-            found = await self._answered(look(taken[0]))
+            found = await self._answered(taken[0], look(taken[0]))
             while len(taken) < count:
                 self.scarcity.reason = not_free
                 taken.append(await self._open(self._connect_wait_secs, CONNECT_TIMEOUT_SECS))
                 self.scarcity.reason = _UNANSWERED
-                await self._answered(taken[-1].greet(self.scarcity.at_once))
+                await self._answered(taken[-1], taken[-1].greet(self.scarcity.at_once))
             self.scarcity.reason = None
         except BaseException:
             for session in reversed(taken):
@@ -615,17 +628,21 @@ class Database:
             raise
         return taken, found
 
-    async def _answered(self, look: Awaitable[T]) -> T:
+    async def _answered(self, session: Session, look: Awaitable[T]) -> T:
         """Return what is answered on a new session; a pooler accepts clients and lets them wait for their server.
 
         Raises:
-            NotNow: nothing is.
+            NotNow: nothing is; or the server has hung up at once.
         """
         try:
             return await look
         except NoAnswer as error:
             hint = "is the server down? A pooler needs a free server connection, and two for a no-transaction migration"
             raise NotNow(NoAnswer(_UNANSWERED, hint=f"{hint}: raise its pool size, or run again later")) from error
+        except ConnectionFailed as error:
+            if session.has_answered or not session.is_closed():
+                raise
+            raise _HungUp(error) from error
 
     async def _leave(self, taking: asyncio.Future[tuple[list[Session], Any]]) -> None:
         """Give up taking sessions, and give back what was taken."""
@@ -654,7 +671,59 @@ class Database:
         return Session(connection, self._another, self.redact, self._role, lent=self._pool is not None)
 
     async def _connection(self, wait: float, timeout: float) -> Any:
-        return await (self._connect(wait, timeout) if self._pool is None else self._from_pool(timeout))
+        """Return a connection that stands: connect, or take one from the pool; try again for `wait` seconds.
+
+        Raises:
+            NotNow: others have all that there may be.
+            AmpdError: it is not to be had.
+        """
+        attempt = self._attempts(timeout)
+        # The driver falls over answers that no PostgreSQL gives; of a pool it may also be the service's own callback.
+        refusals = (Exception,) if self._pool is None else (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
+        begun = told = monotonic()
+        delay = 0.05
+        while True:
+            try:
+                connection = await attempt()
+                if not connection.is_closed():
+                    return connection
+                _terminate(connection)  # a pool then has room for another
+                raise ConnectionResetError("connection_lost right after the greeting")
+            except refusals as error:
+                if isinstance(error, TimeoutError) and self._is_used_up():
+                    raise _PoolInUse(ConnectionFailed("no connection of the pool is free")) from error
+                failure, worth_retrying = connection_failure(error, self._url)
+                if is_full(failure):
+                    raise NotNow(failure) from None
+                waited = monotonic() - begun
+                if not worth_retrying or waited + delay > wait:
+                    tells = self.redact(str(error)) != str(error)  # and so would a traceback
+                    raise failure from (None if tells or isinstance(failure, ConfigError) else error)
+                if monotonic() - told > 3 or told == begun:
+                    told = monotonic()
+                    self._on_event(Retrying(reason=failure.message, waited=waited, limit=wait))
+            await anyio.sleep(delay)
+            delay = min(delay * 1.6, _LONGEST_DELAY_SECS)
+
+    def _attempts(self, timeout: float) -> Callable[[], Awaitable[Any]]:
+        """Return how to make an attempt, `timeout` seconds long.
+
+        Raises:
+            ConfigError: none is worth making.
+        """
+        if (pool := self._pool) is not None:
+            return lambda: pool.acquire(timeout=timeout)
+        assert self._url is not None
+        arguments, remarks = driver_arguments(self._url, timeout)
+        if not self._remarked:
+            self._remarked = True
+            for remark in remarks:
+                self._on_event(Warned(message=remark))
+        return lambda: _connect(arguments)
+
+    def _is_used_up(self) -> bool:
+        pool = self._pool
+        return pool is not None and not pool.get_idle_size() and pool.get_size() >= pool.get_max_size()
 
     async def _another(self) -> Any:
         """Return a connection in place of one that is gone, whose server may not have noticed yet.
@@ -678,45 +747,6 @@ class Database:
             session.hush()
             await self._farewell(session)
 
-    async def _connect(self, wait: float, timeout: float) -> asyncpg.Connection:
-        arguments, remarks = driver_arguments(self._url, timeout)
-        if not self._remarked:
-            self._remarked = True
-            for remark in remarks:
-                self._on_event(Warned(message=remark))
-        begun = told = monotonic()
-        delay = 0.05
-        while True:
-            try:
-                return await _connect(arguments)
-            except Exception as error:  # the driver falls over answers that no PostgreSQL gives
-                failure, worth_retrying = connection_failure(error, self._url)
-                if is_full(failure):
-                    raise NotNow(failure) from None
-                waited = monotonic() - begun
-                if not worth_retrying or waited + delay > wait:
-                    tells = self._url.redact(str(error)) != str(error)  # and so would a traceback
-                    raise failure from (None if tells or isinstance(failure, ConfigError) else error)
-                if monotonic() - told > 3 or told == begun:
-                    told = monotonic()
-                    self._on_event(Retrying(reason=failure.message, waited=waited, limit=wait))
-            await anyio.sleep(delay)
-            delay = min(delay * 1.6, 2.0)
-
-    async def _from_pool(self, timeout: float) -> Any:
-        assert self._pool is not None
-        try:
-            return await self._pool.acquire(timeout=timeout)
-        except TimeoutError as error:
-            if self._pool.get_idle_size() or self._pool.get_size() < self._pool.get_max_size():
-                raise connection_failure(error, None)[0] from error
-            raise _PoolInUse(ConnectionFailed("no connection of the pool is free")) from error
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            failure, _ = connection_failure(error, None)
-            if is_full(failure):
-                raise NotNow(failure) from error
-            raise failure from error
-
     async def _farewell(self, session: Session) -> None:
         connection, secs = session.connection, patience()
         try:
@@ -736,6 +766,7 @@ class Database:
                 _terminate(connection)
 
 
+_LONGEST_DELAY_SECS = 2.0
 _UNANSWERED = "the server, or a pooler before it, has let us in and does not answer"
 
 
@@ -1129,6 +1160,8 @@ def connection_failure(error: BaseException, url: DatabaseUrl | None) -> tuple[A
             case asyncpg.TooManyConnectionsError():
                 hint = "close idle connections, or raise max_connections (or the role's or database's CONNECTION LIMIT)"
                 return _failed(f"{where} takes no more connections: {text}", hint, sqlstate), True
+            case asyncpg.ConnectionDoesNotExistError():  # the driver's own
+                return _unreachable(where, "the server closed the connection"), True
             case asyncpg.InvalidCatalogNameError():
                 hint = f"create it (CREATE DATABASE {database}), or correct the name in the URL"
                 return DatabaseMissing(f"{where}: {text}", hint=hint, sqlstate=sqlstate), False
@@ -1198,11 +1231,12 @@ def connection_failure(error: BaseException, url: DatabaseUrl | None) -> tuple[A
         return _failed(f"{where}: {error.strerror}", f"check the permissions of {what}", None), False
     if not isinstance(error, OSError):
         return malformed(error), False
-    return _failed(
-        f"{where} cannot be reached: {_reason(error)}",
-        "check host and port, and that the server runs and listens there",
-        None,
-    ), True
+    return _unreachable(where, _reason(error)), True
+
+
+def _unreachable(where: str, reason: str) -> ConnectionFailed:
+    hint = "check host and port, and that the server runs and listens there"
+    return ConnectionFailed(f"{where} cannot be reached: {reason}", hint=hint)
 
 
 _FULL = (

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -12,14 +13,23 @@ from pathlib import Path
 from typing import Self
 
 import anyio
+import asyncpg
 import pytest
 
 import ampd as library
-from ampd import AmpdError, AuthenticationFailed, ConnectionFailed, DatabaseMissing, Retrying, WaitingForConnection
+from ampd import (
+    AmpdError,
+    AuthenticationFailed,
+    ConnectionFailed,
+    DatabaseMissing,
+    LockRetry,
+    Retrying,
+    WaitingForConnection,
+)
 from ampd.config import Limits
 from ampd.events import Finished
 from ampd.postgres import connection_failure
-from tests.scenes import GENEROUS, Heard, scripts
+from tests.scenes import GENEROUS, Heard, history, scripts, transaction
 from tests.servers import Ampd, Database, Proxy, free_port
 
 pytestmark = pytest.mark.anyio
@@ -66,6 +76,69 @@ def fatal(sqlstate: str, message: str) -> bytes:
     fields = (b"SFATAL", b"VFATAL", b"C" + sqlstate.encode(), b"M" + message.encode())
     body = b"".join(field + b"\0" for field in fields) + b"\0"
     return b"E" + (len(body) + 4).to_bytes(4) + body
+
+
+def said(kind: bytes, body: bytes) -> bytes:
+    """Return a message of the server."""
+    return kind + (len(body) + 4).to_bytes(4) + body
+
+
+# What a server says when it lets somebody in: no password is wanted, a key to cancel by, ready for queries.
+GREETING = (said(b"R", bytes(4)), said(b"S", b"server_version\x0015.0\0"), said(b"K", bytes(8)), said(b"Z", b"I"))
+GOING = fatal("57P01", "terminating connection due to administrator command")
+HANGING_UP = [b"".join(GREETING[:length]) + last for length in range(1, 5) for last in (b"", GOING)]
+
+
+class Flaky(Door):
+    """A door at which every other caller is hung up on, a word later each time."""
+
+    async def _open(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.refusals = self.connections % 2
+        self.connections += self.refusals
+        self.answer = HANGING_UP[self.connections // 2 % len(HANGING_UP)]
+        await super()._open(reader, writer)
+
+
+@pytest.mark.parametrize("answer", HANGING_UP, ids=[f"{n // 2 + 1}{'-fatal' * (n % 2)}" for n in range(8)])
+@pytest.mark.parametrize("lent", [False, True], ids=["url", "pool"])
+async def test_a_server_that_hangs_up_after_its_greeting(database: Database, answer: bytes, lent: bool) -> None:
+    """However far it has let us in, it is asked again like any other server that cannot be reached."""
+    async with Door(database, refusals=3, answer=answer) as door:
+        url = f"{door.url(database)}?sslmode=disable"
+        if lent:
+            async with asyncpg.create_pool(url, min_size=0, max_size=1) as pool:
+                report = await library.migrate(pool, migrations=FILES, limits=PATIENT)
+        else:
+            report = await library.migrate(url, migrations=FILES, limits=PATIENT)
+        assert len(report.applied) == 1
+        door.refusals = 99
+        with pytest.raises(ConnectionFailed) as raised:
+            await library.status(url, migrations=FILES, limits=Limits(connect_wait_secs=0))
+    assert re.search("the server closed the connection|terminating connection due to", raised.value.message)
+
+
+@pytest.mark.parametrize("lent", [False, True], ids=["url", "pool"])
+async def test_a_server_that_hangs_up_on_every_other_connection(database: Database, lent: bool) -> None:
+    """The connections that a run takes besides its first are asked for again as well."""
+    await database.execute("CREATE TABLE busy ()")
+    files = scripts("-- no-transaction\nCREATE TABLE t (); ALTER TABLE busy ADD x int; SELECT 1", "SELECT 1")
+    heard, limits = Heard(), Limits(connect_wait_secs=GENEROUS, lock_timeout_secs=0.1)
+
+    async def run(url: str) -> None:
+        if lent:
+            async with asyncpg.create_pool(url, min_size=0, max_size=3) as pool:
+                await library.migrate(pool, migrations=files, limits=limits, on_event=heard)
+        else:
+            await library.migrate(url, migrations=files, limits=limits, on_event=heard)
+
+    async with Flaky(database) as door, transaction(database, "SELECT FROM busy") as reader:
+        door.connections = 1
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run, f"{door.url(database)}?sslmode=disable")
+            await heard.first(LockRetry)
+            await anyio.sleep(1)  # in which connections to look from are tried
+            await reader.execute("COMMIT")
+    assert [finished for _, finished, _ in await history(database)] == [True, True]
 
 
 @pytest.mark.parametrize(
