@@ -56,6 +56,7 @@ class Watch:
         self._begun = self._looked = monotonic()
         self._told = 0.0
         self._seen_alive: int | None = None
+        self._looking = anyio.Lock()  # from the guard
         self.blockers: tuple[Blocker, ...] = ()
         self.queued = 0
         self.blocked_secs = 0.0
@@ -101,8 +102,14 @@ class Watch:
             with suppress(AmpdError):
                 # The savepoint gives back the locks on catalogs, for which the migration itself might wait.
                 look = f"SAVEPOINT look; {do_block(self._body(self._spare.note))}; ROLLBACK TO look; RELEASE look"
-                sight = await self._spare.ask(look, Sight)
+                async with self._looking:
+                    sight = await self._spare.ask(look, Sight)
                 self._see(sight)
+
+    async def come_to_an_end(self) -> None:
+        """Let a look from the guard be answered: cut off, it would end the guard's transaction and the lock with it."""
+        async with self._looking:
+            pass
 
     def _is_gone(self, sight: Sight) -> bool:
         """Tell whether a backend that was seen at work is no longer."""
@@ -210,7 +217,8 @@ async def with_lock_retries(
                 await session.reopen()  # nothing is held: one that was given up, or lost in a rest, is no loss
                 session.backend_pid = None  # behind a pooler it can be another one each time
                 try:
-                    return await attempt(session, job)
+                    await attempt(session, job)
+                    return await watch.come_to_an_end()
                 except LockUnavailable as busy:
                     waited = monotonic() - begun
                     pause = rest * random.uniform(0.5, 1.5)

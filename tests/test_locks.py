@@ -1,6 +1,7 @@
 """Locks under live traffic: short attempts, rests between them, and the names of those who stand in the way."""
 
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import anyio
@@ -365,6 +366,22 @@ async def test_a_pool_without_a_connection_to_look_from(table: Database) -> None
     await library.migrate(table.url, migrations=files)
     await assert_no_trace(table)
     heard.assert_adds_up()
+
+
+async def test_a_look_from_the_guard_comes_to_its_end(table: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look that outlives the statement is not cut off, which would end the guard's transaction and its lock."""
+    for name in ("_QUIET_SECS", "_ANSWER_SECS", "_LOOK_EVERY_SECS"):
+        monkeypatch.setattr(locks, name, 0.01)
+    quick = locks.Watch._body
+
+    def slow(watch: locks.Watch, note: Callable[[str], str]) -> str:
+        return quick(watch, note).replace("BEGIN", "BEGIN PERFORM pg_catalog.pg_sleep(0.2);", 1)
+
+    monkeypatch.setattr(locks.Watch, "_body", slow)
+    files = scripts("-- no-transaction\n" + "SELECT pg_sleep(0.3);" * 4)
+    async with asyncpg.create_pool(table.url, min_size=0, max_size=2) as pool:
+        await library.migrate(pool, migrations=files)
+    assert await history(table) == [(1, True, 4)]
 
 
 async def test_a_locked_history(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
