@@ -261,8 +261,10 @@ def parts(statements: sql.Statements) -> Iterator[range]:
     yield range(first, count)
 
 
-# Between two messages the client may be slow, and that must not end the transaction.
-STAY_IN_TRANSACTION = "PERFORM pg_catalog.set_config('idle_in_transaction_session_timeout', '0', true);"
+def stay_in_transaction() -> str:
+    """Return a PL/pgSQL statement that lets the client be slow between two messages, but not be gone."""
+    lease = f"{sql_of.GUARD_LEASE_SECS}s"
+    return f"PERFORM pg_catalog.set_config('idle_in_transaction_session_timeout', '{lease}', true);"
 
 
 def note_transaction(session: Session) -> str:
@@ -359,7 +361,7 @@ def _composing(session: Session, job: Job, part: range, transaction: str) -> Sli
 
 def _enter(message: Message, session: Session, job: Job, *, several: bool) -> None:
     history, migration = job.history, job.script.migration
-    goes_on = f"{STAY_IN_TRANSACTION} {note_transaction(session)}" if several else ""
+    goes_on = f"{stay_in_transaction()} {note_transaction(session)}" if several else ""
     enter = f"""BEGIN {session.note_pid()}{NOTICE_A_DEAD_CLIENT}{NO_TRANSACTION_TIMEOUT}{sql_of.take_turn(history)}
   {record.enter(history, record.insert(history, migration))}{job.set_path(local=True)}
   {goes_on}{note_lock(session)}

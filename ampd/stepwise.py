@@ -24,7 +24,6 @@ from .apply import (
     NO_TRANSACTION_TIMEOUT,
     NOTICE_A_DEAD_CLIENT,
     RUN_DEFERRED,
-    STAY_IN_TRANSACTION,
     Course,
     LockUnavailable,
     as_ourselves,
@@ -38,6 +37,7 @@ from .apply import (
     parts,
     remember,
     reset,
+    stay_in_transaction,
     take_on,
 )
 from .diagnose import Message, failure
@@ -384,7 +384,7 @@ class _Steps:
         if session.pooled:
             prelude = remember(local=True) + prelude + job.set_path(local=True)
         if several:
-            prelude += f" {STAY_IN_TRANSACTION} {note_transaction(session)}"
+            prelude += f" {stay_in_transaction()} {note_transaction(session)}"
         start = f"{do_block(f'BEGIN {prelude} END')}; {limited}"
         if session.pooled:
             start += take_on(job.history.role, local=True) + _again(unit.settings)

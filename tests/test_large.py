@@ -15,6 +15,7 @@ from ampd.apply import parts
 from ampd.migrator import prepare
 from ampd.plan import plan
 from tests.scenes import (
+    GENEROUS,
     Heard,
     assert_no_trace,
     end_backend,
@@ -184,6 +185,31 @@ async def test_a_slow_client_keeps_its_transaction(database: Database) -> None:
         await library.migrate(database.url, migrations=scripts(script), on_event=dawdle)
         assert await rows(database) == ALL
         await database.execute("DROP TABLE t; DROP TABLE ampd_schema_migrations")
+
+
+@pytest.mark.parametrize("before", ["", "-- no-transaction\nBEGIN;\n"])
+@pytest.mark.usefixtures("small_parts")
+async def test_a_runner_that_is_cut_off_strands_no_transaction(
+    database: Database, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    """The server waits so long for the next message and no longer, though the network says nothing of the loss."""
+    monkeypatch.setattr("ampd.history.GUARD_LEASE_SECS", 2)
+    monkeypatch.setattr("ampd.stepwise._WORD_EVERY_SECS", 0.3)
+    files = scripts(f"{before}{SCRIPT}" + ";\nCOMMIT" * bool(before))
+    async with Proxy(database.server.host, database.server.port) as proxy, anyio.create_task_group() as tasks:
+
+        def cut(event: Event) -> None:
+            if isinstance(event, StatementStarted) and event.number == 20:
+                proxy.silent = True
+                tasks.cancel_scope.cancel()
+
+        url = f"postgresql://postgres@{proxy.host}:{proxy.port}/{database.name}"
+        tasks.start_soon(lambda: library.migrate(url, migrations=files, on_event=cut))
+        with anyio.CancelScope(shield=True), anyio.fail_after(GENEROUS):
+            while not proxy.silent:  # noqa: ASYNC110 - what is waited for raises no event
+                await anyio.sleep(0.01)
+            await library.migrate(database.url, migrations=files)
+    assert await rows(database) == ALL
 
 
 @pytest.mark.parametrize("end", ["COMMIT", "COMMIT; BEGIN"])
