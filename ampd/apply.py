@@ -267,6 +267,9 @@ def stay_in_transaction() -> str:
     return f"PERFORM pg_catalog.set_config('idle_in_transaction_session_timeout', '{lease}', true);"
 
 
+AS_THE_NEXT_IS_SENT = "SET LOCAL client_encoding = 'UTF8'; "  # whatever the script has set
+
+
 def note_transaction(session: Session) -> str:
     """Return a PL/pgSQL statement that tells `Course` which transaction it is."""
     return session.note("pg_catalog.concat('transaction ', pg_catalog.pg_current_xact_id())")
@@ -354,6 +357,8 @@ def _composing(session: Session, job: Job, part: range, transaction: str) -> Sli
         yield
     if part.stop == len(statements):
         _leave(message, session, job)
+    else:
+        message.add(AS_THE_NEXT_IS_SENT)
     message.join()
     yield
     return message

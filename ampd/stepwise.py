@@ -21,6 +21,7 @@ import msgspec
 from . import history as sql_of
 from . import indexes, record, sql
 from .apply import (
+    AS_THE_NEXT_IS_SENT,
     NO_TRANSACTION_TIMEOUT,
     NOTICE_A_DEAD_CLIENT,
     RUN_DEFERRED,
@@ -418,8 +419,7 @@ class _Steps:
             message.add_statement(statement)
             message.add(self._job.set_again_after(statement, local=self._session.pooled))
             yield
-        if part.stop == len(unit.statements):
-            message.add(around.after)
+        message.add(around.after if part.stop == len(unit.statements) else AS_THE_NEXT_IS_SENT)
         message.join()
         yield
         return message

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import anyio
 import asyncpg
+import msgspec
 import pytest
 
 import ampd as library
@@ -185,6 +186,16 @@ async def test_a_slow_client_keeps_its_transaction(database: Database) -> None:
         await library.migrate(database.url, migrations=scripts(script), on_event=dawdle)
         assert await rows(database) == ALL
         await database.execute("DROP TABLE t; DROP TABLE ampd_schema_migrations")
+
+
+@pytest.mark.parametrize("before", ["", "-- no-transaction\nBEGIN;\n"])
+@pytest.mark.usefixtures("small_parts")
+async def test_another_encoding_does_not_reach_the_next_message(database: Database, before: str) -> None:
+    """What a script sets for itself garbles no name of ampd's in its later messages."""
+    script = f"{before}SET LOCAL client_encoding = 'SJIS';{SCRIPT}" + ";\nCOMMIT" * bool(before)
+    (file,) = scripts(script)
+    await library.migrate(database.url, schema="имя", migrations=[msgspec.structs.replace(file, name="größe")])
+    assert await database.fetchval('SELECT count(*) FROM "имя".t') == len(ROWS)
 
 
 @pytest.mark.parametrize("before", ["", "-- no-transaction\nBEGIN;\n"])
