@@ -130,7 +130,7 @@ STOPPED = "nothing was applied; 2 jobs was stopped"
             f"{STOPPED}, unfinished: run `ampd migrate` again; it resumes or says what to do",
         ),
         (Retrying(reason="refused", waited=1, limit=30), "refused; trying for 29 s more"),
-        (Waiting(waited=2, limit=9, pid=7), "another runner has its turn (pid 7); waiting 2 s so far"),
+        (Waiting(waited=2, limit=9, pid=7), "a session holds ampd's advisory lock (pid 7); waiting 2 s so far"),
         (
             Waiting(waited=2, limit=9, pid=7, client="h", application="ampd", migration="2 jobs", since=NOON),
             "another runner has its turn (pid 7, on h, application ampd, migration 2 jobs, since "
