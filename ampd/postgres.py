@@ -1277,6 +1277,8 @@ def _reason_lost(error: BaseException) -> str:
     text = str(error)
     if isinstance(error, asyncpg.InternalClientError) or "another operation" in text:
         return "the driver cannot tell any more what the server is doing"
+    if isinstance(error, asyncpg.ConnectionDoesNotExistError):  # the driver's own, in the middle of operation
+        return ""
     return text
 
 

@@ -2,6 +2,7 @@
 
     python -m tests.campaign kills --folder DIR [--kills 1000] [--prepare SQL] [--psql PROGRAM]
     python -m tests.campaign races [--processes 100] [--rounds 50] [--pooled]
+    python -m tests.campaign losses --folder DIR [--cuts 1000] [--prepare SQL] [--lent]
     python -m tests.campaign builds [--waiters 50] [--rounds 20]
 
 Each prints one line of figures, and exits 1 if anything went wrong.
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +24,9 @@ from typing import Annotated
 import asyncpg
 from cyclopts import App, Parameter
 
+import ampd as library
 from tests.conftest import start_server
-from tests.servers import Ampd, Server, pgbouncer
+from tests.servers import Ampd, Server, Treacherous, pgbouncer
 
 app = App(name="campaign", help=__doc__, result_action="return_value")
 
@@ -83,6 +86,59 @@ def kills(*, folder: Path, kills: int = 1000, prepare: Path | None = None, seed:
                 print(last.stderr, f"{len(set(found) ^ set(reference))} rows of the catalog differ", file=sys.stderr)
         print(f"kills {killed}, databases {databases}, differences {different}, interrupted {interrupted}")
         return int(different > 0)
+
+
+@app.command
+def losses(
+    *,
+    folder: Path,
+    cuts: int = 1000,
+    prepare: Path | None = None,
+    seed: int = 1,
+    lent: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """Cut each connection of `ampd.migrate` at a random moment until it is through; compare, and count other errors."""
+    with _server() as server:
+        whole = _fresh(server, "whole", prepare)
+        files = library.read_migrations(folder)
+        begun = time.monotonic()
+        asyncio.run(library.migrate(whole, migrations=files))
+        longest, reference = time.monotonic() - begun, asyncio.run(_catalog(whole))
+        chance, count = random.Random(seed), Counter[str]()
+        while count["cuts"] < cuts:
+            url = _fresh(server, "cut", prepare)
+            count["databases"] += 1
+            asyncio.run(_through_cuts(server, files, chance, 3 * longest, count, lent=lent))
+            if asyncio.run(_catalog(url)) != reference:
+                count["differences"] += 1
+        print(", ".join(f"{name} {count[name]}" for name in ("cuts", "databases", "failures", "differences", "others")))
+        return int(count["differences"] + count["others"] > 0)
+
+
+async def _through_cuts(
+    server: Server,
+    files: tuple[library.Migration, ...],
+    chance: random.Random,
+    longest: float,
+    count: Counter[str],
+    *,
+    lent: bool,
+) -> None:
+    limits = library.Limits(connect_wait_secs=60)
+    async with contextlib.AsyncExitStack() as stack:
+        line = await stack.enter_async_context(Treacherous(server, chance, longest))
+        url = f"postgresql://postgres@{line.host}:{line.port}/cut?sslmode=disable"
+        source = await stack.enter_async_context(asyncpg.create_pool(url, min_size=0, max_size=3)) if lent else url
+        for attempt in range(11):
+            try:
+                await library.migrate(source if attempt < 10 else server.url("cut"), migrations=files, limits=limits)
+                break
+            except library.ConnectionFailed:
+                count["failures"] += 1
+            except Exception:
+                count["others"] += 1
+                traceback.print_exc()
+        count["cuts"] += line.cuts
 
 
 @app.command

@@ -1,8 +1,10 @@
 """What the tests run against: databases, what may stand between them and a client, and ampd as a process."""
 
+import asyncio
 import fcntl
 import os
 import pwd
+import random
 import re
 import shutil
 import socket
@@ -161,6 +163,26 @@ class Proxy(benchmarks.proxy.Proxy):
         """Abort the connections that stand, as a dying network device does."""
         for conversation in self._conversations:
             conversation.cancel()
+
+
+class Treacherous(Proxy):
+    """A proxy that aborts each connection at a moment of its own, often while it is still being made."""
+
+    def __init__(self, server: Server, chance: random.Random, longest_secs: float) -> None:
+        super().__init__(server.host, server.port)
+        self.cuts = 0
+        self._chance = chance
+        self._longest_secs = longest_secs
+
+    async def _converse(self, client_reader: asyncio.StreamReader, client_writer: asyncio.StreamWriter) -> None:
+        life = self._longest_secs * self._chance.random() ** 3  # half of them below an eighth of the longest time
+        try:
+            async with asyncio.timeout(life):
+                await super()._converse(client_reader, client_writer)
+        except TimeoutError:
+            self.cuts += 1
+        finally:
+            client_writer.transport.abort()
 
 
 @contextmanager
