@@ -58,5 +58,6 @@ async def server(url: str | None) -> AsyncIterator[Server]:
         yield Server(url)
         return
     with TemporaryDirectory() as scratch:
+        Path(scratch).chmod(0o755)  # root runs the server as another user
         async with local_server(Path(scratch, "server"), tcp=True) as local:
             yield Server(str(local.tcp_url))
