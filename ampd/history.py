@@ -24,7 +24,7 @@ import msgspec
 from .errors import ConfigError, MigrationFailed, PermissionDenied
 from .migration import AppliedMigration
 from .postgres import do_block, identifier, literal, read_only
-from .trust import FIRES, HIDES, LAST, MAY_FIRE, PLAIN, alterations_message, trusted_owner_sql
+from .trust import COLUMNS, FIRES, LAST, MAY_FIRE, OF_COLUMNS, PLAIN, SHAPED, alterations_message, trusted_owner_sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -138,29 +138,29 @@ class History(msgspec.Struct, frozen=True):
 
 
 class _Row(msgspec.Struct, frozen=True, array_like=True):
-    """A row of the history table as JSON has it: bytes are `\\x` and hexadecimal digits."""
+    """A row of the history table, each value as the server prints it; an empty text stands for NULL."""
 
-    version: int
+    version: str
     name: str
     checksum: str
-    started_at: datetime
-    finished_at: datetime | None
-    statements_done: int
+    started_at: str
+    finished_at: str
+    statements_done: str
     applied_by: str
     ampd_version: str
-    done_checksum: str | None
+    done_checksum: str
 
     def migration(self) -> AppliedMigration:
         return AppliedMigration(
-            version=self.version,
+            version=int(self.version),
             name=self.name,
             checksum=bytes.fromhex(self.checksum[2:]),
-            started_at=self.started_at,
-            finished_at=self.finished_at,
-            statements_done=self.statements_done,
+            started_at=datetime.fromisoformat(self.started_at),
+            finished_at=datetime.fromisoformat(self.finished_at) if self.finished_at else None,
+            statements_done=int(self.statements_done),
             applied_by=self.applied_by,
             ampd_version=self.ampd_version,
-            done_checksum=None if self.done_checksum is None else bytes.fromhex(self.done_checksum[2:]),
+            done_checksum=bytes.fromhex(self.done_checksum[2:]) if self.done_checksum else None,
         )
 
 
@@ -372,7 +372,10 @@ def _read_message(session: Session, schema: str | None, role: str | None, who: s
     'read_only', pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on',
     'schema', CASE WHEN home IS NULL THEN first ELSE place END,
     'schema_exists', to_regnamespace(quote_ident(first)) IS NOT NULL,
-    'table_exists', home IS NOT NULL, 'table', facts, 'role_refused', refused,
+    'table_exists', home IS NOT NULL, 'table', CASE WHEN home IS NOT NULL THEN jsonb_build_object(
+      'oid', home::oid::int8, 'owner_oid', owner::int8, 'owner', pg_get_userbyid(owner), 'trusted', trusted,
+      'readable', readable, 'unaltered', unaltered, 'row_security', secured, 'hidden', hidden) END,
+    'role_refused', refused,
     'holder_known', {"false" if who is None else "true"}, 'holder', {holder}))"""
     # Who only reads need not be a member of the role.
     take_on = f"""
@@ -381,12 +384,7 @@ def _read_message(session: Session, schema: str | None, role: str | None, who: s
   EXCEPTION WHEN OTHERS THEN refused := SQLERRM;
   END;"""
     # concat() takes any type as it prints itself, and so runs no cast of anybody's: a schema can be renamed under us.
-    text = f"left(concat(h.%s), {_LONGEST_TEXT})"
-    time = "nullif(concat(h.%s), '''')::timestamptz"
-    cells = (
-        "concat(h.version)::int8", text % "name", text % "checksum", time % "started_at", time % "finished_at",
-        "concat(h.statements_done)::int8", text % "applied_by", text % "ampd_version",
-    )  # fmt: skip
+    cells = ", ".join(f"left(concat(h.{name}), {_LONGEST_TEXT})" for name in COLUMNS if name != LAST)
     sizes = " + ".join(f"pg_column_size(h.{name})" for name in ("name", "checksum", "applied_by", "ampd_version"))
     body = f"""
 DECLARE
@@ -400,8 +398,9 @@ DECLARE
   trusted pg_catalog.bool;
   unaltered pg_catalog.bool;
   may_fire pg_catalog.bool;
-  hidden pg_catalog.bool;
-  facts pg_catalog.jsonb;
+  secured pg_catalog.bool;
+  hidden pg_catalog.bool := false;
+  roomy pg_catalog.bool;
   refused pg_catalog.text;
   applied pg_catalog.jsonb;
   fit pg_catalog.bool;
@@ -436,22 +435,22 @@ BEGIN{take_on if role else ""}
     END;
   END LOOP;
   IF home IS NOT NULL THEN
-    SELECT {PLAIN}, {MAY_FIRE}, {HIDES}, pg_get_userbyid(c.relowner) = current_user, c.relowner,
-           jsonb_build_object('oid', c.oid::int8, 'owner_oid', c.relowner::int8, 'owner', pg_get_userbyid(c.relowner),
-             'readable', readable, 'row_security', c.relrowsecurity)
-      INTO unaltered, may_fire, hidden, trusted, owner, facts FROM pg_class c WHERE c.oid = home;
+    SELECT {PLAIN}, {MAY_FIRE}, c.relrowsecurity, c.relowner, pg_get_userbyid(c.relowner) = current_user
+      INTO unaltered, may_fire, secured, owner, trusted FROM pg_class c WHERE c.oid = home;
+    SELECT unaltered AND {SHAPED}, bool_or(attname = '{LAST}') INTO unaltered, roomy FROM {OF_COLUMNS.format("home")};
     IF NOT trusted THEN  -- a question that is seldom worth its price
       trusted := {trusted_owner_sql("owner", role)};
     END IF;
     IF may_fire THEN
       unaltered := unaltered AND NOT {FIRES.format("home")};
     END IF;
-    facts := facts || jsonb_build_object('trusted', trusted, 'unaltered', unaltered, 'hidden', hidden);
+    IF secured THEN
+      hidden := row_security_active(home);
+    END IF;
     IF readable AND trusted AND unaltered AND NOT hidden THEN
-      mark := CASE WHEN EXISTS (SELECT FROM pg_attribute WHERE attrelid = home AND attname = '{LAST}'
-                                AND NOT attisdropped) THEN 'h.{LAST}' ELSE 'NULL::bytea' END;
-      EXECUTE format('SELECT jsonb_agg(jsonb_build_array({", ".join(cells)},
-          nullif(left(concat(%2$s), {_LONGEST_TEXT}), ''''))) FILTER (WHERE ampd_fit), bool_and(ampd_fit)
+      mark := CASE WHEN roomy THEN 'h.{LAST}' ELSE 'NULL' END;
+      EXECUTE format('SELECT jsonb_agg(ARRAY[{cells}, left(concat(%2$s), {_LONGEST_TEXT})]) FILTER (WHERE ampd_fit),
+          bool_and(ampd_fit)
         FROM (SELECT h.*, h.tableoid = %3$s AND coalesce({sizes} + coalesce(pg_column_size(%2$s), 0), {_LONGEST_ROW})
                      < {_LONGEST_ROW} AS ampd_fit
               FROM ONLY %1$I.{TABLE} h LIMIT {_MOST_ROWS + 1}) h', place, mark, home::oid) INTO applied, fit;

@@ -11,7 +11,7 @@ import msgspec
 
 from .history import ALTERED, EMPTIED, ESCAPED, LOCK, MOVED, REPLACED, TABLE
 from .postgres import do_block, identifier, literal
-from .trust import COLUMNS, FIRES, HIDES, LAST, MAY_FIRE, PLAIN
+from .trust import COLUMNS, FIRES, LAST, MAY_FIRE, OF_COLUMNS, PLAIN, SHAPED
 from .version import VERSION
 
 if TYPE_CHECKING:
@@ -74,11 +74,16 @@ def _look(history: History) -> str:
       home pg_catalog.oid;
       ours pg_catalog.bool;
       may_fire pg_catalog.bool;
+      may_hide pg_catalog.bool;
     BEGIN
-      SELECT c.oid, {same} AND NOT {HIDES} AND {PLAIN}, {MAY_FIRE}
-        INTO home, ours, may_fire FROM pg_class c WHERE {this}{_is_named(history)};
+      SELECT c.oid, {same} AND {PLAIN} AND (SELECT {SHAPED} FROM {OF_COLUMNS.format("c.oid")}),
+             {MAY_FIRE}, c.relrowsecurity
+        INTO home, ours, may_fire, may_hide FROM pg_class c WHERE {this}{_is_named(history)};
       IF may_fire THEN
         ours := ours AND NOT {FIRES.format("home")};
+      END IF;
+      IF may_hide THEN
+        ours := ours AND NOT row_security_active(home);
       END IF;
       IF home IS NULL THEN
         RAISE EXCEPTION 'the history is another table now' USING ERRCODE = '{REPLACED}';

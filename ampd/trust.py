@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from .postgres import do_block, literal
 
 if TYPE_CHECKING:
@@ -42,19 +40,19 @@ COLUMNS = {
     "done_checksum": "bytea",  # only once a no-transaction migration has come
 }
 _OIDS = {"bigint": 20, "integer": 23, "text": 25, "bytea": 17, "timestamp with time zone": 1184}
-_KINDS = msgspec.json.encode({name: _OIDS[kind] for name, kind in COLUMNS.items()}).decode()
 LAST = "done_checksum"
 
-# Whether a table c is as ampd makes it, as far as its own rows in the catalog tell.
-PLAIN = f"""c.relkind = 'r' AND c.relpersistence = 'p' AND c.relchecks = 0 AND NOT c.relispartition
-      AND NOT EXISTS (SELECT FROM pg_index WHERE indrelid = c.oid AND (indexprs IS NOT NULL OR indpred IS NOT NULL))
-      AND (SELECT bool_and(NOT atthasdef AND attinhcount = 0 AND atttypid < 16384
-                           AND coalesce(kinds->>attname::text, atttypid::text) = atttypid::text)
-                  AND count(kinds->>attname::text) FILTER (WHERE attname <> '{LAST}') = {len(COLUMNS) - 1}
-           FROM pg_attribute, CAST('{_KINDS}' AS jsonb) kinds
-           WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped)"""
+# Whether a table c is as ampd makes it, as far as that does not concern its columns, rules and triggers.
+PLAIN = """(c.relkind = 'r' AND c.relpersistence = 'p' AND c.relchecks = 0 AND NOT c.relispartition
+      AND NOT EXISTS (SELECT FROM pg_index WHERE indrelid = c.oid AND (indexprs IS NOT NULL OR indpred IS NOT NULL)))"""
+# The same of its columns, as an aggregate over OF_COLUMNS: those of a parent are inherited as well.
+SHAPED = f"""(bool_and(NOT atthasdef AND attinhcount = 0 AND CASE attname {
+    " ".join(f"WHEN '{name}' THEN atttypid = {_OIDS[kind]}" for name, kind in COLUMNS.items())
+} ELSE atttypid < 16384 END)
+      AND count(*) FILTER (WHERE attname IN ({", ".join(f"'{name}'" for name in COLUMNS if name != LAST)}))
+        = {len(COLUMNS) - 1})"""
+OF_COLUMNS = "pg_attribute WHERE attrelid = {0} AND attnum > 0 AND NOT attisdropped"
 
-HIDES = "(c.relrowsecurity AND row_security_active(c.oid))"
 # These two stay set until the next VACUUM when the last one is dropped.
 MAY_FIRE = "(c.relhastriggers OR c.relhasrules)"
 FIRES = "(EXISTS (SELECT FROM pg_trigger WHERE tgrelid = {0}) OR EXISTS (SELECT FROM pg_rewrite WHERE ev_class = {0}))"
