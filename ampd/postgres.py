@@ -748,7 +748,7 @@ class Database:
             await self._farewell(session)
 
     async def _farewell(self, session: Session) -> None:
-        connection, secs = session.connection, patience()
+        connection, secs, gone = session.connection, patience(), False
         try:
             if self._pool is None:  # the server needs no more than to be told
                 with anyio.CancelScope(shield=True), anyio.move_on_after(GOODBYE_SECS):
@@ -759,10 +759,11 @@ class Database:
                     # The schema has changed under the pool's cached plans and types.
                     await connection.reload_schema_state()
                     await self._pool.release(connection, timeout=secs)
+                    gone = True
         except (*_BROKEN, asyncpg.PostgresError):
             pass
         finally:
-            if self._pool is None or session.is_closed():
+            if not gone:  # a pool waits for ever for a connection that is neither released nor closed
                 _terminate(connection)
 
 

@@ -60,16 +60,17 @@ FIRES = "(EXISTS (SELECT FROM pg_trigger WHERE tgrelid = {0}) OR EXISTS (SELECT 
 
 def alterations_message(session: Session, oid: int) -> str:
     """Return the question what on a table is not as ampd has made it, in words, as `list[str]`."""
-    wanted = ", ".join(f"('{name}', '{kind}')" for name, kind in COLUMNS.items())
+    wanted = ", ".join(f"({place}, '{name}', '{kind}')" for place, (name, kind) in enumerate(COLUMNS.items()))
     document = f"""(SELECT coalesce(jsonb_agg(what), '[]') FROM (
       SELECT 'is not a plain table' FROM pg_class
         WHERE oid = {oid} AND (relkind <> 'r' OR relpersistence <> 'p' OR relispartition)
       UNION ALL SELECT 'inherits from ' || inhparent::regclass FROM pg_inherits WHERE inhrelid = {oid}
-      UNION ALL SELECT 'has no column ' || string_agg(name, ', ') FROM (VALUES {wanted}) w (name, kind)
+      UNION ALL SELECT 'has no column ' || string_agg(name, ', ' ORDER BY place)
+        FROM (VALUES {wanted}) w (place, name, kind)
         WHERE name <> '{LAST}' AND NOT EXISTS (
           SELECT FROM pg_attribute WHERE attrelid = {oid} AND attname = name AND NOT attisdropped) HAVING count(*) > 0
       UNION ALL SELECT format('has a column %I of type %s', attname, format_type(atttypid, atttypmod))
-        FROM pg_attribute LEFT JOIN (VALUES {wanted}) w (name, kind) ON name = attname
+        FROM pg_attribute LEFT JOIN (VALUES {wanted}) w (place, name, kind) ON name = attname
         WHERE attrelid = {oid} AND attnum > 0 AND NOT attisdropped
           AND CASE WHEN kind IS NULL THEN atttypid >= 16384 ELSE format_type(atttypid, atttypmod) <> kind END
       UNION ALL SELECT format('has a %s for its column %I',

@@ -110,10 +110,12 @@ def expect(files: dict[int, File], rows: dict[int, Row], *, out_of_order: bool) 
         if row is None:
             late = version < newest_row and not out_of_order
             states[version] = State.OUT_OF_ORDER if late else State.PENDING
+        elif file is None and version > newest_file:
+            states[version] = State.AHEAD  # finished or not: it is for the newer build to finish
         elif not row.finished:
             states[version] = State.INTERRUPTED
         elif file is None:
-            states[version] = State.MISSING if version <= newest_file else State.AHEAD
+            states[version] = State.MISSING
         else:
             same = (file.identity, file.edition, file.broken) == (row.file.identity, row.file.edition, row.file.broken)
             states[version] = State.APPLIED if same else State.CHANGED
