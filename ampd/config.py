@@ -15,6 +15,7 @@ from urllib.parse import quote, unquote
 import msgspec
 
 from .errors import ConfigError
+from .hiding import Hidden, discreet
 
 PREFIX = "AMP_CONFIG_"
 FLAT_URL = "metadata_db_url"
@@ -48,8 +49,9 @@ class DatabaseUrl:
         TypeError: not a text at all.
     """
 
-    __slots__ = ("_secrets", "database", "hosts", "parameters", "password", "user")
+    __slots__ = ("_hidden", "database", "hosts", "user")
 
+    @discreet
     def __init__(self, url: str) -> None:
         if not isinstance(url, str):
             raise TypeError(f"a database URL is a str, not {type(url).__name__}{way_to_url(url)}")
@@ -71,14 +73,13 @@ class DatabaseUrl:
         given = _parameters(query)
         parameters = {key: _decoded(value) for key, value in given}
         self.user = parameters.pop("user", None) or _decoded(user) or None
-        self.password = parameters.pop("password", None) or _decoded(password) or None
+        effective = parameters.pop("password", None) or _decoded(password) or None
         self.database = parameters.pop("dbname", None) or _decoded(path) or None
         ports = parameters.pop("port", "").split(",")
         if "host" in parameters:
             self.hosts = _hosts([_named(spec) for spec in parameters.pop("host").split(",")], ports)
         else:
             self.hosts = _hosts([_located(spec) for spec in hostspec.split(",")], ports)
-        self.parameters = parameters
         if _HIDDEN in (password, *(value for key, value in given if _is_secret(key))):
             raise ConfigError(
                 f"the password of the database URL is {_HIDDEN}, which stands for one that was hidden",
@@ -87,7 +88,18 @@ class DatabaseUrl:
                 "a password that is no more than that is written %2A%2A%2A",
             )
         written = {password, *(value for key, value in given if _is_secret(key))} - {""}
-        self._secrets = written | {form for secret in written for form in (_decoded(secret), _quoted(_decoded(secret)))}
+        secrets = written | {form for secret in written for form in (_decoded(secret), _quoted(_decoded(secret)))}
+        self._hidden = Hidden((effective, parameters, secrets))
+
+    @property
+    def password(self) -> str | None:
+        """Return the password, if the URL has one."""
+        return self._hidden.reveal()[0]
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """Return the query parameters, without those that are attributes."""
+        return dict(self._hidden.reveal()[1])
 
     def __str__(self) -> str:
         return self._render(lambda _: _HIDDEN)
@@ -101,6 +113,9 @@ class DatabaseUrl:
     def __hash__(self) -> int:
         return hash(self.reveal())
 
+    def __reduce__(self) -> tuple[type[DatabaseUrl], tuple[str]]:
+        return DatabaseUrl, (self.reveal(),)
+
     def reveal(self) -> str:
         """Return the URL with its password, normalised: the one way to get at it, for the driver alone."""
         return self._render(_quoted)
@@ -108,7 +123,7 @@ class DatabaseUrl:
     def with_parameters(self, parameters: Mapping[str, str]) -> DatabaseUrl:
         """Return the same URL with other query parameters."""
         url = DatabaseUrl(self.reveal())
-        url.parameters = dict(parameters)
+        url._hidden = Hidden((self.password, dict(parameters), self._hidden.reveal()[2]))
         return url
 
     def _render(self, show: Callable[[str], str]) -> str:
@@ -148,7 +163,7 @@ class DatabaseUrl:
 
     def redact(self, text: str) -> str:
         """Return `text` with every form of the URL's secrets replaced; a very short one only as a word of its own."""
-        for secret in sorted(self._secrets, key=len, reverse=True):  # one may be a part of another
+        for secret in sorted(self._hidden.reveal()[2], key=len, reverse=True):  # one may be a part of another
             if len(secret) < _WORTH_HIDING_IN_WORDS:
                 text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", _HIDDEN, text)
             else:
@@ -252,19 +267,19 @@ class _Checked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     _at: ClassVar[str]  # the key path of the whole
 
+    @discreet
     def __post_init__(self) -> None:
         for field in _fields(type(self)):
             value = getattr(self, field.name)
-            # Until it is found good no traceback shows it: a URL holds a password.
+            # Until it is found good no frame of a subclass shows it: a URL holds a password.
             msgspec.structs.force_setattr(self, field.name, None)
             try:
                 value = msgspec.convert(value, field.type, dec_hook=_decode)
             except ConfigError as error:
-                value, inner = None, error.message.startswith("metadata_db")  # of a key of an inner table
+                inner = error.message.startswith("metadata_db")  # of a key of an inner table
                 path = "" if inner else f"{self._at}.{field.name}: "
                 raise ConfigError(f"{path}{error.message}", hint=error.hint) from None
             except msgspec.ValidationError as error:
-                value = None
                 raise _wrong(f"{self._at}.{field.name}", str(error)) from None
             msgspec.structs.force_setattr(self, field.name, value)
 
@@ -437,6 +452,7 @@ def load_config(path: str | Path | None = None) -> Config:
     return config
 
 
+@discreet
 def read_config(
     path: str | Path | None, environ: Mapping[str, str], *, defaults: Mapping[str, Any] | None = None
 ) -> tuple[Config, tuple[Warning, ...]]:

@@ -15,6 +15,7 @@ from .config import DatabaseUrl, Limits, MetadataDb, check_schema, patience
 from .display import one_line
 from .errors import AmpdError, ConfigError, ConnectionFailed, InvalidMigration, MigrationConflict, MigrationInterrupted
 from .events import Finished, OnEvent, Planned, Starting, Stopped, Warned, ignore, was_stopped
+from .hiding import Hidden
 from .history import History, TurnTaken, read, refuse_to_write, remarks
 from .migration import AppliedMigration, DirectiveError, Directives, Migration, directives, reversals
 from .plan import Order, Plan, Resumption, Settlement, State, Step, check_project, plan, resuming
@@ -65,7 +66,9 @@ async def migrate(
         AmpdError: whichever of its subclasses applies; its `report` says what was applied all the same.
         TypeError: an argument is of the wrong type; `on_event`, say, is an `async def`.
     """
-    run = await _Run.of(database, migrations, schema, target, limits, on_event)
+    source = Hidden(database)
+    del database
+    run = await _Run.of(source, migrations, schema, target, limits, on_event)
     async with run.tell:
         try:
             report = await run.to_the_end()
@@ -94,7 +97,9 @@ async def status(
 
     Takes the arguments of `migrate`, and raises the errors of connecting and reading.
     """
-    run = await _Run.of(database, migrations, schema, target, limits, on_event)
+    source = Hidden(database)
+    del database
+    run = await _Run.of(source, migrations, schema, target, limits, on_event)
     try:
         async with run.tell, run.sessions() as (session, *_):
             found = await run.planning()
@@ -127,11 +132,13 @@ async def resolve(
         ConfigError: that migration is not interrupted, or these are not the files that it is one of.
         TurnTimeout: its runner, or a statement of it, is still at work.
     """
+    source = Hidden(database)
+    del database
     _check_version("version", version)
     if not isinstance(settlement, Settlement):
         ways = "ampd.Settlement.APPLIED or ampd.Settlement.ROLLED_BACK"
         raise TypeError(f"the settlement is {ways}, not {type(settlement).__name__}")
-    run = await _Run.of(database, migrations, schema, None, limits, on_event)
+    run = await _Run.of(source, migrations, schema, None, limits, on_event)
     while True:
         async with run.tell, run.sessions() as (session, *_):
             if (settled := await _settle(run, session, version, settlement)) is not None:
@@ -192,7 +199,8 @@ class _Run:
 
     def __init__(
         self,
-        database: Source,
+        source: Hidden[Source],
+        configured: MetadataDb,
         files: tuple[Migration, ...],
         schema: str | None,
         target: int | None,
@@ -202,7 +210,6 @@ class _Run:
         packaged: bool,
     ) -> None:
         self.tell = Teller(on_event, lambda: (self.shown, self.history.schema if self.history else self.schema))
-        configured = database if isinstance(database, MetadataDb) else MetadataDb()
         policy = configured.migrations
         self.patience = patience(policy, limits)
         self.role = policy.role
@@ -214,9 +221,8 @@ class _Run:
         self.packaged = packaged
         self.target = target
         _check_target(self.files, target)
-        where = database.require_url() if isinstance(database, MetadataDb) else database
         self.source = Database(
-            where,
+            source,
             connect_wait_secs=self.patience.connect_wait_secs,
             turn_wait_secs=self.patience.turn_wait_secs,
             on_event=self.tell,
@@ -234,7 +240,7 @@ class _Run:
     @classmethod
     async def of(
         cls,
-        database: Source,
+        source: Hidden[Source],
         migrations: Iterable[Migration] | None,
         schema: str | None,
         target: int | None,
@@ -243,10 +249,11 @@ class _Run:
     ) -> _Run:
         """Return a run of what a caller has given; where that is no migrations, those of the folder are read."""
         check_event_loop()
-        folder = database.migrations.dir if isinstance(database, MetadataDb) else None
+        configured = _configuration_in(source)
+        folder = configured.migrations.dir
         files = await in_slices(reading(folder)) if migrations is None else _in_order(migrations)
         packaged = migrations is None and folder is None
-        return cls(database, files, schema, target, limits, on_event, packaged=packaged)
+        return cls(source, configured, files, schema, target, limits, on_event, packaged=packaged)
 
     async def to_the_end(self) -> Report:
         needed = 1
@@ -499,6 +506,11 @@ def _interrupted(script: Script, message: str) -> MigrationInterrupted:
     error = MigrationInterrupted(message)
     error.version, error.file = script.migration.version, script.migration.file
     return error
+
+
+def _configuration_in(source: Hidden[Source]) -> MetadataDb:
+    given = source.reveal()
+    return given if isinstance(given, MetadataDb) else MetadataDb()
 
 
 def _in_order(given: Iterable[Migration]) -> tuple[Migration, ...]:

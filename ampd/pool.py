@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from .config import Limits, MetadataDb, check_schema
 from .errors import ConfigError, MigrationConflict
 from .events import OnEvent, Warned, ignore
+from .hiding import Hidden
 from .migration import Migration
 from .migrator import migrate, refuse_conflicts, status
 from .postgres import Pool, check_event_loop, connected, unopened_pool
@@ -44,13 +45,17 @@ async def open_pool(
         MigrationConflict: without `auto_migrate`, migrations are pending; the hint names the command to run.
         AmpdError: as `migrate` and `status` do.
     """
+    hidden_options = Hidden(options)
+    del options
     if not isinstance(metadata_db, MetadataDb):
-        raise TypeError(f"open_pool takes the metadata_db section of a configuration, not {type(metadata_db).__name__}")
+        kind = type(metadata_db).__name__
+        del metadata_db  # which may be a URL with its password
+        raise TypeError(f"open_pool takes the metadata_db section of a configuration, not {kind}")
     check_event_loop()
     if schema is not None:
         check_schema(schema)
         metadata_db = replace(metadata_db, schema=schema)
-    unopened = unopened_pool(metadata_db, options)
+    unopened = unopened_pool(metadata_db, hidden_options)
     if metadata_db.auto_migrate:
         await migrate(metadata_db, migrations=migrations, limits=limits, on_event=on_event)
     else:

@@ -40,6 +40,7 @@ from .errors import (
     TlsFailed,
 )
 from .events import OnEvent, Retrying, ServerMessage, WaitingForConnection, Warned, ignore
+from .hiding import Hidden, discreet, without_frames
 from .patience import QUIET_SECS, Patience
 
 if TYPE_CHECKING:
@@ -445,35 +446,47 @@ class _Line:
 _LINES: dict[int, _Line] = {}  # by the pool's id, while there are runs: a pool cannot be referred to weakly
 
 
+@discreet
+def _source(hidden: Hidden[Any]) -> DatabaseUrl | Pool:
+    """Return where a caller has said that the database is.
+
+    Raises:
+        ConfigError: a URL that is none.
+        TypeError: something else.
+    """
+    source = hidden.reveal()
+    if isinstance(source, MetadataDb):
+        return source.require_url()
+    if isinstance(source, DatabaseUrl | asyncpg.Pool):
+        return source
+    if isinstance(source, str):
+        return DatabaseUrl(source)
+    raise TypeError(
+        "the database is a PostgreSQL URL, an asyncpg.Pool or the metadata_db section of a configuration, "
+        f"not {type(source).__name__}{way_to_url(source)}"
+    )
+
+
 class Database:
     """Where sessions come from: a URL, or a pool that belongs to somebody else."""
 
     def __init__(
         self,
-        source: DatabaseUrl | str | asyncpg.Pool,
+        hidden_source: Hidden[Any],
         *,
         connect_wait_secs: float = 0,
         turn_wait_secs: float = 0,
         on_event: OnEvent = ignore,
     ) -> None:
-        if isinstance(source, asyncpg.Pool):
-            self._pool: asyncpg.Pool | None = source
-            self._url: DatabaseUrl | None = None
-            self.label: str | None = None
-            self._role = None
-            self.redact: Callable[[str], str] = str
-        elif not isinstance(source, DatabaseUrl | str):
-            raise TypeError(
-                "the database is a PostgreSQL URL, an asyncpg.Pool or the metadata_db section of a configuration, "
-                f"not {type(source).__name__}{way_to_url(source)}"
-            )
+        source = _source(hidden_source)
+        if isinstance(source, DatabaseUrl):
+            self._url: DatabaseUrl | None = source
+            self._pool: asyncpg.Pool | None = None
+            self.label: str | None = source.label
+            self._role = source.user or os.environ.get("PGUSER")
+            self.redact: Callable[[str], str] = source.redact
         else:
-            url = source if isinstance(source, DatabaseUrl) else DatabaseUrl(source)
-            self._pool = None
-            self._url = url
-            self.label = url.label
-            self._role = url.user or os.environ.get("PGUSER")
-            self.redact = url.redact
+            self._url, self._pool, self.label, self._role, self.redact = None, source, None, None, str
         self._connect_wait_secs = connect_wait_secs
         # Of a pool that the service itself uses up, as before of a server.
         self._service_wait_secs = connect_wait_secs + CONNECT_TIMEOUT_SECS
@@ -690,18 +703,13 @@ class Database:
                 _terminate(connection)  # a pool then has room for another
                 raise ConnectionResetError("connection_lost right after the greeting")
             except refusals as error:
-                if isinstance(error, TimeoutError) and self._is_used_up():
-                    raise _PoolInUse(ConnectionFailed("no connection of the pool is free")) from error
-                failure, worth_retrying = connection_failure(error, self._url)
-                if is_full(failure):
-                    raise NotNow(failure) from None
-                waited = monotonic() - begun
-                if not worth_retrying or waited + delay > wait:
-                    tells = self.redact(str(error)) != str(error)  # and so would a traceback
-                    raise failure from (None if tells or isinstance(failure, ConfigError) else error)
-                if monotonic() - told > 3 or told == begun:
-                    told = monotonic()
-                    self._on_event(Retrying(reason=failure.message, waited=waited, limit=wait))
+                failure, worth_retrying = self._meaning(error)
+            waited = monotonic() - begun
+            if not worth_retrying or waited + delay > wait:
+                raise failure
+            if monotonic() - told > 3 or told == begun:
+                told = monotonic()
+                self._on_event(Retrying(reason=str(failure.args[0]), waited=waited, limit=wait))
             await anyio.sleep(delay)
             delay = min(delay * 1.6, _LONGEST_DELAY_SECS)
 
@@ -712,7 +720,7 @@ class Database:
             ConfigError: none is worth making.
         """
         if (pool := self._pool) is not None:
-            return lambda: pool.acquire(timeout=timeout)
+            return lambda: _acquired(pool, timeout)
         assert self._url is not None
         arguments, remarks = driver_arguments(self._url, timeout)
         if not self._remarked:
@@ -720,6 +728,13 @@ class Database:
             for remark in remarks:
                 self._on_event(Warned(message=remark))
         return lambda: _connect(arguments)
+
+    def _meaning(self, error: Exception) -> tuple[Exception, bool]:
+        """Return what a failed attempt is raised as, and whether it is worth another one."""
+        if isinstance(error, TimeoutError) and self._is_used_up():
+            return _PoolInUse(ConnectionFailed("no connection of the pool is free")), False
+        failure, worth_retrying = _failure_of(error, self._url)
+        return (NotNow(failure), False) if is_full(failure) else (failure, worth_retrying)
 
     def _is_used_up(self) -> bool:
         pool = self._pool
@@ -777,9 +792,20 @@ def _terminate_all(taking: asyncio.Future[tuple[list[Session], Any]]) -> None:
             session.give_up("the run was cancelled")
 
 
-async def _connect(arguments: dict[str, Any]) -> asyncpg.Connection:
+_DRIVER = "asyncpg"  # whose frames hold the password
+
+
+async def _acquired(pool: Pool, timeout: float) -> Any:
+    try:
+        return await pool.acquire(timeout=timeout)
+    except BaseException as error:  # a cancellation too
+        without_frames(error, _DRIVER)
+        raise
+
+
+async def _connect(arguments: Hidden[dict[str, Any]]) -> asyncpg.Connection:
     """Connect; cancelled, let the attempt come to its end: asyncpg leaves an error behind that nobody retrieves."""
-    attempt = asyncio.ensure_future(asyncpg.connect(**arguments))
+    attempt = asyncio.ensure_future(asyncpg.connect(**arguments.reveal()))
     try:
         return await asyncio.shield(attempt)
     except asyncio.CancelledError:
@@ -889,7 +915,8 @@ _LARGEST = {"keepalives_idle": 32767, "keepalives_interval": 32767, "keepalives_
 _LARGEST_INTEGER = 2_147_483_647
 
 
-def driver_arguments(url: DatabaseUrl, default_timeout: float) -> tuple[dict[str, Any], tuple[str, ...]]:
+@discreet
+def driver_arguments(url: DatabaseUrl, default_timeout: float) -> tuple[Hidden[dict[str, Any]], tuple[str, ...]]:
     """Return what to call `asyncpg.connect` with for a libpq URL, and remarks for the person.
 
     Raises:
@@ -963,7 +990,7 @@ def driver_arguments(url: DatabaseUrl, default_timeout: float) -> tuple[dict[str
         arguments["password"] = password
     if remark:
         remarks.append(remark)
-    return arguments, tuple(remarks)
+    return Hidden(arguments), tuple(remarks)
 
 
 # What libpq reads from the environment and the driver does not, or not as libpq does; the URL goes before it.
@@ -1138,6 +1165,15 @@ _PASSWORD_LINE = r"((?:\\.|[^:\\])*):" * 4 + r"((?:\\.|[^:\r])*)"
 
 _VARIABLES = ("PGHOST", "PGPORT", "PGSSLMODE", "PGSSLNEGOTIATION", "PGSSLROOTCERT", "PGSSLMINPROTOCOLVERSION")
 _HBA_HINT = "ask the server's administrator for a pg_hba.conf entry for this role, database and address"
+
+
+def _failure_of(error: Exception, url: DatabaseUrl | None) -> tuple[AmpdError, bool]:
+    """Return what `connection_failure` does, the error as its cause unless that shows a password."""
+    failure, worth_retrying = connection_failure(error, url)
+    tells = url is not None and url.redact(str(error)) != str(error)
+    if not tells and not isinstance(failure, ConfigError):
+        failure.__cause__ = without_frames(error, _DRIVER)
+    return failure, worth_retrying
 
 
 def connection_failure(error: BaseException, url: DatabaseUrl | None) -> tuple[AmpdError, bool]:
@@ -1403,15 +1439,17 @@ def _on_table(words: tuple[str, ...]) -> str | None:
 _ANOTHER_DATABASE = ("dsn", "host", "port", "database", "service", "servicefile")
 
 
-def unopened_pool(metadata_db: MetadataDb, options: Mapping[str, Any]) -> Pool:
-    """Return a pool with the sizes and lifetimes of the configuration, to be `connected`; `options` go to asyncpg.
+@discreet
+def unopened_pool(metadata_db: MetadataDb, hidden_options: Hidden[dict[str, Any]]) -> Pool:
+    """Return a pool with the sizes and lifetimes of the configuration, to be `connected`; the options go to asyncpg.
 
     Raises:
         ConfigError: the URL or an option cannot be used; nothing was connected to.
     """
+    options = hidden_options.reveal()
     _check_options(options)
     url = metadata_db.require_url()
-    arguments, _ = driver_arguments(url, CONNECT_TIMEOUT_SECS)
+    arguments = driver_arguments(url, CONNECT_TIMEOUT_SECS)[0].reveal()
     if options.keys() & {"user", "passfile"}:
         arguments.pop("password", None)  # which was that of somebody else: the driver looks for this one's
     arguments["max_inactive_connection_lifetime"] = metadata_db.idle_timeout_secs
@@ -1460,8 +1498,11 @@ async def connected(pool: Pool, url: DatabaseUrl) -> Pool:
     try:
         return await pool
     except (OSError, *_REFUSED, *_LOST) as error:
-        pool.terminate()  # what it has got
-        raise connection_failure(error, url)[0] from error
+        failure: Exception = _failure_of(error, url)[0]
+    except Exception as error:  # of a callback that the options hold, say
+        failure = without_frames(error, _DRIVER)
+    pool.terminate()  # what it has got
+    raise failure
 
 
 _REFUSED = (

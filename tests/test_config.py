@@ -572,17 +572,6 @@ def test_values_put_together_in_python_become_what_a_file_gives() -> None:
     assert type(Migrations(lock_retry_secs=1).lock_retry_secs) is float
 
 
-def test_a_section_that_is_refused_leaves_no_password_in_its_traceback() -> None:
-    """The frames of the refusal, which error trackers collect, have let go of the URL."""
-    broken: Any = {"url": f"mysql://u:{SECRET}@h/db"}
-    with pytest.raises(ConfigError) as error:
-        MetadataDb(**broken)
-    frames = [entry.frame for entry in error.traceback if Path(str(entry.path)).name == "config.py"]
-    kept = [repr(frame.raw.f_locals) for frame in frames if frame.raw.f_code.co_name == "__post_init__"]
-    assert len(kept) == 2
-    assert SECRET not in "".join(kept)
-
-
 def test_limits_hold_patience_and_nothing_else() -> None:
     """Each limit is a key of the configuration with the same type; what is not given stays as configured."""
     assert Limits.__struct_fields__ == Patience.__struct_fields__

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import ampd
 from ampd import ConfigError, DatabaseUrl, postgres
+from ampd.hiding import Hidden
 from ampd.postgres import driver_arguments
 from tests.scenes import scripts
 from tests.servers import Database, Server
@@ -281,7 +282,7 @@ def test_an_empty_file_name_is_none() -> None:
     """As to libpq, an empty parameter that names a file is as good as left out."""
     url = DatabaseUrl("postgresql://h/db?sslrootcert=&sslcert=&sslkey=&sslcrl=&sslmode=require")
     arguments, _ = driver_arguments(url, 10)
-    assert DatabaseUrl(arguments["dsn"]).parameters == {
+    assert DatabaseUrl(arguments.reveal()["dsn"]).parameters == {
         "sslmode": "require",
         "application_name": "ampd",
         "standard_conforming_strings": "on",
@@ -305,11 +306,11 @@ def test_the_password_file_is_read_as_libpq_does(tmp_path: Path, lines: str, pas
     (file := tmp_path / "pgpass").write_bytes(lines.encode())
     file.chmod(0o600)
     url = DatabaseUrl(f"postgresql://u@h:5433/db?passfile={file}")
-    assert driver_arguments(url, 1)[0].get("password") == password
+    assert driver_arguments(url, 1)[0].reveal().get("password") == password
     file.chmod(0o640)
     arguments, remarks = driver_arguments(url, 1)
     loose = f"password file {file} has group or world access and is ignored; chmod 0600 {file}"
-    assert (arguments["password"], remarks) == ("", (loose,))
+    assert (arguments.reveal()["password"], remarks) == ("", (loose,))
 
 
 @pytest.mark.anyio
@@ -456,8 +457,8 @@ def test_no_output_holds_a_password(made: tuple[str, dict[str, Any]], also_as: s
         url += also_as + quote(password, safe="")
     read = DatabaseUrl(url)
     rest = DatabaseUrl(url)
-    rest.password = "*"
-    rest.parameters = {key: "*" if "password" in key else value for key, value in rest.parameters.items()}
+    masked = {key: "*" if "password" in key else value for key, value in read.parameters.items()}
+    rest._hidden = Hidden(("*", masked, set()))
     forms = {password, quote(password, safe="")}
     elsewhere = f"{rest!r} {rest.reveal()} {rest.label}"
     assume(not any(form in elsewhere for form in forms))
@@ -575,7 +576,7 @@ async def test_a_dead_server_is_noticed_by_the_socket(
 ) -> None:
     """Keepalives are on unless the URL says otherwise, with its own numbers where it gives some."""
     arguments, _ = driver_arguments(DatabaseUrl(f"{database.url}?sslmode=disable&{query}".rstrip("&")), 10)
-    connection = await asyncpg.connect(**arguments)
+    connection = await asyncpg.connect(**arguments.reveal())
     sock = connection._transport.get_extra_info("socket")
     tcp = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
     found = [sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)]
@@ -792,8 +793,8 @@ async def test_what_libpq_reads_is_honoured(database: Database, monkeypatch: pyt
     }.items():
         monkeypatch.setenv(variable, value)
     arguments, _ = driver_arguments(DatabaseUrl(database.url), 1)
-    assert arguments["timeout"] == 7
-    connection = await asyncpg.connect(**arguments)
+    assert arguments.reveal()["timeout"] == 7
+    connection = await asyncpg.connect(**arguments.reveal())
     settings = "SELECT current_setting('work_mem'), current_setting('timezone'), current_setting('datestyle')"
     assert tuple(await connection.fetchrow(settings)) == ("5MB", "Asia/Tokyo", "German, DMY")
     await connection.close()

@@ -55,6 +55,7 @@ NEEDED = {
     "ampd.display",
     "ampd.errors",
     "ampd.events",
+    "ampd.hiding",
     "ampd.history",
     "ampd.migration",
     "ampd.migrator",
