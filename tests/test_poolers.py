@@ -21,7 +21,7 @@ from ampd import (
     StatementStarted,
     locks,
 )
-from ampd.config import Limits
+from ampd.config import DatabaseUrl, Limits, MetadataDb, Migrations
 from ampd.events import Event
 from tests.scenes import (
     GENEROUS,
@@ -394,3 +394,27 @@ async def test_a_pooler_that_has_lost_its_server(database: Database) -> None:
             with pytest.raises(ConnectionFailed, match="connection to the server was lost"):
                 await library.migrate(pooler.url(database.name), migrations=files)
         assert len((await library.migrate(pooler.url(database.name), migrations=files)).applied) == 1
+
+
+async def test_a_role_reaches_what_runs_in_a_transaction_and_nothing_else(database: Database) -> None:
+    """In transaction mode migrations run as the configured role, and it is not left behind; other files are refused."""
+    owner = await database.role("owner", "USAGE, CREATE ON SCHEMA public")
+    outside = "-- no-transaction\nCREATE TABLE b ();\nCREATE INDEX CONCURRENTLY i ON a (id);"
+    files = scripts("CREATE TABLE a (id integer)", outside)
+    migrations = Migrations(role=owner.name)
+    with pgbouncer(database.server) as pooler:
+        there = MetadataDb(url=DatabaseUrl(pooler.url(database.name)), migrations=migrations)
+        await library.migrate(there, migrations=files[:1])
+        with pytest.raises(ConfigError) as refusal:
+            await library.migrate(there, migrations=files)
+        assert f"where role = {owner.name!r} does not reach it behind a pooler" in refusal.value.message
+        async with database.connect(pooler.url(database.name), statement_cache_size=0) as other:
+            assert await other.fetchval("SELECT current_user") == "postgres"
+    with pgbouncer(database.server, "session") as pooler:
+        there = MetadataDb(url=DatabaseUrl(pooler.url(database.name)), migrations=migrations)
+        assert len((await library.migrate(there, migrations=files)).applied) == 1
+    rows = await database.fetch(
+        "SELECT DISTINCT pg_get_userbyid(relowner) AS name FROM pg_class "
+        "WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'i')"
+    )
+    assert [row["name"] for row in rows] == [owner.name]
