@@ -763,7 +763,7 @@ class Database:
             await self._farewell(session)
 
     async def _farewell(self, session: Session) -> None:
-        connection, secs, gone = session.connection, patience(), False
+        connection, secs, released = session.connection, patience(), False
         try:
             if self._pool is None:  # the server needs no more than to be told
                 with anyio.CancelScope(shield=True), anyio.move_on_after(GOODBYE_SECS):
@@ -773,12 +773,12 @@ class Database:
                 if await session.recover():  # a pool wants no open transaction back
                     # The schema has changed under the pool's cached plans and types.
                     await connection.reload_schema_state()
+                    released = True  # or closed: the driver sees to that by itself, whoever is cancelled
                     await self._pool.release(connection, timeout=secs)
-                    gone = True
         except (*_BROKEN, asyncpg.PostgresError):
             pass
         finally:
-            if not gone:  # a pool waits for ever for a connection that is neither released nor closed
+            if not released:  # a pool waits for ever for a connection that is neither released nor closed
                 _terminate(connection)
 
 
