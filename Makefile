@@ -59,7 +59,7 @@ $(VENV)/ready: pyproject.toml .ci/lock/dev.txt .ci/lock/solo.txt
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@$(PIP_INSTALL) -r .ci/lock/dev.txt
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
-	@$(BIN)/python -c 'from ampd.solo import find_postgres; find_postgres()' 2>/dev/null || \
+	@$(BIN)/python -c 'from ampd.local_server.installation import find_postgres; find_postgres()' 2>/dev/null || \
 	{ echo "no PostgreSQL server on this system: fetching one" >&2; $(PIP_INSTALL) -r .ci/lock/solo.txt; }
 	@touch $@
 

@@ -19,12 +19,12 @@ __version__ = VERSION
 if TYPE_CHECKING:
     from .config import (
         Config as Config,
-        DatabaseUrl as DatabaseUrl,
         Limits as Limits,
         MetadataDb as MetadataDb,
         Migrations as Migrations,
         load_config as load_config,
     )
+    from .database_url import DatabaseUrl as DatabaseUrl
     from .errors import (
         AmpdError as AmpdError,
         AuthenticationFailed as AuthenticationFailed,
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from .events import (
         Applied as Applied,
         Blocked as Blocked,
-        Blocker as Blocker,
         Event as Event,
         Failed as Failed,
         Finished as Finished,
@@ -63,10 +62,10 @@ if TYPE_CHECKING:
     )
     from .migration import AppliedMigration as AppliedMigration, Migration as Migration
     from .migrator import migrate as migrate, resolve as resolve, status as status
+    from .other_sessions import Blocker as Blocker
     from .plan import (
         Conflict as Conflict,
         Plan as Plan,
-        Resumption as Resumption,
         Settlement as Settlement,
         State as State,
         Step as Step,
@@ -79,11 +78,13 @@ if TYPE_CHECKING:
         Result as Result,
         Status as Status,
     )
+    from .resumption import Resumption as Resumption
     from .source import read_migrations as read_migrations
 
 # isort: on
 _HOMES = {
-    "config": ("Config", "DatabaseUrl", "Limits", "MetadataDb", "Migrations", "load_config"),
+    "config": ("Config", "Limits", "MetadataDb", "Migrations", "load_config"),
+    "database_url": ("DatabaseUrl",),
     "errors": (
         "AmpdError",
         "AuthenticationFailed",
@@ -104,7 +105,6 @@ _HOMES = {
     "events": (
         "Applied",
         "Blocked",
-        "Blocker",
         "Event",
         "Failed",
         "Finished",
@@ -122,9 +122,11 @@ _HOMES = {
     ),
     "migration": ("AppliedMigration", "Migration"),
     "migrator": ("migrate", "resolve", "status"),
-    "plan": ("Conflict", "Plan", "Resumption", "Settlement", "State", "Step"),
+    "other_sessions": ("Blocker",),
+    "plan": ("Conflict", "Plan", "Settlement", "State", "Step"),
     "pool": ("open_pool",),
     "report": ("AppliedNow", "PendingMigration", "Report", "Result", "Status"),
+    "resumption": ("Resumption",),
     "source": ("read_migrations",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

@@ -11,7 +11,7 @@ def main() -> None:
     # traceback. And the first process of a container hears no SIGTERM that it has no handler for.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: os._exit(128 + number))
-    from .cli import run
+    from .cli.commands import run
 
     sys.exit(run(sys.argv[1:]))
 

@@ -22,67 +22,12 @@ known is None. `code` is stable and part of the public contract.
 
 from __future__ import annotations
 
-import re
 from typing import Any, ClassVar
 
-import ampd  # for the annotations: whoever resolves one finds the names of the modules above this one there
-
-from .display import visible
-
-# Whoever made a path of the URL has lost a slash.
-_UP_TO_PASSWORD = re.compile(r"(?=(\w:/{1,2}[^\s:/]*:))")  # one may begin within another
-# `hide_password=False` is what a hint tells those who use SQLAlchemy.
-_IN_QUERY = re.compile(r"((?<!hide_)pass(?:w|%77)ord=)(?:'[^'\n]*'|[^\s&]+)", re.IGNORECASE)
-_LONGEST, _SEARCHED = 20_000, 100_000  # characters of a text that are shown; no password is longer than the difference
-
-
-def masked(text: str) -> str:
-    """Return a text without the password of anything in it that looks like a URL: one may stand where none belongs.
-
-    What is longer than a person reads is cut. The time it takes grows with the length alone: what stands in a message
-    of the server may be a stranger's.
-    """
-    text = _IN_QUERY.sub(r"\1***", _without_passwords(text[:_SEARCHED]))
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… (and more)"
-
-
-def shown(text: str) -> str:
-    """Return a text as it may be shown: without passwords, and with nothing in it that is not seen."""
-    return visible(masked(text))
-
-
-def _without_passwords(text: str) -> str:
-    """Replace what stands between the colon and the @ of each URL: a password may hold anything, an @ or space too."""
-    # A password ends at the last @ before white space, else at the last one before a quote or the end of the line.
-    word, line = _LastAt(text, r"\s"), _LastAt(text, r"""[\n'"]""")
-    parts, done = list[str](), 0
-    for url in _UP_TO_PASSWORD.finditer(text):
-        if url.start() < done:
-            continue
-        begin = url.end(1)
-        end = word.after(begin)
-        end = line.after(begin) if end is None else end
-        if end is not None:
-            parts += (text[done:begin], "***@")
-            done = end + 1
-    return "".join((*parts, text[done:]))
-
-
-class _LastAt:
-    """Finds the last @ before the next match of a pattern, for places in ascending order: each stretch is read once."""
-
-    def __init__(self, text: str, end: str) -> None:
-        self._text = text
-        self._end = re.compile(end)
-        self._past = self._at = -1
-
-    def after(self, place: int) -> int | None:
-        """Return the offset of that @; None if there is none."""
-        if place > self._past:
-            found = self._end.search(self._text, place)
-            self._past = found.start() if found else len(self._text)
-            self._at = self._text.rfind("@", place, self._past)
-        return self._at if self._at >= place else None
+from .other_sessions import Blocker
+from .plan import Conflict
+from .redaction import shown
+from .report import Report
 
 
 class AmpdError(Exception):
@@ -117,7 +62,7 @@ class AmpdError(Exception):
         self.sqlstate = sqlstate
         self.detail = detail and shown(detail)
         self.excerpt = excerpt and shown(excerpt)
-        self.report: ampd.Report | None = None  # set by `migrate`: how far the run had come
+        self.report: Report | None = None  # set by `migrate`: how far the run had come
 
     def __str__(self) -> str:
         parts = [self.message]
@@ -186,7 +131,7 @@ class MigrationConflict(AmpdError):
 
     code = "conflict"
 
-    def __init__(self, message: str, *, conflicts: tuple[ampd.Conflict, ...] = (), hint: str | None = None) -> None:
+    def __init__(self, message: str, *, conflicts: tuple[Conflict, ...] = (), hint: str | None = None) -> None:
         super().__init__(message, hint=hint, version=conflicts[0].version if conflicts else None)
         self.conflicts = conflicts
 
@@ -226,7 +171,7 @@ class LockTimeout(AmpdError):
 
     code = "lock_timeout"
 
-    def __init__(self, message: str, *, blockers: tuple[ampd.Blocker, ...] = (), **facts: Any) -> None:
+    def __init__(self, message: str, *, blockers: tuple[Blocker, ...] = (), **facts: Any) -> None:
         super().__init__(message, **facts)
         self.blockers = blockers
 

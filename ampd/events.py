@@ -14,9 +14,10 @@ from datetime import datetime
 
 import msgspec
 
-import ampd  # for the annotations, see errors
-
 from .display import one_line
+from .errors import AmpdError
+from .other_sessions import Blocker
+from .report import PendingMigration, Report
 
 UNFINISHED = "unfinished: run `ampd migrate` again; it resumes or says what to do"
 UNCONFIRMED = "and the server has not said what became of it: look at `ampd status`"
@@ -52,7 +53,7 @@ class Planned(Event, frozen=True):
     """
 
     applied: int
-    pending: tuple[ampd.PendingMigration, ...]
+    pending: tuple[PendingMigration, ...]
     ahead: tuple[int, ...]
     total: int
 
@@ -155,33 +156,6 @@ class StatementStarted(Event, frozen=True):
         return f"{at}: statement {self.number}/{self.statements}, line {self.line}"
 
 
-class Blocker(msgspec.Struct, frozen=True):
-    """A session that stands in the way of a lock, as `pg_stat_activity` shows it; times in seconds."""
-
-    pid: int
-    user: str | None
-    application: str | None
-    client: str | None
-    state: str | None
-    since: datetime | None
-    query: str | None
-    own_pool: bool = False
-
-    def describe(self) -> str:
-        """Return one line for a person."""
-        if self.own_pool:
-            return f"pid {self.pid}, a connection of this very process's own pool, {self.state or 'state unknown'}"
-        facts = [f"user {one_line(self.user or '?')}", f"application {one_line(self.application or '?')}"]
-        if self.client:
-            facts.append(f"from {one_line(self.client)}")
-        facts.append(self.state or "state unknown")
-        if self.since:
-            facts.append(f"since {self.since:%Y-%m-%d %H:%M:%S%z}")
-        if self.query:
-            facts.append(one_line(self.query))
-        return f"pid {self.pid}: {', '.join(facts)}"
-
-
 class Blocked(Event, frozen=True):
     """The running migration waits for a lock that others hold, and `queued` sessions wait behind it."""
 
@@ -235,7 +209,7 @@ class Failed(Event, frozen=True):
     number: int
     total: int
     duration_ms: int
-    error: ampd.AmpdError
+    error: AmpdError
 
     def __str__(self) -> str:
         return f"[{self.number}/{self.total}] {self.version} {self.name} failed: {self.error.message}"
@@ -244,8 +218,8 @@ class Failed(Event, frozen=True):
 class Finished(Event, frozen=True):
     """The last event of a run that was not cancelled: how far it has come, and the `error` that has ended it."""
 
-    report: ampd.Report
-    error: ampd.AmpdError | None = None
+    report: Report
+    error: AmpdError | None = None
 
     def __str__(self) -> str:
         return self.report.text() if self.error is None else f"error: {self.error}"
@@ -258,7 +232,7 @@ class Stopped(Event, frozen=True):
     `waiting` whether the run was waiting for another runner.
     """
 
-    report: ampd.Report
+    report: Report
     confirmed: bool
     running: Starting | None = None
     waiting: bool = False

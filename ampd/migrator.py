@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -11,27 +11,31 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import anyio
 
-from .config import DatabaseUrl, Limits, MetadataDb, check_schema, patience
+from .advisory_lock import LockTaken
+from .config import Limits, MetadataDb, check_schema, patience
+from .database_url import DatabaseUrl
 from .display import one_line
+from .emitter import Running, Teller, as_ours
 from .errors import AmpdError, ConfigError, ConnectionFailed, InvalidMigration, MigrationConflict, MigrationInterrupted
 from .events import Finished, OnEvent, Planned, Starting, Stopped, Warned, ignore, was_stopped
-from .hiding import Hidden
-from .history import History, TurnTaken, read, refuse_to_write, remarks
-from .migration import AppliedMigration, DirectiveError, Directives, Migration, directives, reversals
-from .plan import Order, Plan, Resumption, Settlement, State, Step, check_project, plan, resuming
-from .postgres import GOODBYE_SECS, Database, NotNow, Pool, Session, check_event_loop
+from .history.reading import read, remarks
+from .history.refusals import check_project, refuse_to_write
+from .history.table import History
+from .lock_wait import Turn, describe
+from .migration import AppliedMigration, Migration
+from .plan import Order, Plan, Settlement, State, Step, plan
+from .postgres.connection import GOODBYE_SECS, Pool, Session, check_event_loop
+from .postgres.database import Database, NotNow
+from .redaction import Hidden
 from .report import AppliedNow, Report, Status, count, pending_of
-from .slices import Slices, at_once, in_slices
+from .resumption import Resumption, resuming
 from .source import PACKAGED, reading
-from .telling import Running, Teller, as_ours
-from .turn import Turn, describe
+from .sql.slices import at_once, in_slices
 from .version import VERSION
 
-# With nothing pending, which is nearly every start, nothing is split or applied: sql, apply, locks and stepwise are
-# imported where they are used.
 if TYPE_CHECKING:
-    from .apply import Script
-    from .sql import Problem
+    from .apply.prepared import Script
+
 
 Source: TypeAlias = str | DatabaseUrl | MetadataDb | Pool
 
@@ -148,7 +152,7 @@ async def resolve(
 
 async def _settle(run: _Run, session: Session, version: int, settlement: Settlement) -> Status | None:
     """Settle as soon as nobody is at it; None when that takes long."""
-    from .apply import settle
+    from .apply.transaction import settle
 
     while True:
         history = await run.look(session)
@@ -169,7 +173,7 @@ async def _settle(run: _Run, session: Session, version: int, settlement: Settlem
                 await settle(session, history, step, settlement)
                 history = await run.look(session)
                 return Status(run.shown, history.schema, await run.planning())
-        except TurnTaken:
+        except LockTaken:
             pass
         run.turn.missed(history)
         if run.turn.lets_go:
@@ -299,8 +303,8 @@ class _Run:
                 if not todo.pending:
                     return self._warn_if_ahead(self.report(todo if self.target is None else None))
                 refuse_to_write(self.history)
+                self._warn(remarks(self.history))
                 scripts = await self._prepared(todo)
-                self._warn((*remarks(self.history), *warnings(todo, scripts)))
                 self._insist_on_connections(scripts)
                 total = len(self.done) + len(todo.pending)
                 try:
@@ -316,7 +320,7 @@ class _Run:
                         self.turn.had()
                         self.source.scarcity.had()
                     continue
-                except TurnTaken as taken:
+                except LockTaken as taken:
                     self.source.scarcity.had()
                     self.turn.missed(self.history, taken)
             if self.turn.lets_go:
@@ -345,10 +349,14 @@ class _Run:
 
     async def _prepared(self, todo: Plan) -> list[Script]:
         """Return the pending scripts, prepared in slices, each of them once."""
+        from .apply.prepared import preparing, warnings
+
         fresh = [step for step in todo.pending if (step.version, step.applied) not in self._scripts]
         for script in await in_slices(preparing(fresh)):
             self._scripts[script.step.version, script.step.applied] = script
-        return [self._scripts[step.version, step.applied] for step in todo.pending]
+        scripts = [self._scripts[step.version, step.applied] for step in todo.pending]
+        self._warn(warnings(todo, scripts))
+        return scripts
 
     async def check_history(self, session: Session, found: Plan) -> None:
         """Refuse a history that is not that of the files at hand, and to begin one beside another that is.
@@ -362,7 +370,7 @@ class _Run:
         check_project(found, history=self.history.name, packaged=self.packaged)
         if self.history.applied or self.history.holder or not self.files:
             return  # whoever has the turn is at the first migration, and has looked around
-        from .neighbours import first_run_error, first_run_warnings, look_around
+        from .history.first_run import first_run_error, first_run_warnings, look_around
 
         home, circumstances = self.history.schema, {"configured": self.schema is not None, "packaged": self.packaged}
         assert home is not None
@@ -398,7 +406,7 @@ class _Run:
 
     def _insist_on_connections(self, scripts: list[Script]) -> None:
         if stepwise := [script for script in scripts if script.directives.no_transaction]:
-            from .stepwise import insist_on_two_connections
+            from .apply.guard import insist_on_two_connections
 
             insist_on_two_connections(self.source, stepwise[0].migration.label)
 
@@ -437,9 +445,10 @@ class _Run:
         self, session: Session, guards: list[Session], script: Script, history: History, total: int
     ) -> History:
         """Apply one migration and return the history with it; tell the truth about it even when cancelled."""
-        from .apply import Job, apply_in_transaction
-        from .locks import with_lock_retries
-        from .stepwise import apply_stepwise
+        from .apply.no_transaction import apply_stepwise
+        from .apply.prepared import Job
+        from .apply.table_locks import with_lock_retries
+        from .apply.transaction import apply_in_transaction
 
         version, name, file = script.migration.version, script.migration.name, script.migration.file
         starting = Starting(
@@ -478,7 +487,7 @@ class _Run:
                     self.interrupted = starting
                 running.failed(_interrupted(script, was_stopped(starting, confirmed=self.confirmed)))
             raise
-        except TurnTaken:
+        except LockTaken:
             running.failed(_interrupted(script, f"another runner has gone on with {starting.label}"))
             raise
         except Exception as error:
@@ -552,87 +561,6 @@ def refuse_conflicts(found: Plan) -> None:
         f"{len(found.conflicts)} migrations are in conflict with the history of the database; nothing is applied",
         conflicts=found.conflicts,
         hint="settle each as it says; `ampd status` shows them all",
-    )
-
-
-def prepare(pending: Iterable[Step]) -> list[Script]:
-    """Split and check every pending script before anything runs.
-
-    Raises:
-        InvalidMigration: names each thing that cannot work, with file and line.
-    """
-    return at_once(preparing(pending))
-
-
-def preparing(pending: Iterable[Step]) -> Slices[list[Script]]:
-    """Split and check them in slices; the work of `prepare`."""
-    yield  # an import takes its time as well
-    from .sql import Caution, Problem, finding_problems, splitting
-
-    yield
-    from .apply import Script
-
-    yield
-    scripts = []
-    offences: list[tuple[Migration, Problem]] = []
-    for step in pending:
-        migration = step.migration
-        assert migration is not None
-        try:
-            wishes = directives(migration.sql)
-        except DirectiveError as error:
-            wishes = Directives()
-            hint = "write a number and one of ms, s, min, h"
-            offences.append((migration, Problem(error.line, 1, error.offset, str(error), hint)))
-        statements = yield from splitting(migration.sql)
-        found = yield from finding_problems(
-            migration.sql, transactional=not wishes.no_transaction, statements=statements
-        )
-        cautions = tuple(problem for problem in found if isinstance(problem, Caution))
-        offences.extend((migration, problem) for problem in found if not isinstance(problem, Caution))
-        scripts.append(Script(step, migration, statements, wishes, cautions))
-    if offences:
-        raise _invalid(offences)
-    return scripts
-
-
-def warnings(todo: Plan, scripts: Iterable[Script]) -> Iterator[str]:
-    """Yield what a person should know of pending scripts before they run, a line each."""
-    undone = reversals(step.migration for step in todo.steps if step.migration)
-    for script in scripts:
-        file = script.migration.file
-        if original := undone.get(script.migration.version):
-            yield (
-                f"{file} has the name of what undoes {original.file}, and ampd runs it like any other migration; "
-                f"name it {original.version}_{original.name}.down.sql, which ampd ignores, if it does"
-            )
-        for caution in script.cautions:
-            yield f"{file}:{caution.line}: {caution.message}; {caution.hint}"
-
-
-_LISTED = 20  # places of an error that has many
-
-
-def _invalid(offences: list[tuple[Migration, Problem]]) -> InvalidMigration:
-    from .sql import excerpt
-
-    migration, problem = offences[0]
-    message, picture = f"{migration.file}:{problem.line}: {problem.message}", None
-    if len(offences) == 1:
-        place = (problem.line, problem.column)
-        picture = excerpt(migration.sql, problem.offset, file=migration.file, place=place)
-    else:
-        listed = "".join(f"\n  {each.file}:{what.line}: {what.message}" for each, what in offences[:_LISTED])
-        listed += f"\n  and {len(offences) - _LISTED} more" if len(offences) > _LISTED else ""
-        message = f"{len(offences)} places in the pending migrations cannot be run; nothing was:{listed}"
-    return InvalidMigration(
-        message,
-        hint=problem.hint,
-        version=migration.version,
-        file=migration.file,
-        line=problem.line,
-        column=problem.column,
-        excerpt=picture,
     )
 
 

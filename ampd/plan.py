@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from enum import Enum, StrEnum
-from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from .display import one_line
-from .errors import MigrationConflict, masked
-from .migration import AppliedMigration, DirectiveError, Migration, directives
-from .slices import Slices, at_once
+from .migration import AppliedMigration, Migration
+from .resumption import Resumption, done_checksum, resumption, summary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
-
-    from .sql import Statement, Statements
 
 
 class State(StrEnum):
@@ -107,7 +103,7 @@ class Conflict(msgspec.Struct, frozen=True):
             return
         if migration.checksum != applied.checksum:
             return
-        from .sql import split
+        from .sql.splitter import split
 
         statements, done = split(migration.sql), applied.statements_done
         if done < len(statements):
@@ -238,166 +234,7 @@ def _belongs(row: AppliedMigration | None, file: Migration | None) -> bool:
     return row is not None and file is not None and (row.name == file.name or row.checksum == file.checksum)
 
 
-def check_project(found: Plan, *, history: str, packaged: bool) -> None:
-    """Refuse to go by a history that is another project's, whatever its versions would say.
-
-    Args:
-        found: the plan of these files and that history.
-        history: the name of the history table.
-        packaged: these are the packaged migrations, because no folder was named.
-
-    Raises:
-        MigrationConflict: none of its rows belongs to a file at hand.
-    """
-    if not is_another_projects(found):
-        return
-    files = [step.migration for step in found.steps if step.migration]
-    rows = [step.applied for step in found.steps if step.applied]
-    last = max(rows, key=lambda row: row.finished_at or row.started_at)
-    folders = {file.file.rpartition("/")[0] for file in files}
-    place = f" of {folders.pop()}" if len(folders) == 1 and all(folders) else " at hand"
-    if packaged:
-        hint = (
-            "no folder was named, so these are the migrations packaged with ampd: give the folder of your project with "
-            "--migrations DIR or metadata_db.migrations.dir; to have amp's schema in this database as well, "
-            "set metadata_db.schema to another schema"
-        )
-    else:
-        hint = (
-            "give the folder of that project with --migrations DIR, or the database or schema (metadata_db.schema) "
-            "that these files are for; if they are that project's, renamed and changed, restore them"
-        )
-    raise MigrationConflict(
-        f"{history} is the history of another project: none of the migrations in it is among the files{place}\n"
-        f"  history: {_some(rows)}, last at {last.finished_at or last.started_at:%Y-%m-%d %H:%M:%S%z} "
-        f"by {one_line(last.applied_by)}\n"
-        f"  files:   {_some(files)}",
-        hint=hint,
-    )
-
-
-def _some(migrations: Sequence[Migration | AppliedMigration]) -> str:
-    """Return a few of them as people say them, and how many more there are."""
-    shown = ", ".join(f"{each.version} {one_line(each.name)}" for each in migrations[:3])
-    return f"{shown} and {len(migrations) - 3} more" if len(migrations) > 3 else shown
-
-
-class Resumption(msgspec.Struct, frozen=True):
-    """Where an interrupted migration can go on: after `done` statements.
-
-    `in_doubt` says that the next one was begun, and that only the database can tell how far it came.
-    """
-
-    done: int
-    in_doubt: bool
-
-
-_LONGEST_SUMMARY = 80  # characters
-
-
-def summary(text: str) -> str:
-    """Return a statement on one line, cut where it is long."""
-    line = masked(" ".join(text.split()))
-    return line if len(line) <= _LONGEST_SUMMARY else f"{line[: _LONGEST_SUMMARY - 1]}…"
-
-
-def done_checksum(statements: Sequence[Statement]) -> bytes:
-    """Return the SHA-256 that identifies the statements of a no-transaction migration that were begun or done.
-
-    As with the checksum of a file, line ends do not count.
-    """
-    return DoneChecksums(statements).of(len(statements))
-
-
-class DoneChecksums:
-    """The checksums of the first statements of a file, of more and more of them: each goes on from the one before."""
-
-    def __init__(self, statements: Sequence[Statement]) -> None:
-        self._statements = statements
-        self._before = self._at = (0, sha256())
-
-    def of(self, count: int) -> bytes:
-        """Return the checksum of the first `count` statements."""
-        return at_once(self.reckoning(count))
-
-    def reckoning(self, count: int) -> Slices[bytes]:
-        """Reckon it in slices; the work of `of`."""
-        if count == self._before[0]:
-            return self._before[1].digest()
-        if count != self._at[0]:
-            known, digest = self._at if self._at[0] < count else (0, sha256())
-            digest = digest.copy()
-            for number in range(known, count):
-                text = self._statements[number].text.encode().replace(b"\r\n", b"\n")
-                digest.update(b"\0" + text if number else text)
-                yield
-            self._before, self._at = self._at, (count, digest)
-        return self._at[1].digest()
-
-
-def resumption(migration: Migration, row: AppliedMigration) -> Resumption | None:
-    """Return where to go on with an interrupted migration; None if that is not provably safe.
-
-    It is when the file still runs statement by statement, every statement that was done stands in it unchanged and has
-    made nothing temporary that the others mention, and the one that was begun stands unchanged as well, and can either
-    be run again or leaves traces by which to tell whether it must be.
-    """
-    return at_once(resuming(migration, row))
-
-
 _resumption = resumption
-
-
-def resuming(migration: Migration, row: AppliedMigration) -> Slices[Resumption | None]:
-    """Find it out in slices; the work of `resumption`."""
-    from .sql import Kind, kind, splitting
-
-    if _runs_in_a_transaction(migration):
-        return None
-    statements = yield from splitting(migration.sql)
-    done = row.statements_done
-    if not 0 <= done <= len(statements):
-        return None
-    if (yield from binding_to_session(statements, done)):
-        return None
-    checksums = DoneChecksums(statements)
-    if row.done_checksum == (yield from checksums.reckoning(done)):
-        return Resumption(done, in_doubt=False)
-    begun = min(done + 1, len(statements))
-    if row.done_checksum is None:
-        unchanged = migration.checksum == row.checksum
-    else:
-        unchanged = row.done_checksum == (yield from checksums.reckoning(begun))
-    if not unchanged or (begun > done and kind(statements[done]) is Kind.OPAQUE):
-        return None
-    return Resumption(done, in_doubt=begun > done)
-
-
-def binding_to_session(statements: Statements, done: int) -> Slices[bool]:
-    """Find out in slices whether what is not done needs what the rest has made for its session.
-
-    It could mistake another thing of that name for it.
-    """
-    from .sql import mentions, temporary
-
-    gone: set[str] = set()
-    for number in range(done):
-        if name := temporary(statements[number]):
-            gone.add(name)
-        yield
-    for number in range(done, len(statements)) if gone else ():
-        statement = statements[number]
-        if any(mentions(statement, name) for name in gone):
-            return True
-        yield
-    return False
-
-
-def _runs_in_a_transaction(migration: Migration) -> bool:
-    try:
-        return not directives(migration.sql).no_transaction
-    except DirectiveError:
-        return False  # nobody can tell; it will be refused for that, with the line
 
 
 _RESTORE = "restore the original file (from version control), or reset the database and run all migrations again"

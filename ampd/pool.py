@@ -13,10 +13,11 @@ from msgspec.structs import replace
 from .config import Limits, MetadataDb, check_schema
 from .errors import ConfigError, MigrationConflict
 from .events import OnEvent, Warned, ignore
-from .hiding import Hidden
 from .migration import Migration
 from .migrator import migrate, refuse_conflicts, status
-from .postgres import Pool, check_event_loop, connected, unopened_pool
+from .postgres.connection import Pool, check_event_loop
+from .postgres.pool import connected, unopened_pool
+from .redaction import Hidden
 from .report import count
 
 

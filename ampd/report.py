@@ -12,8 +12,6 @@ from .plan import Plan, State, Step
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .errors import AmpdError
-
 
 class Result(StrEnum):
     """How `migrate` ended; the values are the words of the JSON document."""
@@ -135,16 +133,16 @@ def migrate_json(
     current_version: int | None,
     applied: tuple[AppliedNow, ...],
     pending: tuple[PendingMigration, ...],
-    error: AmpdError | None,
+    error: dict[str, object] | None,
 ) -> bytes:
-    """Return the document of `migrate --json`, for a run that succeeded or one that failed."""
+    """Return the document of `migrate --json`, for a run that succeeded, or failed with the fields of this error."""
     return _pretty(
         {
             "result": result.value,
             "current_version": current_version,
             "applied": applied,
             "pending": pending,
-            "error": error.fields() if error else None,
+            "error": error,
         }
     )
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from .errors import InvalidMigration
 from .migration import Checksum, Migration, parse_file_name
-from .slices import Slices, at_once
+from .sql.slices import Slices, at_once
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
+
 
 PACKAGED = "ampd/migrations"  # how the packaged folder is shown
 _LARGEST = 512 * 2**20  # bytes of a file

@@ -20,7 +20,7 @@ import anyio
 import msgspec
 
 import ampd
-from ampd.config import DatabaseUrl
+from ampd.database_url import DatabaseUrl
 from benchmarks.server import server
 
 DATABASE = "bench_large"

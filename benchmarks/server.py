@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import msgspec
 
-from ampd.solo import local_server
+from ampd.local_server.server import local_server
 
 
 class Server(msgspec.Struct, frozen=True):

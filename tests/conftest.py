@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from anyio.from_thread import start_blocking_portal
 
-from ampd.solo import local_server
+from ampd.local_server.server import local_server
 from tests.servers import Ampd, Database, Role, Server
 
 SETTINGS = {

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 _IMPORTED = (
-    "anyio._backends._asyncio asyncio asyncpg cyclopts msgspec tomllib ampd.cli ampd.__main__ ampd.migrator ampd.pool "
-    "ampd.progress ampd.stepwise"
+    "anyio._backends._asyncio asyncio asyncpg cyclopts msgspec tomllib ampd.cli.commands ampd.__main__ "
+    "ampd.migrator ampd.pool ampd.cli.progress ampd.apply.no_transaction"
 )
 
 

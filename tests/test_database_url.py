@@ -16,9 +16,10 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 import ampd
-from ampd import ConfigError, DatabaseUrl, postgres
-from ampd.hiding import Hidden
-from ampd.postgres import driver_arguments
+from ampd import ConfigError, DatabaseUrl
+from ampd.postgres import libpq as libpq_module
+from ampd.postgres.libpq import driver_arguments
+from ampd.redaction import Hidden
 from tests.scenes import scripts
 from tests.servers import Database, Server
 
@@ -751,7 +752,7 @@ def test_every_parameter_of_libpq_is_known() -> None:
         "oauth_scope",
     ]
     of_the_place = {"host", "port", "dbname", "user", "password"}
-    assert set(documented) - of_the_place - postgres._HONOURED - postgres._CANNOT_HONOUR == set()
+    assert set(documented) - of_the_place - libpq_module._HONOURED - libpq_module._CANNOT_HONOUR == set()
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,10 @@ import msgspec
 import pytest
 
 import ampd as library
-from ampd import ConnectionFailed, NoAnswer, Report, locks, stepwise
-from ampd import history as history_module
+from ampd import ConnectionFailed, NoAnswer, Report
+from ampd.apply import guard, session_state, table_locks
 from ampd.config import Limits
-from ampd.solo import local_server
+from ampd.local_server.server import local_server
 from tests.scenes import (
     GENEROUS,
     Heard,
@@ -190,9 +190,9 @@ async def test_a_crashed_server(fragile: Callable[[], Awaitable[Database]], dire
 async def test_a_network_that_falls_silent(database: Database, monkeypatch: pytest.MonkeyPatch, directive: str) -> None:
     """A cut network is noticed though nobody says so; the server forgets the runner, and the next one completes."""
     for name in ("_QUIET_SECS", "_ANSWER_SECS", "_SILENCE_SECS", "_LOOK_EVERY_SECS"):
-        monkeypatch.setattr(locks, name, 0.3)
-    monkeypatch.setattr(stepwise, "_WORD_EVERY_SECS", 0.3)
-    monkeypatch.setattr(history_module, "GUARD_LEASE_SECS", 2)
+        monkeypatch.setattr(table_locks, name, 0.3)
+    monkeypatch.setattr(guard, "_HEARTBEAT_SECS", 0.3)
+    monkeypatch.setattr(session_state, "LEASE_SECS", 2)
     heard = Heard()
     files = (FIRST, directive + SECOND)
     async with transaction(database, GATE) as gate, Proxy(database.server.host, database.server.port) as proxy:

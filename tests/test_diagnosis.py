@@ -18,10 +18,12 @@ import pytest
 import trustme
 
 import ampd
-from ampd import diagnose, sql
+from ampd.apply import diagnosis
 from ampd.errors import AmpdError, AuthenticationFailed, DatabaseMissing, ReadOnlyServer, TlsFailed
-from ampd.postgres import ServerError, grant_hint
-from ampd.solo import local_server
+from ampd.local_server.server import local_server
+from ampd.postgres.permissions import grant_hint
+from ampd.postgres.server_error import ServerError
+from ampd.sql import splitter
 from tests.folders import write
 from tests.scenes import GENEROUS, scripts, until
 from tests.servers import Ampd, Database, Server
@@ -322,8 +324,8 @@ def test_a_server_that_speaks_another_language() -> None:
         position=None,
         context="PL/pgSQL-Funktion inline_code_block Zeile 3 bei PERFORM",
     )
-    statement = sql.split(migration.sql)[1]
-    error = diagnose.failure(ServerError(said, str, None), migration, statement, None, aftermath="")
+    statement = splitter.split(migration.sql)[1]
+    error = diagnosis.failure(ServerError(said, str, None), migration, statement, None, aftermath="")
     assert (error.message, error.line, error.column) == ("1_step.sql:4: Division durch Null (SQLSTATE 22012)", 4, 3)
 
 
@@ -332,7 +334,7 @@ def test_a_character_that_the_encoding_lacks() -> None:
     (migration,) = scripts("-- a → b\nSELECT 1;\nSELECT 'ä',\n  'a → b';\n")
     words = 'character with byte sequence 0xe2 0x86 0x92 in encoding "UTF8" has no equivalent in encoding "LATIN1"'
     said = SimpleNamespace(message=words, sqlstate="22P05", detail=None, hint=None, position=None, context=None)
-    error = diagnose.failure(ServerError(said, str, None), migration, None, None, aftermath="nothing was kept")
+    error = diagnosis.failure(ServerError(said, str, None), migration, None, None, aftermath="nothing was kept")
     assert (error.code, str(error)) == (
         "migration_failed",
         f"""\
@@ -344,7 +346,7 @@ def test_a_character_that_the_encoding_lacks() -> None:
 hint: the database's encoding has no such character: do without it, or use a UTF8 database; nothing was kept""",
     )
     (unnamed,) = scripts("SELECT 1;")  # it stands in the name of the file, then
-    error = diagnose.failure(ServerError(said, str, None), unnamed, None, None, aftermath="nothing was kept")
+    error = diagnosis.failure(ServerError(said, str, None), unnamed, None, None, aftermath="nothing was kept")
     assert (error.message, error.line) == (f"1_step.sql: {words} (SQLSTATE 22P05)", None)
 
 
@@ -1070,8 +1072,8 @@ def told(script: str, sqlstate: str, message: str, *, number: int | None = None,
     """Return the error for what a server said of a script, or of its statement with this number (from 0)."""
     (migration,) = scripts(script)
     said = SimpleNamespace(message=message, sqlstate=sqlstate, detail=None, hint=None, position=None, context=context)
-    statement = None if number is None else sql.split(script)[number]
-    return diagnose.failure(ServerError(said, str, None), migration, statement, None, aftermath=KEPT)
+    statement = None if number is None else splitter.split(script)[number]
+    return diagnosis.failure(ServerError(said, str, None), migration, statement, None, aftermath=KEPT)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 import ampd as library
 from ampd.display import folded, one_line, visible
-from ampd.events import Blocker, Waiting
+from ampd.events import Waiting
+from ampd.other_sessions import Blocker
 from tests.folders import write
 from tests.servers import Ampd, Database
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ampd
-from ampd import AmpdError, LockTimeout, MigrationConflict, MigrationFailed, MigrationInterrupted, errors
-from ampd.events import Blocker
+from ampd import AmpdError, LockTimeout, MigrationConflict, MigrationFailed, MigrationInterrupted, errors, redaction
 from ampd.migration import AppliedMigration, Migration
+from ampd.other_sessions import Blocker
 from ampd.plan import plan
 from ampd.report import Report
 
@@ -238,19 +238,19 @@ _PIECES = st.lists(st.sampled_from(["a", ":", "/", "//", "@", " ", "\n", "'", '"
 def test_passwords_are_found_as_one_expression_finds_them(pieces: list[str]) -> None:
     """Reading each stretch of a text once finds what a backtracking expression finds."""
     text = "".join(pieces)
-    assert errors.masked(text) == _REFERENCE.sub(r"\1:***@", text)
+    assert redaction.masked(text) == _REFERENCE.sub(r"\1:***@", text)
 
 
 @pytest.mark.parametrize("unit", ["a:/b:", "a://:", "a:/b: ", "a:/:@ ", "a:/b:'", "password='"])
 def test_the_search_for_passwords_is_linear(unit: str) -> None:
     """What takes a fraction of a second would take a quarter of an hour if it were quadratic."""
     text = unit * (500_000 // len(unit))
-    assert errors._without_passwords(text).count("***") == ("@" in unit) * (500_000 // len(unit))
+    assert redaction._without_passwords(text).count("***") == ("@" in unit) * (500_000 // len(unit))
 
 
 def test_a_long_text_is_cut_once_its_passwords_are_gone() -> None:
     """A text of the server may be of any length; where it is cut no half of a password is left."""
     secret = "postgresql://u:geheim@h/d "
-    shown = errors.masked(f"{'x' * 19_990} {secret}{secret * 10_000}")
+    shown = redaction.masked(f"{'x' * 19_990} {secret}{secret * 10_000}")
     assert (len(shown), shown[-30:]) == (20_012, "xxxxxxxx postgresq… (and more)")
-    assert "geheim" not in errors.masked(f"{'x' * 19_990} postgresql://u:{'geheim' * 10_000}@h/d")
+    assert "geheim" not in redaction.masked(f"{'x' * 19_990} postgresql://u:{'geheim' * 10_000}@h/d")

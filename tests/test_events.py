@@ -12,12 +12,12 @@ import pytest
 from msgspec.structs import replace
 
 import ampd
-from ampd.config import DatabaseUrl, Limits, MetadataDb
+from ampd.config import Limits, MetadataDb
+from ampd.database_url import DatabaseUrl
 from ampd.events import (
     UNFINISHED,
     Applied,
     Blocked,
-    Blocker,
     Event,
     Failed,
     Finished,
@@ -32,6 +32,7 @@ from ampd.events import (
     Warned,
     ignore,
 )
+from ampd.other_sessions import Blocker
 from ampd.report import AppliedNow, PendingMigration, Report
 from tests.scenes import GENEROUS, Heard, assert_no_trace, history, meanwhile, scripts, transaction, until
 from tests.servers import Database

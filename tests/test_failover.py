@@ -16,7 +16,7 @@ import pytest
 import ampd as library
 from ampd import ConnectionFailed, ReadOnlyServer, Report, Retrying
 from ampd.config import Limits
-from ampd.solo import local_server
+from ampd.local_server.server import local_server
 from tests.scenes import GENEROUS, Heard, folder_of, history, scripts, until, waiting_for_a_lock
 from tests.servers import Ampd, Database, Server, _unprivileged, free_port
 

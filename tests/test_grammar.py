@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pglast import ast, parse_sql
 
-from ampd.sql import problems, split
+from ampd.sql.checks import problems
+from ampd.sql.splitter import split
 from tests.servers import Database
 from tests.statements import SETTING, STATEMENTS
 from tests.test_sql import accepted, assert_split_as_postgresql_does

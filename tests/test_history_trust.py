@@ -9,9 +9,9 @@ import pytest
 
 import ampd
 from ampd.config import MetadataDb, Migrations
-from ampd.plan import done_checksum
-from ampd.sql import split
-from ampd.trust import trusted_owner_sql
+from ampd.history.trust import trusted_owner_sql
+from ampd.resumption import done_checksum
+from ampd.sql.splitter import split
 from tests.scenes import GENEROUS, Heard, history, meanwhile, scripts, waiting_for_a_lock
 from tests.servers import Database, Role
 from tests.strangers import FILES, ROW, TABLE, caught, plant

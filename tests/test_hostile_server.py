@@ -122,7 +122,7 @@ async def test_whatever_answers_it_is_an_error_of_ours(
     answer: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What cannot be understood is told as that; what never comes is not waited for beyond the limit."""
-    monkeypatch.setattr("ampd.postgres.Session.ask.__kwdefaults__", {"timeout": 1.0})
+    monkeypatch.setattr("ampd.postgres.connection.Session.ask.__kwdefaults__", {"timeout": 1.0})
     async with hostile(GREETING, answer) as url:
         for run in (ampd.status, ampd.migrate):
             with pytest.raises(ampd.AmpdError) as caught:

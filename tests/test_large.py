@@ -11,10 +11,11 @@ import pytest
 
 import ampd as library
 import benchmarks.large
-from ampd import ConnectionFailed, Event, InvalidMigration, MigrationFailed, StatementStarted, slices, sql
-from ampd.apply import parts
-from ampd.migrator import prepare
+from ampd import ConnectionFailed, Event, InvalidMigration, MigrationFailed, StatementStarted
+from ampd.apply.prepared import prepare
+from ampd.apply.transaction import parts
 from ampd.plan import plan
+from ampd.sql import checks, slices, splitter
 from tests.scenes import (
     GENEROUS,
     Heard,
@@ -37,8 +38,8 @@ ALL = list(range(1, 40))
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every script be a large one, of which a few statements go into each message."""
-    monkeypatch.setattr("ampd.apply.LARGE", 0)
-    monkeypatch.setattr("ampd.apply._PART", 100)
+    monkeypatch.setattr("ampd.apply.transaction.LARGE", 0)
+    monkeypatch.setattr("ampd.apply.transaction._PART", 100)
 
 
 async def rows(database: Database) -> list[int] | None:
@@ -65,7 +66,7 @@ async def test_a_large_migration_takes_several_messages_of_one_transaction(datab
     assert await rows(database) == ALL
     assert seen == [None] * 3  # to others there was nothing before the end
     numbers = [each.number for each in told.of(StatementStarted)]
-    assert numbers == list(range(1, len(sql.split(files[0].sql)) + 1))
+    assert numbers == list(range(1, len(splitter.split(files[0].sql)) + 1))
     assert [(version, finished) for version, finished, _ in await history(database)] == [(1, True)]
     async with Proxy(database.server.host, database.server.port) as proxy:
         await database.execute("DROP TABLE t; DROP TABLE ampd_schema_migrations")
@@ -204,8 +205,8 @@ async def test_a_runner_that_is_cut_off_strands_no_transaction(
     database: Database, monkeypatch: pytest.MonkeyPatch, before: str
 ) -> None:
     """The server waits so long for the next message and no longer, though the network says nothing of the loss."""
-    monkeypatch.setattr("ampd.history.GUARD_LEASE_SECS", 2)
-    monkeypatch.setattr("ampd.stepwise._WORD_EVERY_SECS", 0.3)
+    monkeypatch.setattr("ampd.apply.session_state.LEASE_SECS", 2)
+    monkeypatch.setattr("ampd.apply.guard._HEARTBEAT_SECS", 0.3)
     files = scripts(f"{before}{SCRIPT}" + ";\nCOMMIT" * bool(before))
     async with Proxy(database.server.host, database.server.port) as proxy, anyio.create_task_group() as tasks:
 
@@ -230,11 +231,11 @@ async def test_what_ends_the_transaction_ends_the_run(
 ) -> None:
     """If a script could end its transaction, none of its later messages would run outside of it."""
 
-    def blind(*_: object, **__: object) -> slices.Slices[tuple[sql.Problem, ...]]:
+    def blind(*_: object, **__: object) -> slices.Slices[tuple[checks.Problem, ...]]:
         yield
         return ()
 
-    monkeypatch.setattr("ampd.sql.finding_problems", blind)
+    monkeypatch.setattr("ampd.sql.checks.finding_problems", blind)
     statements = SCRIPT.split(";\n")
     script = ";\n".join((*statements[:10], end, *statements[10:]))
     with pytest.raises(MigrationFailed, match="ended the transaction that it ran in"):
@@ -254,7 +255,7 @@ async def test_a_unit_whose_first_query_is_large(database: Database) -> None:
 def test_parts_hold_each_statement_once() -> None:
     """Whatever the lengths, the parts put together are all statements in order, and few parts are enough."""
     for lengths in ((), (1,), (300_000,) * 10, (1_200_000, 5, 5), (5,) * 20 + (2_000_000,) + (5,) * 20, (900_000, 99)):
-        statements = sql.split(";".join(f"'{'x' * length}'" for length in lengths))
+        statements = splitter.split(";".join(f"'{'x' * length}'" for length in lengths))
         found = list(parts(statements))
         assert [number for part in found for number in part] == list(range(len(lengths)))
         assert all(found) or not lengths

@@ -9,10 +9,12 @@ import asyncpg
 import pytest
 
 import ampd as library
-from ampd import Blocked, LockRetry, LockTimeout, MigrationFailed, StatementStarted, locks, pooler, postgres
-from ampd import history as history_module
+from ampd import Blocked, LockRetry, LockTimeout, MigrationFailed, StatementStarted
+from ampd.apply import pooler, table_locks
 from ampd.config import Limits
 from ampd.events import Event
+from ampd.history import reading
+from ampd.postgres import connection, database
 from tests.scenes import (
     Heard,
     ampds,
@@ -90,7 +92,7 @@ async def test_a_connection_that_does_not_roll_back_is_replaced(
     table: Database, monkeypatch: pytest.MonkeyPatch, directive: str, lent: bool
 ) -> None:
     """Where no rollback is answered in time, each attempt has a connection of its own, with what the file has set."""
-    for module in (postgres, pooler):
+    for module in (connection, database, pooler):
         monkeypatch.setattr(module, "patience", lambda: 0.05)
     await table.execute("CREATE SCHEMA elsewhere; CREATE TABLE elsewhere.t ()")
     files = scripts(f"{directive}SET search_path = elsewhere; {ADD}", "CREATE TABLE u ()")
@@ -343,7 +345,7 @@ async def test_a_server_that_tells_nothing_of_its_sessions(
 ) -> None:
     """Without track_activities a look from outside finds nothing out, and takes nobody for dead."""
     for name in ("_QUIET_SECS", "_LOOK_EVERY_SECS"):
-        monkeypatch.setattr(locks, name, 0.05)
+        monkeypatch.setattr(table_locks, name, 0.05)
     await table.execute(f"ALTER DATABASE {table.name} SET track_activities = off")
     files = scripts(f"{directive}SELECT 1; CALL slow()")
     await table.execute("CREATE PROCEDURE slow() LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(1); END'")
@@ -371,13 +373,13 @@ async def test_a_pool_without_a_connection_to_look_from(table: Database) -> None
 async def test_a_look_from_the_guard_comes_to_its_end(table: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """A look that outlives the statement is not cut off, which would end the guard's transaction and its lock."""
     for name in ("_QUIET_SECS", "_ANSWER_SECS", "_LOOK_EVERY_SECS"):
-        monkeypatch.setattr(locks, name, 0.01)
-    quick = locks.Watch._body
+        monkeypatch.setattr(table_locks, name, 0.01)
+    quick = table_locks.Watch._body
 
-    def slow(watch: locks.Watch, note: Callable[[str], str]) -> str:
+    def slow(watch: table_locks.Watch, note: Callable[[str], str]) -> str:
         return quick(watch, note).replace("BEGIN", "BEGIN PERFORM pg_catalog.pg_sleep(0.2);", 1)
 
-    monkeypatch.setattr(locks.Watch, "_body", slow)
+    monkeypatch.setattr(table_locks.Watch, "_body", slow)
     files = scripts("-- no-transaction\n" + "SELECT pg_sleep(0.3);" * 4)
     async with asyncpg.create_pool(table.url, min_size=0, max_size=2) as pool:
         await library.migrate(pool, migrations=files)
@@ -386,7 +388,7 @@ async def test_a_look_from_the_guard_comes_to_its_end(table: Database, monkeypat
 
 async def test_a_locked_history(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """A history that somebody keeps locked is a lock that could not be acquired, not a lost connection."""
-    monkeypatch.setattr(history_module, "READ_LOCK_SECS", 1)
+    monkeypatch.setattr(reading, "READ_LOCK_SECS", 1)
     files = scripts("CREATE TABLE t ()")
     await library.migrate(database.url, migrations=files)
     async with transaction(database, "LOCK TABLE ampd_schema_migrations"):

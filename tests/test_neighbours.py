@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 import ampd as library
-from ampd.neighbours import TOOLS, Neighbours, Table, first_run_error, first_run_warnings, tool_of
+from ampd.history.first_run import TOOLS, Neighbours, Table, first_run_error, first_run_warnings, tool_of
 from tests.folders import write
 from tests.scenes import Heard, scripts
 from tests.servers import Ampd, Database

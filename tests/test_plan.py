@@ -12,24 +12,11 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from ampd.errors import MigrationConflict
+from ampd.history.refusals import check_project
 from ampd.migration import AppliedMigration, Migration, checksum
-from ampd.plan import (
-    Conflict,
-    DoneChecksums,
-    Order,
-    Plan,
-    Resumption,
-    State,
-    Step,
-    check_project,
-    conflict_of,
-    done_checksum,
-    is_another_projects,
-    plan,
-    resumption,
-    summary,
-)
-from ampd.sql import split
+from ampd.plan import Conflict, Order, Plan, State, Step, conflict_of, is_another_projects, plan
+from ampd.resumption import DoneChecksums, Resumption, done_checksum, resumption, summary
+from ampd.sql.splitter import split
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 RESTORE = "restore the original file (from version control), or reset the database and run all migrations again"

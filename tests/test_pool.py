@@ -13,7 +13,8 @@ import pytest
 from msgspec.structs import replace
 
 import ampd
-from ampd.history import lock_key
+from ampd.advisory_lock import lock_key
+from ampd.history.table import TABLE
 from ampd.migration import checksum
 from tests.scenes import Heard, history, unplaced
 from tests.servers import Database, Role, pgbouncer
@@ -533,7 +534,7 @@ async def test_a_pool_of_two_runs_outside_of_a_transaction(database: Database) -
 async def test_a_waiting_run_lets_the_service_use_its_pool(database: Database) -> None:
     """While a run waits for another runner the pool's other connections serve, and the run follows when it may."""
     async with lent_pool(database) as pool, database.connect() as other, other.transaction():
-        await other.execute(f"SELECT pg_advisory_xact_lock({lock_key('public')})")
+        await other.execute(f"SELECT pg_advisory_xact_lock({lock_key('public', TABLE)})")
         run = asyncio.create_task(ampd.migrate(pool, migrations=[ONE]))
         for _ in range(50):
             assert await pool.fetchval("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == 0

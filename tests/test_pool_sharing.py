@@ -10,9 +10,11 @@ import asyncpg
 import pytest
 
 import ampd as library
-from ampd import ConnectionFailed, Report, Waiting, WaitingForConnection, locks
+from ampd import ConnectionFailed, Report, Waiting, WaitingForConnection
+from ampd.advisory_lock import lock_key
+from ampd.apply import table_locks
 from ampd.config import Limits
-from ampd.history import lock_key
+from ampd.history.table import TABLE as HISTORY
 from tests.scenes import GENEROUS, Heard, scripts, transaction, until, waiting_for_a_lock
 from tests.servers import Database, Role, pgbouncer
 
@@ -114,7 +116,7 @@ async def test_a_run_that_waits_holds_no_connection(database: Database) -> None:
     """Waiting for a runner elsewhere, a run leaves the pool to the service but for a look now and then."""
     heard = Heard()
     async with (
-        transaction(database, f"SELECT pg_advisory_xact_lock({lock_key('public')})") as other,
+        transaction(database, f"SELECT pg_advisory_xact_lock({lock_key('public', HISTORY)})") as other,
         pool_of(database, 1) as pool,
     ):
         run = asyncio.create_task(library.migrate(pool, migrations=scripts(TABLE), on_event=heard))
@@ -134,7 +136,7 @@ async def test_a_look_at_a_long_migration_holds_no_connection(
 ) -> None:
     """The connection from which a migration is watched is given back after each look, so that others can run."""
     for name in ("_QUIET_SECS", "_LOOK_EVERY_SECS"):
-        monkeypatch.setattr(locks, name, 0.05)
+        monkeypatch.setattr(table_locks, name, 0.05)
     slow = scripts("-- lock-timeout: 0\nSELECT pg_advisory_xact_lock(1)")
     async with transaction(database, GATE) as gate, pool_of(database, 3) as pool:
         run = asyncio.create_task(library.migrate(pool, migrations=slow, schema="slow"))

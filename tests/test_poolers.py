@@ -19,9 +19,10 @@ from ampd import (
     MigrationFailed,
     Report,
     StatementStarted,
-    locks,
 )
-from ampd.config import DatabaseUrl, Limits, MetadataDb, Migrations
+from ampd.apply import table_locks
+from ampd.config import Limits, MetadataDb, Migrations
+from ampd.database_url import DatabaseUrl
 from ampd.events import Event
 from tests.scenes import (
     GENEROUS,
@@ -312,7 +313,7 @@ async def test_a_kill_in_mid_build(pooled: Database, database: Database, ampd: A
 async def test_a_full_pool_is_no_dead_server(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """With no server connection to spare for a look from outside, a long migration runs on undisturbed."""
     for name in ("_QUIET_SECS", "_ANSWER_SECS", "_SILENCE_SECS", "_LOOK_EVERY_SECS"):
-        monkeypatch.setattr(locks, name, 0.2)
+        monkeypatch.setattr(table_locks, name, 0.2)
     files = scripts("CREATE TABLE t (id integer); SELECT pg_sleep(1.5)", FILES[1])
     with pgbouncer(database.server, default_pool_size=1) as pooler:
         await library.migrate(pooler.url(database.name), migrations=files[:1])

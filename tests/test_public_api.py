@@ -13,7 +13,7 @@ import pytest
 
 import ampd
 
-PURE = ("config", "errors", "events", "migration", "plan", "report", "source", "sql", "units", "version")
+PURE = ("config", "errors", "events", "migration", "plan", "report", "source", "sql.units", "version")
 
 
 def imported_for_type_checkers() -> dict[str, str]:

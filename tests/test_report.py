@@ -6,17 +6,9 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from ampd import (
-    ConfigError,
-    LockTimeout,
-    Migration,
-    MigrationConflict,
-    MigrationFailed,
-    Report,
-    Status,
-)
-from ampd.events import Blocker
+from ampd import ConfigError, LockTimeout, Migration, MigrationConflict, MigrationFailed, Report, Status
 from ampd.migration import AppliedMigration, checksum
+from ampd.other_sessions import Blocker
 from ampd.plan import plan
 from ampd.report import (
     AppliedNow,
@@ -357,7 +349,7 @@ BLOCKER = Blocker(pid=7, user="u", application="psql", client=None, state="activ
 def test_the_document_of_a_failure(make: Callable[[], ConfigError], expected: dict[str, object]) -> None:
     """A failed run's document has what was applied before, what is left, and the error with its fields."""
     applied, pending = (AppliedNow(1, "jobs", 3),), (PendingMigration(20, "job_state"),)
-    document = json.loads(migrate_json(Result.FAILED, 1, applied, pending, make()))
+    document = json.loads(migrate_json(Result.FAILED, 1, applied, pending, make().fields()))
     assert document == {
         "result": "failed",
         "current_version": 1,
@@ -422,7 +414,7 @@ def test_the_text_of_a_dry_run() -> None:
 def test_a_path_that_is_not_utf8_is_shown_as_well_as_can_be() -> None:
     """JSON is UTF-8: bytes of a path that are not become the replacement character, the others what they stand for."""
     surrogates = b"gr\xc3\xb6\xff".decode("ascii", "surrogateescape")
-    document = migrate_json(Result.FAILED, None, (), (), ConfigError("größe", file=surrogates))
+    document = migrate_json(Result.FAILED, None, (), (), ConfigError("größe", file=surrogates).fields())
     error = json.loads(document)["error"]
     assert (error["message"], error["file"]) == ("größe", "grö\ufffd")
 

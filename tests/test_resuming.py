@@ -12,7 +12,7 @@ import pytest
 import ampd as library
 from ampd import LockRetry, LockTimeout, MigrationFailed, MigrationInterrupted, Warned
 from ampd.config import Limits
-from ampd.solo import local_server
+from ampd.local_server.server import local_server
 from tests.scenes import (
     GENEROUS,
     Heard,

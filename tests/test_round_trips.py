@@ -50,25 +50,42 @@ async def test_a_process_with_nothing_pending_costs_no_more(ampd: Ampd, database
 
 NEEDED = {
     "ampd",
+    "ampd.advisory_lock",
+    "ampd.backoff",
     "ampd.cli",
+    "ampd.cli.commands",
+    "ampd.cli.progress",
+    "ampd.cli.runtime",
     "ampd.config",
+    "ampd.database_url",
     "ampd.display",
+    "ampd.emitter",
     "ampd.errors",
     "ampd.events",
-    "ampd.hiding",
     "ampd.history",
+    "ampd.history.reading",
+    "ampd.history.refusals",
+    "ampd.history.table",
+    "ampd.history.trust",
+    "ampd.lock_wait",
     "ampd.migration",
     "ampd.migrator",
-    "ampd.patience",
+    "ampd.other_sessions",
     "ampd.plan",
     "ampd.postgres",
-    "ampd.progress",
+    "ampd.postgres.connection",
+    "ampd.postgres.database",
+    "ampd.postgres.failures",
+    "ampd.postgres.libpq",
+    "ampd.postgres.permissions",
+    "ampd.postgres.quoting",
+    "ampd.postgres.server_error",
+    "ampd.redaction",
     "ampd.report",
-    "ampd.slices",
+    "ampd.resumption",
     "ampd.source",
-    "ampd.telling",
-    "ampd.trust",
-    "ampd.turn",
+    "ampd.sql",
+    "ampd.sql.slices",
     "ampd.version",
 }
 
@@ -77,7 +94,8 @@ def imported(database: Database, folder: Path, *arguments: str, file: bool = Fal
     """Return the modules that a process has imported in the end."""
     url = f'[metadata_db]\nurl = "{database.url}"\n'
     program = (
-        f"import sys; from ampd.cli import run; code = run({list(arguments)!r}); print(*sys.modules); sys.exit(code)"
+        "import sys; from ampd.cli.commands import run; "
+        f"code = run({list(arguments)!r}); print(*sys.modules); sys.exit(code)"
     )
     environment = {"AMP_CONFIG_METADATA_DB__URL": database.url, "PYTHONPATH": ":".join(sys.path)}
     if file:

@@ -15,8 +15,9 @@ import msgspec
 import pytest
 
 import ampd
-from ampd.config import DatabaseUrl, read_config
-from ampd.hiding import Hidden, without_frames
+from ampd.config import read_config
+from ampd.database_url import DatabaseUrl
+from ampd.redaction import Hidden, without_frames
 from tests.scenes import GENEROUS, scripts, transaction
 from tests.servers import Database, Proxy, free_port
 from tests.test_startup import Door, fatal

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import ampd
 from ampd.events import Starting, Warned
-from ampd.sql import Caution, Problem, problems
+from ampd.sql.checks import Caution, Problem, problems
 from tests.scenes import Heard, folder_of, scripts
 from tests.servers import Ampd, Database
 

@@ -13,9 +13,11 @@ import anyio
 import asyncpg
 import pytest
 
-from ampd import solo
 from ampd.errors import ConfigError, ConnectionFailed
-from ampd.solo import LocalServer, find_postgres, local_server
+from ampd.local_server import installation, launcher
+from ampd.local_server import server as server_module
+from ampd.local_server.installation import find_postgres
+from ampd.local_server.server import LocalServer, local_server
 from tests.servers import Ampd, Server
 
 pytestmark = pytest.mark.anyio
@@ -24,7 +26,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 import anyio
-from ampd.solo import local_server
+from ampd.local_server.server import local_server
 
 async def main() -> None:
     async with local_server(Path(sys.argv[1]), bindir=Path(sys.argv[2])):
@@ -78,7 +80,7 @@ def fake_postgres(bindir: Path, version: str) -> Path:
 def bare_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A system without any PostgreSQL."""
     monkeypatch.setenv("PATH", str(tmp_path / "path"))
-    monkeypatch.setattr(solo, "_USUAL_PLACES", ("nowhere/*/bin",))
+    monkeypatch.setattr(installation, "_USUAL_PLACES", ("nowhere/*/bin",))
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
 
 
@@ -87,12 +89,12 @@ def test_postgres_on_path_wins_over_the_usual_places(tmp_path: Path, monkeypatch
     """The first PostgreSQL on PATH is taken, through a symbolic link too, and then the newest in the usual places."""
     for major in (9, 14, 15):
         fake_postgres(tmp_path / "usual" / str(major) / "bin", f"{major}.1")
-    monkeypatch.setattr(solo, "_USUAL_PLACES", (f"{tmp_path}/usual/*/bin".lstrip("/"),))
+    monkeypatch.setattr(installation, "_USUAL_PLACES", (f"{tmp_path}/usual/*/bin".lstrip("/"),))
     assert find_postgres().major == 15
     on_path = fake_postgres(tmp_path / "elsewhere", "13.2 (Debian 13.2-1)")
     (tmp_path / "path").mkdir()
     (tmp_path / "path" / "initdb").symlink_to(on_path / "initdb")
-    assert find_postgres() == solo.Installation(on_path, 13)
+    assert find_postgres() == installation.Installation(on_path, 13)
     assert find_postgres(major=14).bindir == tmp_path / "usual" / "14" / "bin"
 
 
@@ -166,9 +168,9 @@ async def test_a_leftover_server_is_replaced(data_dir: Path, bindir: Path) -> No
     """A server that nobody holds any more is stopped before ours starts, even while a client is connected to it."""
     async with local_server(data_dir, bindir=bindir) as server:
         pass
-    launcher = solo._Launcher.choose(data_dir)
-    leftover = solo._start(server.installation, data_dir, data_dir, False, {}, launcher)
-    assert await solo._is_ready(leftover)
+    chosen = launcher.Launcher.choose(data_dir)
+    leftover = server_module._start(server.installation, data_dir, data_dir, False, {}, chosen)
+    assert await server_module._is_ready(leftover)
     client = await asyncpg.connect(leftover.url)
     async with local_server(data_dir, bindir=bindir) as server:
         assert leftover.process.wait() == 0
@@ -285,7 +287,9 @@ def test_a_folder_that_cannot_even_be_looked_for(ampd: Ampd) -> None:
 def test_a_working_folder_that_is_gone(tmp_path: Path) -> None:
     """Where a relative path leads nowhere the message says so."""
     (gone := tmp_path / "gone").mkdir()
-    program = "import os, sys, ampd.cli; os.rmdir(os.getcwd()); sys.exit(ampd.cli.run(['solo', '--once']))"
+    program = (
+        "import os, sys, ampd.cli.commands; os.rmdir(os.getcwd()); sys.exit(ampd.cli.commands.run(['solo', '--once']))"
+    )
     process = subprocess.run(
         [sys.executable, "-P", "-c", program], cwd=gone, env={}, capture_output=True, text=True, check=False
     )
@@ -304,7 +308,7 @@ async def test_a_linked_folder_has_one_server(data_dir: Path, bindir: Path) -> N
         with pytest.raises(ConfigError, match="another ampd runs the server in"):
             async with local_server(link, bindir=bindir):
                 pass
-        assert solo._postmaster(data_dir) == solo._postmaster(link) == server.process.pid
+        assert server_module._postmaster(data_dir) == server_module._postmaster(link) == server.process.pid
 
 
 async def test_a_failed_start_shows_the_log(data_dir: Path, bindir: Path) -> None:
@@ -369,7 +373,7 @@ async def test_root_keeps_no_data_where_the_servers_user_may_not_go(data_dir: Pa
     with pytest.raises(ConfigError) as error:
         async with local_server(data_dir, bindir=bindir):
             pass
-    user = solo._user(solo._unprivileged_account(data_dir)[0])
+    user = launcher._user(launcher.unprivileged_account(data_dir)[0])
     assert str(error.value) == (
         f"cannot keep a database in {data_dir}: root runs PostgreSQL as {user}, who may not enter {data_dir.parent}\n"
         f"hint: choose with --amp-dir a folder that {user} can reach, such as /var/lib/amp; or run ampd as another user"

@@ -10,31 +10,29 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pglast import parser
 
-from ampd import sql
-from ampd.sql import (
-    Caution,
+from ampd.sql import scanner, splitter
+from ampd.sql.checks import Caution, problems
+from ampd.sql.kinds import (
     IndexBuild,
     Kind,
-    Statement,
     code_block,
     dropped_indexes,
     ends_transaction,
-    excerpt,
     has_byte_escape,
     index_build,
     is_concurrent,
     is_set_config,
     kind,
-    locate,
     mentions,
-    problems,
     role,
     savepoint,
     sets_transaction,
     setting,
-    split,
     temporary,
 )
+from ampd.sql.location import excerpt, locate
+from ampd.sql.scanner import Statement
+from ampd.sql.splitter import split
 
 NASTY = (
     "SELECT 'a;''b'; SELECT E'it\\'s;\\\\'; SELECT 'c:\\';SELECT e'\\\\';",
@@ -1056,7 +1054,7 @@ def test_token_by_token_or_in_larger_pieces_a_script_is_the_same(script: str) ->
     """The scanner that takes much of a script at once finds the same statements and the same problems."""
     at_once = split(script), problems(script, transactional=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sql, "_runs", sql._tokens)
+        patch.setattr(splitter, "coarse_tokens", scanner.tokenize)
         assert (split(script), problems(script, transactional=True)) == at_once
 
 

@@ -28,7 +28,7 @@ from ampd import (
 )
 from ampd.config import Limits
 from ampd.events import Finished
-from ampd.postgres import connection_failure
+from ampd.postgres.failures import connection_failure
 from tests.scenes import GENEROUS, Heard, history, scripts, transaction
 from tests.servers import Ampd, Database, Proxy, free_port
 

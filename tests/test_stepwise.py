@@ -22,14 +22,14 @@ from ampd import (
     StatementStarted,
     Waiting,
     Warned,
-    stepwise,
 )
-from ampd import history as history_module
+from ampd.apply import guard, session_state
 from ampd.config import Limits
 from ampd.events import Event
-from ampd.plan import done_checksum
-from ampd.postgres import identifier
-from ampd.sql import chosen_name, split
+from ampd.postgres.quoting import identifier
+from ampd.resumption import done_checksum
+from ampd.sql.kinds import chosen_name
+from ampd.sql.splitter import split
 from tests.scenes import (
     GENEROUS,
     Heard,
@@ -581,8 +581,8 @@ async def test_the_roles_transaction_timeout_does_not_end_the_guard(database: Da
 
 async def test_a_statement_may_outlast_the_lease_of_its_guard(table: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """The guard's word every now and then keeps its transaction, and with it the turn."""
-    monkeypatch.setattr(history_module, "GUARD_LEASE_SECS", 1)
-    monkeypatch.setattr(stepwise, "_WORD_EVERY_SECS", 0.2)
+    monkeypatch.setattr(session_state, "LEASE_SECS", 1)
+    monkeypatch.setattr(guard, "_HEARTBEAT_SECS", 0.2)
     await table.execute("CREATE PROCEDURE slow() LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(2.5); END'")
     report = await library.migrate(table.url, migrations=scripts("-- no-transaction\nCALL slow(); VACUUM t"))
     assert len(report.applied) == 1

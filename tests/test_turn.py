@@ -9,9 +9,10 @@ import pytest
 
 import ampd as library
 from ampd import MigrationFailed, MigrationInterrupted, Report, TurnTimeout, Waiting, Warned
+from ampd.advisory_lock import lock_key
 from ampd.config import Limits
 from ampd.events import Event
-from ampd.history import lock_key
+from ampd.history.table import TABLE
 from tests.scenes import (
     GENEROUS,
     Heard,
@@ -135,7 +136,7 @@ async def test_a_waiter_gives_up_in_time(database: Database, ampd: Ampd) -> None
 async def test_a_session_that_is_no_runner_is_called_one(database: Database) -> None:
     """Whoever holds the lock without saying that it is ampd is told as a session, with its user."""
     role = await database.role("stranger")
-    heard, lock = Heard(), f"SELECT pg_advisory_lock({lock_key('public')})"
+    heard, lock = Heard(), f"SELECT pg_advisory_lock({lock_key('public', TABLE)})"
     async with database.connect(role.url, server_settings={"application_name": "psql"}) as stranger:
         await stranger.execute(lock)
         with pytest.raises(TurnTimeout) as timeout:

@@ -2,8 +2,9 @@
 
 import pytest
 
-from ampd.sql import Kind, split
-from ampd.units import in_force, units
+from ampd.sql.kinds import Kind
+from ampd.sql.splitter import split
+from ampd.sql.units import in_force, units
 
 PLAIN, AGAIN = Kind.TRANSACTIONAL, Kind.REPEATABLE
 

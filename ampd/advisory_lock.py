@@ -1,0 +1,65 @@
+"""The advisory lock: its key, how it is tried, and who holds it.
+
+It is `pg_try_advisory_xact_lock`: it ends with its transaction, so that no crash, pooler or pool can strand it.
+It is only ever tried: a statement that blocked on it would hold a snapshot, and the holder's CREATE INDEX CONCURRENTLY
+would wait for that snapshot for ever.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .errors import AmpdError
+
+
+# Raised by the blocks below; the class AM is nobody else's.
+BUSY = "AM001"  # another runner holds the lock
+
+_UNSIGNED = 0xFFFF_FFFF_FFFF_FFFF
+
+
+class LockTaken(Exception):
+    """Another runner has the lock, or has added to the history: read it again.
+
+    `unless` is what the server's refusal means if it turns out that no other runner was there.
+    """
+
+    def __init__(self, message: str, *, unless: AmpdError | None = None) -> None:
+        super().__init__(message)
+        self.unless = unless
+
+
+def lock_key(schema: str, table: str) -> int:
+    """Return the advisory lock's key: 64 bits, signed, of the SHA-256 of the history table's qualified name."""
+    return int.from_bytes(sha256(f"{schema}.{table}".encode()).digest()[:8], "big", signed=True)
+
+
+def holder_sql(key: int) -> str:
+    """Return an expression for who holds the lock, or runs a statement on behalf of a runner that is gone."""
+    return f"""(
+    SELECT jsonb_build_object('pid', coalesce(a.pid, l.pid), 'user', a.usename, 'application', a.application_name,
+      'client', coalesce(a.client_hostname, host(a.client_addr)), 'since', a.xact_start, 'query', left(a.query, 300))
+    FROM pg_stat_activity a FULL JOIN (
+        SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1
+          AND classid = {(key >> 32) & 0xFFFFFFFF} AND objid = {key & 0xFFFFFFFF}
+          AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) l ON l.pid = a.pid
+    WHERE l.pid IS NOT NULL
+       OR a.state = 'active' AND a.pid <> pg_backend_pid() AND a.datname = current_database()
+          AND starts_with(a.query, '/* ampd {key & _UNSIGNED:x} ')
+    ORDER BY starts_with(a.query, '/* ampd ') DESC NULLS LAST, l.pid IS NULL LIMIT 1)"""
+
+
+def label_sql(key: int, migration: str) -> str:
+    """Return the comment that a migration's messages begin with, for whoever looks at pg_stat_activity."""
+    name = migration.replace("*/", "* /").replace("/*", "/ *")
+    return f"/* ampd {key & _UNSIGNED:x} {name} */"
+
+
+def try_lock_sql(key: int) -> str:
+    """Return PL/pgSQL that tries the lock, and touches nothing else."""
+    return f"""
+  IF NOT pg_catalog.pg_try_advisory_xact_lock({key}) THEN
+    RAISE EXCEPTION 'another runner has its turn' USING ERRCODE = '{BUSY}';
+  END IF;"""

@@ -1,0 +1,1 @@
+"""Applying one migration, in one transaction or statement by statement."""

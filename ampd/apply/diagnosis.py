@@ -1,0 +1,186 @@
+"""From an error of the server to a line of a file: what was sent, where it came from, what to do. Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from ampd.errors import AmpdError, LockTimeout, MigrationFailed, PermissionDenied
+from ampd.migration import directives
+from ampd.postgres.failures import plpgsql_error, read_only
+from ampd.postgres.permissions import grant_hint
+from ampd.redaction import masked
+from ampd.sql import kinds, location, scanner, splitter
+
+if TYPE_CHECKING:
+    from ampd.migration import Migration
+    from ampd.postgres.server_error import ServerError
+
+
+LOCK_NOT_AVAILABLE = "55P03"
+DEADLOCK_DETECTED = "40P01"
+CHARACTER_NOT_IN_REPERTOIRE = "22021"
+UNTRANSLATABLE_CHARACTER = "22P05"
+_OUTSIDE = "the server will not run it in a transaction: make `-- no-transaction` the first line of the file"
+_ENUM = "commit the new enum value before it is used: put it in a migration of its own, before this one"
+_BUILD_IN_PARTS = (
+    "an index on a partitioned table is built in parts: CREATE INDEX … ON ONLY the table, then for each partition "
+    "CREATE INDEX CONCURRENTLY and ALTER INDEX … ATTACH PARTITION"
+)
+_DROP_WHOLE = "an index on a partitioned table is dropped with those of its partitions, and only without CONCURRENTLY"
+_HINTS = {
+    "25001": _OUTSIDE,
+    "2D000": _OUTSIDE,
+    "55P04": _ENUM,
+    "42P07": "it exists already: was it made by hand, or by another tool?",
+    "25P03": "the file, or a function that it calls, sets idle_in_transaction_session_timeout: raise it",
+    "25P04": "the file, or a function that it calls, sets transaction_timeout: raise it",
+    UNTRANSLATABLE_CHARACTER: "the database's encoding has no such character: do without it, or use a UTF8 database",
+    "0A000": "this server does not support it: check its version and extensions",
+}
+# What no change of the file would mend: an SQLSTATE, or a class of them.
+_NOT_THE_FILE = {
+    "40001": "another transaction was in its way",
+    "53100": "the server's disk is full: make room",
+    "53": "the server is out of memory or of another resource",
+    "57": "the server was told to stop it",
+    "58": "the server's own storage or system has failed: see its log",
+    "XX": "the server's own data are damaged, or it has a bug: see its log",
+}
+_CANCELLED = "a person or a program has cancelled it (pg_cancel_backend)"
+_TOO_SLOW = "if it needs longer, raise statement_timeout_secs or begin the file with `-- statement-timeout: 10min`"
+
+
+def failure(
+    error: ServerError,
+    migration: Migration,
+    statement: scanner.Statement | None,
+    offset: int | None,
+    *,
+    aftermath: str,
+    statements: splitter.Statements | None = None,
+) -> AmpdError:
+    """Return the error for a statement that the server refused: where it stands, what the server said, what to do.
+
+    `offset` is the server's own position in the script. Where it gave none, it is the line inside a DO block that its
+    context names, else the beginning of the statement. No statement at all means the end: the COMMIT and its checks.
+    """
+    if offset is None and error.sqlstate == UNTRANSLATABLE_CHARACTER:
+        offset = _untranslatable(error.message, migration.sql, statements or splitter.split(migration.sql))
+    if offset is None and statement is not None:
+        offset = _line_in_block(error.context, migration.sql, statement)
+    if offset is None and statement is not None:
+        offset = statement.start
+    place = location.locate(migration.sql, offset) if offset is not None else None
+    line, column = place or (None, None)
+    where = migration.file if line is None else f"{migration.file}:{line}"
+    unread = error.sqlstate in (CHARACTER_NOT_IN_REPERTOIRE, UNTRANSLATABLE_CHARACTER)  # nothing was even begun
+    ended = offset is None and not unread
+    when = " at the end of the migration" if ended else error.redact(_in_function(error.context))
+    not_the_file = _not_the_file(error)
+    known = error.hint or not_the_file or _in_parts(error, statement) or _HINTS.get(error.sqlstate, "")
+    hint = known.removesuffix(".")
+    if not_the_file and "timeout" not in not_the_file:
+        aftermath = aftermath.replace("fix the file and run again", "run again")
+    if hint == _OUTSIDE and not _runs_outside(error, migration, statement):
+        hint = ""
+
+    def hide(text: str) -> str:
+        return masked(error.redact(text))
+
+    facts: dict[str, Any] = {
+        "version": migration.version,
+        "file": migration.file,
+        "line": line,
+        "column": column,
+        "sqlstate": error.sqlstate,
+        "detail": error.detail,
+        "excerpt": None
+        if offset is None
+        else location.excerpt(migration.sql, offset, file=migration.file, hide=hide, place=place),
+    }
+    message = f"{where}: {error.message}{when} (SQLSTATE {error.sqlstate})"
+    if lacking := plpgsql_error(error):
+        return MigrationFailed(f"{where}: {lacking.message} after it", hint=aftermath, **facts)
+    match error.sqlstate:
+        case "42501":
+            if statement is not None and (
+                role := _role_at(statement.start, statements or splitter.split(migration.sql))
+            ):
+                error.role = role
+            grant = grant_hint(error, *((statement.words, statement.text) if statement else ()))
+            after_it = aftermath.replace("fix the file and run again", "run again after that")  # the file is all right
+            return PermissionDenied(message, hint=f"{grant}; {after_it}", **facts)
+        case "25006":
+            return read_only(message, **facts)
+        case "55P03" | "40P01":
+            return LockTimeout(message, hint=aftermath, **facts)
+    return MigrationFailed(message, hint=f"{hint}; {aftermath}" if hint else aftermath, **facts)
+
+
+def _not_the_file(error: ServerError) -> str:
+    """Return what is to be known of an error that no change of the file would mend; "" for any other error."""
+    if error.sqlstate == "57014":  # the server says only in words, and maybe not in English, what has cancelled it
+        known = {"user request": _CANCELLED, "timeout": _TOO_SLOW}
+        return next((hint for word, hint in known.items() if word in error.message), f"{_CANCELLED}; or {_TOO_SLOW}")
+    return _NOT_THE_FILE.get(error.sqlstate) or _NOT_THE_FILE.get(error.sqlstate[:2], "")
+
+
+def _role_at(offset: int, statements: splitter.Statements) -> str | None:
+    """Return the role that a script has taken on by then."""
+    before = statements[: statements.before(offset)]
+    return kinds.role(map(before.__getitem__, before.notable()))
+
+
+def _untranslatable(message: str, script: str, statements: splitter.Statements) -> int | None:
+    """Return where the statements have the character that the server names by its bytes: it gives no position."""
+    character = bytes.fromhex("".join(re.findall("0x([0-9a-f]{2})", message))).decode(errors="replace")
+    offset = script.find(character) if character else -1
+    while offset >= 0 and statements.at(offset) is None:
+        offset = script.find(character, offset + 1)
+    return None if offset < 0 else offset
+
+
+def _runs_outside(error: ServerError, migration: Migration, statement: scanner.Statement | None) -> bool:
+    """Tell whether a statement that was refused inside a transaction would be run outside of one."""
+    if statement is None or directives(migration.sql).no_transaction:
+        return False
+    if error.sqlstate == "2D000":
+        return statement.words[:1] in (("DO",), ("CALL",))  # a function may end a transaction nowhere
+    too_late = kinds.sets_transaction(statement) or "before any query" in error.message
+    return not too_late and not error.context  # nor may a function run what cannot be in a transaction
+
+
+def _in_parts(error: ServerError, statement: scanner.Statement | None) -> str:
+    """Return what to do where an index of a partitioned table was to be built or dropped concurrently; else nothing."""
+    if error.sqlstate != "0A000" or statement is None:
+        return ""
+
+    def named(name: tuple[str, ...]) -> bool:  # the words around it, and the quotes, are of the server's language
+        return re.search(rf"(?<!\w){re.escape(name[-1])}(?!\w)", error.message) is not None
+
+    if (build := kinds.index_build(statement)) and named(build.table):
+        return _BUILD_IN_PARTS
+    return _DROP_WHOLE if any(map(named, kinds.dropped_indexes(statement))) else ""
+
+
+def _in_function(context: str) -> str:
+    """Return the line of the function that the statement has called and that failed, if its context names one."""
+    innermost = re.search(r"function (\S.*\)) line (\d+)", context)
+    return f" in function {innermost[1]} line {innermost[2]}" if innermost else ""
+
+
+def _line_in_block(context: str, script: str, statement: scanner.Statement) -> int | None:
+    """Return the offset of the line that PL/pgSQL complains of, if it is one of the statement's own DO block."""
+    # The outermost comes last, and the words around it are in the server's language.
+    complaints = re.findall(r"inline_code_block[^\d\n]+(\d+)", context)
+    block = kinds.code_block(statement)
+    if not complaints or block is None:
+        return None
+    offset, end = block  # line 1 is what follows the opening quote
+    for _ in range(int(complaints[-1]) - 1):
+        offset = script.find("\n", offset, end) + 1
+        if offset == 0:
+            return None
+    line = script[offset:end]
+    return offset + len(line) - len(line.lstrip(" \t"))

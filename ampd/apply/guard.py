@@ -1,0 +1,98 @@
+"""The second session of a no-transaction migration: it holds the advisory lock while the statements run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio
+
+from ampd import advisory_lock
+from ampd.errors import ConfigError, ConnectionFailed, NoAnswer
+from ampd.postgres.failures import RUN_AGAIN
+from ampd.postgres.quoting import do_block
+from ampd.postgres.server_error import ServerError
+
+from . import session_state
+from .message import Message
+from .session_state import NO_TRANSACTION_TIMEOUT
+from .transaction import meaning
+
+if TYPE_CHECKING:
+    from ampd.postgres.connection import Session
+    from ampd.postgres.database import Database
+
+    from .prepared import Job
+
+
+_HEARTBEAT_SECS = 4.0
+
+
+class Guard:
+    """The connection that holds the turn while another one works."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    async def take(self, job: Job, timeout: float) -> None:
+        """Take the turn within `timeout` seconds; the transaction stays open and has touched no table.
+
+        Raises:
+            LockTaken: somebody else has it.
+            NoAnswer: there may be a pooler that has no server connection for us.
+        """
+        enter = f"BEGIN {NO_TRANSACTION_TIMEOUT}{advisory_lock.try_lock_sql(job.history.lock_key)} END"
+        message = (
+            "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = 0; "
+            f"SET LOCAL idle_in_transaction_session_timeout = '{session_state.LEASE_SECS}s'; {do_block(enter)}"
+        )
+        try:
+            with anyio.fail_after(timeout):
+                await self.session.run(message)
+        except TimeoutError as error:
+            self.session.give_up("it has waited for a server connection")
+            raise NoAnswer(
+                f"a second connection got no answer for {timeout:g} s",
+                hint="a pooler in session mode needs two connections for each runner; " + RUN_AGAIN,
+            ) from error
+        except ServerError as error:
+            await self.session.recover()
+            raise meaning(error, job, Message(), -1) from error
+
+    async def check(self) -> None:
+        """Make sure that the turn is still ours, and renew the lease.
+
+        Raises:
+            ConnectionFailed: it is not; nothing more may be run.
+        """
+        try:
+            with anyio.fail_after(session_state.LEASE_SECS / 2):
+                await self.session.run("SELECT 1")
+        except (ServerError, ConnectionFailed, TimeoutError) as error:
+            silent = isinstance(error, TimeoutError)
+            raise ConnectionFailed(
+                "the session that held the lock for this run "
+                + ("does not answer any more" if silent else "was ended from outside, by pg_terminate_backend, say"),
+                hint="nothing more was begun: run `ampd migrate` again; it resumes after the last statement done",
+            ) from error
+
+    async def keep(self) -> None:
+        """Say a word now and then, until cancelled or lost."""
+        while True:
+            await anyio.sleep(_HEARTBEAT_SECS)
+            try:
+                await self.check()
+            except ConnectionFailed:
+                return  # whoever is about to run the next statement will find out
+
+
+def insist_on_two_connections(source: Database, label: str) -> None:
+    """Refuse a pool that cannot lend the guard a connection.
+
+    Raises:
+        ConfigError: the pool has but one.
+    """
+    if source.pool_size == 1:
+        raise ConfigError(
+            f"{label} runs outside of a transaction and needs two connections; the pool has one",
+            hint="give `ampd.migrate` a pool with max_size of at least 2, or the URL",
+        )

@@ -1,0 +1,118 @@
+"""What statements that run outside of a transaction do to indexes, as SQL expressions that ask the catalog.
+
+An index that such a statement leaves INVALID when it fails or is interrupted has to go before the statement can run
+again; and only the catalog tells whether an interrupted one has done its work.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ampd.postgres.quoting import identifier, literal
+
+if TYPE_CHECKING:
+    from ampd.history.table import History
+    from ampd.sql.kinds import IndexBuild
+
+
+class Index(msgspec.Struct, frozen=True):
+    """An index as the catalog has it: its qualified and quoted name, or None where there is none."""
+
+    name: str | None
+    valid: bool | None
+
+
+class Worker(msgspec.Struct, frozen=True):
+    """The process id of a session that is at work on a table, or None."""
+
+    pid: int | None
+
+
+class Leftover(msgspec.Struct, frozen=True):
+    """An INVALID index, and the session that is at work on its table, if there is one."""
+
+    name: str
+    worker: int | None
+
+
+def index(build: IndexBuild) -> str:
+    """Return an expression for the index of that name on that table, as `Index`."""
+    return f"""(SELECT pg_catalog.jsonb_build_object('valid', pg_catalog.bool_and(i.indisvalid AND i.indisready),
+            'name', pg_catalog.min(pg_catalog.format('%I.%I', n.nspname, c.relname)))
+        FROM {_INDEXES}
+        WHERE i.indrelid OPERATOR(pg_catalog.=) {_relation(build.table)}
+          AND c.relname OPERATOR(pg_catalog.=) {literal(build.name)})"""
+
+
+def is_taken(build: IndexBuild) -> str:
+    """Return an expression for whether anything has the name that an index is to get, as `bool`."""
+    return f"""EXISTS (
+        SELECT FROM pg_catalog.pg_class c
+        JOIN pg_catalog.pg_class t ON t.relnamespace OPERATOR(pg_catalog.=) c.relnamespace
+        WHERE t.oid OPERATOR(pg_catalog.=) {_relation(build.table)}
+          AND c.relname OPERATOR(pg_catalog.=) {literal(build.name)})"""
+
+
+def are_there(names: tuple[tuple[str, ...], ...]) -> str:
+    """Return an expression for whether any relation of these names exists, as `bool`."""
+    return " OR ".join(f"{_relation(name)} IS NOT NULL" for name in names)
+
+
+def begun_by(history: History, version: int) -> str:
+    """Return an expression for the transaction that has last written a migration's row of the history, as `str`."""
+    return f"(SELECT h.xmin::pg_catalog.text FROM {history.name} h WHERE h.version OPERATOR(pg_catalog.=) {version})"
+
+
+def invalid_builds(build: IndexBuild, begun_by: str) -> str:
+    """Return an expression for what a build has left, as `list[Leftover]`.
+
+    Whatever is older than the record that the build was begun was there before, whoever has written that record.
+    """
+    named = "true" if build.name is None else f"c.relname OPERATOR(pg_catalog.=) {literal(build.name)}"
+    return _invalid(f"i.indrelid OPERATOR(pg_catalog.=) {_relation(build.table)} AND {named} AND {_younger(begun_by)}")
+
+
+def invalid_copies(begun_by: str) -> str:
+    """Return an expression for the copies that a REINDEX CONCURRENTLY has left since then, as `list[Leftover]`."""
+    copies = "n.nspname OPERATOR(pg_catalog.<>) 'pg_toast' AND c.relname OPERATOR(pg_catalog.~) '_cc(new|old)[0-9]*$'"
+    return _invalid(f"{copies} AND {_younger(begun_by)}")
+
+
+_INDEXES = """pg_catalog.pg_index i
+        JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) i.indexrelid
+        JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace"""
+
+
+def _invalid(condition: str) -> str:
+    return f"""(SELECT COALESCE(pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
+            'name', pg_catalog.format('%I.%I', n.nspname, c.relname), 'worker', {_worker("i.indrelid")})), '[]')
+        FROM {_INDEXES}
+        WHERE NOT i.indisvalid AND {condition})"""
+
+
+def worker(build: IndexBuild) -> str:
+    """Return an expression for the session that is at work on the table of an index to be built, as `Worker`."""
+    return f"pg_catalog.jsonb_build_object('pid', {_worker(_relation(build.table))})"
+
+
+def _worker(table: str) -> str:
+    # Whoever builds, rebuilds or drops an index concurrently holds this lock throughout; autovacuum, which has no user,
+    # gives it up for us.
+    return f"""(SELECT pg_catalog.min(l.pid) FROM pg_catalog.pg_locks l
+        JOIN pg_catalog.pg_database d ON d.oid OPERATOR(pg_catalog.=) l.database
+        JOIN pg_catalog.pg_stat_activity a ON a.pid OPERATOR(pg_catalog.=) l.pid
+        WHERE l.relation OPERATOR(pg_catalog.=) {table} AND l.granted
+          AND d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
+          AND l.mode OPERATOR(pg_catalog.=) 'ShareUpdateExclusiveLock'
+          AND l.pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid()
+          AND a.usesysid IS NOT NULL)"""
+
+
+def _younger(begun_by: str) -> str:
+    return f"pg_catalog.age(i.xmin) OPERATOR(pg_catalog.<=) pg_catalog.age({literal(begun_by)}::pg_catalog.xid)"
+
+
+def _relation(name: tuple[str, ...]) -> str:
+    return f"pg_catalog.to_regclass({literal('.'.join(map(identifier, name)))})"

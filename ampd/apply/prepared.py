@@ -1,0 +1,167 @@
+"""Pending migrations, split and checked before anything runs; and the job of applying one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ampd.errors import InvalidMigration
+from ampd.migration import DirectiveError, Directives, Migration, directives, reversals
+from ampd.plan import Plan, Step
+from ampd.postgres.quoting import do_block, identifier, literal
+from ampd.sql import checks, kinds, scanner, splitter
+from ampd.sql.slices import Slices, at_once
+
+from .session_state import take_on
+
+if TYPE_CHECKING:
+    from ampd.config import Patience
+    from ampd.emitter import Running
+    from ampd.events import OnEvent
+    from ampd.history.table import History
+    from ampd.sql.checks import Problem
+
+
+class Script(msgspec.Struct, frozen=True):
+    """One step of a plan, its file taken apart and found fit to run."""
+
+    step: Step
+    migration: Migration
+    statements: splitter.Statements
+    directives: Directives
+    cautions: tuple[checks.Caution, ...] = ()
+
+
+class Job(msgspec.Struct, frozen=True):
+    """A script, the history that it is to be added to, and how."""
+
+    script: Script
+    history: History
+    schema: str | None  # as configured; None leaves the search path alone
+    patience: Patience
+    on_event: OnEvent
+    running: Running
+
+    @property
+    def lock_timeout_secs(self) -> float:
+        """Return how long one attempt may wait for a lock: as the file says, else as configured; 0 for no limit."""
+        wish = self.script.directives.lock_timeout
+        return self.patience.lock_timeout_secs if wish is None else wish
+
+    @property
+    def statement_timeout_secs(self) -> float:
+        """Return how long one statement may run: as the file says, else as configured; 0 for no limit."""
+        wish = self.script.directives.statement_timeout
+        return self.patience.statement_timeout_secs if wish is None else wish
+
+    def set_limits(self) -> str:
+        """Return the statements that hold the rest of a transaction to its limits."""
+        return (
+            f"SET LOCAL lock_timeout = {milliseconds(self.lock_timeout_secs)}; "
+            f"SET LOCAL statement_timeout = {milliseconds(self.statement_timeout_secs)}; "
+        )
+
+    def set_path(self, *, local: bool) -> str:
+        """Return PL/pgSQL that puts the configured schema before the rest of the search path."""
+        if self.schema is None:
+            return ""
+        front = literal(identifier(self.schema))
+        path = "pg_catalog.current_setting('search_path')"
+        return f"""
+  PERFORM pg_catalog.set_config('search_path', CASE WHEN {path} OPERATOR(pg_catalog.=) '' THEN {front}
+    ELSE pg_catalog.concat({front}, ', ', {path}) END, {str(local).lower()});"""
+
+    def set_again_after(self, statement: scanner.Statement, *, local: bool) -> str:
+        """Return the statements that set path and role again where a statement of the file has taken them back."""
+        role = take_on(self.history.role, local=local) if kinds.resets_role(statement) else ""
+        if self.schema is None or not kinds.resets_path(statement):
+            return role
+        return f"{role}{do_block(f'BEGIN {self.set_path(local=local)} END')}; "
+
+
+def milliseconds(seconds: float) -> int:
+    """Return what PostgreSQL's timeouts take; never 0, which is no limit, for a limit that rounds down to it."""
+    return max(1, round(seconds * 1000)) if seconds else 0
+
+
+def prepare(pending: Iterable[Step]) -> list[Script]:
+    """Split and check every pending script before anything runs.
+
+    Raises:
+        InvalidMigration: names each thing that cannot work, with file and line.
+    """
+    return at_once(preparing(pending))
+
+
+def preparing(pending: Iterable[Step]) -> Slices[list[Script]]:
+    """Split and check them in slices; the work of `prepare`."""
+    yield  # an import takes its time as well
+    from ampd.sql.checks import Caution, Problem, finding_problems
+    from ampd.sql.splitter import splitting
+
+    yield
+
+    yield
+    scripts = []
+    offences: list[tuple[Migration, Problem]] = []
+    for step in pending:
+        migration = step.migration
+        assert migration is not None
+        try:
+            wishes = directives(migration.sql)
+        except DirectiveError as error:
+            wishes = Directives()
+            hint = "write a number and one of ms, s, min, h"
+            offences.append((migration, Problem(error.line, 1, error.offset, str(error), hint)))
+        statements = yield from splitting(migration.sql)
+        found = yield from finding_problems(
+            migration.sql, transactional=not wishes.no_transaction, statements=statements
+        )
+        cautions = tuple(problem for problem in found if isinstance(problem, Caution))
+        offences.extend((migration, problem) for problem in found if not isinstance(problem, Caution))
+        scripts.append(Script(step, migration, statements, wishes, cautions))
+    if offences:
+        raise _invalid(offences)
+    return scripts
+
+
+def warnings(todo: Plan, scripts: Iterable[Script]) -> Iterator[str]:
+    """Yield what a person should know of pending scripts before they run, a line each."""
+    undone = reversals(step.migration for step in todo.steps if step.migration)
+    for script in scripts:
+        file = script.migration.file
+        if original := undone.get(script.migration.version):
+            yield (
+                f"{file} has the name of what undoes {original.file}, and ampd runs it like any other migration; "
+                f"name it {original.version}_{original.name}.down.sql, which ampd ignores, if it does"
+            )
+        for caution in script.cautions:
+            yield f"{file}:{caution.line}: {caution.message}; {caution.hint}"
+
+
+_LISTED = 20  # places of an error that has many
+
+
+def _invalid(offences: list[tuple[Migration, Problem]]) -> InvalidMigration:
+    from ampd.sql.location import excerpt
+
+    migration, problem = offences[0]
+    message, picture = f"{migration.file}:{problem.line}: {problem.message}", None
+    if len(offences) == 1:
+        place = (problem.line, problem.column)
+        picture = excerpt(migration.sql, problem.offset, file=migration.file, place=place)
+    else:
+        listed = "".join(f"\n  {each.file}:{what.line}: {what.message}" for each, what in offences[:_LISTED])
+        listed += f"\n  and {len(offences) - _LISTED} more" if len(offences) > _LISTED else ""
+        message = f"{len(offences)} places in the pending migrations cannot be run; nothing was:{listed}"
+    return InvalidMigration(
+        message,
+        hint=problem.hint,
+        version=migration.version,
+        file=migration.file,
+        line=problem.line,
+        column=problem.column,
+        excerpt=picture,
+    )

@@ -1,0 +1,121 @@
+"""What a script may leave behind in its session: saved before it, put back after it, in SQL."""
+
+from __future__ import annotations
+
+from ampd.postgres.quoting import do_block, identifier
+
+LEASE_SECS = 20  # a client that is silent for so long in a transaction that waits for it is lost
+
+# A server that loses its client in the middle of a statement finishes it first, locks held, unless told to look up.
+NOTICE_A_DEAD_CLIENT = """
+  BEGIN
+    PERFORM pg_catalog.set_config('client_connection_check_interval', '1s', true);
+  EXCEPTION WHEN OTHERS THEN NULL;  -- before PostgreSQL 14, and on Windows
+  END;
+  PERFORM pg_catalog.set_config('tcp_keepalives_idle', '5', true),
+          pg_catalog.set_config('tcp_keepalives_interval', '2', true),
+          pg_catalog.set_config('tcp_keepalives_count', '3', true);"""
+
+NO_TRANSACTION_TIMEOUT = """
+  BEGIN
+    PERFORM pg_catalog.set_config('transaction_timeout', '0', true);
+  EXCEPTION WHEN undefined_object THEN NULL;  -- before PostgreSQL 17
+  END;"""
+
+# Deferred constraints and triggers are a part of the script: they see the session as the script has left it.
+RUN_DEFERRED = "SET CONSTRAINTS ALL IMMEDIATE; "
+
+# Not DEALLOCATE ALL: the driver of a lent connection has prepared statements of its own.
+_DEALLOCATE = """
+DECLARE
+  made pg_catalog.text;
+BEGIN
+  FOR made IN SELECT name FROM pg_catalog.pg_prepared_statements WHERE from_sql LOOP
+    EXECUTE pg_catalog.format('DEALLOCATE %I', made);
+  END LOOP;
+END"""
+
+# What a rollback does not take back.
+BEYOND_ROLLBACK = f"SELECT pg_catalog.pg_advisory_unlock_all(); {do_block(_DEALLOCATE)}; "
+
+_FOUND = "ampd.found"  # a setting that holds what others had set before us
+
+# A transaction's own modes cannot be reset, and end with it.
+_SET = """pg_catalog.pg_settings
+    WHERE source OPERATOR(pg_catalog.=) 'session'
+      AND name OPERATOR(pg_catalog.<>) ALL ('{transaction_isolation, transaction_read_only, transaction_deferrable}')"""
+
+_REMEMBER = f"""
+  PERFORM pg_catalog.set_config('{_FOUND}', (
+    SELECT pg_catalog.jsonb_build_object('role', pg_catalog.current_setting('role'),
+      'settings', COALESCE(pg_catalog.jsonb_object_agg(name, setting), '{{}}'))::pg_catalog.text
+    FROM {_SET} AND name OPERATOR(pg_catalog.<>) '{_FOUND}'), %s);"""
+
+_TO_THE_FOUND_ROLE = """
+  IF kept OPERATOR(pg_catalog.->>) 'role' OPERATOR(pg_catalog.<>) 'none' THEN
+    PERFORM pg_catalog.set_config('role', kept OPERATOR(pg_catalog.->>) 'role', %s);
+  END IF;"""
+
+_IF_FOUND = f"""
+DECLARE
+  kept pg_catalog.jsonb;
+  one pg_catalog.record;
+BEGIN
+  IF COALESCE(pg_catalog.current_setting('{_FOUND}', true), '') OPERATOR(pg_catalog.=) '' THEN%s
+    RETURN;
+  END IF;
+  kept := pg_catalog.current_setting('{_FOUND}')::pg_catalog.jsonb;"""
+
+_RESTORE = f"""{_IF_FOUND}
+  FOR one IN
+    SELECT name, setting, kept OPERATOR(pg_catalog.->) 'settings' OPERATOR(pg_catalog.->>) name AS before
+    FROM {_SET} OR kept OPERATOR(pg_catalog.->) 'settings' OPERATOR(pg_catalog.?) name
+  LOOP
+    IF one.before IS NULL THEN
+      EXECUTE (SELECT pg_catalog.concat('RESET ', pg_catalog.string_agg(pg_catalog.quote_ident(part), '.'))
+               FROM pg_catalog.unnest(pg_catalog.string_to_array(one.name, '.')) part);
+    ELSIF one.before OPERATOR(pg_catalog.<>) one.setting THEN
+      PERFORM pg_catalog.set_config(one.name, one.before, false);
+    END IF;
+  END LOOP;{_TO_THE_FOUND_ROLE % "false"}
+  PERFORM pg_catalog.set_config('{_FOUND}', '', false);
+END"""
+
+_AS_FOUND = f"""{_IF_FOUND % ""}{_TO_THE_FOUND_ROLE % "true"}
+END"""
+
+
+def remember(*, local: bool) -> str:
+    """Return PL/pgSQL that notes what those who share the session with us have set it to, for `reset`; once only."""
+    return f"""
+  IF COALESCE(pg_catalog.current_setting('{_FOUND}', true), '') OPERATOR(pg_catalog.=) '' THEN{
+        _REMEMBER % str(local).lower()
+    }
+  END IF;"""
+
+
+def reset(*, shared: bool, remembered: bool = False) -> str:
+    """Return the statements that take back role and settings: to the defaults, or to what others had set.
+
+    `remembered` says that it was noted in this very transaction: if the note is gone, a RESET ALL has taken it away.
+    """
+    settings = do_block(_RESTORE % (" EXECUTE 'RESET ALL';" if remembered else "")) if shared else "RESET ALL"
+    return f"SET LOCAL statement_timeout = 0; SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; {settings}; "
+
+
+def take_on(role: str | None, *, local: bool) -> str:
+    """Return the statement that takes on the configured role, for a transaction or for the session."""
+    return "" if role is None else f"SET {'LOCAL ' if local else ''}ROLE {identifier(role)}; "
+
+
+def as_ourselves(role: str | None, *, shared: bool) -> str:
+    """Return the statements by which the rest of a transaction has our own role, whatever its script has set."""
+    found = f"{do_block(_AS_FOUND)}; " if shared else ""
+    own = take_on(role, local=True) or f"SET LOCAL ROLE TO DEFAULT; {found}"
+    return f"SET LOCAL SESSION AUTHORIZATION DEFAULT; {own}"
+
+
+def leave_no_trace(*, shared: bool, remembered: bool = False) -> str:
+    """Return the statements that take back whatever a script may have done to the session."""
+    taken_back = reset(shared=shared, remembered=remembered)
+    return f"{taken_back}CLOSE ALL; UNLISTEN *; DISCARD TEMP; DISCARD SEQUENCES; {BEYOND_ROLLBACK}"

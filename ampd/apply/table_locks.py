@@ -1,0 +1,287 @@
+"""Locks under live traffic: short attempts, rests between them, and the names of those who stand in the way."""
+
+from __future__ import annotations
+
+import random
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import anyio
+import msgspec
+
+from ampd import advisory_lock
+from ampd.errors import AmpdError, ConnectionFailed, LockTimeout, NoAnswer
+from ampd.events import Blocked, LockRetry
+from ampd.other_sessions import Blocker
+from ampd.postgres.quoting import do_block, literal
+from ampd.report import count
+
+from .transaction import LockUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+
+    from ampd.postgres.connection import Session
+    from ampd.postgres.database import Database
+
+    from .prepared import Job
+
+
+T = TypeVar("T")
+
+_QUIET_SECS = 1.0  # a shorter wait is not worth a second connection, nor a word
+_LOOK_EVERY_SECS = 1.0
+_TELL_EVERY_SECS = 5.0
+_ANSWER_SECS = 5.0
+_LOOKS_TO_BE_CERTAIN = 3  # that the server works for a connection no longer
+_SILENCE_SECS = 15.0  # no answer on a second connection for so long: the first one is dead as well
+_FIRST_REST, _LONGEST_REST = 0.1, 5.0
+
+
+class Sight(msgspec.Struct, frozen=True):
+    """What a second connection sees of the first one's backend, on the server that it was given."""
+
+    worker: int | None  # unknown where pg_stat_activity tells nothing, or on another server behind a load balancer
+    alive: bool
+    blockers: tuple[Blocker, ...]
+    queued: int
+
+
+class Watch:
+    """A look over the running migration's shoulder, from a second connection that is opened only when it takes long."""
+
+    def __init__(self, source: Database, session: Session, job: Job, limit: float, spare: Session | None) -> None:
+        self._source = source
+        self._session = session
+        self._job = job
+        self._limit = limit
+        self._spare = spare
+        self._begun = self._looked = monotonic()
+        self._told = 0.0
+        self._seen_alive: int | None = None
+        self._looking = anyio.Lock()  # from the guard
+        self.blockers: tuple[Blocker, ...] = ()
+        self.queued = 0
+        self.blocked_secs = 0.0
+        self.out_of_patience: Callable[[], None] | None = None  # called once `limit` was spent blocked
+
+    async def keep(self, first_look: float) -> None:
+        """Look until cancelled; give the first connection up once it is certain to be dead."""
+        interval = min(first_look, _LOOK_EVERY_SECS)
+        await anyio.sleep(first_look)
+        silent_since: float | None = None
+        missed = 0
+        while True:
+            if self._session.is_closed():  # it is about to have another one, which there may be no second of
+                await anyio.sleep(interval)
+                continue
+            try:
+                async with self._source.second_session(_ANSWER_SECS) as eye:
+                    if self._source.pool_size is None:
+                        silent_since = None  # the server has greeted: without an answer we stand in a pooler's queue
+                    sight = await eye.ask(self._question(eye), Sight, timeout=_ANSWER_SECS)
+                silent_since = None
+                missed = missed + 1 if self._session.busy and self._is_gone(sight) else 0
+                if missed >= _LOOKS_TO_BE_CERTAIN:
+                    return self._session.give_up("the server no longer works for this connection")
+                self._see(sight)
+                # Others may need the connection: it is given back, and asked for less often while nothing happens.
+                longest = _LOOK_EVERY_SECS * (1 if sight.blockers or missed else 5)
+                interval = min(interval * 1.2, longest)
+                await anyio.sleep(interval)
+                continue
+            except NoAnswer:
+                silent_since = silent_since or monotonic()
+                if monotonic() - silent_since >= _SILENCE_SECS:
+                    return self._session.give_up(f"the server has not answered for {_SILENCE_SECS:g} s")
+            except AmpdError:  # no second connection to be had, which says nothing about the first
+                pass
+            await self._look_from_the_guard()
+            await anyio.sleep(_LOOK_EVERY_SECS)
+
+    async def _look_from_the_guard(self) -> None:
+        """Look on the connection that holds the turn, for want of another one."""
+        if self._spare is not None:
+            with suppress(AmpdError):
+                # The savepoint gives back the locks on catalogs, for which the migration itself might wait.
+                look = f"SAVEPOINT look; {do_block(self._body(self._spare.note))}; ROLLBACK TO look; RELEASE look"
+                async with self._looking:
+                    sight = await self._spare.ask(look, Sight)
+                self._see(sight)
+
+    async def come_to_an_end(self) -> None:
+        """Let a look from the guard be answered: cut off, it would end the guard's transaction and the lock with it."""
+        async with self._looking:
+            pass
+
+    def _is_gone(self, sight: Sight) -> bool:
+        """Tell whether a backend that was seen at work is no longer."""
+        if sight.alive:
+            self._seen_alive = sight.worker
+        return not sight.alive and sight.worker is not None and sight.worker == self._seen_alive
+
+    def _question(self, eye: Session) -> str:
+        preamble = (
+            "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL search_path = pg_catalog, pg_temp; "
+            "SET LOCAL statement_timeout = '5s'"
+        )
+        return f"{preamble}; {do_block(self._body(eye.note))}; COMMIT"
+
+    def _body(self, note: Callable[[str], str]) -> str:
+        pid = str(self._session.backend_pid)
+        if self._session.backend_pid is None:  # until a transaction has told it, only the label tells the backend
+            label = literal(advisory_lock.label_sql(self._job.history.lock_key, self._job.script.migration.label))
+            mine = f"starts_with(query, {label}) AND backend_type = 'client backend' AND datname = current_database()"
+            pid = f"(SELECT pid FROM pg_stat_activity WHERE {mine} ORDER BY state = 'active' DESC LIMIT 1)"
+        sight = """jsonb_build_object('worker', worker,
+    'alive', EXISTS (SELECT FROM pg_stat_activity WHERE pid = worker AND state IS DISTINCT FROM 'idle'),
+    'queued', (SELECT count(*) FROM pg_stat_activity
+               WHERE wait_event_type = 'Lock' AND worker = ANY (pg_blocking_pids(pid))),
+    'blockers', (
+      SELECT coalesce(jsonb_agg(jsonb_build_object('pid', b.pid, 'user', a.usename, 'application', a.application_name,
+        'client', coalesce(a.client_hostname, host(a.client_addr)), 'since', coalesce(a.xact_start, a.state_change),
+        'state', CASE b.pid WHEN 0 THEN 'a prepared transaction, see pg_prepared_xacts' ELSE a.state END,
+        'query', left(regexp_replace(a.query, '[[:space:]]+', ' ', 'g'), 60))), '[]')
+      FROM (SELECT DISTINCT unnest(pg_blocking_pids(worker)) AS pid) b
+      LEFT JOIN pg_stat_activity a ON a.pid = b.pid))"""
+        path = "PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true)"
+        return f"""DECLARE worker integer; BEGIN {path};
+  PERFORM pg_stat_clear_snapshot(); worker := {pid}; {note(sight)} END"""
+
+    def _see(self, sight: Sight) -> None:
+        since, self._looked = self._looked, monotonic()
+        if not sight.blockers:
+            return
+        self.blocked_secs += self._looked - since
+        self.blockers = tuple(
+            msgspec.structs.replace(blocker, own_pool=self._source.owns_pid(blocker.pid)) for blocker in sight.blockers
+        )
+        self.queued = sight.queued
+        now = monotonic()
+        if now - self._begun >= _QUIET_SECS and now - self._told >= _TELL_EVERY_SECS:
+            self._told = now
+            self._job.on_event(
+                Blocked(
+                    version=self._job.script.migration.version,
+                    waited=now - self._begun,
+                    limit=self._limit,
+                    blockers=self.blockers,
+                    queued=self.queued,
+                )
+            )
+        if self.out_of_patience and self.blocked_secs > self._limit:
+            self.out_of_patience()
+
+    def said(self) -> str:
+        """Return who was in the way when last seen, a line each."""
+        if not self.blockers:
+            return ""
+        lines = [f"blocked by {blocker.describe()}" for blocker in self.blockers]
+        return "".join(
+            f"\n  {line}" for line in [*lines, f"{count(self.queued, 'session')} queued behind this migration"]
+        )
+
+    def hint(self) -> str:
+        """Return what to do about them."""
+        if any(blocker.own_pool for blocker in self.blockers):
+            return "the service blocks itself: migrate before it uses its pool, or end the pool's transactions first"
+        pids = ", ".join(str(blocker.pid) for blocker in self.blockers if blocker.pid)
+        if pids:
+            return f"wait for the blocking transaction, or end it (pg_terminate_backend of {pids}), and run again"
+        return "run again when the table is quieter, or raise lock_retry_secs"
+
+
+async def with_lock_retries(
+    source: Database,
+    session: Session,
+    job: Job,
+    attempt: Callable[[Session, Job], Awaitable[None]],
+    *,
+    at_length: AmpdError | None = None,
+    spare: Session | None = None,
+) -> None:
+    """Make attempts, each under `lock_timeout_secs`, until one succeeds or `lock_retry_secs` have passed.
+
+    Between two attempts nothing is held and nothing waits, so that whoever queued behind us gets through. An attempt
+    that no lock_timeout ends is cancelled when it has been blocked for `lock_retry_secs`, and `at_length` is why. A
+    `spare` session is one to look from when no other can be had.
+
+    Raises:
+        LockTimeout: no attempt succeeded in time; says who was in the way.
+    """
+    limit, begun, rest = job.patience.lock_retry_secs, monotonic(), _FIRST_REST
+    watch = Watch(source, session, job, limit, spare)
+    first_look = _QUIET_SECS if at_length else min(_QUIET_SECS, job.lock_timeout_secs / 2 or _QUIET_SECS)
+    with anyio.CancelScope() as patience:
+        if at_length is not None:
+            watch.out_of_patience = patience.cancel
+        async with alongside(partial(watch.keep, first_look)):
+            while True:
+                await session.reopen()  # nothing is held: one that was given up, or lost in a rest, is no loss
+                session.backend_pid = None  # behind a pooler it can be another one each time
+                try:
+                    await attempt(session, job)
+                    return await watch.come_to_an_end()
+                except LockUnavailable as busy:
+                    waited = monotonic() - begun
+                    pause = rest * random.uniform(0.5, 1.5)
+                    if waited + pause >= limit:
+                        raise _gave_up(busy.error, watch, waited) from busy
+                    version = job.script.migration.version
+                    job.on_event(LockRetry(version=version, delay=pause, waited=waited, limit=limit))
+                await _stay_awake(session, pause)
+                rest = min(rest * 2, _LONGEST_REST)
+    assert at_length is not None
+    await session.recover()
+    raise _gave_up(at_length, watch, watch.blocked_secs)
+
+
+async def _stay_awake(session: Session, secs: float) -> None:
+    """Rest, with a word every second: the server may end sessions that are idle for longer."""
+    while secs > 1:
+        await anyio.sleep(1)
+        with suppress(ConnectionFailed):  # the next attempt has another
+            await session.run("SELECT 1")
+        secs -= 1
+    await anyio.sleep(secs)
+
+
+@asynccontextmanager
+async def alongside(task: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    """Run a task for the time of a block; what either raises ends both, and goes through as it is."""
+    raised: Exception | None = None
+
+    async def run() -> None:
+        nonlocal raised
+        try:
+            await task()
+        except Exception as error:  # a task group would wrap it
+            raised = raised or error
+            tasks.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run)
+        try:
+            yield
+        except Exception as error:
+            raised = raised or error
+        tasks.cancel_scope.cancel()
+    if raised is not None:
+        raise raised
+
+
+def _gave_up(error: AmpdError, watch: Watch, waited: float) -> LockTimeout:
+    return LockTimeout(
+        f"{error.message}; gave up after {waited:.1f} s{watch.said()}",
+        hint=f"{watch.hint()}; {error.hint}",
+        blockers=watch.blockers,
+        version=error.version,
+        file=error.file,
+        line=error.line,
+        column=error.column,
+        sqlstate=error.sqlstate,
+        detail=error.detail,
+        excerpt=error.excerpt,
+    )

@@ -1,0 +1,192 @@
+"""Running work from the command line: signals, exit codes, streams that may be gone."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+from contextlib import suppress
+from itertools import takewhile
+from typing import TYPE_CHECKING, TextIO, TypeVar
+
+from ampd.display import visible
+from ampd.errors import AmpdError, MigrationInterrupted
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+    from ampd.report import AppliedNow, PendingMigration, Report
+
+    from .progress import Progress
+
+
+T = TypeVar("T")
+
+
+_NOWHERE_TO_WRITE = (errno.EPIPE, errno.ENOSPC, errno.EBADF, errno.EIO)
+
+
+def survive(error: OSError) -> None:
+    """Go on without a stdout that takes nothing any more; raise any other error again."""
+    if error.errno not in _NOWHERE_TO_WRITE:
+        raise error
+    abandon(sys.stdout)
+    if error.errno != errno.EPIPE:  # else whoever read our output has heard enough
+        say(f"error: the output cannot be written: {error.strerror}")
+
+
+def wants_json(arguments: Sequence[str]) -> bool:
+    """Tell whether a document was asked for, be the command line a good one or not."""
+    options = (each.partition("=") for each in takewhile(lambda each: each != "--", arguments))
+    values = [value.lower() for name, _, value in options if name == "--json"]
+    return bool(values) and values[-1] not in ("no", "n", "0", "false", "f")
+
+
+class Signalled(Exception):
+    """A signal has ended the command: which one, what there is to say, and how far a run had come by then."""
+
+    def __init__(self, number: int, told: str, report: Report | None) -> None:
+        super().__init__(number)
+        self.number = number
+        self.told = told
+        self.report = report
+
+
+_LAST_CALL_SECS = 0.9
+
+
+def run_to_end(progress: Progress, work: Callable[[], Awaitable[T]], *, stopping: bool = False) -> T:
+    """Run the command's coroutine; the first SIGINT or SIGTERM cancels it, and what was done is told.
+
+    With `stopping` a signal is how the command is meant to end, once nothing is running any more. Without, whatever
+    keeps it from ending in time is left behind: a script being read, a name server that says nothing, a dead network.
+    """
+    import asyncio
+    import signal
+    from threading import Timer
+
+    import anyio
+
+    caught: list[int] = []
+    the_first = iter((True,))
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def signalled() -> Signalled:
+        name = signal.Signals(caught[0]).name
+        told = "stopped" if stopping and progress.idle else progress.interrupted()
+        return Signalled(caught[0], f"{name}: {told}", progress.stopped.report if progress.stopped else None)
+
+    def leave() -> None:
+        progress.clear()
+        os._exit(end_signalled(signalled(), json=wants_json(sys.argv[1:])))
+
+    last_call = Timer(_LAST_CALL_SECS, leave)
+    last_call.daemon = True
+
+    async def until_signalled() -> T:
+        loop = asyncio.get_running_loop()
+        with anyio.CancelScope() as scope:
+
+            def on_signal(number: int, _: object) -> None:
+                for _ in the_first:  # an iterator lets one in, even of two that interrupt each other
+                    caught.append(number)
+                    if not stopping:
+                        last_call.start()
+                    with suppress(RuntimeError):  # the loop is closed: the work was done by then
+                        loop.call_soon_threadsafe(scope.cancel)
+
+            for number in before:
+                signal.signal(number, on_signal)
+            return await work()
+        raise signalled()
+
+    try:
+        return anyio.run(until_signalled)
+    except Signalled:
+        progress.clear()
+        raise
+    finally:
+        last_call.cancel()
+        for number, handler in before.items():  # what follows takes no time, and the first signal has chosen the code
+            signal.signal(number, signal.SIG_IGN if caught else handler)
+
+
+def end_signalled(signalled: Signalled, *, json: bool) -> int:
+    """Say that a signal has ended the command, and return its exit code."""
+    say(signalled.told)
+    if json:
+        known = signalled.report
+        facts = (known.current_version, known.applied, known.pending) if known else ()
+        with suppress(OSError):  # that nobody listens changes nothing
+            print_failure(MigrationInterrupted(signalled.told, conflicts=()), *facts)
+    return 128 + signalled.number
+
+
+def new_progress() -> Progress:
+    """Return what prints the events of a run on stderr."""
+    from .progress import Progress
+
+    return Progress()
+
+
+def prepare_streams() -> None:
+    """See to it that both streams are there, and take any text, whatever the locale."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, stream)
+
+
+def abandon(stream: TextIO) -> None:
+    """Let what is still buffered go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def print_failure(
+    error: AmpdError,
+    current_version: int | None = None,
+    applied: tuple[AppliedNow, ...] = (),
+    pending: tuple[PendingMigration, ...] = (),
+) -> None:
+    """Print what failed, and how far it came, as the JSON document of `migrate`."""
+    from ampd.report import Result, migrate_json
+
+    try:
+        print_json(migrate_json(Result.FAILED, current_version, applied, pending, error.fields()))
+    except OSError as unwritten:
+        survive(unwritten)
+
+
+def complain(error: AmpdError) -> None:
+    """Print an error and its hint on stderr."""
+    from .progress import Progress
+
+    Progress().clear()
+    say(f"error: {error}")
+
+
+def say(text: str) -> None:
+    """Print a line on stderr; if nobody listens any more, go on."""
+    with suppress(OSError):  # that nobody listens changes nothing
+        print(visible(text), file=sys.stderr, flush=True)
+
+
+def print_result(text: str) -> None:
+    """Print a text on stdout."""
+    print(visible(text), flush=True)
+
+
+def print_script(pieces: Iterable[str]) -> None:
+    """Print SQL as it is: a script that differs from what is run would be a lie."""
+    for piece in pieces:
+        print(piece, end="")
+    print(flush=True)
+
+
+def print_json(document: bytes) -> None:
+    """Print a document in UTF-8, as JSON is, whatever the locale."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(document + b"\n")
+    sys.stdout.buffer.flush()

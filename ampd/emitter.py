@@ -1,0 +1,158 @@
+"""Telling a run: the one place that all its events go through, and the law that they follow.
+
+The callback is somebody else's code. What it raises must neither be taken for an error of ours nor get lost in the
+driver's event loop, and must not leave half a migration behind: it ends the run as a cancellation would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from .errors import AmpdError, MigrationInterrupted
+from .events import Applied, Event, Failed, Finished, OnEvent, Starting, StatementStarted, Stopped
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+
+_PLAIN = "on_event= takes a plain function of one event"
+
+
+class CallbackRaised(Exception):
+    """Carries what the callback has raised past everything that handles errors of our own."""
+
+
+class Teller:
+    """Calls `on_event` with each event of one run, stamped with database and schema, and with nothing after the last.
+
+    As a context manager it lets what the callback raises come out as it is. A callback that has raised hears no more.
+    """
+
+    def __init__(self, on_event: OnEvent, where: Callable[[], tuple[str, str | None]]) -> None:
+        """Take the callback, and a function that returns database and schema as far as they are known.
+
+        Raises:
+            TypeError: it cannot be called, or calling it would only make a coroutine.
+        """
+        check_callback(on_event)
+        self._on_event = on_event
+        self._where = where
+        self._ended = False
+        self._raised: Exception | None = None
+
+    def __call__(self, event: Event) -> None:
+        """Tell one event."""
+        if self._ended or self._raised is not None:
+            return
+        self._ended = isinstance(event, Finished | Stopped)
+        database, schema = self._where()
+        try:
+            answer: object = self._on_event(msgspec.structs.replace(event, database=database, schema=schema))
+            if isinstance(answer, Coroutine):
+                answer.close()
+                raise TypeError(f"{_PLAIN}, and this one returns a coroutine")
+        except Exception as error:
+            self._raised = error
+            raise CallbackRaised from error
+
+    async def __aenter__(self) -> Teller:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        if self._raised is not None and (error is None or isinstance(error, Exception)):
+            before = self._raised.__context__
+            try:
+                raise self._raised
+            finally:
+                self._raised.__context__ = before
+
+
+def check_callback(on_event: object) -> None:
+    """Check that a callback can be called as a plain function.
+
+    Raises:
+        TypeError: it cannot be called at all, or is an `async def`.
+    """
+    import inspect
+    from functools import partial
+
+    if not callable(on_event):
+        raise TypeError(f"{_PLAIN}, not {type(on_event).__name__}")
+    function: object = on_event
+    while isinstance(function, partial):
+        function = function.func
+    called = (function, type(function).__call__)
+    if any(inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each) for each in called):
+        raise TypeError(f"{_PLAIN}, and this one is an async def: let a plain function put the event into a queue")
+
+
+class Running:
+    """One migration as its run tells it: a start once it has the lock, its statements, and one end, whichever way."""
+
+    def __init__(self, tell: Teller, starting: Starting) -> None:
+        self._tell = tell
+        self._since = monotonic()
+        self._ended = False
+        self.starting = starting
+        self.started = False
+
+    def start(self) -> None:
+        """Tell that it starts, unless an earlier attempt has: one that ends in a lock timeout is made again."""
+        if not self.started:
+            self.started = True
+            self._tell(self.starting)
+
+    def statement(self, index: int, line: int) -> None:
+        """Tell that the server has begun a statement; the index counts from 0."""
+        if self.started and not self._ended:
+            this = self.starting
+            self._tell(
+                StatementStarted(
+                    version=this.version,
+                    name=this.name,
+                    migration=this.number,
+                    total=this.total,
+                    number=index + 1,
+                    statements=this.statements,
+                    line=line,
+                )
+            )
+
+    def applied(self) -> None:
+        """Tell that it is applied and committed."""
+        self.start()  # a note of the server may have got lost on the way
+        self._ended = True
+        self._tell(Applied(**self._facts()))
+
+    def failed(self, error: Exception) -> None:
+        """Tell that this run has not applied it, and why; nothing if it has not started."""
+        if self.started and not self._ended:
+            self._ended = True
+            self._tell(Failed(**self._facts(), error=as_ours(error)))
+
+    @property
+    def duration_ms(self) -> int:
+        """Return for how long it has run, the wait for its lock included."""
+        return round((monotonic() - self._since) * 1000)
+
+    def _facts(self) -> dict[str, Any]:
+        this = self.starting
+        return {
+            "version": this.version,
+            "name": this.name,
+            "number": this.number,
+            "total": this.total,
+            "duration_ms": self.duration_ms,
+        }
+
+
+def as_ours(error: Exception) -> AmpdError:
+    """Return an error for an event to carry: one of ours as it is, and what nobody has foreseen in words of its own."""
+    return error if isinstance(error, AmpdError) else MigrationInterrupted(f"{type(error).__name__}: {error}")

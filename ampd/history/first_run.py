@@ -1,0 +1,260 @@
+"""What else stands in the database before a first run: so that no history that is merely not seen is taken for none.
+
+A search path that differs from one role to another, or a schema that was set later, leads a run past the history; then
+it would apply everything again. So where there is no history, and only then, one more question is asked, of the catalog
+alone: no table of anybody else's is read.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ampd.display import one_line
+from ampd.errors import ConfigError, MigrationConflict
+from ampd.postgres.quoting import do_block, identifier, literal
+
+from .reading import READ_LOCK_SECS
+from .table import TABLE
+from .trust import trusted_owner_sql
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from ampd.errors import AmpdError
+    from ampd.postgres.connection import Session
+
+    from .table import History
+
+
+_MOST = 20  # tables of each kind that are asked for
+
+
+class Table(msgspec.Struct, frozen=True):
+    """A table of somebody's; `trusted` says whether its owner could harm us anyway."""
+
+    schema: str
+    name: str
+    owner: str
+    trusted: bool
+    columns: frozenset[str] = frozenset()
+
+    def __str__(self) -> str:
+        return one_line(f"{identifier(self.schema)}.{identifier(self.name)} (owner {self.owner})")
+
+
+class Neighbours(msgspec.Struct, frozen=True):
+    """What the database holds besides: never more than a few of each kind, those of trusted owners first."""
+
+    histories: tuple[Table, ...] = ()  # of ampd's, with rows, in other schemas
+    tools: tuple[Table, ...] = ()  # with rows, and named as the history of another tool is
+    tables: tuple[Table, ...] = ()  # of any kind, in the schema; asked for only where it matters
+
+
+class Tool(msgspec.Struct, frozen=True):
+    """Another tool, and how its history is recognised; `schema` is the one that it keeps for itself, if any."""
+
+    name: str
+    table: str
+    columns: frozenset[str]
+    schema: str | None = None
+
+
+def _tool(name: str, place: str, columns: str) -> Tool:
+    schema, _, table = place.rpartition(".")
+    return Tool(name, table, frozenset(columns.split()), schema or None)
+
+
+TOOLS = (
+    # with a schema of their own
+    _tool("Drizzle", "drizzle.__drizzle_migrations", "hash created_at"),
+    _tool("Atlas", "atlas_schema_revisions.atlas_schema_revisions", "version description hash"),
+    _tool("graphile-migrate", "graphile_migrate.migrations", "hash filename"),
+    _tool("Supabase", "supabase_migrations.schema_migrations", "version statements"),
+    _tool("pgroll", "pgroll.migrations", "schema name migration"),
+    _tool("Sqitch", "sqitch.changes", "change_id change project"),
+    # in the schema that they migrate
+    _tool("sqlx", "_sqlx_migrations", "version description checksum success"),
+    _tool("Flyway", "flyway_schema_history", "installed_rank script success"),
+    _tool("Flyway", "schema_version", "installed_rank script success"),
+    _tool("tern", "schema_version", "version"),
+    _tool("Alembic", "alembic_version", "version_num"),
+    _tool("goose", "goose_db_version", "version_id is_applied"),
+    _tool("golang-migrate", "schema_migrations", "version dirty"),
+    _tool("Ecto", "schema_migrations", "version inserted_at"),
+    _tool("dbmate or Rails", "schema_migrations", "version"),
+    _tool("Rails", "ar_internal_metadata", "key value created_at"),
+    _tool("node-pg-migrate", "pgmigrations", "name run_on"),
+    _tool("yoyo", "_yoyo_migration", "migration_hash migration_id"),
+    _tool("yoyo", "_yoyo_log", "migration_id operation"),
+    _tool("refinery", "refinery_schema_history", "version name checksum"),
+    _tool("Django", "django_migrations", "app name applied"),
+    _tool("Prisma", "_prisma_migrations", "migration_name checksum started_at"),
+    _tool("Liquibase", "databasechangelog", "id author filename"),
+    _tool("Diesel", "__diesel_schema_migrations", "version run_on"),
+    _tool("SeaORM", "seaql_migrations", "version applied_at"),
+    _tool("Knex", "knex_migrations", "name batch migration_time"),
+    _tool("TypeORM", "migrations", "id timestamp name"),
+    _tool("Laravel", "migrations", "id migration batch"),
+    _tool("postgres-migrations", "migrations", "id name hash executed_at"),
+    _tool("Sequelize", "SequelizeMeta", "name"),
+    _tool("MikroORM", "mikro_orm_migrations", "name executed_at"),
+    _tool("Kysely", "kysely_migration", "name timestamp"),
+    _tool("Atlas", "atlas_schema_revisions", "version description hash"),
+    _tool("Doctrine", "doctrine_migration_versions", "version executed_at"),
+    _tool("Phinx", "phinxlog", "version migration_name"),
+    _tool("Entity Framework", "__EFMigrationsHistory", "MigrationId ProductVersion"),
+    _tool("FluentMigrator", "VersionInfo", "Version AppliedOn"),
+    _tool("sql-migrate", "gorp_migrations", "id applied_at"),
+    _tool("Bun", "bun_migrations", "name group_id migrated_at"),
+    _tool("Aerich", "aerich", "version app content"),
+    _tool("Piccolo", "migration", "name app_name ran_on"),
+    _tool("Play", "play_evolutions", "id hash apply_script"),
+    _tool("Drizzle", "__drizzle_migrations", "hash created_at"),
+)
+
+
+def tool_of(table: Table) -> Tool | None:
+    """Return whose history a table is, by its name and columns; None for an application's own table of that name.
+
+    A history of a single column is only recognised without any other.
+    """
+    for tool in TOOLS:
+        if tool.table == table.name and tool.schema in (None, table.schema):
+            known = tool.columns == table.columns if len(tool.columns) == 1 else tool.columns <= table.columns
+            if known:
+                return tool
+    return None
+
+
+async def look_around(session: Session, history: History, *, packaged: bool, role: str | None = None) -> Neighbours:
+    """Ask what else there is, in one round trip and in a read-only transaction; nothing but the catalog is read.
+
+    Args:
+        session: a connection, outside of any transaction.
+        history: one without any rows.
+        packaged: whether the packaged migrations are about to run because no folder was named.
+        role: the role under which migrations are configured to run.
+
+    Raises:
+        AmpdError: as any question does.
+    """
+    assert history.schema is not None
+    return await session.ask(_message(session, history.schema, role, tables=packaged), Neighbours)
+
+
+def _message(session: Session, home: str, role: str | None, *, tables: bool) -> str:
+    names = ", ".join(sorted({literal(tool.table) for tool in TOOLS}))
+    places = ", ".join(sorted({literal(tool.schema) for tool in TOOLS if tool.schema} | {literal(home)}))
+    columns = "(SELECT jsonb_agg(attname) FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped)"
+    ours = _tables(
+        f"c.relname = '{TABLE}' AND n.nspname <> {literal(home)} AND NOT starts_with(n.nspname, 'pg_temp_')", role
+    )
+    tools = _tables(f"c.relname = ANY (ARRAY[{names}]) AND n.nspname = ANY (ARRAY[{places}])", role, columns)
+    # Extensions bring tables of their own, such as PostGIS its spatial_ref_sys.
+    others = f"""c.relname <> '{TABLE}' AND n.nspname = {literal(home)} AND NOT EXISTS (
+        SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')"""
+    any_table = _tables(others, role, kinds="'r', 'p', 'f'", filled=False) if tables else "'[]'::jsonb"
+    document = f"jsonb_build_object('histories', {ours}, 'tools', {tools}, 'tables', {any_table})"
+    # As in the read of the history: nothing is looked up before the search path has been replaced.
+    body = f"""
+BEGIN
+  PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true),
+          pg_catalog.set_config('lock_timeout', '{READ_LOCK_SECS}s', true),
+          pg_catalog.set_config('statement_timeout', '30s', true);
+  {session.note(document)}
+END"""
+    return f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {do_block(body)}; COMMIT"
+
+
+def _tables(which: str, role: str | None, columns: str = "NULL", *, kinds: str = "'r'", filled: bool = True) -> str:
+    """Return an SQL expression for some tables as JSON; `filled` leaves out those without any page.
+
+    OFFSET keeps the server from asking for the size, and so for a lock, of any other table.
+    """
+    size = "WHERE pg_relation_size(id) > 0" if filled else ""
+    return f"""(
+    SELECT coalesce(jsonb_agg(jsonb_strip_nulls(to_jsonb(few) - 'id')), '[]') FROM (
+      SELECT * FROM (
+        SELECT c.oid AS id, n.nspname AS schema, c.relname AS name, pg_get_userbyid(c.relowner) AS owner,
+          {trusted_owner_sql("c.relowner", role)} AS trusted, {columns} AS columns
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.relkind IN ({kinds}) AND c.relpersistence <> 't' AND {which} OFFSET 0) known
+      {size} ORDER BY trusted DESC, schema, name LIMIT {_MOST}) few)"""
+
+
+def first_run_error(found: Neighbours, home: str, *, configured: bool, packaged: bool) -> AmpdError | None:
+    """Return why nothing must be applied from the beginning in the schema `home`; None if nothing speaks against it.
+
+    `configured` says whether the schema was set, and `packaged` whether these are the packaged migrations because no
+    folder was named. What a stranger has put there is no reason: else anybody could keep a first run from happening.
+    """
+    here = identifier(home)
+    if not configured and (elsewhere := _trusted(found.histories)):
+        return ConfigError(
+            f"there is no history of migrations in {here}, but one in {_some(elsewhere)}: "
+            "everything would be applied again, and recorded in a second history",
+            hint=f'to go on with that history set metadata_db.schema = "{elsewhere[0].schema}", or let the search path '
+            f'lead there; to begin one in {here} all the same set metadata_db.schema = "{home}"',
+        )
+    for table, tool in _histories_of_tools(_trusted(found.tools), home):
+        return MigrationConflict(
+            f"{here} is migrated by {tool.name}: its history {table} has entries, and ampd has none there",
+            hint=(f"{_NO_FOLDER}; " if packaged else "") + "ampd would run every file from the beginning: "
+            f"if {tool.name} has applied them, go on with {tool.name}; if they are others, give them a schema of their "
+            f"own with metadata_db.schema; if {tool.name} is no longer used here, rename its table",
+        )
+    if packaged and (tables := _trusted(_tables_of_applications(found, home))):
+        return ConfigError(
+            f"{here} already contains tables: {_some(tables)}; amp's own would be created among them",
+            hint=f"{_NO_FOLDER}; to have amp's schema in this database as well, set metadata_db.schema to another one",
+        )
+    return None
+
+
+_NO_FOLDER = (
+    "no folder was named, so these are the migrations packaged with ampd: give the folder of your project with "
+    "--migrations DIR or metadata_db.migrations.dir"
+)
+
+
+def first_run_warnings(found: Neighbours, home: str, *, configured: bool, packaged: bool) -> Iterator[str]:
+    """Yield what a person should know before a first run that goes ahead all the same."""
+    here = identifier(home)
+    histories = found.histories if configured else _strangers(found.histories)
+    if histories:
+        yield f"a history is begun in {here}, and there is one in {_some(histories)} as well, which is left alone"
+    for table, tool in _histories_of_tools(found.tools, home):
+        if not table.trusted:
+            yield f"{here} seems to be migrated by {tool.name}: {table} has entries; ampd runs every file all the same"
+    for table, tool in _histories_of_tools(found.tools, None):
+        yield f"this database is migrated by {tool.name} as well, whose history is {table}"
+    if packaged and (tables := _strangers(_tables_of_applications(found, home))):
+        yield f"{here} already contains tables: {_some(tables)}; amp's own are created among them"
+
+
+def _histories_of_tools(tables: Iterable[Table], home: str | None) -> Iterator[tuple[Table, Tool]]:
+    """Yield the histories in one schema, or, for None, in the schemas that tools keep for themselves."""
+    for table in tables:
+        tool = tool_of(table)
+        if tool and (table.schema == home if home is not None else tool.schema == table.schema):
+            yield table, tool
+
+
+def _tables_of_applications(found: Neighbours, home: str) -> tuple[Table, ...]:
+    histories = {table.name for table, _ in _histories_of_tools(found.tools, home)}
+    return tuple(table for table in found.tables if table.name not in histories)
+
+
+def _trusted(tables: Iterable[Table]) -> tuple[Table, ...]:
+    return tuple(table for table in tables if table.trusted)
+
+
+def _strangers(tables: Iterable[Table]) -> tuple[Table, ...]:
+    return tuple(table for table in tables if not table.trusted)
+
+
+def _some(tables: tuple[Table, ...]) -> str:
+    more = " and others" if len(tables) > 3 else ""
+    return ", ".join(map(str, tables[:3])) + more

@@ -1,0 +1,300 @@
+"""One consistent read of the history, in one round trip, and what may be wrong with the table.
+
+Migrations may leave any search_path behind and strangers may own objects on it. So what stands before the search path
+has been replaced is qualified, operators included.
+
+A name can come to mean another table at any time, so long as nothing is locked. So the table is locked first, and then
+looked at by its oid: whose it is, and that nothing on it would run anybody's code. Only then is it read or written.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ampd.advisory_lock import holder_sql, lock_key
+from ampd.errors import ConfigError, PermissionDenied
+from ampd.migration import AppliedMigration
+from ampd.postgres.quoting import do_block, identifier, literal
+
+from .table import LOCK, REPLACED, TABLE, History
+from .trust import COLUMNS, FIRES, LAST, MAY_FIRE, OF_COLUMNS, PLAIN, SHAPED, alterations_message, trusted_owner_sql
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ampd.postgres.connection import Session
+
+    from .table import LOCK, Table
+
+
+READ_LOCK_SECS = 10  # nobody locks a history table for so long but by hand
+_LONGEST_ROW = 4096  # bytes as stored, of what has no length of its own: ten times what ampd writes
+_MOST_ROWS = 50_000
+_LONGEST_TEXT = 300  # characters: more than a file's name has
+
+
+class _Row(msgspec.Struct, frozen=True, array_like=True):
+    """A row of the history table, each value as the server prints it; an empty text stands for NULL."""
+
+    version: str
+    name: str
+    checksum: str
+    started_at: str
+    finished_at: str
+    statements_done: str
+    applied_by: str
+    ampd_version: str
+    done_checksum: str
+
+    def migration(self) -> AppliedMigration:
+        return AppliedMigration(
+            version=int(self.version),
+            name=self.name,
+            checksum=bytes.fromhex(self.checksum[2:]),
+            started_at=datetime.fromisoformat(self.started_at),
+            finished_at=datetime.fromisoformat(self.finished_at) if self.finished_at else None,
+            statements_done=int(self.statements_done),
+            applied_by=self.applied_by,
+            ampd_version=self.ampd_version,
+            done_checksum=bytes.fromhex(self.done_checksum[2:]) if self.done_checksum else None,
+        )
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    """What the server answers to a read."""
+
+    history: History
+    rows: tuple[_Row, ...] | None
+    fit: bool | None  # whether all rows are of a size that ampd writes; None without rows
+
+
+async def read(session: Session, schema: str | None, *, role: str | None = None, who: str | None = None) -> History:
+    """Read the history in one round trip, in a read-only transaction; with `who` (a schema) also who has its turn.
+
+    `role` is the configured one: the history is read as it, by those who may, and is trusted if it owns it.
+
+    Raises:
+        ConfigError: the table is not one of ampd's, or no schema of the search path exists.
+        PermissionDenied: the table's owner is not trusted; or the role may not read the table, or use any schema of its
+            search path.
+    """
+    try:
+        answer = await session.ask(_read_message(session, schema, role, who), _Answer)
+        applied = tuple(row.migration() for row in answer.rows or ())
+    except (msgspec.ValidationError, ValueError) as error:
+        raise _not_ours(f"{TABLE} in {schema or 'the search path'}", f"a row of it cannot be read: {error}") from error
+    history = msgspec.structs.replace(answer.history, role=role, applied=applied)
+    session.role, session.pooled = history.user, history.pid != session.server_pid
+    if history.schema is None:
+        raise _leads_nowhere(history.user, await session.ask(_path_message(session), _SearchPath))
+    if (table := history.table) is not None:
+        if table.trusted and not table.unaltered:
+            alterations = await session.ask(alterations_message(session, table.oid), list[str])
+            raise _not_ours(history.name, f"it {', and '.join(alterations)}")
+        _insist_on_trust(history, table)
+    if answer.fit is False or len(history.applied) > _MOST_ROWS:
+        raise _not_ours(
+            history.name, f"it has rows of a size, or more than {_MOST_ROWS} rows, that ampd has not written"
+        )
+    return history
+
+
+def _insist_on_trust(history: History, table: Table) -> None:
+    """Refuse a history table that is not to be believed, or not to be read.
+
+    Raises:
+        PermissionDenied: its owner is not trusted, or it is not readable for us.
+    """
+    if not table.trusted:
+        raise _strange(history, table.owner)
+    if not table.readable:
+        me = identifier(history.user)
+        raise PermissionDenied(
+            f"permission denied for table {TABLE}",
+            hint=f"as its owner: GRANT SELECT ON TABLE {history.name} TO {me}; and INSERT, UPDATE, DELETE, if it is to "
+            "migrate",
+        )
+    if table.hidden:
+        raise _hidden(history)
+
+
+class _SearchPath(msgspec.Struct, frozen=True):
+    """A search path, and each schema that it names, quoted where need be, with whether it exists."""
+
+    text: str
+    schemas: tuple[tuple[str, bool], ...]
+
+
+def _path_message(session: Session) -> str:
+    document = r"""jsonb_build_object('text', path, 'schemas', (
+    SELECT coalesce(jsonb_agg(jsonb_build_array(name, to_regnamespace(name) IS NOT NULL) ORDER BY position), '[]')
+    FROM regexp_matches(path, '("(?:[^"]|"")*"|[^",\s]+)', 'g') WITH ORDINALITY _ (word, position),
+      replace(word[1], '"$user"', quote_ident(current_user)) name
+    WHERE name <> '""' AND NOT starts_with(name, 'pg_')))"""
+    return do_block(f"""
+DECLARE
+  path pg_catalog.text := pg_catalog.current_setting('search_path');
+BEGIN
+  PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+  {session.note(document)}
+END""")
+
+
+def _leads_nowhere(user: str, path: _SearchPath) -> ConfigError | PermissionDenied:
+    """Return the error for a search path on which there is no schema that the role may use."""
+    role, otherwise = identifier(user), "or set metadata_db.schema"
+    shown = f"the search path of role {user} ({path.text or 'empty'})"
+    for schema, exists in path.schemas:
+        if exists:
+            grant = f"GRANT USAGE, CREATE ON SCHEMA {schema} TO {role}"
+            return PermissionDenied(
+                f"{shown} names no schema that it may use", hint=f"as its owner: {grant}; {otherwise}"
+            )
+    make = f"CREATE SCHEMA {path.schemas[-1][0]} AUTHORIZATION {role}" if path.schemas else ""
+    hint = make or f"ALTER ROLE {role} SET search_path = public"
+    return ConfigError(f"{shown} names no schema that exists", hint=f"{hint}; {otherwise}")
+
+
+def _not_ours(name: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"{name} is not ampd's history table, or was changed by hand: {why}",
+        hint="undo the change; or if another program has made the table, keep the history in a schema of its own "
+        "with metadata_db.schema",
+    )
+
+
+def _strange(history: History, owner: str) -> PermissionDenied:
+    return PermissionDenied(
+        f"the history table {history.name} belongs to {owner}, and so is not trusted: that is neither {history.user}, "
+        "nor a superuser, nor the owner of the database, nor the role in metadata_db.migrations.role",
+        hint=f"if {owner} is the role that migrates this database, write `role = {_toml(owner)}` under "
+        "[metadata_db.migrations]: its history is then believed, and migrations run under SET ROLE to it; "
+        "if it is not, somebody has put the table there: find out who, and apply nothing before that",
+    )
+
+
+def _toml(text: str) -> str:
+    """Return a TOML string; JSON writes the same, but for one control character."""
+    return msgspec.json.encode(text).decode().replace("\x7f", "\\u007f")
+
+
+def _hidden(history: History) -> PermissionDenied:
+    return PermissionDenied(
+        f"row level security on the history table {history.name} would hide its rows from {history.user}",
+        hint=f"as its owner: ALTER TABLE {history.name} DISABLE ROW LEVEL SECURITY, or NO FORCE ROW LEVEL SECURITY for "
+        f"the owner itself; or as a superuser: ALTER ROLE {identifier(history.user)} BYPASSRLS",
+    )
+
+
+def remarks(history: History) -> Iterator[str]:
+    """Yield what a person should know of a history that is about to be added to."""
+    if history.table is not None and history.table.row_security:
+        yield (
+            f"row level security is on for the history table {history.name}: it does not concern this run, and keeps "
+            "the history from roles that are neither its owner nor have BYPASSRLS"
+        )
+
+
+def _read_message(session: Session, schema: str | None, role: str | None, who: str | None) -> str:
+    # Nothing may be looked up on the search path before the block has replaced it, types included; and every catalog
+    # that a fresh backend need not open saves a tenth of a millisecond.
+    places = "pg_catalog.current_schemas(false)" if schema is None else f"ARRAY[{literal(schema)}::pg_catalog.name]"
+    holder = "NULL" if who is None else holder_sql(lock_key(who, TABLE))
+    document = f"""jsonb_build_object('rows', applied, 'fit', fit, 'history', jsonb_build_object(
+    'database', current_database(), 'user', current_user, 'pid', pg_backend_pid(),
+    'host', host(inet_server_addr()), 'port', inet_server_port(),
+    'read_only', pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on',
+    'schema', CASE WHEN home IS NULL THEN first ELSE place END,
+    'schema_exists', to_regnamespace(quote_ident(first)) IS NOT NULL,
+    'table_exists', home IS NOT NULL, 'table', CASE WHEN home IS NOT NULL THEN jsonb_build_object(
+      'oid', home::oid::int8, 'owner_oid', owner::int8, 'owner', pg_get_userbyid(owner), 'trusted', trusted,
+      'readable', readable, 'unaltered', unaltered, 'row_security', secured, 'hidden', hidden) END,
+    'role_refused', refused,
+    'holder_known', {"false" if who is None else "true"}, 'holder', {holder}))"""
+    # Who only reads need not be a member of the role.
+    take_on = f"""
+  BEGIN
+    PERFORM pg_catalog.set_config('role', {literal(role)}, true);
+  EXCEPTION WHEN OTHERS THEN refused := SQLERRM;
+  END;"""
+    # concat() takes any type as it prints itself, and so runs no cast of anybody's: a schema can be renamed under us.
+    cells = ", ".join(f"left(concat(h.{name}), {_LONGEST_TEXT})" for name in COLUMNS if name != LAST)
+    sizes = " + ".join(f"pg_column_size(h.{name})" for name in ("name", "checksum", "applied_by", "ampd_version"))
+    body = f"""
+DECLARE
+  places pg_catalog.name[] := {places};
+  place pg_catalog.name;
+  first pg_catalog.name;
+  home pg_catalog.regclass;
+  locked pg_catalog.regclass;
+  readable pg_catalog.bool;
+  owner pg_catalog.oid;
+  trusted pg_catalog.bool;
+  unaltered pg_catalog.bool;
+  may_fire pg_catalog.bool;
+  secured pg_catalog.bool;
+  hidden pg_catalog.bool := false;
+  roomy pg_catalog.bool;
+  refused pg_catalog.text;
+  applied pg_catalog.jsonb;
+  fit pg_catalog.bool;
+  mark pg_catalog.text;
+BEGIN{take_on if role else ""}
+  PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true),
+          pg_catalog.set_config('bytea_output', 'hex', true),
+          pg_catalog.set_config('datestyle', 'ISO', true),
+          pg_catalog.set_config('row_security', 'off', true),
+          pg_catalog.set_config('lock_timeout', '{READ_LOCK_SECS}s', true);
+  IF current_setting('restrict_nonsystem_relation_kind', true) IS NOT NULL THEN  -- not before August 2024
+    PERFORM set_config('restrict_nonsystem_relation_kind', 'view, foreign-table', true);
+  END IF;
+  FOR attempt IN 1..5 LOOP
+    home := NULL; readable := NULL;
+    FOREACH place IN ARRAY places LOOP
+      CONTINUE WHEN starts_with(place, 'pg_temp_');
+      first := coalesce(first, place);
+      home := to_regclass(quote_ident(place) || '.{TABLE}');
+      EXIT WHEN home IS NOT NULL;
+    END LOOP;
+    EXIT WHEN home IS NULL;
+    readable := (SELECT relkind = 'r' AND has_table_privilege(oid, 'SELECT') FROM pg_class WHERE oid = home);
+    EXIT WHEN NOT readable OR home = locked;
+    IF attempt = 5 THEN
+      RAISE EXCEPTION 'the history table is being replaced all the time' USING ERRCODE = '{REPLACED}';
+    END IF;
+    BEGIN
+      EXECUTE format('{LOCK} %I.{TABLE} IN ACCESS SHARE MODE', place);
+      locked := home;
+    EXCEPTION WHEN undefined_table OR wrong_object_type OR insufficient_privilege THEN NULL;  -- look again
+    END;
+  END LOOP;
+  IF home IS NOT NULL THEN
+    SELECT {PLAIN}, {MAY_FIRE}, c.relrowsecurity, c.relowner, pg_get_userbyid(c.relowner) = current_user
+      INTO unaltered, may_fire, secured, owner, trusted FROM pg_class c WHERE c.oid = home;
+    SELECT unaltered AND {SHAPED}, bool_or(attname = '{LAST}') INTO unaltered, roomy FROM {OF_COLUMNS.format("home")};
+    IF NOT trusted THEN  -- a question that is seldom worth its price
+      trusted := {trusted_owner_sql("owner", role)};
+    END IF;
+    IF may_fire THEN
+      unaltered := unaltered AND NOT {FIRES.format("home")};
+    END IF;
+    IF secured THEN
+      hidden := row_security_active(home);
+    END IF;
+    IF readable AND trusted AND unaltered AND NOT hidden THEN
+      mark := CASE WHEN roomy THEN 'h.{LAST}' ELSE 'NULL' END;
+      EXECUTE format('SELECT jsonb_agg(ARRAY[{cells}, left(concat(%2$s), {_LONGEST_TEXT})]) FILTER (WHERE ampd_fit),
+          bool_and(ampd_fit)
+        FROM (SELECT h.*, h.tableoid = %3$s AND coalesce({sizes} + coalesce(pg_column_size(%2$s), 0), {_LONGEST_ROW})
+                     < {_LONGEST_ROW} AS ampd_fit
+              FROM ONLY %1$I.{TABLE} h LIMIT {_MOST_ROWS + 1}) h', place, mark, home::oid) INTO applied, fit;
+    END IF;
+  END IF;
+  {session.note(document)}
+END"""
+    # The limit on a statement that runs is the one that held when it began.
+    begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = '30s'"
+    return f"{begin}; {do_block(body)}; COMMIT"

@@ -1,0 +1,130 @@
+"""A history that is not to be gone by or written to, and what the server's refusal of a write to it means."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ampd.advisory_lock import BUSY, LockTaken
+from ampd.display import one_line
+from ampd.errors import MigrationConflict, MigrationFailed, PermissionDenied
+from ampd.plan import is_another_projects
+from ampd.postgres.failures import read_only
+from ampd.postgres.quoting import identifier
+
+from .table import ALTERED, EMPTIED, LOCK, MOVED, REPLACED
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ampd.errors import AmpdError
+    from ampd.migration import AppliedMigration, Migration
+    from ampd.plan import Plan
+    from ampd.postgres.server_error import ServerError
+
+    from .table import History
+
+
+# What our own statements can only meet when somebody else has written, created or dropped the same thing just now:
+# unique_violation, undefined_table, duplicate_table, duplicate_schema.
+_COLLISIONS = ("23505", "42P01", "42P07", "42P06")
+
+
+def refuse_to_write(history: History) -> None:
+    """Refuse to write to a server that takes no writes, or without the configured role.
+
+    Raises:
+        ReadOnlyServer: a standby, or a database set to read-only.
+        PermissionDenied: the role that migrations are to run as does not exist, or we are no member of it.
+    """
+    if history.role is not None and history.role_refused is not None:
+        role, me = identifier(history.role), identifier(history.user)
+        raise PermissionDenied(
+            f"{history.user} cannot take on the role in metadata_db.migrations.role: {history.role_refused}",
+            hint=f"as a superuser: GRANT {role} TO {me}; or correct metadata_db.migrations.role",
+        )
+    if history.read_only:
+        raise read_only(f"{history.address} takes no writes: a standby, or read-only by default")
+
+
+def turned_away(error: ServerError, history: History) -> Exception | None:
+    """Return what it means that the history could not be entered; None for any other error."""
+    if error.sqlstate in (BUSY, MOVED, REPLACED) or (error.sqlstate == ALTERED and history.table is not None):
+        return LockTaken(error.message)  # reading it again tells what has become of it
+    if error.sqlstate in _COLLISIONS:
+        return LockTaken(error.message, unless=unwritable(error, history))
+    return None
+
+
+def harm(error: ServerError, history: History) -> str | None:
+    """Return what has happened to the history table while a migration ran, in words; None for any other error."""
+    gone, code = "was dropped, renamed or moved", error.sqlstate
+    known = {
+        ALTERED: "is not as ampd has made it any more (`ampd status` says why)",
+        REPLACED: gone,
+        EMPTIED: "has lost rows",
+    }
+    what = known.get(code)
+    if what is None and f"{LOCK} {history.name} " in error.context:
+        what = {
+            "42501": f"may not be written by {history.user} any more",
+            "42P01": gone,
+            "3F000": gone,
+            "42809": gone,
+        }.get(code)
+    if what is None:
+        return None
+    return f"ampd's history table {history.name} {what} while this migration ran"
+
+
+def unwritable(error: ServerError, history: History) -> AmpdError:
+    """Return the error for a server that has refused what it is asked with every migration, whoever is to blame."""
+    return MigrationFailed(
+        f"the history table {history.name} could not be written: {error.message} (SQLSTATE {error.sqlstate})",
+        hint="look for an event trigger, a trigger or a type that is in its way, and run again; nothing was kept",
+        sqlstate=error.sqlstate,
+        detail=error.detail,
+    )
+
+
+def check_project(found: Plan, *, history: str, packaged: bool) -> None:
+    """Refuse to go by a history that is another project's, whatever its versions would say.
+
+    Args:
+        found: the plan of these files and that history.
+        history: the name of the history table.
+        packaged: these are the packaged migrations, because no folder was named.
+
+    Raises:
+        MigrationConflict: none of its rows belongs to a file at hand.
+    """
+    if not is_another_projects(found):
+        return
+    files = [step.migration for step in found.steps if step.migration]
+    rows = [step.applied for step in found.steps if step.applied]
+    last = max(rows, key=lambda row: row.finished_at or row.started_at)
+    folders = {file.file.rpartition("/")[0] for file in files}
+    place = f" of {folders.pop()}" if len(folders) == 1 and all(folders) else " at hand"
+    if packaged:
+        hint = (
+            "no folder was named, so these are the migrations packaged with ampd: give the folder of your project with "
+            "--migrations DIR or metadata_db.migrations.dir; to have amp's schema in this database as well, "
+            "set metadata_db.schema to another schema"
+        )
+    else:
+        hint = (
+            "give the folder of that project with --migrations DIR, or the database or schema (metadata_db.schema) "
+            "that these files are for; if they are that project's, renamed and changed, restore them"
+        )
+    raise MigrationConflict(
+        f"{history} is the history of another project: none of the migrations in it is among the files{place}\n"
+        f"  history: {_some(rows)}, last at {last.finished_at or last.started_at:%Y-%m-%d %H:%M:%S%z} "
+        f"by {one_line(last.applied_by)}\n"
+        f"  files:   {_some(files)}",
+        hint=hint,
+    )
+
+
+def _some(migrations: Sequence[Migration | AppliedMigration]) -> str:
+    """Return a few of them as people say them, and how many more there are."""
+    shown = ", ".join(f"{each.version} {one_line(each.name)}" for each in migrations[:3])
+    return f"{shown} and {len(migrations) - 3} more" if len(migrations) > 3 else shown

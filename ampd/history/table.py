@@ -1,0 +1,75 @@
+"""The history table as a value: its name, its columns, its rows, and what the catalog says of it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from ampd.advisory_lock import lock_key
+from ampd.migration import AppliedMigration
+from ampd.other_sessions import Holder
+from ampd.postgres.quoting import identifier
+
+TABLE = "ampd_schema_migrations"
+MOVED = "AM002"  # the history is not what the plan was made from
+ESCAPED = "AM003"  # the migration ended the transaction that it ran in
+REPLACED = "AM004"  # the name of the history has come to mean another table, or none
+ALTERED = "AM005"  # the history is not as ampd has made it: another owner, a trigger …
+EMPTIED = "AM006"  # rows that were in the history are not there any more
+
+
+LOCK = "LOCK TABLE ONLY"
+
+
+class Table(msgspec.Struct, frozen=True):
+    """A history table as the catalog has it."""
+
+    oid: int
+    owner_oid: int
+    owner: str
+    trusted: bool  # whether its owner is
+    readable: bool  # a plain table that we have SELECT on; only then is it locked and read
+    unaltered: bool  # whether it is as ampd has made it
+    row_security: bool
+    hidden: bool  # whether row level security would hide rows from us
+
+
+class History(msgspec.Struct, frozen=True):
+    """One consistent read of everything a plan depends on."""
+
+    database: str
+    user: str
+    host: str | None
+    port: int | None
+    pid: int
+    read_only: bool
+    schema: str | None
+    schema_exists: bool
+    table_exists: bool
+    holder_known: bool
+    holder: Holder | None
+    role_refused: str | None = None  # why the configured role could not be taken on, in the server's words
+    role: str | None = None  # as configured
+    table: Table | None = None  # as it was read; None also where it was made since
+    applied: tuple[AppliedMigration, ...] = ()
+
+    def with_row(self, row: AppliedMigration) -> History:
+        """Return the history as it is after one more migration, told from our own commit without asking again."""
+        rows = (*(known for known in self.applied if known.version != row.version), row)
+        return msgspec.structs.replace(self, applied=rows, table_exists=True, schema_exists=True)
+
+    @property
+    def address(self) -> str:
+        """Return `host:port/database` as the server sees itself."""
+        return f"{self.host}:{self.port}/{self.database}" if self.host else f"local/{self.database}"
+
+    @property
+    def lock_key(self) -> int:
+        """Return the key of the advisory lock that whoever adds to this history holds."""
+        assert self.schema is not None
+        return lock_key(self.schema, TABLE)
+
+    @property
+    def name(self) -> str:
+        """Return the history table's qualified and quoted name."""
+        assert self.schema is not None
+        return f"{identifier(self.schema)}.{TABLE}"

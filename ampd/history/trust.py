@@ -1,0 +1,90 @@
+"""Whom ampd trusts with a history table, and what such a table may have on it: SQL that asks the catalog.
+
+What is written on one row for ampd runs with the rights of whoever migrates: a trigger, a rule, a default, a check, an
+expression in an index. ampd makes none of these, so that each of them is somebody else's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ampd.postgres.quoting import do_block, literal
+
+if TYPE_CHECKING:
+    from ampd.postgres.connection import Session
+
+
+def trusted_owner_sql(owner: str, role: str | None = None) -> str:
+    """Return an SQL expression for whether a history that belongs to `owner`, an expression of type oid, is trusted.
+
+    Trusted are the role that connects or migrates, a superuser, the owner of the database, and `role`, the configured
+    one; never a role for being a group of ours, nor for owning the schema: either may be a stranger's.
+    """
+    me = ", ".join(("CURRENT_USER", "SESSION_USER", *(f"{literal(name)}::pg_catalog.name" for name in (role,) if name)))
+    return f"""EXISTS (
+      SELECT FROM pg_catalog.pg_roles r WHERE r.oid OPERATOR(pg_catalog.=) {owner} AND (
+        r.rolsuper OR r.rolname OPERATOR(pg_catalog.=) ANY (ARRAY[{me}]) OR r.oid OPERATOR(pg_catalog.=) (
+          SELECT d.datdba FROM pg_catalog.pg_database d
+          WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())))"""
+
+
+COLUMNS = {
+    "version": "bigint",
+    "name": "text",
+    "checksum": "bytea",
+    "started_at": "timestamp with time zone",
+    "finished_at": "timestamp with time zone",
+    "statements_done": "integer",
+    "applied_by": "text",
+    "ampd_version": "text",
+    "done_checksum": "bytea",  # only once a no-transaction migration has come
+}
+_OIDS = {"bigint": 20, "integer": 23, "text": 25, "bytea": 17, "timestamp with time zone": 1184}
+LAST = "done_checksum"
+
+# Whether a table c is as ampd makes it, as far as that does not concern its columns, rules and triggers.
+PLAIN = """(c.relkind = 'r' AND c.relpersistence = 'p' AND c.relchecks = 0 AND NOT c.relispartition
+      AND NOT EXISTS (SELECT FROM pg_index WHERE indrelid = c.oid AND (indexprs IS NOT NULL OR indpred IS NOT NULL)))"""
+# The same of its columns, as an aggregate over OF_COLUMNS: those of a parent are inherited as well.
+SHAPED = f"""(bool_and(NOT atthasdef AND attinhcount = 0 AND CASE attname {
+    " ".join(f"WHEN '{name}' THEN atttypid = {_OIDS[kind]}" for name, kind in COLUMNS.items())
+} ELSE atttypid < 16384 END)
+      AND count(*) FILTER (WHERE attname IN ({", ".join(f"'{name}'" for name in COLUMNS if name != LAST)}))
+        = {len(COLUMNS) - 1})"""
+OF_COLUMNS = "pg_attribute WHERE attrelid = {0} AND attnum > 0 AND NOT attisdropped"
+
+# These two stay set until the next VACUUM when the last one is dropped.
+MAY_FIRE = "(c.relhastriggers OR c.relhasrules)"
+FIRES = "(EXISTS (SELECT FROM pg_trigger WHERE tgrelid = {0}) OR EXISTS (SELECT FROM pg_rewrite WHERE ev_class = {0}))"
+
+
+def alterations_message(session: Session, oid: int) -> str:
+    """Return the question what on a table is not as ampd has made it, in words, as `list[str]`."""
+    wanted = ", ".join(f"({place}, '{name}', '{kind}')" for place, (name, kind) in enumerate(COLUMNS.items()))
+    document = f"""(SELECT coalesce(jsonb_agg(what), '[]') FROM (
+      SELECT 'is not a plain table' FROM pg_class
+        WHERE oid = {oid} AND (relkind <> 'r' OR relpersistence <> 'p' OR relispartition)
+      UNION ALL SELECT 'inherits from ' || inhparent::regclass FROM pg_inherits WHERE inhrelid = {oid}
+      UNION ALL SELECT 'has no column ' || string_agg(name, ', ' ORDER BY place)
+        FROM (VALUES {wanted}) w (place, name, kind)
+        WHERE name <> '{LAST}' AND NOT EXISTS (
+          SELECT FROM pg_attribute WHERE attrelid = {oid} AND attname = name AND NOT attisdropped) HAVING count(*) > 0
+      UNION ALL SELECT format('has a column %I of type %s', attname, format_type(atttypid, atttypmod))
+        FROM pg_attribute LEFT JOIN (VALUES {wanted}) w (place, name, kind) ON name = attname
+        WHERE attrelid = {oid} AND attnum > 0 AND NOT attisdropped
+          AND CASE WHEN kind IS NULL THEN atttypid >= 16384 ELSE format_type(atttypid, atttypmod) <> kind END
+      UNION ALL SELECT format('has a %s for its column %I',
+          CASE attgenerated WHEN '' THEN 'default' ELSE 'generated value' END, attname)
+        FROM pg_attribute WHERE attrelid = {oid} AND atthasdef AND NOT attisdropped
+      UNION ALL SELECT CASE WHEN c.oid IS NULL THEN format('has the trigger %I', tgname)
+          ELSE format('has a part in the constraint %I', conname) END
+        FROM pg_trigger LEFT JOIN pg_constraint c ON c.oid = tgconstraint AND tgisinternal WHERE tgrelid = {oid}
+      UNION ALL SELECT format('has the rule %I', rulename) FROM pg_rewrite WHERE ev_class = {oid}
+      UNION ALL SELECT format('has the check %I', conname) FROM pg_constraint WHERE conrelid = {oid} AND contype = 'c'
+      UNION ALL SELECT format('has the index %I with an expression or a condition', relname)
+        FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
+        WHERE indrelid = {oid} AND (indexprs IS NOT NULL OR indpred IS NOT NULL) LIMIT 10) _ (what))"""
+    body = (
+        f"BEGIN PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true); {session.note(document)} END"
+    )
+    return f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {do_block(body)}; COMMIT"

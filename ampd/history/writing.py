@@ -1,0 +1,229 @@
+"""Writing the history: PL/pgSQL for the transactions that make, enter and change it. Runs none of it.
+
+Every transaction locks the table, looks at it by its oid, and only then writes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ampd.postgres.quoting import do_block, identifier, literal
+from ampd.version import VERSION
+
+from .table import ALTERED, EMPTIED, ESCAPED, LOCK, MOVED, REPLACED, TABLE
+from .trust import COLUMNS, FIRES, LAST, MAY_FIRE, OF_COLUMNS, PLAIN, SHAPED
+
+if TYPE_CHECKING:
+    from ampd.migration import Migration
+
+    from .table import History
+
+
+def enter(history: History, *parts: str) -> str:
+    """Return PL/pgSQL for the beginning of a transaction that writes the history, under the lock.
+
+    It makes sure that the history is ours to write and as it was when it was read, or makes one where there was none,
+    and runs `parts` of what follows.
+    """
+    if history.table_exists:
+        finished = sum(1 for row in history.applied if row.finished_at is not None)
+        newest = max((row.version for row in history.applied), default=-1)
+        begin = f"""{_look(history)}
+    IF (SELECT count(*) <> {len(history.applied)} OR count(h.finished_at) <> {finished}
+          OR COALESCE(max(h.version), -1) <> {newest} FROM ONLY {history.name} h) THEN
+      RAISE EXCEPTION 'the history has moved' USING ERRCODE = '{MOVED}';
+    END IF;"""
+    else:
+        # A query, and not to_regclass: that may answer from what this session knew before the lock was to be had.
+        begin = f"""
+    IF EXISTS (SELECT FROM pg_class c WHERE {_is_named(history)}) THEN
+      RAISE EXCEPTION 'the history has moved' USING ERRCODE = '{MOVED}';
+    END IF;{_create(history)}{_look(history)}"""
+    return f"""
+  DECLARE
+    path pg_catalog.text := pg_catalog.current_setting('search_path');
+  BEGIN{_PIN}{begin}{"".join(parts)}
+    PERFORM set_config('search_path', path, true);
+  END;"""
+
+
+# The path is pinned for the rest of the transaction, unless it is put back.
+_PIN = """
+    PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);"""
+
+
+def _is_named(history: History) -> str:
+    """Return a condition for the row c of pg_class that the history's name stands for."""
+    return (
+        f"c.relname = '{TABLE}' AND c.relnamespace = (SELECT oid FROM pg_namespace "
+        f"WHERE nspname = {literal(history.schema)})"
+    )
+
+
+def _look(history: History) -> str:
+    """Return PL/pgSQL that locks the history against change, and makes sure that it is the one that was read, and ours.
+
+    Whatever could run with a write to it would run with our rights. Wants the search path to be pinned.
+    """
+    known = history.table
+    same = "pg_get_userbyid(c.relowner) = CURRENT_USER" if known is None else f"c.relowner = {known.owner_oid}"
+    this = "" if known is None else f"c.oid = {known.oid} AND "
+    return f"""
+    {LOCK} {history.name} IN ROW EXCLUSIVE MODE;
+    DECLARE
+      home pg_catalog.oid;
+      ours pg_catalog.bool;
+      may_fire pg_catalog.bool;
+      may_hide pg_catalog.bool;
+    BEGIN
+      SELECT c.oid, {same} AND {PLAIN} AND (SELECT {SHAPED} FROM {OF_COLUMNS.format("c.oid")}),
+             {MAY_FIRE}, c.relrowsecurity
+        INTO home, ours, may_fire, may_hide FROM pg_class c WHERE {this}{_is_named(history)};
+      IF may_fire THEN
+        ours := ours AND NOT {FIRES.format("home")};
+      END IF;
+      IF may_hide THEN
+        ours := ours AND NOT row_security_active(home);
+      END IF;
+      IF home IS NULL THEN
+        RAISE EXCEPTION 'the history is another table now' USING ERRCODE = '{REPLACED}';
+      ELSIF NOT ours THEN
+        RAISE EXCEPTION 'the history is not as ampd makes it' USING ERRCODE = '{ALTERED}';
+      END IF;
+    END;"""
+
+
+def _create(history: History) -> str:
+    assert history.schema is not None
+    # CREATE SCHEMA wants the right to create one even where it exists: only when it does not.
+    schema = "" if history.schema_exists else f"\n    CREATE SCHEMA {identifier(history.schema)};"
+    rules = {"version": " PRIMARY KEY", "finished_at": ""}
+    columns = ",\n      ".join(
+        f"{name} {_SPELT.get(kind, kind)}{rules.get(name, ' NOT NULL')}"
+        for name, kind in COLUMNS.items()
+        if name != LAST
+    )
+    return _for_event_triggers(f"""{schema}
+    CREATE TABLE {history.name} (
+      {columns}
+    );
+    COMMENT ON TABLE {history.name} IS 'Which migrations ampd has applied, one row each';""")
+
+
+# The others are words of the grammar, and nobody else's on any path.
+_SPELT = {"text": "pg_catalog.text", "bytea": "pg_catalog.bytea"}
+
+
+def _for_event_triggers(definitions: str) -> str:
+    """Return a part of `enter` that defines something with the search path that others' event triggers may rely on."""
+    return f"""
+    PERFORM set_config('search_path', path, true);{definitions}{_PIN}"""
+
+
+def insert(history: History, migration: Migration) -> str:
+    """Return a part of `enter` that records a migration as started."""
+    return f"""
+    INSERT INTO {history.name} (version, name, checksum, started_at, statements_done, applied_by, ampd_version)
+    VALUES ({migration.version}, {literal(migration.name)}, decode('{migration.checksum.hex()}', 'hex'),
+            clock_timestamp(), 0, CURRENT_USER, '{VERSION}');"""
+
+
+def make_room(history: History) -> str:
+    """Return a part of `enter` that adds the one column that resuming needs, when the first such migration comes."""
+    add = f"""
+      ALTER TABLE {history.name} ADD COLUMN {LAST} pg_catalog.bytea;
+      COMMENT ON COLUMN {history.name}.{LAST} IS
+        'SHA-256 of the statements that a no-transaction migration has begun or done; null once it is finished';"""
+    return f"""
+    IF NOT {_has_room(history)} THEN{_for_event_triggers(add)}
+    END IF;"""
+
+
+def _has_room(history: History) -> str:
+    return f"""EXISTS (SELECT FROM pg_attribute WHERE attrelid = {literal(history.name)}::regclass
+                   AND attname = '{LAST}' AND NOT attisdropped)"""
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """How far a no-transaction migration has come: statements done, and the checksum of all that were begun."""
+
+    done: int
+    checksum: bytes | None
+
+
+def advance(history: History, migration: Migration, was: Mark, now: Mark) -> str:
+    """Return PL/pgSQL that ends a transaction with the record how far a no-transaction migration has come.
+
+    It fails if another runner has gone on with it. That can be: what a runner has sent may reach the server long after
+    it was given up for dead.
+    """
+    return _from(history, migration, was, f"statements_done = {now.done}, {LAST} = {_hex(now.checksum)}")
+
+
+def finish_stepwise(history: History, migration: Migration, was: Mark, statements: int) -> str:
+    """Return PL/pgSQL that ends a transaction with the record that a no-transaction migration is done."""
+    return _from(
+        history,
+        migration,
+        was,
+        f"finished_at = clock_timestamp(), statements_done = {statements}, "
+        f"name = {literal(migration.name)}, checksum = {_hex(migration.checksum)}, {LAST} = NULL",
+    )
+
+
+def _from(history: History, migration: Migration, was: Mark, change: str) -> str:
+    begun = was.checksum.hex() if was.checksum else ""
+    return f"""{_PIN}{_look(history)}
+    UPDATE ONLY {history.name} SET {change}
+     WHERE version = {migration.version} AND finished_at IS NULL
+       AND statements_done = {was.done} AND COALESCE(encode({LAST}, 'hex'), '') = '{begun}';
+    IF NOT FOUND THEN
+      RAISE EXCEPTION 'the history has moved' USING ERRCODE =
+        CASE WHEN {_has_row(history, migration.version)} THEN '{MOVED}' ELSE '{EMPTIED}' END;
+    END IF;"""
+
+
+def _has_row(history: History, version: int) -> str:
+    return f"EXISTS (SELECT FROM ONLY {history.name} WHERE version = {version})"
+
+
+def _hex(checksum: bytes | None) -> str:
+    return "NULL" if checksum is None else f"decode('{checksum.hex()}', 'hex')"
+
+
+def settle(history: History, version: int, migration: Migration | None, statements: int, *, applied: bool) -> str:
+    """Return a part of `enter` that ends an interrupted migration by a person's word: as applied, or as never begun."""
+    this = f"WHERE version = {version} AND finished_at IS NULL"
+    if not applied:
+        return f"\n    DELETE FROM ONLY {history.name} {this};"
+    file = (
+        f", name = {literal(migration.name)}, checksum = {_hex(migration.checksum)}, statements_done = {statements}"
+        if migration
+        else ""
+    )
+    return f"""
+    UPDATE ONLY {history.name} SET finished_at = clock_timestamp(), applied_by = CURRENT_USER,
+      ampd_version = '{VERSION}'{file} {this};
+    IF {_has_room(history)} THEN
+      UPDATE ONLY {history.name} SET {LAST} = NULL WHERE version = {version};
+    END IF;"""
+
+
+def finish(history: History, migration: Migration, statements: int) -> str:
+    """Return a statement that records a migration as finished, in the transaction that started it and in no other."""
+    # Nobody else could change it since `enter` has locked it.
+    there = _has_row(history, migration.version)
+    if history.applied:
+        there += f" AND {_has_row(history, max(row.version for row in history.applied))}"
+    return do_block(f"""BEGIN{_PIN}
+    {LOCK} {history.name} IN ROW EXCLUSIVE MODE;
+    UPDATE ONLY {history.name} SET finished_at = clock_timestamp(), statements_done = {statements}
+     WHERE version = {migration.version} AND xmin = pg_current_xact_id()::xid AND {there};
+    IF NOT FOUND THEN
+      RAISE EXCEPTION 'the migration ended the transaction that it ran in' USING ERRCODE =
+        CASE WHEN row_security_active({literal(history.name)}) THEN '{ALTERED}'
+             WHEN {there} THEN '{ESCAPED}' ELSE '{EMPTIED}' END;
+    END IF;
+END""")

@@ -1,0 +1,54 @@
+"""Other sessions of the server, as `pg_stat_activity` shows them: who holds a lock that a run waits for. Pure."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+
+from .display import one_line
+
+
+class Holder(msgspec.Struct, frozen=True):
+    """The session that has the turn; what the role may not see is None."""
+
+    pid: int
+    user: str | None = None
+    application: str | None = None
+    client: str | None = None
+    since: datetime | None = None
+    query: str | None = None
+
+    @property
+    def migration(self) -> str | None:
+        """Return the migration that it runs, from the comment that its message begins with."""
+        if self.query is None or not self.query.startswith("/* ampd "):
+            return None
+        return self.query.removeprefix("/* ampd ").partition(" */")[0].partition(" ")[2] or None
+
+
+class Blocker(msgspec.Struct, frozen=True):
+    """A session that stands in the way of a lock, as `pg_stat_activity` shows it; times in seconds."""
+
+    pid: int
+    user: str | None
+    application: str | None
+    client: str | None
+    state: str | None
+    since: datetime | None
+    query: str | None
+    own_pool: bool = False
+
+    def describe(self) -> str:
+        """Return one line for a person."""
+        if self.own_pool:
+            return f"pid {self.pid}, a connection of this very process's own pool, {self.state or 'state unknown'}"
+        facts = [f"user {one_line(self.user or '?')}", f"application {one_line(self.application or '?')}"]
+        if self.client:
+            facts.append(f"from {one_line(self.client)}")
+        facts.append(self.state or "state unknown")
+        if self.since:
+            facts.append(f"since {self.since:%Y-%m-%d %H:%M:%S%z}")
+        if self.query:
+            facts.append(one_line(self.query))
+        return f"pid {self.pid}: {', '.join(facts)}"

@@ -1,0 +1,268 @@
+"""A session: whole messages of the simple protocol in, the server's notes and errors out."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import anyio
+import asyncpg
+import msgspec
+
+from ampd.display import folded
+from ampd.errors import ConfigError, ConnectionFailed, NoAnswer
+from ampd.events import OnEvent, ServerMessage, ignore
+
+from .failures import BROKEN, LOST, RUN_AGAIN, SESSION_LIMITS, lost, malformed, reason_lost, translate
+from .quoting import do_block
+from .server_error import ServerError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+
+T = TypeVar("T")
+Pool: TypeAlias = asyncpg.Pool
+
+APPLICATION_NAME = "ampd"
+CONNECT_TIMEOUT_SECS = 10.0
+ANSWER_SECS = 15.0  # for a question that takes milliseconds
+GOODBYE_SECS = 0.7  # for a rollback or a farewell while being cancelled; after that the socket is just closed
+_UNLIMITED_SECS = 315_360_000.0  # with no timeout at all the driver takes a pool's command_timeout
+# A dead peer is noticed within IDLE + INTERVAL x COUNT seconds on either side.
+KEEPALIVE = {"idle": 5, "interval": 2, "count": 3}
+
+
+def patience() -> float:
+    """Return how many seconds a rollback or a farewell may take: few while the task is being cancelled."""
+    task = asyncio.current_task()
+    return GOODBYE_SECS if task is not None and task.cancelling() else ANSWER_SECS
+
+
+def check_event_loop() -> None:
+    """Refuse to be run by anything but asyncio; trio can be a guest of an asyncio loop, and has no task of it then.
+
+    Raises:
+        ConfigError: this is not a task of asyncio's.
+    """
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        task = None
+    if task is None:
+        raise ConfigError(
+            "ampd runs on asyncio, as asyncpg does, and this is another event loop",
+            hint="use asyncio.run(...) or anyio.run(..., backend='asyncio'); from trio, a thread of its own: "
+            "await trio.to_thread.run_sync(asyncio.run, ampd.migrate(...))",
+        )
+
+
+class Session:
+    """One connection at a time, spoken to in whole messages."""
+
+    def __init__(
+        self,
+        connection: Any,
+        connect: Callable[[], Awaitable[Any]],
+        redact: Callable[[str], str],
+        role: str | None,
+        *,
+        lent: bool,
+    ) -> None:
+        self._connect = connect
+        self._lent = lent
+        self.pooled = False  # whether a pooler stands before the server; known once a backend has told its process id
+        self._redact = redact
+        self.role = role
+        self._mark = token_hex(8)
+        self._on_note: Callable[[str], None] | None = None
+        self._on_event: OnEvent = ignore
+        self._speech = anyio.CancelScope()  # around the message that is being answered
+        self._raised: Exception | None = None  # by whom its notices were told to
+        self._speaking = anyio.Lock()  # one message at a time: a guard is spoken to by two tasks
+        self.busy = False
+        self.given_back = False
+        self.connections = 0  # how many it has had so far
+        self._take(connection)
+
+    def _take(self, connection: Any) -> None:
+        self.connection = connection
+        self.connections += 1
+        self.server_pid = int(connection.get_server_pid())  # a pooler tells one that is no backend's
+        # Error positions count bytes in a database whose encoding is SQL_ASCII.
+        self.counts_bytes = str(getattr(connection.get_settings(), "server_encoding", "")) == "SQL_ASCII"
+        self._given_up: str | None = None
+        self.has_answered = False  # to any message since its greeting
+        self._unanswered = False  # cancelled: only the next answer tells where the transaction stands
+        self.backend_pid: int | None = None  # of the running transaction: behind a pooler not that of the connection
+        connection.add_log_listener(self._hear)
+
+    async def reopen(self) -> bool:
+        """Open another connection if this one is gone, and return whether it was; nothing of its session is left.
+
+        Raises:
+            AmpdError: none is to be had.
+        """
+        if not self.is_closed():
+            return False
+        terminate(self.connection)  # a pool then has room for another
+        self._take(await self._connect())
+        return True
+
+    @property
+    def shared(self) -> bool:
+        """Tell whether others, before us and after us, use the same session of the server."""
+        return self._lent or self.pooled
+
+    async def run(
+        self, message: str, *, on_note: Callable[[str], None] | None = None, on_event: OnEvent = ignore
+    ) -> None:
+        """Send one message of any number of statements and wait for its end.
+
+        Raises:
+            ServerError: for `translate()` or a better-informed caller to turn into an AmpdError.
+            ConnectionFailed: the connection was lost.
+            Exception: whatever `on_note` or `on_event` has raised; the message is cancelled.
+        """
+        async with self._speaking:
+            self._on_note, self._on_event = on_note, on_event
+            self.busy = self._unanswered = True
+            self._raised = None
+            try:
+                with anyio.CancelScope() as self._speech:
+                    await self.connection.execute(message, timeout=_UNLIMITED_SECS)
+                    self._unanswered, self.has_answered = False, True
+            except (*BROKEN, *LOST) as error:
+                terminate(self.connection)
+                if isinstance(error, UnicodeDecodeError):
+                    raise ConnectionFailed(
+                        "the connection was given up: the server's answer is not UTF-8",
+                        hint="remove SET client_encoding from the file, and run again",
+                    ) from error
+                said = error.__cause__ if isinstance(error.__cause__, asyncpg.PostgresError) else error
+                sqlstate = getattr(said, "sqlstate", None)
+                if sqlstate in SESSION_LIMITS and not self._given_up:
+                    raise ServerError(said, self._redact, self.role) from error
+                raise lost(self._given_up or reason_lost(said), self._redact, sqlstate) from error
+            except asyncpg.PostgresError as error:
+                self._unanswered, self.has_answered = False, True
+                tells = self._redact(str(error)) != str(error)  # a traceback would show the driver's own words as well
+                raise ServerError(error, self._redact, self.role) from (None if tells else error)
+            except Exception as error:  # what the driver falls over in an answer that no PostgreSQL gives
+                terminate(self.connection)
+                raise malformed(error) from error
+            finally:
+                self._on_event = ignore
+                if not self._unanswered:  # else notes that are on their way still tell how far it came
+                    self._on_note = None
+                self.busy = False
+        if self._raised is not None:
+            raise self._raised
+
+    def note(self, expression: str) -> str:
+        """Return a PL/pgSQL statement that sends the value of an SQL expression to `on_note`."""
+        return f"RAISE INFO '{self._mark} %', {expression};"
+
+    def note_pid(self) -> str:
+        """Return a PL/pgSQL statement that sends `pid` and the backend's process id to `on_note`."""
+        return self.note("pg_catalog.concat('pid ', pg_catalog.pg_backend_pid())")
+
+    def marker(self, text: str) -> str:
+        """Return the shortest SQL statement that sends a constant (of plain characters) to `on_note`."""
+        return f"DO 'BEGIN RAISE INFO ''{self._mark} {text}''; END'"
+
+    def give_up(self, reason: str) -> None:
+        """Close the connection under a `run` that would wait for ever; it raises ConnectionFailed for this reason."""
+        self._given_up = reason
+        terminate(self.connection)
+
+    async def ask(self, message: str, kind: type[T], *, timeout: float = ANSWER_SECS) -> T:
+        """Send a message that notes one JSON document and return that document; timeout in seconds.
+
+        Raises:
+            AmpdError: what `translate()` makes of a refusal; NoAnswer after the timeout.
+        """
+        answers: list[str] = []
+        try:
+            with anyio.fail_after(timeout):
+                await self.run(message, on_note=answers.append)
+        except TimeoutError as error:
+            terminate(self.connection)
+            raise NoAnswer(f"the server has not answered for {timeout:g} s", hint=RUN_AGAIN) from error
+        except ServerError as error:
+            await self.recover()
+            raise translate(error) from error
+        try:
+            return msgspec.json.decode(answers[-1], type=kind)
+        except msgspec.ValidationError:
+            raise
+        except (IndexError, msgspec.DecodeError, RecursionError) as error:
+            terminate(self.connection)
+            raise malformed(error) from error
+
+    async def greet(self, timeout: float) -> None:
+        """Make sure that a server stands behind the connection.
+
+        Raises:
+            NoAnswer: none has answered within `timeout` seconds.
+        """
+        await self.ask(do_block(f"BEGIN {self.note('pg_catalog.pg_backend_pid()')} END"), int, timeout=timeout)
+
+    async def recover(self, resets: str = "") -> bool:
+        """End a failed transaction, even while being cancelled; False if the connection is gone, for `reopen`.
+
+        `resets` take back what no rollback does, on the same server connection if there is a pooler.
+        """
+        if self.is_closed():
+            return False
+        if not self._unanswered and not self.connection.is_in_transaction():
+            return True
+        try:
+            with anyio.CancelScope(shield=True), anyio.fail_after(patience()):
+                await self.connection.execute(f"ROLLBACK; {resets}", timeout=_UNLIMITED_SECS)
+                self._unanswered = False
+        except (*BROKEN, asyncpg.PostgresError):
+            terminate(self.connection)
+            return False
+        except BaseException:  # cancelled again, from outside of anyio
+            terminate(self.connection)
+            raise
+        return True
+
+    def is_closed(self) -> bool:
+        """Tell whether the connection is known to be gone."""
+        try:
+            return bool(self.connection.is_closed())
+        except asyncpg.InterfaceError:  # its pool knew first, and has taken it back
+            return True
+
+    def hush(self) -> None:
+        """Stop hearing notices: a pool wants its connections back as they were."""
+        if not self.is_closed():
+            self.connection.remove_log_listener(self._hear)
+
+    def _hear(self, _: object, message: Any) -> None:
+        text: str = message.message or ""
+        try:
+            if message.severity_en == "INFO" and text.startswith(self._mark):
+                if len(text) > _LARGEST_NOTE:
+                    raise malformed(f"a note of {len(text)} characters")
+                if self._on_note:
+                    self._on_note(text[len(self._mark) + 1 :])
+            else:
+                severity = message.severity_en or message.severity or "NOTICE"
+                self._on_event(ServerMessage(severity=severity, message=folded(self._redact(text))))
+        except Exception as error:  # the driver calls from the event loop, which would do no more than log it
+            self._raised = self._raised or error
+            self._speech.cancel()
+
+
+_LARGEST_NOTE = 64 * 2**20  # characters of what the server notes: a history of the largest size fits in
+
+
+def terminate(connection: Any) -> None:
+    """Close a connection at once; one that its pool has taken back is closed already, and no longer answers to us."""
+    with suppress(asyncpg.InterfaceError):
+        connection.terminate()

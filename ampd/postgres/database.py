@@ -1,0 +1,494 @@
+"""Where sessions come from: a URL, or a pool that belongs to somebody else; and waiting for them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from contextlib import asynccontextmanager, contextmanager
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import asyncpg
+
+from ampd.backoff import QUIET_SECS, Patience
+from ampd.config import MetadataDb
+from ampd.database_url import DatabaseUrl, way_to_url
+from ampd.errors import AmpdError, ConfigError, ConnectionFailed, NoAnswer
+from ampd.events import OnEvent, Retrying, WaitingForConnection, Warned, ignore
+from ampd.redaction import Hidden, discreet, without_frames
+
+from .connection import CONNECT_TIMEOUT_SECS, GOODBYE_SECS, Session, patience, terminate
+from .failures import BROKEN, DRIVER, failure_of, is_full
+from .libpq import driver_arguments
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+    from .connection import Pool, T
+
+
+class NotNow(Exception):
+    """Others have the connections that a run needs; nothing was begun. `failure` is what to raise if it stays so."""
+
+    def __init__(self, failure: AmpdError) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+class _PoolInUse(NotNow):
+    """Every connection of the pool is lent."""
+
+
+class _HungUp(NotNow):
+    """The server has let us in and closed the connection, which is no better than letting nobody in."""
+
+
+class Scarcity:
+    """The patience of one run with those who have the connections that it needs."""
+
+    def __init__(self, limit: float, on_event: OnEvent) -> None:
+        self._patience = Patience(limit, longest_pause=_LONGEST_PAUSE)
+        self._on_event = on_event
+        self.begin()
+        self.had()
+
+    def had(self) -> None:
+        """Begin to count anew: the run has the connections that it needs."""
+        self._patience.renew()
+        self.at_once = _AT_ONCE_SECS  # how long to hold one connection while waiting for a word on another
+        self.reason: str | None = None
+
+    @property
+    def left(self) -> float:
+        """Return for how many more seconds to wait."""
+        return max(0, self._patience.limit - self._patience.waited)
+
+    def begin(self) -> None:
+        """Begin an attempt."""
+        self._attempted = monotonic()
+
+    def tell(self) -> None:
+        """Say what is waited for, if it takes long."""
+        if self.reason is not None and self._patience.is_worth_a_word():
+            waited, limit = self._patience.waited, self._patience.limit
+            self._on_event(WaitingForConnection(reason=self.reason, waited=waited, limit=limit))
+
+    async def pause(self, failure: AmpdError) -> None:
+        """Wait, with no connection in hand, for those who have them.
+
+        Raises:
+            AmpdError: the failure, when there was time enough.
+        """
+        self.check(failure)
+        self.tell()
+        self.at_once = min(self.at_once * 2, _AT_ONCE_LONGEST_SECS)
+        # Whoever stands in a pooler's queue, with one connection in hand perhaps, keeps others from having two.
+        stood = min(monotonic() - self._attempted, _LONGEST_PAUSE) * random.uniform(0.5, 1.5)
+        await anyio.sleep(min(max(stood, self._patience.next_pause()), self.left))
+
+    def check(self, failure: AmpdError) -> None:
+        """Take note of what is waited for.
+
+        Raises:
+            AmpdError: the failure, when there was time enough.
+        """
+        self.reason = failure.message
+        if not self.left:
+            raise self.over(failure)
+
+    def over(self, failure: AmpdError) -> AmpdError:
+        """Return the error that says how long was waited."""
+        if waited := round(self._patience.waited):
+            failure.message = f"{failure.message}, for {waited} s"
+            failure.args = (failure.message,)
+        return failure
+
+
+_LONGEST_PAUSE = 3.0
+_AT_ONCE_SECS, _AT_ONCE_LONGEST_SECS = 1.0, 4.0
+
+
+class _Line:
+    """The runs of this process that want connections of one pool: they stand in line, and each takes all it needs."""
+
+    def __init__(self) -> None:
+        self.head = asyncio.Lock()
+        self.runs = 0
+        self.served = 0  # how many of them have their connections
+
+
+_LINES: dict[int, _Line] = {}  # by the pool's id, while there are runs: a pool cannot be referred to weakly
+
+
+@discreet
+def _source(hidden: Hidden[Any]) -> DatabaseUrl | Pool:
+    """Return where a caller has said that the database is.
+
+    Raises:
+        ConfigError: a URL that is none.
+        TypeError: something else.
+    """
+    source = hidden.reveal()
+    if isinstance(source, MetadataDb):
+        return source.require_url()
+    if isinstance(source, DatabaseUrl | asyncpg.Pool):
+        return source
+    if isinstance(source, str):
+        return DatabaseUrl(source)
+    raise TypeError(
+        "the database is a PostgreSQL URL, an asyncpg.Pool or the metadata_db section of a configuration, "
+        f"not {type(source).__name__}{way_to_url(source)}"
+    )
+
+
+class Database:
+    """Where sessions come from: a URL, or a pool that belongs to somebody else."""
+
+    def __init__(
+        self,
+        hidden_source: Hidden[Any],
+        *,
+        connect_wait_secs: float = 0,
+        turn_wait_secs: float = 0,
+        on_event: OnEvent = ignore,
+    ) -> None:
+        source = _source(hidden_source)
+        if isinstance(source, DatabaseUrl):
+            self._url: DatabaseUrl | None = source
+            self._pool: asyncpg.Pool | None = None
+            self.label: str | None = source.label
+            self._role = source.user or os.environ.get("PGUSER")
+            self.redact: Callable[[str], str] = source.redact
+        else:
+            self._url, self._pool, self.label, self._role, self.redact = None, source, None, None, str
+        self._connect_wait_secs = connect_wait_secs
+        # Of a pool that the service itself uses up, as before of a server.
+        self._service_wait_secs = connect_wait_secs + CONNECT_TIMEOUT_SECS
+        least = connect_wait_secs if self._pool is None else self._service_wait_secs
+        self.scarcity = Scarcity(max(turn_wait_secs, least), on_event)
+        self._remarked = False
+        self._on_event = on_event
+
+    @property
+    def pool_size(self) -> int | None:
+        """Return how many sessions there can be at once; None for no limit."""
+        return self._pool.get_max_size() if self._pool is not None else None
+
+    def owns_pid(self, pid: int) -> bool:
+        """Tell whether a backend belongs to the embedding process's own pool."""
+        # asyncpg offers no public way to the connections that a pool has lent out.
+        holders = getattr(self._pool, "_holders", ())
+        connections = (getattr(holder, "_con", None) for holder in holders)
+        return any(c is not None and not c.is_closed() and c.get_server_pid() == pid for c in connections)
+
+    @asynccontextmanager
+    async def sessions(
+        self, count: int, look: Callable[[Session], Awaitable[T]]
+    ) -> AsyncIterator[tuple[list[Session], T]]:
+        """Lend sessions, and what a first `look` on one of them has found; whoever waits for them has none.
+
+        On the way out they are closed, or given back to the pool, within two seconds if cancelled.
+
+        Raises:
+            AmpdError: they are not to be had, or what `look` raises.
+        """
+        with self._line() as line:
+            self.scarcity.reason = None
+            taking = asyncio.ensure_future(self._take(line, count, look))
+            try:
+                while not taking.done():
+                    await asyncio.wait([taking], timeout=QUIET_SECS)
+                    self.scarcity.tell()
+            except BaseException:
+                await self._leave(taking)
+                raise
+            sessions, found = taking.result()
+            if count == 1:  # of two, a pooler may have but one server connection for both
+                self.scarcity.had()
+            if line is not None:
+                line.served += 1
+            try:
+                yield sessions, found
+            finally:
+                if line is not None:
+                    line.served -= 1
+                for session in reversed(sessions):
+                    await self.give_back(session)
+
+    @asynccontextmanager
+    async def second_session(self, timeout: float) -> AsyncIterator[Session]:
+        """Lend one more session if it is to be had at once, within `timeout` seconds, for a short time.
+
+        Raises:
+            AmpdError: it is not.
+        """
+        try:
+            session = await self._open(0, timeout)
+        except NotNow as busy:
+            raise busy.failure from busy
+        try:
+            yield session
+        finally:
+            await self.give_back(session)
+
+    @contextmanager
+    def _line(self) -> Iterator[_Line | None]:
+        if self._pool is None:
+            yield None
+            return
+        if getattr(self._pool, "_loop", None) not in (None, asyncio.get_running_loop()):  # there is no public way
+            raise ConfigError("the pool belongs to another event loop", hint="open the pool in the loop that migrates")
+        line = _LINES.setdefault(id(self._pool), _Line())
+        line.runs += 1
+        try:
+            yield line
+        finally:
+            line.runs -= 1
+            if not line.runs:
+                del _LINES[id(self._pool)]
+
+    async def _take(
+        self, line: _Line | None, count: int, look: Callable[[Session], Awaitable[T]]
+    ) -> tuple[list[Session], T]:
+        """Wait for sessions with none in hand, and for a pool's behind those who came before."""
+        if line is None:
+            return await self._take_in_time(None, count, look)
+        failure = self._in_use(count, by_runs=True)
+        if line.head.locked():
+            self.scarcity.reason = failure.message
+        try:
+            with anyio.fail_after(self.scarcity.left):
+                await line.head.acquire()
+        except TimeoutError:
+            raise self.scarcity.over(failure) from None
+        try:
+            return await self._take_in_time(line, count, look)
+        finally:
+            line.head.release()
+
+    async def _take_in_time(
+        self, line: _Line | None, count: int, look: Callable[[Session], Awaitable[T]]
+    ) -> tuple[list[Session], T]:
+        by_service = monotonic()  # since when it is no other run that uses the pool up
+        hung_up = Patience(self._connect_wait_secs, longest_pause=_LONGEST_DELAY_SECS)
+        while True:
+            try:
+                return await self._take_at_once(count, look)
+            except _PoolInUse as busy:
+                by_runs = line is not None and line.served > 0
+                failure: AmpdError = self._in_use(count, by_runs=by_runs)
+                if by_runs:
+                    by_service = monotonic()
+                elif monotonic() - by_service >= self._service_wait_secs:
+                    raise self.scarcity.over(failure) from busy
+                self.scarcity.check(failure)
+            except _HungUp as gone:
+                if hung_up.waited >= hung_up.limit:
+                    raise gone.failure from gone
+                if hung_up.is_worth_a_word():
+                    self._on_event(Retrying(reason=str(gone), waited=hung_up.waited, limit=hung_up.limit))
+                await anyio.sleep(hung_up.next_pause())
+            except NotNow as busy:
+                failure = busy.failure
+                if count > 1 and is_full(failure):
+                    failure.hint = f"{failure.hint}; a no-transaction migration needs two at a time"
+                await self.scarcity.pause(failure)
+
+    async def _take_at_once(self, count: int, look: Callable[[Session], Awaitable[T]]) -> tuple[list[Session], T]:
+        taken: list[Session] = []
+        not_free = None if self._pool is None else self._in_use(count, by_runs=True).message
+        self.scarcity.begin()
+        try:
+            self.scarcity.reason = not_free
+            taken.append(await self._open(self._connect_wait_secs, CONNECT_TIMEOUT_SECS))
+            self.scarcity.reason = _UNANSWERED
+            found = await self._answered(taken[0], look(taken[0]))
+            while len(taken) < count:
+                self.scarcity.reason = not_free
+                taken.append(await self._open(self._connect_wait_secs, CONNECT_TIMEOUT_SECS))
+                self.scarcity.reason = _UNANSWERED
+                await self._answered(taken[-1], taken[-1].greet(self.scarcity.at_once))
+            self.scarcity.reason = None
+        except BaseException:
+            for session in reversed(taken):
+                await self.give_back(session)
+            raise
+        return taken, found
+
+    async def _answered(self, session: Session, look: Awaitable[T]) -> T:
+        """Return what is answered on a new session; a pooler accepts clients and lets them wait for their server.
+
+        Raises:
+            NotNow: nothing is; or the server has hung up at once.
+        """
+        try:
+            return await look
+        except NoAnswer as error:
+            hint = "is the server down? A pooler needs a free server connection, and two for a no-transaction migration"
+            raise NotNow(NoAnswer(_UNANSWERED, hint=f"{hint}: raise its pool size, or run again later")) from error
+        except ConnectionFailed as error:
+            if session.has_answered or not session.is_closed():
+                raise
+            raise _HungUp(error) from error
+
+    async def _leave(self, taking: asyncio.Future[tuple[list[Session], Any]]) -> None:
+        """Give up taking sessions, and give back what was taken."""
+        taking.add_done_callback(_terminate_all)  # should we be cancelled once more
+        with anyio.CancelScope(shield=True):
+            while not taking.done():
+                taking.cancel()
+                await asyncio.wait([taking], timeout=GOODBYE_SECS)
+
+    def _in_use(self, count: int, *, by_runs: bool) -> ConnectionFailed:
+        assert self._pool is not None
+        size = self._pool.get_max_size()
+        what = (
+            f"none of the pool's {size} connections is free" if size > 1 else "the pool's only connection is not free"
+        )
+        if count > 1:
+            what = f"two of the pool's {size} connections are needed and not free"
+        if by_runs:
+            hint = "make the pool larger, migrate fewer schemas at a time, or raise turn_wait_secs"
+        else:
+            hint = "make the pool larger, or migrate before the service takes connections from it"
+        return ConnectionFailed(what, hint=hint)
+
+    async def _open(self, wait: float, timeout: float) -> Session:
+        connection = await self._connection(wait, timeout)
+        return Session(connection, self._another, self.redact, self._role, lent=self._pool is not None)
+
+    async def _connection(self, wait: float, timeout: float) -> Any:
+        """Return a connection that stands: connect, or take one from the pool; try again for `wait` seconds.
+
+        Raises:
+            NotNow: others have all that there may be.
+            AmpdError: it is not to be had.
+        """
+        attempt = self._attempts(timeout)
+        # The driver falls over answers that no PostgreSQL gives; of a pool it may also be the service's own callback.
+        refusals = (Exception,) if self._pool is None else (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
+        begun = told = monotonic()
+        delay = 0.05
+        while True:
+            try:
+                connection = await attempt()
+                if not connection.is_closed():
+                    return connection
+                terminate(connection)  # a pool then has room for another
+                raise ConnectionResetError("connection_lost right after the greeting")
+            except refusals as error:
+                failure, worth_retrying = self._meaning(error)
+            waited = monotonic() - begun
+            if not worth_retrying or waited + delay > wait:
+                raise failure
+            if monotonic() - told > 3 or told == begun:
+                told = monotonic()
+                self._on_event(Retrying(reason=str(failure.args[0]), waited=waited, limit=wait))
+            await anyio.sleep(delay)
+            delay = min(delay * 1.6, _LONGEST_DELAY_SECS)
+
+    def _attempts(self, timeout: float) -> Callable[[], Awaitable[Any]]:
+        """Return how to make an attempt, `timeout` seconds long.
+
+        Raises:
+            ConfigError: none is worth making.
+        """
+        if (pool := self._pool) is not None:
+            return lambda: _acquired(pool, timeout)
+        assert self._url is not None
+        arguments, remarks = driver_arguments(self._url, timeout)
+        if not self._remarked:
+            self._remarked = True
+            for remark in remarks:
+                self._on_event(Warned(message=remark))
+        return lambda: _connect(arguments)
+
+    def _meaning(self, error: Exception) -> tuple[Exception, bool]:
+        """Return what a failed attempt is raised as, and whether it is worth another one."""
+        if isinstance(error, TimeoutError) and self._is_used_up():
+            return _PoolInUse(ConnectionFailed("no connection of the pool is free")), False
+        failure, worth_retrying = failure_of(error, self._url)
+        return (NotNow(failure), False) if is_full(failure) else (failure, worth_retrying)
+
+    def _is_used_up(self) -> bool:
+        pool = self._pool
+        return pool is not None and not pool.get_idle_size() and pool.get_size() >= pool.get_max_size()
+
+    async def _another(self) -> Any:
+        """Return a connection in place of one that is gone, whose server may not have noticed yet.
+
+        Raises:
+            AmpdError: none is to be had.
+        """
+        patience = Patience(self._service_wait_secs, longest_pause=1)
+        while True:
+            try:
+                return await self._connection(self._connect_wait_secs, CONNECT_TIMEOUT_SECS)
+            except NotNow as busy:
+                if patience.waited >= patience.limit:
+                    raise busy.failure from busy
+            await anyio.sleep(patience.next_pause())
+
+    async def give_back(self, session: Session) -> None:
+        """Close a session, or give it back to its pool, within a second; once is enough."""
+        if not session.given_back:
+            session.given_back = True
+            session.hush()
+            await self._farewell(session)
+
+    async def _farewell(self, session: Session) -> None:
+        connection, secs, released = session.connection, patience(), False
+        try:
+            if self._pool is None:  # the server needs no more than to be told
+                with anyio.CancelScope(shield=True), anyio.move_on_after(GOODBYE_SECS):
+                    await connection.close()
+                return
+            with anyio.CancelScope(shield=True):
+                if await session.recover():  # a pool wants no open transaction back
+                    # The schema has changed under the pool's cached plans and types.
+                    await connection.reload_schema_state()
+                    released = True  # or closed: the driver sees to that by itself, whoever is cancelled
+                    await self._pool.release(connection, timeout=secs)
+        except (*BROKEN, asyncpg.PostgresError):
+            pass
+        finally:
+            if not released:  # a pool waits for ever for a connection that is neither released nor closed
+                terminate(connection)
+
+
+_LONGEST_DELAY_SECS = 2.0
+_UNANSWERED = "the server, or a pooler before it, has let us in and does not answer"
+
+
+def _terminate_all(taking: asyncio.Future[tuple[list[Session], Any]]) -> None:
+    if not taking.cancelled() and taking.exception() is None:
+        for session in taking.result()[0]:
+            session.give_up("the run was cancelled")
+
+
+async def _acquired(pool: Pool, timeout: float) -> Any:
+    try:
+        return await pool.acquire(timeout=timeout)
+    except BaseException as error:  # a cancellation too
+        without_frames(error, DRIVER)
+        raise
+
+
+async def _connect(arguments: Hidden[dict[str, Any]]) -> asyncpg.Connection:
+    """Connect; cancelled, let the attempt come to its end: asyncpg leaves an error behind that nobody retrieves."""
+    attempt = asyncio.ensure_future(asyncpg.connect(**arguments.reveal()))
+    try:
+        return await asyncio.shield(attempt)
+    except asyncio.CancelledError:
+        attempt.add_done_callback(_discard)
+        with anyio.CancelScope(shield=True), anyio.move_on_after(GOODBYE_SECS):
+            await asyncio.wait([attempt])
+        attempt.cancel()
+        raise
+
+
+def _discard(attempt: asyncio.Future[Any]) -> None:
+    if not attempt.cancelled() and attempt.exception() is None:
+        attempt.result().terminate()

@@ -1,0 +1,365 @@
+"""A URL as libpq reads it, and what libpq reads from the environment: arguments for the driver."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import socket
+import ssl
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from ampd.database_url import DatabaseUrl
+from ampd.errors import ConfigError
+from ampd.redaction import Hidden, discreet
+
+from .connection import APPLICATION_NAME, KEEPALIVE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def kept_alive_connection(keepalive: Mapping[str, int] | None, user_timeout_ms: int | None) -> type[asyncpg.Connection]:
+    """Return a connection class whose sockets notice a dead server within seconds."""
+
+    class KeptAlive(asyncpg.Connection):  # type: ignore[misc]
+        def __init__(self, protocol: Any, transport: Any, *rest: Any) -> None:
+            super().__init__(protocol, transport, *rest)
+            sock = transport.get_extra_info("socket")
+            if sock is None or sock.family == socket.AF_UNIX:
+                return
+            if keepalive:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                for name, option in (("idle", "TCP_KEEPIDLE"), ("interval", "TCP_KEEPINTVL"), ("count", "TCP_KEEPCNT")):
+                    if hasattr(socket, option):  # not every platform has all three
+                        sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), keepalive[name])
+            if user_timeout_ms and user_timeout_ms > 0 and hasattr(socket, "TCP_USER_TIMEOUT"):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, user_timeout_ms)
+
+    return KeptAlive
+
+
+# What libpq takes in a URL and asyncpg would send to the server as a setting, to be refused there.
+_IMPLIED = {
+    "gssencmode": ("disable", "prefer", "allow"),
+    "channel_binding": ("disable", "prefer"),
+    "sslcertmode": ("allow",),
+    "sslcompression": ("0",),
+    "sslsni": ("0", "1"),
+    "load_balance_hosts": ("disable",),
+    "client_encoding": ("auto", "utf8", "utf-8", "UTF8", "UTF-8"),
+    "gssdelegation": ("0",),
+    "min_protocol_version": ("3.0",),
+    "max_protocol_version": ("3.0",),
+}
+_SESSION_ATTRIBUTES = ("any", "read-write", "read-only", "primary", "standby", "prefer-standby")
+_INSTEAD = {
+    "ssl": "use sslmode=require for a connection that must be encrypted, or another sslmode",
+    "requiressl": "use sslmode=require for a connection that must be encrypted, or another sslmode",
+    "service": "write what the service stands for into the URL",
+    # Of Prisma, of SQLAlchemy's dialects, and of JDBC.
+    **dict.fromkeys(
+        ("schema", "currentSchema"),
+        "set metadata_db.schema (or AMP_CONFIG_METADATA_DB__SCHEMA) to {value}, and remove {name} from the URL",
+    ),
+    **dict.fromkeys(
+        ("connection_limit", "pool_timeout", "socket_timeout"),
+        "remove {name} from the URL: the pool of a service is configured under [metadata_db], as pool_size",
+    ),
+    **dict.fromkeys(
+        (
+            "pgbouncer",
+            "statement_cache_size",
+            "prepared_statement_cache_size",
+            "prepared_statement_name_func",
+            "prepareThreshold",
+            "async_fallback",
+        ),
+        "remove {name} from the URL: ampd prepares no statements, and works behind a pooler as it is",
+    ),
+    "sslaccept": "use sslmode=verify-full in place of strict, or sslmode=require",
+    "sslidentity": "use sslcert and sslkey",
+}
+_CANNOT_HONOUR = {
+    *_IMPLIED,
+    *_INSTEAD,
+    *("require_auth", "requirepeer", "sslcrldir", "hostaddr", "replication", "servicefile", "sslkeylogfile"),
+    *("scram_client_key", "scram_server_key"),
+    *("oauth_issuer", "oauth_client_id", "oauth_client_secret", "oauth_scope"),
+}
+_HONOURED = {
+    *(
+        "application_name",
+        "connect_timeout",
+        "fallback_application_name",
+        "gsslib",
+        "krbsrvname",
+        "options",
+        "passfile",
+    ),
+    *("keepalives", "keepalives_count", "keepalives_idle", "keepalives_interval", "tcp_user_timeout"),
+    *("sslcert", "sslcrl", "sslkey", "sslmode", "sslnegotiation", "sslpassword", "sslrootcert"),
+    *("ssl_max_protocol_version", "ssl_min_protocol_version", "target_session_attrs"),
+}
+_SETTINGS = {  # of the server's, which libpq takes in `options` alone, and the driver in the URL as well
+    *("DateStyle", "IntervalStyle", "TimeZone", "datestyle", "intervalstyle", "timezone", "search_path", "role"),
+    *("default_transaction_isolation", "default_transaction_read_only", "default_tablespace", "temp_tablespaces"),
+    *("idle_in_transaction_session_timeout", "idle_session_timeout", "lock_timeout", "statement_timeout"),
+    *("transaction_timeout", "lc_messages", "jit", "work_mem", "maintenance_work_mem", "row_security"),
+    *("standard_conforming_strings", "client_min_messages", "extra_float_digits", "log_statement"),
+}
+# What the kernel takes; of milliseconds and of seconds to connect, what libpq does.
+_LARGEST = {"keepalives_idle": 32767, "keepalives_interval": 32767, "keepalives_count": 127}
+_LARGEST_INTEGER = 2_147_483_647
+
+
+@discreet
+def driver_arguments(url: DatabaseUrl, default_timeout: float) -> tuple[Hidden[dict[str, Any]], tuple[str, ...]]:
+    """Return what to call `asyncpg.connect` with for a libpq URL, and remarks for the person.
+
+    Raises:
+        ConfigError: a parameter that cannot be honoured, or a private key that others may read.
+    """
+    parameters = dict(url.parameters)
+    _check_known(parameters)
+    variables = {
+        name: variable
+        for variable, name in _VARIABLES_OF_LIBPQ.items()
+        if os.environ.get(variable) and name not in parameters and not (name == "service" and url.hosts)
+    }
+    parameters |= {name: os.environ[variable] for name, variable in variables.items()}
+    for name in sorted(_CANNOT_HONOUR & parameters.keys()):
+        value = parameters.pop(name)
+        if value in _IMPLIED.get(name, ()):
+            continue
+        if variable := variables.get(name):
+            instead = f", or use {_IMPLIED[name][-1]}" if name in _IMPLIED else ""
+            raise ConfigError(
+                f"the variable {variable} asks for {value}, which psql honours and ampd cannot",
+                hint=f"unset {variable} if you can do without it{instead}",
+            )
+        raise ConfigError(
+            f"the database URL asks for {name}={value}, which ampd cannot honour",
+            hint=_INSTEAD.get(name, "").format(name=name, value=value)
+            or f"remove {name} from the URL if you can do without it"
+            + (f", or use {name}={_IMPLIED[name][-1]}" if name in _IMPLIED else ""),
+        )
+    timeout = _whole_number(parameters, "connect_timeout")
+    keepalive = KEEPALIVE | {
+        name: secs for name in KEEPALIVE if (secs := _whole_number(parameters, f"keepalives_{name}") or 0) > 0
+    }
+    switched_on = _whole_number(parameters, "keepalives") != 0
+    user_timeout = _whole_number(parameters, "tcp_user_timeout")
+    fallback: str = parameters.pop("fallback_application_name", APPLICATION_NAME)
+    parameters.setdefault("application_name", os.environ.get("PGAPPNAME", fallback))
+    parameters.setdefault("standard_conforming_strings", "on")
+    if parameters.get("sslrootcert") == "system":
+        parameters["sslrootcert"] = ssl.get_default_verify_paths().cafile or "system"
+        parameters.setdefault("sslmode", "verify-full")
+    for name in ("sslrootcert", "sslcert", "sslkey", "sslcrl"):
+        if not parameters.get(name):  # to libpq an empty one is none
+            parameters.pop(name, None)
+        elif not os.path.isfile(parameters[name]):
+            raise ConfigError(
+                f"the file {parameters[name]} that {name} of the database URL names does not exist",
+                hint=f"correct {name}, or remove it from the URL",
+            )
+    _check_key(parameters.get("sslkey"))
+    _check_variables(parameters)
+    _check_user(url)
+    attributes = parameters.get("target_session_attrs", "any")
+    if attributes not in _SESSION_ATTRIBUTES:
+        raise ConfigError(
+            f"the database URL has target_session_attrs={attributes}, which is not one of its values",
+            hint=f"use one of {', '.join(_SESSION_ATTRIBUTES)}",
+        )
+
+    remarks = []
+    if _uses_tls(url, parameters) and (closed := _closed_home()):
+        remarks.append(_without_tls(closed, parameters))
+    arguments: dict[str, Any] = {
+        "dsn": url.with_parameters(parameters).reveal(),
+        "timeout": default_timeout if timeout is None else timeout if timeout > 0 else None,
+        "statement_cache_size": 0,
+        "connection_class": kept_alive_connection(keepalive if switched_on else None, user_timeout),
+    }
+    password, remark = _from_password_file(url)
+    if password is not None:
+        arguments["password"] = password
+    if remark:
+        remarks.append(remark)
+    return Hidden(arguments), tuple(remarks)
+
+
+# What libpq reads from the environment and the driver does not, or not as libpq does; the URL goes before it.
+_VARIABLES_OF_LIBPQ = {
+    "PGCHANNELBINDING": "channel_binding",
+    "PGCLIENTENCODING": "client_encoding",
+    "PGCONNECT_TIMEOUT": "connect_timeout",
+    "PGDATESTYLE": "datestyle",
+    "PGGEQO": "geqo",
+    "PGGSSDELEGATION": "gssdelegation",
+    "PGGSSENCMODE": "gssencmode",
+    "PGHOSTADDR": "hostaddr",
+    "PGLOADBALANCEHOSTS": "load_balance_hosts",
+    "PGMAXPROTOCOLVERSION": "max_protocol_version",
+    "PGMINPROTOCOLVERSION": "min_protocol_version",
+    "PGOPTIONS": "options",
+    "PGREQUIREAUTH": "require_auth",
+    "PGREQUIREPEER": "requirepeer",
+    "PGREQUIRESSL": "requiressl",
+    "PGSERVICE": "service",
+    "PGSSLCERTMODE": "sslcertmode",
+    "PGSSLCOMPRESSION": "sslcompression",
+    "PGSSLCRLDIR": "sslcrldir",
+    "PGSSLSNI": "sslsni",
+    "PGTZ": "timezone",
+}
+
+
+def _check_known(parameters: Mapping[str, str]) -> None:
+    """Refuse what is no parameter at all, before a password is sent by the rules of one that was misspelled.
+
+    Raises:
+        ConfigError: names it, and the nearest that there is.
+    """
+    known = _HONOURED | _CANNOT_HONOUR | _SETTINGS
+    for name in sorted(parameters.keys() - known):
+        from difflib import get_close_matches
+
+        spelt = {each.replace("_", ""): each for each in sorted(known)}
+        close = get_close_matches(name.lower().replace("_", ""), list(spelt), n=1, cutoff=0.75)
+        raise ConfigError(
+            f"the database URL has the parameter {name}, which neither libpq nor ampd knows",
+            hint=f"did you mean {spelt[close[0]]}?"
+            if close
+            else "remove it; or if it is a setting of the server, write it as options=-c%20NAME%3DVALUE",
+        )
+
+
+def _whole_number(parameters: dict[str, str], name: str) -> int | None:
+    value = parameters.pop(name, None)
+    if value is None:
+        return None
+    largest = _LARGEST.get(name, _LARGEST_INTEGER)
+    try:
+        number = int(value)
+    except ValueError:
+        number = largest + 1
+    if not -_LARGEST_INTEGER <= number <= largest:
+        raise ConfigError(
+            f"the database URL has {name}={value}, which is not a whole number up to {largest}",
+            hint=f"write {name}=10, say",
+        )
+    return number
+
+
+def _check_variables(parameters: Mapping[str, str]) -> None:
+    """Refuse a PG* variable that the driver would complain of without its name; it reads PGPORT in any case."""
+    ports = os.environ.get("PGPORT") or "5432"
+    if not all(re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65536 for port in ports.split(",")):
+        raise ConfigError(
+            f"the variable PGPORT is {ports}, which is not a number from 1 to 65535", hint="correct it, or unset it"
+        )
+    attributes = os.environ.get("PGTARGETSESSIONATTRS", "any")
+    if "target_session_attrs" not in parameters and attributes not in _SESSION_ATTRIBUTES:
+        raise ConfigError(
+            f"the variable PGTARGETSESSIONATTRS is {attributes}, which is not one of its values",
+            hint=f"use one of {', '.join(_SESSION_ATTRIBUTES)}, or unset it",
+        )
+
+
+def _check_user(url: DatabaseUrl) -> None:
+    """Refuse to guess a user where there is none: the driver would fall over it."""
+    if url.user or os.environ.get("PGUSER"):
+        return
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # which of them depends on Python's version
+        raise ConfigError(
+            f"the database URL has no user, and user id {os.getuid()} of this machine has no name",
+            hint="write the URL as postgresql://user:***@host:5432/database, or set PGUSER",
+        ) from None
+
+
+def _uses_tls(url: DatabaseUrl, parameters: Mapping[str, str]) -> bool:
+    """Tell whether the driver would look for certificates."""
+    mode = parameters.get("sslmode") or os.environ.get("PGSSLMODE")
+    hosts = [host for host, _ in url.hosts] or os.environ.get("PGHOST", "").split(",")
+    return mode != "disable" if mode else not all(host.startswith("/") for host in hosts)
+
+
+def _closed_home() -> Path | None:
+    """Return the folder of certificates in HOME if this user may not even look for it."""
+    try:
+        (folder := Path.home() / ".postgresql").stat()
+    except PermissionError:
+        return folder
+    except (OSError, RuntimeError):  # there is none, or no home at all, and the driver goes on
+        pass
+    return None
+
+
+def _without_tls(closed: Path, parameters: dict[str, str]) -> str:
+    """Go on without TLS where libpq does, which has no way to look for certificates either, and say so.
+
+    Raises:
+        ConfigError: the connection must be encrypted.
+    """
+    mode = parameters.get("sslmode") or os.environ.get("PGSSLMODE", "prefer")
+    problem, remedy = f"this user may not look for certificates in {closed}", "set HOME to a folder that it may enter"
+    if mode not in ("prefer", "allow"):
+        raise ConfigError(f"{problem}, as sslmode={mode} makes it", hint=f"{remedy}, or use sslmode=disable")
+    parameters["sslmode"] = "disable"
+    return f"{problem}, so the connection goes without TLS; {remedy}"
+
+
+def _check_key(path: str | None) -> None:
+    """Refuse a private key that others may read, by libpq's rule: 0600, or 0640 when root owns it."""
+    if path is None or not os.path.isfile(path):
+        return
+    status = os.stat(path)
+    if stat.S_IMODE(status.st_mode) & (0o037 if status.st_uid == 0 else 0o077):
+        raise ConfigError(
+            f"private key file {path} has group or world access",
+            hint=f"chmod 0600 {path} (0640 or less if root owns it)",
+        )
+
+
+def _from_password_file(url: DatabaseUrl) -> tuple[str | None, str | None]:
+    """Return the password that libpq would find in its file, and a remark on a file that it would ignore.
+
+    The driver has a reader of its own, which takes no escapes and drops a space at the end.
+    """
+    if url.password is not None or "PGPASSWORD" in os.environ:
+        return None, None
+    try:
+        path = Path(url.parameters.get("passfile") or os.environ.get("PGPASSFILE") or Path.home() / ".pgpass")
+        if not path.is_file():
+            return None, None
+        if path.stat().st_mode & 0o077:
+            return "", f"password file {path} has group or world access and is ignored; chmod 0600 {path}"
+        return _password_in(path.read_text(errors="surrogateescape"), url), None
+    except (OSError, RuntimeError):  # out of reach, or this user has no home: to psql too it is none
+        return None, None
+
+
+def _password_in(text: str, url: DatabaseUrl) -> str | None:
+    user = url.user or os.environ.get("PGUSER") or getpass.getuser()
+    database = url.database or os.environ.get("PGDATABASE") or user
+    lines = [re.match(_PASSWORD_LINE, line) for line in text.split("\n") if not line.startswith("#")]
+    for name, port in url.hosts or (("", None),):
+        host = name or os.environ.get("PGHOST") or "localhost"
+        place = ("localhost" if host.startswith("/") else host, str(port or os.environ.get("PGPORT") or 5432))
+        for line in filter(None, lines):
+            *known, password = (re.sub(r"\\(.)", r"\1", field) for field in line.groups())
+            if all(given in ("*", wanted) for given, wanted in zip(known, (*place, database, user), strict=True)):
+                return password
+    return None
+
+
+_PASSWORD_LINE = r"((?:\\.|[^:\\])*):" * 4 + r"((?:\\.|[^:\r])*)"

@@ -1,0 +1,79 @@
+"""The GRANT that would lift a "permission denied", read off the server's own words."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from .quoting import identifier
+
+if TYPE_CHECKING:
+    from .server_error import ServerError
+
+
+# What aclcheck_error() of the server calls each kind, what GRANT calls it, and what a migration wants with it.
+_RELATIONS = ("table", "relation", "view", "materialized view", "foreign table")
+_ROUTINES = ("function", "procedure", "aggregate", "routine")
+_TYPES = ("type", "domain")
+_GRANTS = {
+    **dict.fromkeys(_RELATIONS, ("TABLE", "SELECT, INSERT, UPDATE, DELETE")),
+    "sequence": ("SEQUENCE", "USAGE, SELECT, UPDATE"),
+    "schema": ("SCHEMA", "USAGE, CREATE"),
+    "database": ("DATABASE", "CREATE"),
+    **dict.fromkeys(_ROUTINES, ("ROUTINE", "EXECUTE")),
+    **dict.fromkeys(_TYPES, ("TYPE", "USAGE")),
+    "language": ("LANGUAGE", "USAGE"),
+    "foreign server": ("FOREIGN SERVER", "USAGE"),
+    "foreign-data wrapper": ("FOREIGN DATA WRAPPER", "USAGE"),
+    "tablespace": ("TABLESPACE", "CREATE"),
+    "large object": ("LARGE OBJECT", "SELECT, UPDATE"),
+}
+_ALTERED = {"FOREIGN SERVER": "SERVER"}
+
+
+def grant_hint(error: ServerError, words: tuple[str, ...] = (), statement: str = "") -> str:
+    """Return the GRANT that would lift a "permission denied", read off the server's own words.
+
+    `words` are the first ones of the statement: the server names a table, but neither its schema nor what was wanted.
+    """
+    role = identifier(error.role) if error.role else "the role"
+    kinds = "|".join(_GRANTS)
+    refused = re.fullmatch(f"(permission denied for|must be owner of) ({kinds}) (.+)", error.message, re.DOTALL)
+    if not refused:
+        return f"grant {role} the privilege that the message names, or migrate as a role that has it"
+    what, kind, name = refused.groups()
+    (word, privileges), where = _GRANTS[kind], ""
+    if kind in _ROUTINES:  # without arguments, and with the schema where the statement gave it
+        name = ".".join(map(identifier, name.split(".")))
+    elif kind in (*_RELATIONS, "sequence"):
+        schema = _schema_of(name, f"{statement}\n{error.context}")
+        name = f"{schema}.{identifier(name)}" if schema else identifier(name)
+        where = "" if schema else " (in its schema)"
+    elif kind not in (*_TYPES, "large object"):  # of types the server itself quotes the name
+        name = identifier(name)
+    if what == "must be owner of":
+        return (
+            f"as a superuser{where}: ALTER {_ALTERED.get(word, word)} {name} OWNER TO {role}; or migrate as the owner"
+        )
+    if kind in _RELATIONS:
+        privileges = _on_table(words) or privileges
+    return f"as its owner{where}: GRANT {privileges} ON {word} {name} TO {role}"
+
+
+def _schema_of(name: str, text: str) -> str | None:
+    """Return the schema that SQL gives a table, quoted where the SQL quotes it; None where it does not always do so."""
+    spelt = rf"{re.escape(identifier(name))}|\b{re.escape(name)}(?![\w$])"
+    found = re.findall(rf'(?:("(?:[^"]|"")+"|\b[^\W\d][\w$]*)\s*\.\s*)?(?:{spelt})', text)
+    return found[0] if len(set(found)) == 1 and found[0] else None
+
+
+def _on_table(words: tuple[str, ...]) -> str | None:
+    """Return the privileges on another's table that a statement needs, where those are none of the usual ones."""
+    match words:
+        case ("TRUNCATE", *_):
+            return "TRUNCATE"
+        case ("CREATE", *rest) if "TRIGGER" in rest[:4]:
+            return "TRIGGER"
+        case ("CREATE" | "ALTER", *rest) if "TABLE" in rest[:3]:
+            return "SELECT, REFERENCES"
+    return None

@@ -1,0 +1,102 @@
+"""The pool of a service, with its options checked."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from ampd.config import MetadataDb
+from ampd.database_url import DatabaseUrl
+from ampd.errors import ConfigError
+from ampd.redaction import Hidden, discreet, without_frames
+
+from .connection import CONNECT_TIMEOUT_SECS
+from .failures import DRIVER, LOST, failure_of
+from .libpq import driver_arguments
+from .quoting import identifier
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .connection import Pool
+
+
+# What would open the pool on another database than the one that is migrated.
+_ANOTHER_DATABASE = ("dsn", "host", "port", "database", "service", "servicefile")
+
+
+@discreet
+def unopened_pool(metadata_db: MetadataDb, hidden_options: Hidden[dict[str, Any]]) -> Pool:
+    """Return a pool with the sizes and lifetimes of the configuration, to be `connected`; the options go to asyncpg.
+
+    Raises:
+        ConfigError: the URL or an option cannot be used; nothing was connected to.
+    """
+    options = hidden_options.reveal()
+    _check_options(options)
+    url = metadata_db.require_url()
+    arguments = driver_arguments(url, CONNECT_TIMEOUT_SECS)[0].reveal()
+    if options.keys() & {"user", "passfile"}:
+        arguments.pop("password", None)  # which was that of somebody else: the driver looks for this one's
+    arguments["max_inactive_connection_lifetime"] = metadata_db.idle_timeout_secs
+    arguments |= options
+    if metadata_db.schema is not None:
+        path = {"search_path": f'{identifier(metadata_db.schema)}, "$user", public'}
+        arguments["server_settings"] = path | (arguments.get("server_settings") or {})
+    try:
+        largest = arguments.setdefault("max_size", metadata_db.pool_size)
+        smallest = arguments.setdefault("min_size", min(metadata_db.min_connections or 0, largest))
+        if smallest > largest:
+            raise ConfigError(
+                f"min_size={smallest} is above the size of the pool, {largest}",
+                hint="give open_pool max_size as well, or raise metadata_db.pool_size",
+            )
+        return asyncpg.create_pool(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the options of open_pool are not what asyncpg takes: {error}", hint=_OPTIONS) from None
+
+
+_OPTIONS = "they are those of asyncpg.create_pool; what metadata_db holds is set there"
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    for name in options:
+        if name in _ANOTHER_DATABASE:
+            raise ConfigError(
+                f"open_pool takes no {name}=: its pool is on the database that it has migrated",
+                hint="say in metadata_db.url which database that is",
+            )
+    signatures = map(inspect.signature, (asyncpg.create_pool, asyncpg.connect))
+    known = {name for signature in signatures for name in signature.parameters} - {"connect_kwargs"}
+    unknown = sorted(options.keys() - known)
+    if unknown and "connect" not in options:  # a function of the caller's may take others
+        raise ConfigError(f"open_pool knows no option {', '.join(f'{name}=' for name in unknown)}", hint=_OPTIONS)
+    if options.get("loop") not in (None, asyncio.get_running_loop()):
+        raise ConfigError("loop= is another event loop", hint="leave it out: the pool belongs to the running one")
+
+
+async def connected(pool: Pool, url: DatabaseUrl) -> Pool:
+    """Return a pool with its first connections.
+
+    Raises:
+        AmpdError: they are not to be had.
+    """
+    try:
+        return await pool
+    except (OSError, *_REFUSED, *LOST) as error:
+        failure: Exception = failure_of(error, url)[0]
+    except Exception as error:  # of a callback that the options hold, say
+        failure = without_frames(error, DRIVER)
+    pool.terminate()  # what it has got
+    raise failure
+
+
+_REFUSED = (
+    asyncpg.TooManyConnectionsError,
+    asyncpg.TargetServerAttributeNotMatched,
+    asyncpg.InvalidAuthorizationSpecificationError,  # `options` may hold another user, password or database
+    asyncpg.InvalidCatalogNameError,
+)

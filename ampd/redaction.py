@@ -1,0 +1,126 @@
+"""Keeping passwords out of texts, and out of the local variables that error trackers collect. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import wraps
+from types import TracebackType
+from typing import Generic, ParamSpec, TypeVar
+
+from .display import visible
+
+# Whoever made a path of the URL has lost a slash.
+_UP_TO_PASSWORD = re.compile(r"(?=(\w:/{1,2}[^\s:/]*:))")  # one may begin within another
+# `hide_password=False` is what a hint tells those who use SQLAlchemy.
+_IN_QUERY = re.compile(r"((?<!hide_)pass(?:w|%77)ord=)(?:'[^'\n]*'|[^\s&]+)", re.IGNORECASE)
+_LONGEST, _SEARCHED = 20_000, 100_000  # characters of a text that are shown; no password is longer than the difference
+
+
+def masked(text: str) -> str:
+    """Return a text without the password of anything in it that looks like a URL: one may stand where none belongs.
+
+    What is longer than a person reads is cut. The time it takes grows with the length alone: what stands in a message
+    of the server may be a stranger's.
+    """
+    text = _IN_QUERY.sub(r"\1***", _without_passwords(text[:_SEARCHED]))
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… (and more)"
+
+
+def shown(text: str) -> str:
+    """Return a text as it may be shown: without passwords, and with nothing in it that is not seen."""
+    return visible(masked(text))
+
+
+def _without_passwords(text: str) -> str:
+    """Replace what stands between the colon and the @ of each URL: a password may hold anything, an @ or space too."""
+    # A password ends at the last @ before white space, else at the last one before a quote or the end of the line.
+    word, line = _LastAt(text, r"\s"), _LastAt(text, r"""[\n'"]""")
+    parts, done = list[str](), 0
+    for url in _UP_TO_PASSWORD.finditer(text):
+        if url.start() < done:
+            continue
+        begin = url.end(1)
+        end = word.after(begin)
+        end = line.after(begin) if end is None else end
+        if end is not None:
+            parts += (text[done:begin], "***@")
+            done = end + 1
+    return "".join((*parts, text[done:]))
+
+
+class _LastAt:
+    """Finds the last @ before the next match of a pattern, for places in ascending order: each stretch is read once."""
+
+    def __init__(self, text: str, end: str) -> None:
+        self._text = text
+        self._end = re.compile(end)
+        self._past = self._at = -1
+
+    def after(self, place: int) -> int | None:
+        """Return the offset of that @; None if there is none."""
+        if place > self._past:
+            found = self._end.search(self._text, place)
+            self._past = found.start() if found else len(self._text)
+            self._at = self._text.rfind("@", place, self._past)
+        return self._at if self._at >= place else None
+
+
+T = TypeVar("T")
+P = ParamSpec("P")
+Error = TypeVar("Error", bound=BaseException)
+
+
+class Hidden(Generic[T]):
+    """A value that nobody sees who does not ask for it: neither `repr()` nor a list of attributes shows it."""
+
+    __slots__ = ("reveal",)
+
+    def __init__(self, value: T) -> None:
+        self.reveal: Callable[[], T] = lambda: value
+
+    def __repr__(self) -> str:
+        return "Hidden(***)"
+
+
+def without_frames(error: Error, *packages: str) -> Error:
+    """Take the frames of packages, or all of them, out of an error and of whatever has led to it, and return it."""
+    left: list[BaseException | None] = [error]
+    seen = set[int]()
+    while left:
+        each = left.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            each.__traceback__ = _without(each.__traceback__, packages)
+            left += [each.__cause__, each.__context__, *getattr(each, "exceptions", ())]
+    return error
+
+
+def _without(traceback: TracebackType | None, packages: tuple[str, ...]) -> TracebackType | None:
+    kept = []
+    while traceback is not None and packages:
+        if str(traceback.tb_frame.f_globals.get("__name__")).partition(".")[0] not in packages:
+            kept.append(traceback)
+        traceback = traceback.tb_next
+    following: TracebackType | None = None
+    for each in reversed(kept):
+        following = TracebackType(following, each.tb_frame, each.tb_lasti, each.tb_lineno)
+    return following
+
+
+def discreet(function: Callable[P, T]) -> Callable[P, T]:
+    """Let a function raise its errors without the frames that its arguments have been through."""
+
+    @wraps(function)
+    def call(*arguments: P.args, **options: P.kwargs) -> T:
+        try:
+            return function(*arguments, **options)
+        except Exception as error:
+            failure = without_frames(error)
+        del arguments, options
+        try:
+            raise failure
+        finally:
+            del failure  # which would refer to itself by way of this frame
+
+    return call

@@ -1,0 +1,264 @@
+"""What in a script cannot work, found before anything runs. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Iterator
+from itertools import chain, pairwise
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from .down_sections import Comment, separators, suspicious
+from .kinds import (
+    AS_IT_IS,
+    ENCODING,
+    ENDS,
+    READ_ONLY,
+    STRING_MODE,
+    Kind,
+    Misplacement,
+    Rule,
+    chosen_name,
+    index_build,
+    rule_of,
+)
+from .location import locations
+from .scanner import COMMENTS, Statement, coarse_tokens, shape_of, tokenize
+from .slices import Slices, at_once
+from .splitter import STRIDE, splitting
+
+if TYPE_CHECKING:
+    from .splitter import Statements
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """Something in a script that cannot work, found before anything runs; line and column count from 1."""
+
+    line: int
+    column: int
+    offset: int
+    message: str
+    hint: str
+
+
+class Caution(Problem, frozen=True):
+    """A problem that may be none: the script runs, and whoever runs it is told before."""
+
+
+def problems(script: str, *, transactional: bool, statements: Statements | None = None) -> tuple[Problem, ...]:
+    """Find everything in a script that cannot work, in order of position; whoever has split it, hands it over.
+
+    What may be meant as it stands is a `Caution`; any other `Problem` is certain.
+    """
+    return at_once(finding_problems(script, transactional=transactional, statements=statements))
+
+
+def finding_problems(
+    script: str, *, transactional: bool, statements: Statements | None = None
+) -> Slices[tuple[Problem, ...]]:
+    """Find them in slices; the work of `problems`."""
+    if statements is None:
+        statements = yield from splitting(script)
+    ruled: list[_Ruled] = []
+    copy = False
+    for number in statements.notable():
+        statement = statements[number]
+        ruled.append((statement, rule_of(statement)))
+        if ruled[-1][1].fault is Misplacement.DATA:  # what follows is data, not SQL
+            copy, statements, script = True, statements[: number + 1], script[: statement.end]
+            break
+        yield
+    unfinished = () if transactional or copy else _transactions(ruled)
+    certain = chain(
+        _misplaced(ruled, transactional),
+        unfinished,
+        _misread(statements),
+        _miscoded(script, ruled),
+        _not_sql(script, statements),
+    )
+    judged: Iterator[_Judged | None] = (each and (Problem, *each) for each in certain)
+    nameless = () if transactional else _nameless(ruled)
+    found: list[_Judged] = []
+    for finding in chain(judged, _undoing(script, statements), nameless):
+        if finding is None:
+            yield
+        else:
+            found.append(finding)
+    found.sort(key=lambda each: each[1:])
+    places = locations(script, (offset for _, offset, _, _ in found))
+    return tuple(
+        sort(*place, offset, message, hint) for place, (sort, offset, message, hint) in zip(places, found, strict=True)
+    )
+
+
+# Findings: (offset, message, hint) each, one generator for each sort of problem.
+
+_Finding = tuple[int, str, str]  # None in its place: here the search can be interrupted
+_Judged = tuple[type[Problem], int, str, str]  # with whether it is certain
+_Ruled = tuple[Statement, Rule]
+_UNRECORDED = ("a READ ONLY transaction, in which the migration cannot be recorded", "remove READ ONLY")
+_UNTERMINATED = {"'": "string", '"': "quoted identifier", "$": "dollar-quoted string", "/": "comment"}
+
+
+def _misplaced(ruled: list[_Ruled], transactional: bool) -> Iterator[_Finding]:
+    for statement, rule in ruled:
+        if rule.fault is Misplacement.DATA:
+            message = f"{rule.label} waits for data, and a migration has none to send"
+            yield statement.start, message, "use INSERT, or load the data from a program outside the migrations"
+        elif rule.fault is Misplacement.CHAIN and not transactional:
+            message = f"{rule.label} begins a transaction of which ampd cannot record that it is done"
+            yield statement.start, message, f"write {statement.words[0]}; BEGIN; in its place"
+        elif rule.fault in (Misplacement.CONTROL, Misplacement.CHAIN) and transactional:
+            message = f"{rule.label} in a migration that runs in one transaction"
+            hint = "remove it: ampd wraps the file itself; or add `-- no-transaction` as the first line"
+            yield statement.start, message, hint
+        elif rule.fault is Misplacement.OUTSIDE and transactional:
+            message = f"{rule.label} cannot run inside a transaction block"
+            yield statement.start, message, "put it in a file of its own whose first line is `-- no-transaction`"
+        elif rule.fault is Misplacement.MODE and transactional:
+            shape = shape_of(statement.text)
+            if re.search(READ_ONLY, shape):
+                yield statement.start, *_UNRECORDED
+            elif not re.match(AS_IT_IS, shape):
+                message = f"{rule.label} must come before any query, and ampd's own come before it"
+                hint = "make `-- no-transaction` the first line, and write BEGIN with the mode, and COMMIT, in the file"
+                yield statement.start, message, hint
+
+
+def _transactions(ruled: list[_Ruled]) -> Iterator[_Finding]:
+    begun: Statement | None = None
+    read_only: Statement | None = None
+    for statement, rule in ruled:
+        if rule.kind is Kind.BEGIN:
+            begun = begun or statement
+        elif rule.fault is Misplacement.MODE and not begun:
+            yield statement.start, f"{rule.label} outside of a transaction", "put it between BEGIN and COMMIT"
+        elif rule.label in ENDS:
+            if read_only and rule.kind is Kind.COMMIT:
+                yield read_only.start, *_UNRECORDED
+            begun = read_only = None
+        if begun and (rule.kind is Kind.BEGIN or rule.fault is Misplacement.MODE):
+            read_only = statement if re.search(READ_ONLY, shape_of(statement.text)) else read_only
+    if begun:
+        yield begun.start, "this transaction is never committed or rolled back", "add COMMIT where it should end"
+
+
+def _misread(statements: Statements) -> Iterator[_Finding | None]:
+    """Find the first string that the server would read otherwise, for standard_conforming_strings is off by then."""
+    modes = ((number, bool(mode["off"])) for number, mode in _string_modes(statements))
+    for (number, off), (past, _) in pairwise((*modes, (len(statements), False))):
+        for statement in map(statements.__getitem__, range(number + 1, past) if off else ()):
+            yield None
+            for kind, start, end in tokenize(statement.text):
+                if kind == "string" and "\\" in statement.text[start:end]:
+                    message = "a backslash in a plain string while standard_conforming_strings is off"
+                    yield statement.start + start, message, "write the string as E'…', which means the same everywhere"
+                    return
+
+
+def _string_modes(statements: Statements) -> Iterator[tuple[int, re.Match[str]]]:
+    for number in statements.notable():
+        statement = statements[number]
+        if statement.words[:1] in (("SET",), ("RESET",)) and (mode := re.match(STRING_MODE, shape_of(statement.text))):
+            yield number, mode
+
+
+def _miscoded(script: str, ruled: list[_Ruled]) -> Iterator[_Finding]:
+    """Find where the server is told to read what follows in another encoding, if that makes a difference."""
+    for statement, _ in ruled:
+        if statement.words[:1] == ("SET",) and re.match(ENCODING, shape_of(statement.text)):
+            if not script.isascii():
+                message = "another client_encoding in a file with characters beyond ASCII, which ampd sends as UTF-8"
+                yield (
+                    statement.start,
+                    message,
+                    "remove it; the server converts to the encoding of the database by itself",
+                )
+            return
+
+
+def _not_sql(script: str, statements: Statements) -> Iterator[_Finding | None]:
+    # Without a backslash, only what is never closed remains to be found, and that reaches to the end.
+    last = statements[-1].start if statements else 0
+    everywhere = not statements or "\\" in script
+    for kind, start, end in coarse_tokens(script, 0 if everywhere else last):
+        if kind == "open":
+            opened = next((token for token in tokenize(script, last) if token[0] == "open"), (kind, start, end))[1]
+            opener = script[opened] if script[opened] not in "eE" else "'"
+            yield opened, f"unterminated {_UNTERMINATED[opener]}", "close it; it opens here and nothing ends it"
+        elif kind == "psql":
+            command = re.split(r"\s", script[start:end], maxsplit=1)[0]
+            message = f"{command} is a command of psql, not SQL"
+            yield start, message, "remove it; only psql itself understands backslash commands"
+        else:
+            yield None
+
+
+_KEEP_UP = "keep only the up part in the file"
+
+
+def _undoing(script: str, statements: Statements) -> Iterator[_Judged | None]:
+    """Find where a section begins that would undo the migration; what may be one counts if any statement follows."""
+    comments: list[Comment] = []
+    for comment in _comments(script, statements):
+        if comment is None:
+            yield None
+        else:
+            comments.append(comment)
+    for separator in separators(comments):
+        if separator.tool:
+            message = f"`{separator.marker}` begins the down section of {separator.tool}, and ampd runs files whole"
+            yield Problem, separator.offset, message, _KEEP_UP
+        elif statements and separator.offset < statements[-1].start:
+            message = f"`{separator.marker}` may begin a section that undoes the migration, and ampd runs files whole"
+            yield Caution, separator.offset, message, f"if it does, {_KEEP_UP}"
+
+
+def _nameless(ruled: list[_Ruled]) -> Iterator[_Judged]:
+    """Find the indexes of which nobody could tell, after an interruption, whether they are those of the file."""
+    for statement, rule in ruled:
+        if rule.kind is Kind.CREATE_INDEX_CONCURRENTLY and (build := index_build(statement)) and build.name is None:
+            name = chosen_name(statement) or ""
+            shown = name if re.fullmatch("[a-z_][a-z0-9_$]*", name) else '"' + name.replace('"', '""') + '"'
+            message = f"{rule.label} without a name cannot be resumed where it is interrupted: a person has to look"
+            yield Caution, statement.start, message, f"give it the name that PostgreSQL would choose: {shown}"
+
+
+def _is_suspicious(script: str, statements: Statements) -> Generator[None, None, bool]:
+    """Return whether any piece of a script may hold a separator."""
+    for start, end, _ in _pieces(script, statements):
+        commented = False
+        for begin in range(start, end, STRIDE):
+            yield
+            past = min(end, begin + STRIDE + 1)  # a comment begins with two characters
+            commented = commented or script.find("--", begin, past) >= 0 or script.find("/*", begin, past) >= 0
+        if commented and suspicious(script[start:end]):
+            return True
+    return False
+
+
+def _comments(script: str, statements: Statements) -> Iterator[Comment | None]:
+    """Yield the comments among which separators may be: none at all where no word of one is in any."""
+    if not (yield from _is_suspicious(script, statements)):
+        return
+    for first, last, between in _pieces(script, statements):
+        yield None
+        piece, previous = script[first:last], 0
+        if not between and not suspicious(piece):
+            continue
+        for kind, start, end in tokenize(piece):
+            if kind in COMMENTS:
+                alone = first + previous == 0 or bool(re.search(r"[\n\r]", piece[previous:start]))
+                yield Comment(first + start, piece[start:end], apart=between and alone)
+            previous = end
+
+
+def _pieces(script: str, statements: Statements) -> Iterator[tuple[int, int, bool]]:
+    """Yield where each statement, and whatever lies around it (with True), starts and ends."""
+    past = 0
+    for start, end in statements.spans():
+        yield past, start, True
+        yield start, end, False
+        past = end
+    yield past, len(script), True

@@ -1,0 +1,424 @@
+"""What kind of statement each one is, by a table of rules, and what it names. Pure."""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Iterable, Iterator
+from functools import cache
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from .scanner import COMMENTS, LITERALS, TO_LOWER, TO_UPPER, WORDS, fold_case, name_parts, shape_of, tokenize
+
+if TYPE_CHECKING:
+    from .scanner import Statement
+
+
+class Kind(enum.Enum):
+    """How a statement of a no-transaction file can be run, and run again after an interruption."""
+
+    TRANSACTIONAL = enum.auto()  # can run inside a transaction block
+    BEGIN = enum.auto()
+    COMMIT = enum.auto()
+    ROLLBACK = enum.auto()
+    CREATE_INDEX_CONCURRENTLY = enum.auto()
+    DROP_INDEX_CONCURRENTLY = enum.auto()
+    REPEATABLE = enum.auto()  # harmless to run twice
+    OPAQUE = enum.auto()  # nobody can tell how far it came when it was interrupted
+    SESSION = enum.auto()  # changes the session, and so whatever follows
+
+
+class IndexBuild(msgspec.Struct, frozen=True):
+    """What CREATE INDEX CONCURRENTLY builds, in names as the catalog holds them; no name means PostgreSQL picks one."""
+
+    name: str | None
+    table: tuple[str, ...]
+
+
+def kind(statement: Statement) -> Kind:
+    """Tell how a statement of a no-transaction file can be run and repeated."""
+    return rule_of(statement).kind
+
+
+def ends_transaction(statement: Statement) -> bool:
+    """Tell whether a statement ends the transaction it stands in, and begins no other one."""
+    return rule_of(statement).label in ENDS
+
+
+def sets_transaction(statement: Statement) -> bool:
+    """Tell whether a statement sets the mode of the transaction it stands in: SET TRANSACTION, before any query."""
+    return rule_of(statement).fault is Misplacement.MODE
+
+
+def resets_path(statement: Statement) -> bool:
+    """Tell whether a statement puts the search path back to what the server has for it."""
+    return statement.words[:1] in (("SET",), ("RESET",)) and bool(re.match(_PATH_RESET, shape_of(statement.text)))
+
+
+def resets_role(statement: Statement) -> bool:
+    """Return whether a statement puts the role, or the whole login, back to what it was at the start."""
+    return statement.words[:1] in (("SET",), ("RESET",)) and bool(re.match(_ROLE_RESET, shape_of(statement.text)))
+
+
+def savepoint(statement: Statement) -> tuple[str, str] | None:
+    """Name the savepoint that a statement sets, after "SAVEPOINT", or goes back to, after "ROLLBACK"; else None."""
+    found = statement.words[:1] in (("SAVEPOINT",), ("ROLLBACK",)) and re.match(_SAVEPOINT, shape_of(statement.text))
+    return (found or None) and (statement.words[0], fold_case(found["name"]))
+
+
+def is_concurrent(statement: Statement) -> bool:
+    """Tell whether a statement waits for its locks without that others queue behind it."""
+    return rule_of(statement).label in _CONCURRENT and not re.match(_VACUUM_FULL, shape_of(statement.text))
+
+
+def temporary(statement: Statement) -> str | None:
+    """Name what a statement makes for its session only, until the end of that; None for any other statement."""
+    makes = statement.words[:1] in (("CREATE",), ("SELECT",), ("WITH",)) and "temp" in statement.text.translate(
+        TO_LOWER
+    )
+    shape = shape_of(statement.text) if makes else ""
+    found = None if " ON COMMIT DROP" in shape else re.match(_TEMPORARY, shape, re.DOTALL)
+    return found and fold_case(found["name"] or found["of_schema"] or found["into"])
+
+
+def mentions(statement: Statement, name: str) -> bool:
+    """Tell whether a statement has a name in it, if only in a string."""
+    for kind, start, end in tokenize(statement.text):
+        token = statement.text[start:end]
+        if kind in LITERALS and name in token.translate(TO_LOWER):
+            return True
+        if (kind in WORDS or kind == "name") and fold_case(token) == name:
+            return True
+    return False
+
+
+def setting(statement: Statement) -> str | None:
+    """Name the setting that a SET, RESET or SELECT set_config changes for the session, `all` for RESET ALL; else None.
+
+    SET SESSION CHARACTERISTICS changes several: it goes by its own words, and replaces nothing but its like.
+    """
+    if is_set_config(statement):
+        literals = (statement.text[start:end] for kind, start, end in tokenize(statement.text) if kind in LITERALS)
+        return re.sub(_QUOTES, "", next(literals)).translate(TO_LOWER)
+    if kind(statement) is not Kind.SESSION or not (found := re.match(_SETTING, shape_of(statement.text), re.DOTALL)):
+        return None
+    name = found["name"] or found["words"]
+    return _SETTINGS.get(name) or ".".join(name_parts(name)).translate(TO_LOWER)
+
+
+def role(statements: Iterable[Statement]) -> str | None:
+    """Name the role that a script has taken on by the end of these statements; None for that of the login."""
+    name: str | None = None
+    for statement in statements:
+        shape = shape_of(statement.text) if statement.words[:1] in (("SET",), ("RESET",)) else ""
+        if re.match(_ROLE, shape):
+            *_, (kind, start, end) = (each for each in tokenize(statement.text) if each[0] not in COMMENTS)
+            token = statement.text[start:end]
+            own = statement.words[0] == "RESET" or token.translate(TO_UPPER) in ("NONE", "DEFAULT")
+            name = None if own else re.sub(_QUOTES, "", token) if kind in LITERALS else fold_case(token)
+    return name
+
+
+def is_set_config(statement: Statement) -> bool:
+    """Tell whether a statement is SELECT set_config('…', '…', false) and nothing else: a SET in other words."""
+    return statement.words[:1] == ("SELECT",) and bool(re.fullmatch(_SET_CONFIG, shape_of(statement.text)))
+
+
+def has_byte_escape(statement: Statement) -> bool:
+    """Tell whether a string of a statement has an escape such as \\0 or \\xff, which by itself names no character."""
+    return any(
+        kind == "escape" and re.search(_BYTE_ESCAPE, statement.text[start:end])
+        for kind, start, end in tokenize(statement.text)
+    )
+
+
+def index_build(statement: Statement) -> IndexBuild | None:
+    """Read what a CREATE INDEX CONCURRENTLY builds; None for any other statement, and where a name is written U&"…"."""
+    found = re.match(_INDEX_BUILD, shape_of(statement.text), re.DOTALL)
+    return found and IndexBuild(
+        name=fold_case(found["name"]) if found["name"] else None,
+        table=name_parts(found["table"]),
+    )
+
+
+def chosen_name(statement: Statement) -> str | None:
+    """Return the name that PostgreSQL would choose for a CREATE INDEX CONCURRENTLY, as far as nothing else has it.
+
+    None for any other statement. An expression counts as `expr`, of which the server may make more.
+    """
+    shape = shape_of(statement.text)
+    if not (found := re.match(_INDEX_BUILD, shape, re.DOTALL)):
+        return None
+    columns: dict[str, None] = {}  # in their order
+    for original in _indexed(shape[found.end() :].strip().split(" ")):
+        column, number = original, 0
+        while column in columns:
+            number += 1
+            column = f"{_clipped(original, 63 - len(str(number)))}{number}"
+        columns[column] = None
+    parts = [name_parts(found["table"])[-1], "_".join(columns)]
+    lengths = [len(part.encode()) for part in parts]
+    while sum(lengths) > 63 - len("__idx"):
+        lengths[lengths[0] <= lengths[1]] -= 1
+    return "_".join((*map(_clipped, parts, lengths), "idx"))
+
+
+def dropped_indexes(statement: Statement) -> tuple[tuple[str, ...], ...]:
+    """Read the names in a DROP INDEX CONCURRENTLY; none for any other statement, and where one is written U&"…"."""
+    found = re.match(_INDEX_DROP, shape_of(statement.text), re.DOTALL)
+    return tuple(map(name_parts, found["names"].split(" , "))) if found else ()
+
+
+def code_block(statement: Statement) -> tuple[int, int] | None:
+    """Give where in the script the code of a DO begins and ends; None where its lines are not those of the script."""
+    if statement.words[:1] != ("DO",):
+        return None
+    previous = ""
+    for kind, start, end in tokenize(statement.text):
+        token = statement.text[start:end]
+        if kind in LITERALS and previous != "LANGUAGE":
+            quote = token.index("$", 1) + 1 if kind == "dollar" else 1
+            plain = kind == "dollar" or (kind == "string" and "'" not in token[1:-1].replace("''", ""))
+            return (statement.start + start + quote, statement.start + end - quote) if plain else None
+        previous = previous if kind in COMMENTS else token.translate(TO_UPPER)
+    return None
+
+
+def _clipped(name: str, length: int) -> str:
+    """Return a name cut to so many bytes, between two characters."""
+    return name.encode(errors="replace")[:length].decode(errors="ignore")
+
+
+def _indexed(tokens: list[str]) -> Iterator[str]:
+    """Yield the names that PostgreSQL has for what an index is on, from what follows the table in its shape."""
+    depth, begins, names = 0, False, True
+    for number, token in enumerate(tokens):
+        if names and begins and depth == 1 and token not in "(,":
+            call = number
+            while tokens[call + 1 : call + 2] == ["."]:
+                call += 2
+            yield fold_case(tokens[call]) if tokens[call + 1 : call + 2] == ["("] or call == number else "expr"
+        elif names and begins and token == "(":
+            yield "expr"
+        begins = token == "," and depth == 1
+        if token == "(":
+            depth += 1
+            begins = depth == 1
+        elif token == ")":
+            depth -= 1
+            names = tokens[number + 1 : number + 2] == ["INCLUDE"] if depth == 0 else names
+
+
+class Misplacement(enum.Enum):
+    """Where a statement is out of place, and why."""
+
+    NONE = enum.auto()
+    CONTROL = enum.auto()  # in a transactional file: it would end or split the one transaction
+    CHAIN = enum.auto()  # in every file: it begins a transaction that no BEGIN shows
+    OUTSIDE = enum.auto()  # in a transactional file: the server refuses it inside a transaction block
+    MODE = enum.auto()  # in a transactional file, and outside of BEGIN … COMMIT: ampd's own statements come before it
+    DATA = enum.auto()  # in every file: it waits for data that nobody sends
+
+
+class Rule(msgspec.Struct, frozen=True):
+    """What holds for statements of one shape: those that begin with this pattern, or else with the label itself."""
+
+    label: str
+    kind: Kind
+    fault: Misplacement
+    pattern: str = ""
+
+
+_NAME = r"[^ (][^ ]*(?: \. [^ ]+)*"
+_TOKENS = r"(?:[^ )][^ ]* )*"
+_OPTIONS = rf"\( {_TOKENS}\)"
+_FALSE = r"(?i:'?(?:false|off|0)'?)"
+_WITH = r"(?>.*? WITH \( )(?:.*? )??"  # as far as one of the options
+_SET = r"(?>.*? SET \( )(?:.*? , )??"
+_CHAIN = "(?:WORK |TRANSACTION )?AND CHAIN"
+_MOVE = r"ALTER DATABASE (?:U & )?[^ ]+(?: UESCAPE [^ ]+)? (?:SET TABLESPACE|(?:WITH )?(?:TABLESPACE|\"tablespace\"))"
+_INDEX_BUILD = (
+    r"CREATE (?:UNIQUE )?INDEX CONCURRENTLY (?:(?:IF NOT EXISTS )?(?P<name>[^ ]+) )??"
+    rf"ON (?:ONLY )?(?P<table>{_NAME})(?= USING | \()"
+)
+_INDEX_DROP = (
+    r"DROP INDEX CONCURRENTLY (?:IF EXISTS )?"
+    rf"(?P<names>{_NAME}(?: , {_NAME})*)(?: CASCADE| RESTRICT)?\Z"
+)
+ROUTINE = r"CREATE (?:OR REPLACE )?(?:FUNCTION|PROCEDURE)\b"
+_OFF = r"(?i:'?(?:off?|f|false|no?|0)'?)"  # of a setting
+STRING_MODE = (
+    r"(?:RESET (?:ALL|STANDARD_CONFORMING_STRINGS)"
+    rf"|SET (?:SESSION |LOCAL )?STANDARD_CONFORMING_STRINGS (?:=|TO) (?P<off>{_OFF})?)"
+)
+_UTF8 = r"(?i:'?(?:utf[-_]?8|unicode)'?)"
+ENCODING = rf"SET (?:SESSION |LOCAL )?(?:CLIENT_ENCODING (?:=|TO)|NAMES) (?!(?:{_UTF8}|DEFAULT)\Z)"
+_SETTINGS = {  # what need not go by the name it has as a setting
+    "TIME ZONE": "timezone",
+    "SESSION AUTHORIZATION": "session_authorization",
+    "ROLE": "role",
+    "SCHEMA": "search_path",
+    "NAMES": "client_encoding",
+    "XML OPTION": "xmloption",
+}
+_SETTING = (
+    rf"(?:SET (?:SESSION )?|RESET )(?:(?P<name>{_NAME})(?= = | TO |\Z)"
+    rf"|(?P<words>{'|'.join(_SETTINGS)}|SESSION CHARACTERISTICS .*)(?= |\Z))"
+)
+_LITERAL = r"(?:[eE]?'|\$)[^ ]*"
+_SET_CONFIG = rf"SELECT (?:PG_CATALOG \. )?SET_CONFIG \( {_LITERAL} , {_LITERAL} , {_OFF} \)"
+_QUOTES = r"\A(?:[eE]?'|\$[^$]*\$)|(?:'|\$[^$]*\$)\Z"
+_PATH_RESET = r"(?:RESET (?:ALL|SEARCH_PATH)|SET (?:SESSION |LOCAL )?SEARCH_PATH (?:=|TO) DEFAULT)\Z"
+_ROLE = r"(?:SET (?:SESSION |LOCAL )?|RESET )(?:ROLE|SESSION AUTHORIZATION)(?= |\Z)"
+_ROLE_RESET = rf"RESET (?:ROLE|SESSION AUTHORIZATION)\Z|{_ROLE} (?:TO |= )?(?:NONE|DEFAULT)\Z"
+_SAVEPOINT = r"(?:SAVEPOINT|ROLLBACK (?:WORK |TRANSACTION )?TO(?: SAVEPOINT)?) (?P<name>[^ ]+)\Z"
+_TEMPORARY = (
+    r"CREATE (?:(?:OR REPLACE|GLOBAL|LOCAL) )*(?:TEMP|TEMPORARY) (?:RECURSIVE )?(?:TABLE|SEQUENCE|VIEW) "
+    r"(?:IF NOT EXISTS )?(?:PG_TEMP \. )?(?P<name>[^ ]+)"
+    r"|CREATE (?:[A-Z]+ )+PG_TEMP \. (?P<of_schema>[^ ]+)"
+    r"|(?:SELECT|WITH) (?>.*? INTO )(?:(?:GLOBAL|LOCAL) )?(?:TEMP|TEMPORARY) (?:TABLE )?(?P<into>[^ ]+)"
+)
+_CONCURRENT = frozenset(
+    {
+        "CREATE INDEX CONCURRENTLY",
+        "DROP INDEX CONCURRENTLY",
+        "REINDEX CONCURRENTLY",
+        "DETACH PARTITION CONCURRENTLY",
+        "VACUUM",
+    }
+)
+_VACUUM_FULL = r"VACUUM(?: \( (?>.*?(?<= )FULL )| FULL(?= |\Z))"
+_BYTE_ESCAPE = (
+    r"(?<!\\)(?:\\\\)*+\\(?:[2-7][0-7]{2}|000|0{1,2}(?![0-7])"
+    r"|x(?:[89A-Fa-f][0-9A-Fa-f]|00|0(?![0-9A-Fa-f])))"
+)
+_MODE = r"SET (?:SESSION |LOCAL )?(?:TRANSACTION|(?i:\"?transaction_(?:isolation|read_only|deferrable)\"?))"
+AS_IT_IS = (  # what changes nothing is accepted at any time
+    r"SET (?:SESSION |LOCAL )?(?:TRANSACTION(?: ,| READ WRITE| ISOLATION LEVEL READ COMMITTED)+"
+    rf"|TRANSACTION_READ_ONLY (?:=|TO) {_OFF}|TRANSACTION_ISOLATION (?:=|TO) (?i:'read\0committed'))\Z"
+)
+READ_ONLY = rf" READ ONLY(?= |\Z)|(?i:transaction_read_only\"?) (?:=|TO) (?!(?:{_OFF}|DEFAULT)\Z)"
+
+_PLAIN = Rule("", Kind.TRANSACTIONAL, Misplacement.NONE)
+_RULES = (  # the first that fits counts
+    Rule("PREPARE TRANSACTION", Kind.OPAQUE, Misplacement.CONTROL, r"PREPARE TRANSACTION(?! (?:AS|\() )"),
+    Rule("COMMIT PREPARED", Kind.OPAQUE, Misplacement.CONTROL),
+    Rule("ROLLBACK PREPARED", Kind.OPAQUE, Misplacement.CONTROL),
+    Rule("ROLLBACK TO", Kind.TRANSACTIONAL, Misplacement.NONE, "ROLLBACK (?:WORK |TRANSACTION )?TO"),
+    Rule("COMMIT AND CHAIN", Kind.COMMIT, Misplacement.CHAIN, f"COMMIT {_CHAIN}"),
+    Rule("END AND CHAIN", Kind.COMMIT, Misplacement.CHAIN, f"END {_CHAIN}"),
+    Rule("ROLLBACK AND CHAIN", Kind.ROLLBACK, Misplacement.CHAIN, f"ROLLBACK {_CHAIN}"),
+    Rule("ABORT AND CHAIN", Kind.ROLLBACK, Misplacement.CHAIN, f"ABORT {_CHAIN}"),
+    Rule("BEGIN", Kind.BEGIN, Misplacement.CONTROL),
+    Rule("START TRANSACTION", Kind.BEGIN, Misplacement.CONTROL),
+    Rule("COMMIT", Kind.COMMIT, Misplacement.CONTROL),
+    Rule("END", Kind.COMMIT, Misplacement.CONTROL),
+    Rule("ROLLBACK", Kind.ROLLBACK, Misplacement.CONTROL),
+    Rule("ABORT", Kind.ROLLBACK, Misplacement.CONTROL),
+    Rule(
+        "CREATE INDEX CONCURRENTLY",
+        Kind.CREATE_INDEX_CONCURRENTLY,
+        Misplacement.OUTSIDE,
+        "CREATE (?:UNIQUE )?INDEX CONCURRENTLY",
+    ),
+    Rule("DROP INDEX CONCURRENTLY", Kind.DROP_INDEX_CONCURRENTLY, Misplacement.OUTSIDE),
+    Rule(
+        "REINDEX CONCURRENTLY",
+        Kind.REPEATABLE,
+        Misplacement.OUTSIDE,
+        rf"REINDEX (?:{_OPTIONS} )?[A-Z]+ CONCURRENTLY"
+        rf"|REINDEX \( {_TOKENS}(?:CONCURRENTLY|\"concurrently\")(?! (?:= )?{_FALSE} )",
+    ),
+    Rule("REINDEX SCHEMA", Kind.REPEATABLE, Misplacement.OUTSIDE, rf"REINDEX (?:{_OPTIONS} )?SCHEMA"),
+    Rule("REINDEX DATABASE", Kind.REPEATABLE, Misplacement.OUTSIDE, rf"REINDEX (?:{_OPTIONS} )?DATABASE"),
+    Rule("REINDEX SYSTEM", Kind.REPEATABLE, Misplacement.OUTSIDE, rf"REINDEX (?:{_OPTIONS} )?SYSTEM"),
+    Rule("VACUUM", Kind.REPEATABLE, Misplacement.OUTSIDE),
+    Rule("CLUSTER without a table", Kind.REPEATABLE, Misplacement.OUTSIDE, rf"CLUSTER(?: VERBOSE| {_OPTIONS})?\Z"),
+    Rule("REINDEX", Kind.REPEATABLE, Misplacement.NONE),  # of a partitioned table it does not run in a transaction
+    Rule("CLUSTER", Kind.REPEATABLE, Misplacement.NONE),  # likewise
+    Rule("ALTER SYSTEM", Kind.REPEATABLE, Misplacement.OUTSIDE),
+    Rule("DISCARD ALL", Kind.REPEATABLE, Misplacement.OUTSIDE),
+    Rule("DROP DATABASE", Kind.REPEATABLE, Misplacement.OUTSIDE, "DROP DATABASE IF EXISTS"),
+    Rule("DROP DATABASE", Kind.OPAQUE, Misplacement.OUTSIDE),
+    Rule("DROP TABLESPACE", Kind.REPEATABLE, Misplacement.OUTSIDE, "DROP TABLESPACE IF EXISTS"),
+    Rule("DROP TABLESPACE", Kind.OPAQUE, Misplacement.OUTSIDE),
+    Rule("CREATE DATABASE", Kind.OPAQUE, Misplacement.OUTSIDE),
+    Rule("CREATE TABLESPACE", Kind.OPAQUE, Misplacement.OUTSIDE),
+    Rule("ALTER DATABASE SET TABLESPACE", Kind.OPAQUE, Misplacement.OUTSIDE, _MOVE),
+    Rule(
+        "DETACH PARTITION CONCURRENTLY",
+        Kind.OPAQUE,
+        Misplacement.OUTSIDE,
+        r"ALTER TABLE (?>.*? DETACH PARTITION ).*+(?<= CONCURRENTLY)",
+    ),
+    Rule(
+        "CREATE SUBSCRIPTION that makes a replication slot",
+        Kind.OPAQUE,
+        Misplacement.OUTSIDE,
+        rf"CREATE SUBSCRIPTION(?!{_WITH}(?:CREATE_SLOT|CONNECT|\"create_slot\"|\"connect\") = {_FALSE} )",
+    ),
+    Rule(
+        "ALTER SUBSCRIPTION REFRESH",
+        Kind.OPAQUE,
+        Misplacement.OUTSIDE,
+        "ALTER SUBSCRIPTION .*? REFRESH (?:PUBLICATION|SEQUENCES)",
+    ),
+    Rule(
+        "ALTER SUBSCRIPTION with refresh",
+        Kind.OPAQUE,
+        Misplacement.OUTSIDE,
+        rf"ALTER SUBSCRIPTION (?>.*? (?:SET|ADD|DROP) PUBLICATION)(?!{_WITH}(?:REFRESH|\"refresh\") = {_FALSE} )",
+    ),
+    Rule(
+        "ALTER SUBSCRIPTION SET (failover)",
+        Kind.OPAQUE,
+        Misplacement.OUTSIDE,
+        rf"ALTER SUBSCRIPTION {_SET}(?:FAILOVER|\"failover\")",
+    ),
+    Rule(
+        "ALTER SUBSCRIPTION SET (two_phase = false)",
+        Kind.OPAQUE,
+        Misplacement.OUTSIDE,
+        rf"ALTER SUBSCRIPTION {_SET}(?:TWO_PHASE|\"two_phase\") = {_FALSE}",
+    ),
+    Rule("DROP SUBSCRIPTION", Kind.REPEATABLE, Misplacement.NONE, "DROP SUBSCRIPTION IF EXISTS"),
+    Rule("DROP SUBSCRIPTION", Kind.OPAQUE, Misplacement.NONE),
+    Rule("CALL", Kind.OPAQUE, Misplacement.NONE),
+    Rule("DO", Kind.OPAQUE, Misplacement.NONE),
+    Rule("SET TRANSACTION", Kind.TRANSACTIONAL, Misplacement.MODE, _MODE),
+    Rule("SET", Kind.SESSION, Misplacement.NONE, "SET(?! (?:LOCAL|CONSTRAINTS) )"),
+    Rule("RESET", Kind.SESSION, Misplacement.NONE),
+    Rule("DISCARD", Kind.SESSION, Misplacement.NONE),
+    Rule("LISTEN", Kind.SESSION, Misplacement.NONE),
+    Rule("UNLISTEN", Kind.SESSION, Misplacement.NONE),
+    Rule("LOAD", Kind.SESSION, Misplacement.NONE),
+    Rule(
+        "COPY FROM STDIN",
+        Kind.TRANSACTIONAL,
+        Misplacement.DATA,
+        r"COPY (?!\( )(?>.*?(?<! \.) FROM )STD(?:IN|OUT)",
+    ),
+)
+
+
+def rule_of(statement: Statement) -> Rule:
+    """Return the first rule that fits a statement."""
+    rules = rules_by_word().get(statement.words[0], ()) if statement.words else ()
+    shape = shape_of(statement.text) if rules else ""
+    return next((rule for pattern, rule in rules if re.match(pattern, shape, re.DOTALL)), _PLAIN)
+
+
+@cache
+def rules_by_word() -> dict[str, list[tuple[str, Rule]]]:
+    """Sort the rules by the word that their statements begin with, uncompiled: a script needs few of them."""
+    by_word: dict[str, list[tuple[str, Rule]]] = {}
+    for rule in _RULES:
+        pattern = rule.pattern or rule.label
+        word = re.split(r"\W", pattern, maxsplit=1)[0]
+        by_word.setdefault(word, []).append((rf"(?:{pattern})(?= |\Z)", rule))
+    return by_word
+
+
+ENDS = frozenset({"COMMIT", "END", "ROLLBACK", "ABORT", "PREPARE TRANSACTION"})
