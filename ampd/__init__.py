@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from .database_url import DatabaseUrl as DatabaseUrl
     from .errors import (
+        AdvisoryLockTimeout as AdvisoryLockTimeout,
         AmpdError as AmpdError,
         AuthenticationFailed as AuthenticationFailed,
         ConfigError as ConfigError,
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
         PermissionDenied as PermissionDenied,
         ReadOnlyServer as ReadOnlyServer,
         TlsFailed as TlsFailed,
-        TurnTimeout as TurnTimeout,
     )
     from .events import (
         Applied as Applied,
@@ -62,13 +62,13 @@ if TYPE_CHECKING:
     )
     from .migration import AppliedMigration as AppliedMigration, Migration as Migration
     from .migrator import migrate as migrate, resolve as resolve, status as status
-    from .other_sessions import Blocker as Blocker
+    from .other_sessions import Blocker as Blocker, Holder as Holder
     from .plan import (
         Conflict as Conflict,
+        MigrationInfo as MigrationInfo,
         Plan as Plan,
-        Settlement as Settlement,
+        Resolution as Resolution,
         State as State,
-        Step as Step,
     )
     from .pool import open_pool as open_pool
     from .report import (
@@ -86,6 +86,7 @@ _HOMES = {
     "config": ("Config", "Limits", "MetadataDb", "Migrations", "load_config"),
     "database_url": ("DatabaseUrl",),
     "errors": (
+        "AdvisoryLockTimeout",
         "AmpdError",
         "AuthenticationFailed",
         "ConfigError",
@@ -100,7 +101,6 @@ _HOMES = {
         "PermissionDenied",
         "ReadOnlyServer",
         "TlsFailed",
-        "TurnTimeout",
     ),
     "events": (
         "Applied",
@@ -122,8 +122,8 @@ _HOMES = {
     ),
     "migration": ("AppliedMigration", "Migration"),
     "migrator": ("migrate", "resolve", "status"),
-    "other_sessions": ("Blocker",),
-    "plan": ("Conflict", "Plan", "Settlement", "State", "Step"),
+    "other_sessions": ("Blocker", "Holder"),
+    "plan": ("Conflict", "MigrationInfo", "Plan", "Resolution", "State"),
     "pool": ("open_pool",),
     "report": ("AppliedNow", "PendingMigration", "Report", "Result", "Status"),
     "resumption": ("Resumption",),

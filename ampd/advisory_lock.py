@@ -61,5 +61,5 @@ def try_lock_sql(key: int) -> str:
     """Return PL/pgSQL that tries the lock, and touches nothing else."""
     return f"""
   IF NOT pg_catalog.pg_try_advisory_xact_lock({key}) THEN
-    RAISE EXCEPTION 'another runner has its turn' USING ERRCODE = '{BUSY}';
+    RAISE EXCEPTION 'another runner holds the lock' USING ERRCODE = '{BUSY}';
   END IF;"""

@@ -9,7 +9,7 @@ QUIET_SECS = 1.0  # a shorter wait is not worth a word
 _TELL_EVERY_SECS = 5.0
 
 
-class Patience:
+class Backoff:
     """A limit on one wait, a growing pause with jitter, and a word now and then; all in seconds."""
 
     def __init__(self, limit: float, *, longest_pause: float) -> None:

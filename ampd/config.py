@@ -61,7 +61,7 @@ class _Checked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
                 path = "" if inner else f"{self._at}.{field.name}: "
                 raise ConfigError(f"{path}{error.message}", hint=error.hint) from None
             except msgspec.ValidationError as error:
-                raise _wrong(f"{self._at}.{field.name}", str(error)) from None
+                raise _wrong_error(f"{self._at}.{field.name}", str(error)) from None
             msgspec.structs.force_setattr(self, field.name, value)
 
     @contextmanager
@@ -73,7 +73,7 @@ class _Checked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             raise ConfigError(f"{self._at}.{key}: {error.message}", hint=error.hint) from None
 
 
-def _wrong(path: str, problem: str) -> ConfigError:
+def _wrong_error(path: str, problem: str) -> ConfigError:
     """Return the error for a value that is not what its key takes, in msgspec's words.
 
     They end with the rest of the path: "Expected `int`, got `str` - at `$.pool_size`".
@@ -84,19 +84,19 @@ def _wrong(path: str, problem: str) -> ConfigError:
     return ConfigError(f"{path}: {problem[:1].lower()}{problem[1:]}", hint=hint)
 
 
-class Patience(_Checked, frozen=True, kw_only=True):
+class ResolvedLimits(_Checked, frozen=True, kw_only=True):
     """How long a run waits for what; all times in seconds."""
 
     _at = "metadata_db.migrations"
 
     connect_wait_secs: Seconds = 30
-    turn_wait_secs: Seconds = 600
+    advisory_lock_wait_secs: Seconds = 600
     lock_timeout_secs: Seconds = 5
     lock_retry_secs: Seconds = 300
     statement_timeout_secs: Seconds = 0
 
 
-class Migrations(Patience, frozen=True, kw_only=True):
+class Migrations(ResolvedLimits, frozen=True, kw_only=True):
     """`[metadata_db.migrations]`: where the files are, as whom and in which order they run, and how patiently.
 
     All times are in seconds.
@@ -119,13 +119,13 @@ class Limits(_Checked, frozen=True, kw_only=True):
     _at = "limits"
 
     connect_wait_secs: Seconds | None = None
-    turn_wait_secs: Seconds | None = None
+    advisory_lock_wait_secs: Seconds | None = None
     lock_timeout_secs: Seconds | None = None
     lock_retry_secs: Seconds | None = None
     statement_timeout_secs: Seconds | None = None
 
 
-def patience(configured: Migrations, limits: Limits | None) -> Patience:
+def resolved_limits(configured: Migrations, limits: Limits | None) -> ResolvedLimits:
     """Return how patient a run is: as `limits` have it, and as configured where they have None.
 
     Raises:
@@ -142,7 +142,9 @@ def patience(configured: Migrations, limits: Limits | None) -> Patience:
     if not isinstance(limits, Limits | None):
         raise TypeError(f"limits= takes an ampd.Limits, not {type(limits).__name__}")
     wanted = {name: getattr(limits, name, None) for name in _LIMITS}
-    return Patience(**{name: getattr(configured, name) if secs is None else secs for name, secs in wanted.items()})
+    return ResolvedLimits(
+        **{name: getattr(configured, name) if secs is None else secs for name, secs in wanted.items()}
+    )
 
 
 _LIMITS = Limits.__struct_fields__
@@ -168,7 +170,7 @@ class MetadataDb(_Checked, frozen=True, kw_only=True):
             msgspec.structs.force_setattr(self, "min_connections", -(-self.pool_size // 4))
         elif self.min_connections > self.pool_size:
             problem = f"min_connections ({self.min_connections}) is above pool_size ({self.pool_size})"
-            raise _wrong(self._at, problem)
+            raise _wrong_error(self._at, problem)
         if self.schema is not None:
             with self._under("schema"):
                 check_schema(self.schema)

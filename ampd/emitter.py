@@ -27,7 +27,7 @@ class CallbackRaised(Exception):
     """Carries what the callback has raised past everything that handles errors of our own."""
 
 
-class Teller:
+class Emitter:
     """Calls `on_event` with each event of one run, stamped with database and schema, and with nothing after the last.
 
     As a context manager it lets what the callback raises come out as it is. A callback that has raised hears no more.
@@ -60,7 +60,7 @@ class Teller:
             self._raised = error
             raise CallbackRaised from error
 
-    async def __aenter__(self) -> Teller:
+    async def __aenter__(self) -> Emitter:
         return self
 
     async def __aexit__(
@@ -93,10 +93,10 @@ def check_callback(on_event: object) -> None:
         raise TypeError(f"{_PLAIN}, and this one is an async def: let a plain function put the event into a queue")
 
 
-class Running:
+class RunningMigration:
     """One migration as its run tells it: a start once it has the lock, its statements, and one end, whichever way."""
 
-    def __init__(self, tell: Teller, starting: Starting) -> None:
+    def __init__(self, tell: Emitter, starting: Starting) -> None:
         self._tell = tell
         self._since = monotonic()
         self._ended = False
@@ -135,7 +135,7 @@ class Running:
         """Tell that this run has not applied it, and why; nothing if it has not started."""
         if self.started and not self._ended:
             self._ended = True
-            self._tell(Failed(**self._facts(), error=as_ours(error)))
+            self._tell(Failed(**self._facts(), error=as_ampd_error(error)))
 
     @property
     def duration_ms(self) -> int:
@@ -153,6 +153,6 @@ class Running:
         }
 
 
-def as_ours(error: Exception) -> AmpdError:
+def as_ampd_error(error: Exception) -> AmpdError:
     """Return an error for an event to carry: one of ours as it is, and what nobody has foreseen in words of its own."""
     return error if isinstance(error, AmpdError) else MigrationInterrupted(f"{type(error).__name__}: {error}")

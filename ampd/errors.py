@@ -14,7 +14,7 @@
     │   └── MigrationInterrupted        a no-transaction migration was started and did not finish
     ├── MigrationFailed             PostgreSQL refused a statement
     ├── LockTimeout                 a table lock could not be had in time
-    └── TurnTimeout                 another runner held the advisory lock for too long
+    └── AdvisoryLockTimeout                 another runner held the advisory lock for too long
 
 An error carries its facts as fields, and the command line and the JSON document show those fields; whatever is not
 known is None. `code` is stable and part of the public contract.
@@ -180,7 +180,7 @@ class LockTimeout(AmpdError):
         return super().fields() | {"blockers": list(self.blockers)}
 
 
-class TurnTimeout(AmpdError):
-    """Another runner held the advisory lock for longer than `turn_wait_secs`."""
+class AdvisoryLockTimeout(AmpdError):
+    """Another runner held the advisory lock for longer than `advisory_lock_wait_secs`."""
 
-    code = "turn_timeout"
+    code = "advisory_lock_timeout"

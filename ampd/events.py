@@ -10,13 +10,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from datetime import datetime
 
 import msgspec
 
-from .display import one_line
 from .errors import AmpdError
-from .other_sessions import Blocker
+from .other_sessions import Blocker, Holder
 from .report import PendingMigration, Report
 
 UNFINISHED = "unfinished: run `ampd migrate` again; it resumes or says what to do"
@@ -78,41 +76,14 @@ class WaitingForConnection(Event, frozen=True):
 
 
 class Waiting(Event, frozen=True):
-    """Another session, as a rule a runner, has the lock. What the role may not see is None; times in seconds."""
+    """Another session, as a rule a runner, has the advisory lock; times in seconds."""
 
     waited: float
     limit: float
-    pid: int
-    user: str | None = None
-    client: str | None = None
-    application: str | None = None
-    migration: str | None = None
-    since: datetime | None = None
-
-    @property
-    def what_happens(self) -> str:
-        """Return what it is that has the lock: whatever does not say that it is ampd, may be anything."""
-        is_runner = self.migration is not None or (self.application or "").startswith("ampd")
-        return "another runner has its turn" if is_runner else "a session holds ampd's advisory lock"
-
-    @property
-    def whom(self) -> str:
-        """Return whom this runner waits for, as far as the role may see it."""
-        facts = [f"pid {self.pid}"]
-        if self.user:
-            facts.append(f"user {self.user}")
-        if self.client:
-            facts.append(f"on {one_line(self.client)}")
-        if self.application:
-            facts.append(f"application {one_line(self.application)}")
-        if self.migration:
-            facts.append(f"migration {one_line(self.migration)}")
-        if self.since:
-            facts.append(f"since {self.since:%Y-%m-%d %H:%M:%S%z}")
-        return ", ".join(facts)
+    holder: Holder
 
     def __str__(self) -> str:
-        return f"{self.what_happens} ({self.whom}); waiting {self.waited:.0f} s so far"
+        return f"waiting for the migration lock ({self.waited:.0f} s so far), held by {self.holder.describe()}"
 
 
 class Starting(Event, frozen=True):
@@ -267,7 +238,7 @@ def how_far(applied: Iterable[str], running: Starting | None, *, confirmed: bool
     told = f"applied {done}" if done else "nothing was applied"
     if running is not None:
         return f"{told}; {was_stopped(running, confirmed=confirmed)}"
-    return f"{told}; the rest was waiting for its turn" if waiting else told
+    return f"{told}; the rest was waiting for the migration lock" if waiting else told
 
 
 def was_stopped(running: Starting, *, confirmed: bool) -> str:

@@ -1,4 +1,4 @@
-"""Waiting for one's turn: outside of any transaction, with jitter, and telling whom one waits for."""
+"""Waiting for the advisory lock: outside of any transaction, with jitter, and saying who holds it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import anyio
 
 from .advisory_lock import LockTaken
-from .backoff import Patience
-from .errors import ConnectionFailed, TurnTimeout
+from .backoff import Backoff
+from .errors import AdvisoryLockTimeout, ConnectionFailed
 from .events import OnEvent, Waiting
 from .history.reading import read
 from .history.table import History
@@ -23,50 +23,53 @@ _PAUSE_TO_LET_GO = 0.3
 _COLLISIONS = 5  # with nobody to be seen, after which it was no other runner
 
 
-class Turn:
-    """The patience of one runner: how long it has waited for others since it last got its turn."""
+class LockWait:
+    """How long one runner has waited for the lock since it last held it, and how it goes on."""
 
     def __init__(self, limit: float, on_event: OnEvent) -> None:
-        self._patience = Patience(limit, longest_pause=_LONGEST_PAUSE)
+        self._backoff = Backoff(limit, longest_pause=_LONGEST_PAUSE)
         self._on_event = on_event
-        self.had()
+        self.acquired()
 
     @property
     def waiting(self) -> bool:
-        """Return whether others have had the turn since it was last ours."""
-        return self._patience.begun
+        """Return whether others have held the lock since it was last ours."""
+        return self._backoff.begun
 
-    def had(self) -> None:
-        """Begin to count anew: the turn was ours."""
-        self._patience.renew()
+    def acquired(self) -> None:
+        """Begin to count anew: the lock was ours."""
+        self._backoff.renew()
         self._collisions = 0
-        self.is_missed = False  # until the next look
+        self.is_taken_by_others = False  # until the next look
         self._why: LockTaken | None = None
 
     @property
-    def lets_go(self) -> bool:
+    def should_disconnect(self) -> bool:
         """Return whether the next pause is long enough to let go of the connection, which others may need."""
-        return self._patience.pause >= _PAUSE_TO_LET_GO
+        return self._backoff.pause >= _PAUSE_TO_LET_GO
 
-    def missed(self, history: History, why: LockTaken | None = None) -> None:
+    def taken(self, history: History, why: LockTaken | None = None) -> None:
         """Begin to wait, or go on, and tell whom for.
 
         Raises:
-            TurnTimeout: others have had the turn for too long.
+            AdvisoryLockTimeout: others have held the lock for too long.
         """
-        if self._patience.waited >= self._patience.limit:
-            raise _timeout(history.holder, self._patience.waited)
-        if history.holder and self._patience.is_worth_a_word():
-            self._on_event(_waiting(history.holder, self._patience.waited, self._patience.limit))
-        self.is_missed, self._why = True, why
+        if self._backoff.waited >= self._backoff.limit:
+            raise _timeout_error(history.holder, self._backoff.waited)
+        if history.holder and self._backoff.is_worth_a_word():
+            waited, limit = self._backoff.waited, self._backoff.limit
+            self._on_event(Waiting(waited=waited, limit=limit, holder=history.holder))
+        self.is_taken_by_others, self._why = True, why
 
     async def pause(self) -> None:
-        """Wait for a while, if the turn was not to be had, outside of any transaction."""
-        if self.is_missed:
-            await anyio.sleep(self._patience.next_pause())
+        """Wait for a while, if others hold the lock, outside of any transaction."""
+        if self.is_taken_by_others:
+            await anyio.sleep(self._backoff.next_pause())
 
-    async def look(self, session: Session, schema: str | None, role: str | None, before: History | None) -> History:
-        """Read the history; with one that was read `before` also who has the turn now.
+    async def read_history(
+        self, session: Session, schema: str | None, role: str | None, before: History | None
+    ) -> History:
+        """Read the history; with one that was read `before` also who holds the lock now.
 
         Raises:
             AmpdError: it was not taken by any other runner.
@@ -79,7 +82,7 @@ class Turn:
             if before is None or not await session.reopen():
                 raise
             found = await read(session, schema, role=role, who=who)
-        why, self.is_missed, self._why = self._why, False, None
+        why, self.is_taken_by_others, self._why = self._why, False, None
         unless = why.unless if why and before and not found.holder and found.applied == before.applied else None
         self._collisions = self._collisions + 1 if unless else 0
         if unless and self._collisions >= _COLLISIONS:
@@ -87,32 +90,11 @@ class Turn:
         return found
 
 
-def describe(holder: Holder) -> str:
-    """Return who has the turn, in words."""
-    return _waiting(holder, 0, 0).whom
-
-
-def _waiting(holder: Holder, waited: float, limit: float) -> Waiting:
-    return Waiting(
-        waited=waited,
-        limit=limit,
-        pid=holder.pid,
-        user=holder.user,
-        client=holder.client,
-        application=holder.application,
-        migration=holder.migration,
-        since=holder.since,
-    )
-
-
-def _timeout(holder: Holder | None, waited: float) -> TurnTimeout:
+def _timeout_error(holder: Holder | None, waited: float) -> AdvisoryLockTimeout:
+    message, hint = f"timed out after {waited:.0f} s waiting for the migration lock", "wait for it and run again"
     if holder is None:
-        return TurnTimeout(
-            f"another runner has had its turn for {waited:.0f} s",
-            hint="wait for it and run again, raise turn_wait_secs",
-        )
-    seen = _waiting(holder, waited, waited)
-    return TurnTimeout(
-        f"{seen.what_happens}, for {waited:.0f} s now ({seen.whom})",
-        hint=f"wait for it and run again, raise turn_wait_secs, or end it: SELECT pg_terminate_backend({holder.pid})",
+        return AdvisoryLockTimeout(message, hint=f"{hint}, or raise advisory_lock_wait_secs")
+    return AdvisoryLockTimeout(
+        f"{message}, held by {holder.describe()}",
+        hint=f"{hint}, raise advisory_lock_wait_secs, or end it: SELECT pg_terminate_backend({holder.pid})",
     )

@@ -1,4 +1,4 @@
-"""The story of a run: read the files, connect, read the history, plan, take turns, apply."""
+"""The story of a run: read the files, connect, read the history, plan, take the lock, apply."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, TypeAlias
 import anyio
 
 from .advisory_lock import LockTaken
-from .config import Limits, MetadataDb, check_schema, patience
+from .config import Limits, MetadataDb, check_schema, resolved_limits
 from .database_url import DatabaseUrl
 from .display import one_line
-from .emitter import Running, Teller, as_ours
+from .emitter import Emitter, RunningMigration, as_ampd_error
 from .errors import AmpdError, ConfigError, ConnectionFailed, InvalidMigration, MigrationConflict, MigrationInterrupted
 from .events import Finished, OnEvent, Planned, Starting, Stopped, Warned, ignore, was_stopped
 from .history.reading import read, remarks
-from .history.refusals import check_project, refuse_to_write
+from .history.refusals import check_project, check_writable
 from .history.table import History
-from .lock_wait import Turn, describe
+from .lock_wait import LockWait
 from .migration import AppliedMigration, Migration
-from .plan import Order, Plan, Settlement, State, Step, plan
-from .postgres.connection import GOODBYE_SECS, Pool, Session, check_event_loop
-from .postgres.database import Database, NotNow
+from .plan import MigrationInfo, Order, Plan, Resolution, State, plan
+from .postgres.connection import CLOSE_TIMEOUT_SECS, Pool, Session, check_event_loop
+from .postgres.database import ConnectionsBusy, Database
 from .redaction import Hidden
 from .report import AppliedNow, Report, Status, count, pending_of
 from .resumption import Resumption, resuming
@@ -34,7 +34,7 @@ from .sql.slices import at_once, in_slices
 from .version import VERSION
 
 if TYPE_CHECKING:
-    from .apply.prepared import Script
+    from .apply.prepared import PreparedMigration
 
 
 Source: TypeAlias = str | DatabaseUrl | MetadataDb | Pool
@@ -49,7 +49,7 @@ async def migrate(
     limits: Limits | None = None,
     on_event: OnEvent = ignore,
 ) -> Report:
-    """Bring a database to the current schema: apply what is pending, in order, each migration in a turn of its own.
+    """Bring a database to the current schema: apply what is pending, in order, each migration under the lock.
 
     Safe to call from any number of processes at once, and any number of times; with nothing pending it reads the
     history once and writes nothing. Cancelled, it rolls the running migration back.
@@ -73,18 +73,18 @@ async def migrate(
     source = Hidden(database)
     del database
     run = await _Run.of(source, migrations, schema, target, limits, on_event)
-    async with run.tell:
+    async with run.emit:
         try:
             report = await run.to_the_end()
         except anyio.get_cancelled_exc_class():
-            run.tell(run.stopped())
+            run.emit(run.stopped())
             raise
         except Exception as error:
             if isinstance(error, AmpdError):
                 error.report = run.report()
-            run.tell(Finished(report=run.report(), error=as_ours(error)))
+            run.emit(Finished(report=run.report(), error=as_ampd_error(error)))
             raise
-        run.tell(Finished(report=report))
+        run.emit(Finished(report=report))
         return report
 
 
@@ -105,11 +105,11 @@ async def status(
     del database
     run = await _Run.of(source, migrations, schema, target, limits, on_event)
     try:
-        async with run.tell, run.sessions() as (session, *_):
+        async with run.emit, run.sessions() as (session, *_):
             found = await run.planning()
             await run.check_history(session, found)
             if found.interrupted:  # or is somebody at it this very moment?
-                await run.look(session)
+                await run.read_history(session)
                 found = await run.planning()
     except AmpdError as error:
         error.report = run.report()
@@ -121,7 +121,7 @@ async def status(
 async def resolve(
     database: Source,
     version: int,
-    settlement: Settlement,
+    resolution: Resolution,
     *,
     migrations: Iterable[Migration] | None = None,
     schema: str | None = None,
@@ -134,65 +134,65 @@ async def resolve(
 
     Raises:
         ConfigError: that migration is not interrupted, or these are not the files that it is one of.
-        TurnTimeout: its runner, or a statement of it, is still at work.
+        AdvisoryLockTimeout: its runner, or a statement of it, is still at work.
     """
     source = Hidden(database)
     del database
     _check_version("version", version)
-    if not isinstance(settlement, Settlement):
-        ways = "ampd.Settlement.APPLIED or ampd.Settlement.ROLLED_BACK"
-        raise TypeError(f"the settlement is {ways}, not {type(settlement).__name__}")
+    if not isinstance(resolution, Resolution):
+        ways = "ampd.Resolution.APPLIED or ampd.Resolution.ROLLED_BACK"
+        raise TypeError(f"the settlement is {ways}, not {type(resolution).__name__}")
     run = await _Run.of(source, migrations, schema, None, limits, on_event)
     while True:
-        async with run.tell, run.sessions() as (session, *_):
-            if (settled := await _settle(run, session, version, settlement)) is not None:
+        async with run.emit, run.sessions() as (session, *_):
+            if (settled := await _resolve(run, session, version, resolution)) is not None:
                 return settled
-        await run.turn.pause()
+        await run.lock_wait.pause()
 
 
-async def _settle(run: _Run, session: Session, version: int, settlement: Settlement) -> Status | None:
+async def _resolve(run: _Run, session: Session, version: int, resolution: Resolution) -> Status | None:
     """Settle as soon as nobody is at it; None when that takes long."""
-    from .apply.transaction import settle
+    from .apply.transaction import resolve as record_resolution
 
     while True:
-        history = await run.look(session)
+        history = await run.read_history(session)
         found = await run.planning()
         await run.check_history(session, found)
-        step = next((step for step in found.steps if step.version == version), None)
-        if step is None or step.state is not State.INTERRUPTED:
-            state = f"is {step.state.value.replace('_', ' ')}" if step else "is unknown"
-            lacking = step is not None and step.state is State.AHEAD
+        info = next((info for info in found.migrations if info.version == version), None)
+        if info is None or info.state is not State.INTERRUPTED:
+            state = f"is {info.state.value.replace('_', ' ')}" if info else "is unknown"
+            lacking = info is not None and info.state is State.AHEAD
             raise ConfigError(
                 f"version {version} {state}, not interrupted: there is nothing to resolve",
                 hint=_OTHER_FOLDER if lacking else "`ampd status` shows what is interrupted",
             )
-        if settlement is Settlement.APPLIED:
-            _insist_on_its_file(step, run.files)
+        if resolution is Resolution.APPLIED:
+            _check_its_file(info, run.files)
         try:
             if not history.holder:
-                await settle(session, history, step, settlement)
-                history = await run.look(session)
+                await record_resolution(session, history, info, resolution)
+                history = await run.read_history(session)
                 return Status(run.shown, history.schema, await run.planning())
         except LockTaken:
             pass
-        run.turn.missed(history)
-        if run.turn.lets_go:
+        run.lock_wait.taken(history)
+        if run.lock_wait.should_disconnect:
             return None
-        await run.turn.pause()
+        await run.lock_wait.pause()
 
 
 _OTHER_FOLDER = "give the folder that its file is in with --migrations DIR"
 
 
-def _insist_on_its_file(step: Step, files: Sequence[Migration]) -> None:
+def _check_its_file(info: MigrationInfo, files: Sequence[Migration]) -> None:
     """Refuse to record as applied what another folder's file stands for; a file may be gone from a folder of one's own.
 
     Raises:
         ConfigError: it has another name and content, or these are the packaged migrations, which lose none.
     """
-    row, migration = step.applied, step.migration
+    row, migration = info.applied, info.migration
     if migration is None and all(file.file.startswith(PACKAGED) for file in files):
-        raise ConfigError(f"{step.label} is none of the packaged migrations", hint=_OTHER_FOLDER)
+        raise ConfigError(f"{info.label} is none of the packaged migrations", hint=_OTHER_FOLDER)
     if migration and row and migration.name != row.name and migration.checksum != row.checksum:
         started = f"{row.version} {one_line(row.name)}"
         raise ConfigError(f"{started} was started, and {migration.file} is another migration", hint=_OTHER_FOLDER)
@@ -213,9 +213,9 @@ class _Run:
         *,
         packaged: bool,
     ) -> None:
-        self.tell = Teller(on_event, lambda: (self.shown, self.history.schema if self.history else self.schema))
+        self.emit = Emitter(on_event, lambda: (self.shown, self.history.schema if self.history else self.schema))
         policy = configured.migrations
-        self.patience = patience(policy, limits)
+        self.limits = resolved_limits(policy, limits)
         self.role = policy.role
         self.order = Order.ALLOW_OUT_OF_ORDER if policy.allow_out_of_order else Order.STRICT
         self.schema = configured.schema if schema is None else schema
@@ -227,11 +227,11 @@ class _Run:
         _check_target(self.files, target)
         self.source = Database(
             source,
-            connect_wait_secs=self.patience.connect_wait_secs,
-            turn_wait_secs=self.patience.turn_wait_secs,
-            on_event=self.tell,
+            connect_wait_secs=self.limits.connect_wait_secs,
+            advisory_lock_wait_secs=self.limits.advisory_lock_wait_secs,
+            on_event=self.emit,
         )
-        self.turn = Turn(self.patience.turn_wait_secs, self.tell)
+        self.lock_wait = LockWait(self.limits.advisory_lock_wait_secs, self.emit)
         self.history: History | None = None
         self.done: list[AppliedNow] = []
         self.planned: Planned | None = None  # as told
@@ -239,7 +239,7 @@ class _Run:
         self.confirmed = True  # that what is not done has left nothing behind
         self.warned: set[str] = set()
         self._resumptions: dict[AppliedMigration, Resumption | None] = {}
-        self._scripts: dict[tuple[int, AppliedMigration | None], Script] = {}
+        self._scripts: dict[tuple[int, AppliedMigration | None], PreparedMigration] = {}
 
     @classmethod
     async def of(
@@ -267,70 +267,70 @@ class _Run:
                     report = await self._as_far_as_they_go(sessions)
                     if report is not None:
                         return report
-                    needed = 1 if self.turn.is_missed else 2
-                await self.turn.pause()
-            except NotNow as busy:
-                await self.source.scarcity.pause(busy.failure)
+                    needed = 1 if self.lock_wait.is_taken_by_others else 2
+                await self.lock_wait.pause()
+            except ConnectionsBusy as busy:
+                await self.source.connection_wait.pause(busy.failure)
 
     @asynccontextmanager
     async def sessions(self, count: int = 1) -> AsyncIterator[list[Session]]:
-        """Lend sessions, and read the history; who waits for sessions, or for long for a turn, has none."""
-        async with self.source.sessions(count, self.look) as (sessions, _):
+        """Lend sessions, and read the history; who waits for sessions, or for long for the lock, has none."""
+        async with self.source.sessions(count, self.read_history) as (sessions, _):
             yield sessions
 
-    async def look(self, session: Session) -> History:
-        """Read the history, and from the second time on also who has the turn."""
-        self.history = await self.turn.look(session, self.schema, self.role, self.history)
+    async def read_history(self, session: Session) -> History:
+        """Read the history, and from the second time on also who holds the lock."""
+        self.history = await self.lock_wait.read_history(session, self.schema, self.role, self.history)
         return self.history
 
     async def _as_far_as_they_go(self, sessions: list[Session]) -> Report | None:
-        """Apply what is pending; None when the wait for a turn is long, or a second session is needed."""
+        """Apply what is pending; None when the wait for the lock is long, or a second session is needed."""
         session, *guards = sessions
         while True:
             assert self.history is not None
             todo = await self.planning()
             if self.planned is None:
-                self._tell_plan(todo)
+                self._emit_plan(todo)
             await self.check_history(session, todo)
             if (todo.pending or todo.interrupted) and self.history.holder:
-                self.turn.missed(self.history)
+                self.lock_wait.taken(self.history)
             elif todo.interrupted and not self.history.holder_known:  # somebody may be at it this very moment
-                await self.look(session)
+                await self.read_history(session)
                 continue
             else:
-                self._tell_plan(todo)
-                refuse_conflicts(todo)
+                self._emit_plan(todo)
+                check_conflicts(todo)
                 if not todo.pending:
                     return self._warn_if_ahead(self.report(todo if self.target is None else None))
-                refuse_to_write(self.history)
+                check_writable(self.history)
                 self._warn(remarks(self.history))
                 scripts = await self._prepared(todo)
-                self._insist_on_connections(scripts)
+                self._check_connections(scripts)
                 total = len(self.done) + len(todo.pending)
                 try:
                     for script in scripts:
                         if await session.reopen():  # the last one could not be cleaned
-                            await self.look(session)
+                            await self.read_history(session)
                             break
                         if script.directives.no_transaction and not guards:
                             return None
                         if guards and not script.directives.no_transaction:
-                            await self.source.give_back(guards.pop())
+                            await self.source.release(guards.pop())
                         self.history = await self._apply(session, guards, script, self.history, total)
-                        self.turn.had()
-                        self.source.scarcity.had()
+                        self.lock_wait.acquired()
+                        self.source.connection_wait.acquired()
                     continue
                 except LockTaken as taken:
-                    self.source.scarcity.had()
-                    self.turn.missed(self.history, taken)
-            if self.turn.lets_go:
+                    self.source.connection_wait.acquired()
+                    self.lock_wait.taken(self.history, taken)
+            if self.lock_wait.should_disconnect:
                 return None
-            await self.turn.pause()
-            await self.look(session)
+            await self.lock_wait.pause()
+            await self.read_history(session)
 
     def plan(self, *, whole: bool = False) -> Plan:
         applied, holder = (self.history.applied, self.history.holder) if self.history else ((), None)
-        at_work = describe(holder) if holder else None
+        at_work = holder.describe() if holder else None
         target = None if whole else self.target
         return plan(self.files, applied, target=target, order=self.order, at_work=at_work, resumption=self._resumption)
 
@@ -347,14 +347,14 @@ class _Run:
             self._resumptions[row] = at_once(resuming(migration, row))
         return self._resumptions[row]
 
-    async def _prepared(self, todo: Plan) -> list[Script]:
+    async def _prepared(self, todo: Plan) -> list[PreparedMigration]:
         """Return the pending scripts, prepared in slices, each of them once."""
         from .apply.prepared import preparing, warnings
 
-        fresh = [step for step in todo.pending if (step.version, step.applied) not in self._scripts]
+        fresh = [info for info in todo.pending if (info.version, info.applied) not in self._scripts]
         for script in await in_slices(preparing(fresh)):
-            self._scripts[script.step.version, script.step.applied] = script
-        scripts = [self._scripts[step.version, step.applied] for step in todo.pending]
+            self._scripts[script.info.version, script.info.applied] = script
+        scripts = [self._scripts[info.version, info.applied] for info in todo.pending]
         self._warn(warnings(todo, scripts))
         return scripts
 
@@ -369,23 +369,23 @@ class _Run:
         assert self.history is not None
         check_project(found, history=self.history.name, packaged=self.packaged)
         if self.history.applied or self.history.holder or not self.files:
-            return  # whoever has the turn is at the first migration, and has looked around
-        from .history.first_run import first_run_error, first_run_warnings, look_around
+            return  # whoever holds the lock is at the first migration, and has looked around
+        from .history.first_run import first_run_error, first_run_warnings, read_neighbours
 
         home, circumstances = self.history.schema, {"configured": self.schema is not None, "packaged": self.packaged}
         assert home is not None
-        neighbours = await look_around(session, self.history, packaged=self.packaged, role=self.role)
+        neighbours = await read_neighbours(session, self.history, packaged=self.packaged, role=self.role)
         if error := first_run_error(neighbours, home, **circumstances):
             raise error
         self._warn(first_run_warnings(neighbours, home, **circumstances))
 
-    def _tell_plan(self, todo: Plan) -> None:
+    def _emit_plan(self, todo: Plan) -> None:
         """Tell what is to be done, unless it is what was told, less what this run has done of it."""
         done = {each.version for each in self.done}
         planned = Planned(
-            applied=sum(step.state is State.APPLIED for step in todo.steps),
+            applied=sum(info.state is State.APPLIED for info in todo.migrations),
             pending=pending_of(todo.pending),
-            ahead=tuple(step.version for step in todo.ahead),
+            ahead=tuple(info.version for info in todo.ahead),
             total=len(self.files),
         )
         if (told := self.planned) is not None:
@@ -393,7 +393,7 @@ class _Run:
             if (rest, told.ahead) == (planned.pending, planned.ahead):
                 return
         self.planned = planned
-        self.tell(planned)
+        self.emit(planned)
 
     def stopped(self) -> Stopped:
         """Return what to tell of a run that is cancelled."""
@@ -401,14 +401,14 @@ class _Run:
             report=self.report(),
             confirmed=self.confirmed,
             running=self.interrupted,
-            waiting=self.turn.waiting,
+            waiting=self.lock_wait.waiting,
         )
 
-    def _insist_on_connections(self, scripts: list[Script]) -> None:
-        if stepwise := [script for script in scripts if script.directives.no_transaction]:
-            from .apply.guard import insist_on_two_connections
+    def _check_connections(self, scripts: list[PreparedMigration]) -> None:
+        if no_transaction := [script for script in scripts if script.directives.no_transaction]:
+            from .apply.guard import check_two_connections
 
-            insist_on_two_connections(self.source, stepwise[0].migration.label)
+            check_two_connections(self.source, no_transaction[0].migration.label)
 
     @property
     def shown(self) -> str:
@@ -425,28 +425,27 @@ class _Run:
             current_version=rest.current_version,
             applied=tuple(self.done),
             pending=pending_of(rest.pending) if self.history else (),
-            ahead=tuple(step.version for step in rest.ahead),
+            ahead=tuple(info.version for info in rest.ahead),
         )
 
     def _warn(self, warnings: Iterable[str]) -> None:
         for message in warnings:
-            if message not in self.warned:  # by the plan before, which another runner's turn has overtaken
+            if message not in self.warned:  # by the plan before, which another runner has overtaken
                 self.warned.add(message)
-                self.tell(Warned(message=message))
+                self.emit(Warned(message=message))
 
     def _warn_if_ahead(self, report: Report) -> Report:
         if report.ahead:
             by, newest = count(len(report.ahead), "migration"), report.ahead[-1]
             message = f"the database is ahead of this build by {by} (newest: {newest}); nothing is applied"
-            self.tell(Warned(message=message))
+            self.emit(Warned(message=message))
         return report
 
     async def _apply(
-        self, session: Session, guards: list[Session], script: Script, history: History, total: int
+        self, session: Session, guards: list[Session], script: PreparedMigration, history: History, total: int
     ) -> History:
         """Apply one migration and return the history with it; tell the truth about it even when cancelled."""
-        from .apply.no_transaction import apply_stepwise
-        from .apply.prepared import Job
+        from .apply.no_transaction import apply_no_transaction
         from .apply.table_locks import with_lock_retries
         from .apply.transaction import apply_in_transaction
 
@@ -458,10 +457,10 @@ class _Run:
             total=total,
             statements=len(script.statements),
             transactional=not script.directives.no_transaction,
-            resumed_at=script.step.applied.statements_done if script.step.applied else 0,
+            resumed_at=script.info.applied.statements_done if script.info.applied else 0,
         )
-        running, begun = Running(self.tell, starting), datetime.now(UTC)
-        job = Job(script, history, self.schema, self.patience, self.tell, running)
+        running, begun = RunningMigration(self.emit, starting), datetime.now(UTC)
+        execution = script.execution(history, self.schema, self.limits, self.emit, running)
 
         def applied() -> None:
             self.done.append(AppliedNow(version, name, running.duration_ms))
@@ -469,12 +468,12 @@ class _Run:
 
         try:
             if script.directives.no_transaction:
-                await apply_stepwise(self.source, session, guards[0], job)
+                await apply_no_transaction(self.source, session, guards[0], execution)
             else:
-                await with_lock_retries(self.source, session, job, apply_in_transaction)
+                await with_lock_retries(self.source, session, execution, apply_in_transaction)
         except anyio.get_cancelled_exc_class():
             self.confirmed = False
-            with anyio.CancelScope(shield=True), anyio.move_on_after(GOODBYE_SECS), suppress(AmpdError):
+            with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_TIMEOUT_SECS), suppress(AmpdError):
                 if await session.recover():
                     self.history = await read(session, self.schema, role=self.role)
                     self.confirmed = True
@@ -485,10 +484,10 @@ class _Run:
             else:
                 if running.started or not self.confirmed:
                     self.interrupted = starting
-                running.failed(_interrupted(script, was_stopped(starting, confirmed=self.confirmed)))
+                running.failed(_interrupted_error(script, was_stopped(starting, confirmed=self.confirmed)))
             raise
         except LockTaken:
-            running.failed(_interrupted(script, f"another runner has gone on with {starting.label}"))
+            running.failed(_interrupted_error(script, f"another runner has gone on with {starting.label}"))
             raise
         except Exception as error:
             if isinstance(error, ConnectionFailed) and error.version is None:
@@ -511,7 +510,7 @@ class _Run:
         )
 
 
-def _interrupted(script: Script, message: str) -> MigrationInterrupted:
+def _interrupted_error(script: PreparedMigration, message: str) -> MigrationInterrupted:
     error = MigrationInterrupted(message)
     error.version, error.file = script.migration.version, script.migration.file
     return error
@@ -545,7 +544,7 @@ def _in_order(given: Iterable[Migration]) -> tuple[Migration, ...]:
     return ordered
 
 
-def refuse_conflicts(found: Plan) -> None:
+def check_conflicts(found: Plan) -> None:
     """Raise for every conflict of a plan at once.
 
     Raises:

@@ -10,7 +10,7 @@ from .display import one_line
 
 
 class Holder(msgspec.Struct, frozen=True):
-    """The session that has the turn; what the role may not see is None."""
+    """The session that holds the advisory lock; what the role may not see is None."""
 
     pid: int
     user: str | None = None
@@ -25,6 +25,22 @@ class Holder(msgspec.Struct, frozen=True):
         if self.query is None or not self.query.startswith("/* ampd "):
             return None
         return self.query.removeprefix("/* ampd ").partition(" */")[0].partition(" ")[2] or None
+
+    def describe(self) -> str:
+        """Return who it is, as far as the role may see it; what does not say that it is ampd may be anything."""
+        facts = [f"pid {self.pid}"]
+        if self.user:
+            facts.append(f"user {self.user}")
+        if self.client:
+            facts.append(f"on {one_line(self.client)}")
+        if self.application:
+            facts.append(f"application {one_line(self.application)}")
+        if self.migration:
+            facts.append(f"migration {one_line(self.migration)}")
+        if self.since:
+            facts.append(f"since {self.since:%Y-%m-%d %H:%M:%S%z}")
+        is_runner = self.migration is not None or (self.application or "").startswith("ampd")
+        return f"{'' if is_runner else 'a session that is not ampd: '}{', '.join(facts)}"
 
 
 class Blocker(msgspec.Struct, frozen=True):

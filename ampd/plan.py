@@ -34,14 +34,14 @@ class Order(Enum):
     ALLOW_OUT_OF_ORDER = "allow_out_of_order"
 
 
-class Settlement(StrEnum):
+class Resolution(StrEnum):
     """What a person has found out about an interrupted migration."""
 
     APPLIED = "applied"
     ROLLED_BACK = "rolled back"
 
 
-class Step(msgspec.Struct, frozen=True):
+class MigrationInfo(msgspec.Struct, frozen=True):
     """One version, as the files and the history know it: at least one of the two is there."""
 
     state: State
@@ -76,19 +76,19 @@ class Step(msgspec.Struct, frozen=True):
 class Conflict(msgspec.Struct, frozen=True):
     """A step that stops a run, told to a person: what is the matter, and what to do."""
 
-    step: Step
+    info: MigrationInfo
     message: str
     hint: str
 
     @property
     def version(self) -> int:
         """Return the version in conflict."""
-        return self.step.version
+        return self.info.version
 
     @property
     def evidence(self) -> str:
         """Return what the folder and the history say of it, a line each, for a person to compare."""
-        migration, applied = self.step.migration, self.step.applied
+        migration, applied = self.info.migration, self.info.applied
         file = f"{migration.file}, SHA-256 {migration.checksum.hex()}" if migration else "none"
         if applied is None:
             return f"  file:    {file}\n  applied: never"
@@ -98,8 +98,8 @@ class Conflict(msgspec.Struct, frozen=True):
 
     def _in_doubt(self) -> Iterator[str]:
         """Yield which statement an interrupted run has begun or was about to begin; a changed file cannot tell."""
-        migration, applied = self.step.migration, self.step.applied
-        if self.step.state is not State.INTERRUPTED or migration is None or applied is None:
+        migration, applied = self.info.migration, self.info.applied
+        if self.info.state is not State.INTERRUPTED or migration is None or applied is None:
             return
         if migration.checksum != applied.checksum:
             return
@@ -113,11 +113,11 @@ class Conflict(msgspec.Struct, frozen=True):
 
     def fields(self) -> dict[str, object]:
         """Return what the JSON document shows."""
-        migration, applied = self.step.migration, self.step.applied
+        migration, applied = self.info.migration, self.info.applied
         return {
             "version": self.version,
-            "name": self.step.name,
-            "state": self.step.state.value,
+            "name": self.info.name,
+            "state": self.info.state.value,
             "file": migration.file if migration else None,
             "file_checksum": migration.checksum.hex() if migration else None,
             "applied_checksum": applied.checksum.hex() if applied else None,
@@ -131,24 +131,26 @@ class Conflict(msgspec.Struct, frozen=True):
 class Plan(msgspec.Struct, frozen=True):
     """Every version with its state, in order, and what follows from that."""
 
-    steps: tuple[Step, ...]
-    pending: tuple[Step, ...]
+    migrations: tuple[MigrationInfo, ...]
+    pending: tuple[MigrationInfo, ...]
     conflicts: tuple[Conflict, ...]
 
     @property
     def current_version(self) -> int | None:
         """Return the highest version that is applied and finished."""
-        return max((step.version for step in self.steps if step.applied and step.applied.finished_at), default=None)
+        return max(
+            (info.version for info in self.migrations if info.applied and info.applied.finished_at), default=None
+        )
 
     @property
     def interrupted(self) -> tuple[Conflict, ...]:
         """Return the conflicts over migrations that were started and did not finish."""
-        return tuple(conflict for conflict in self.conflicts if conflict.step.state is State.INTERRUPTED)
+        return tuple(conflict for conflict in self.conflicts if conflict.info.state is State.INTERRUPTED)
 
     @property
-    def ahead(self) -> tuple[Step, ...]:
+    def ahead(self) -> tuple[MigrationInfo, ...]:
         """Return what a newer build has applied and this one has no file for."""
-        return tuple(step for step in self.steps if step.state is State.AHEAD)
+        return tuple(info for info in self.migrations if info.state is State.AHEAD)
 
     @property
     def up_to_date(self) -> bool:
@@ -167,7 +169,7 @@ def plan(
 ) -> Plan:
     """Compare files with history: what is pending up to `target`, what is in conflict, what is ahead.
 
-    `at_work` says who has the turn at the time, if anybody: an unfinished migration is then in good hands.
+    `at_work` says who holds the lock at the time, if anybody: an unfinished migration is then being worked on.
     `resumption` is the function of that name, or one that remembers what it returned: of a long file it takes its time.
     While the database is ahead of the files nothing is pending: a build that lags must not touch a newer schema.
     """
@@ -175,26 +177,26 @@ def plan(
     rows = {row.version: row for row in applied}
     newest_file, newest_applied = max(files, default=None), max(rows, default=None)
 
-    def step_of(version: int) -> Step:
+    def info_of(version: int) -> MigrationInfo:
         file, row = files.get(version), rows.get(version)
         state = _state(file, row, newest_file, newest_applied, order)
         resume = (resumption or _resumption)(file, row) if state is State.INTERRUPTED and file and row else None
-        return Step(state, file, row, newest_applied, resume)
+        return MigrationInfo(state, file, row, newest_applied, resume)
 
-    steps = tuple(map(step_of, sorted(files.keys() | rows.keys())))
-    ahead = any(step.state is State.AHEAD for step in steps)
+    infos = tuple(map(info_of, sorted(files.keys() | rows.keys())))
+    ahead = any(info.state is State.AHEAD for info in infos)
     pending = tuple(
-        step
-        for step in steps
-        if (step.state is State.PENDING or step.resumption is not None)
+        info
+        for info in infos
+        if (info.state is State.PENDING or info.resumption is not None)
         and not ahead
-        and (target is None or step.version <= target)
+        and (target is None or info.version <= target)
     )
-    to_resume = {step.version for step in pending}
+    to_resume = {info.version for info in pending}
     conflicts = tuple(
-        conflict_of(step, at_work) for step in steps if step.state in _VERDICTS and step.version not in to_resume
+        conflict_of(info, at_work) for info in infos if info.state in _VERDICTS and info.version not in to_resume
     )
-    return Plan(steps, pending, conflicts)
+    return Plan(infos, pending, conflicts)
 
 
 def _state(
@@ -223,9 +225,9 @@ def is_another_projects(found: Plan) -> bool:
     A row belongs to the file that has its version and its name or checksum, and to one with its checksum that was given
     another version. Without rows or without files there is nothing to tell by.
     """
-    files = [step.migration for step in found.steps if step.migration]
-    rows = [step.applied for step in found.steps if step.applied]
-    if not files or not rows or any(_belongs(step.applied, step.migration) for step in found.steps):
+    files = [info.migration for info in found.migrations if info.migration]
+    rows = [info.applied for info in found.migrations if info.applied]
+    if not files or not rows or any(_belongs(info.applied, info.migration) for info in found.migrations):
         return False
     return {row.checksum for row in rows}.isdisjoint(file.checksum for file in files)
 
@@ -255,19 +257,19 @@ _VERDICTS: dict[State, tuple[str, str]] = {
 }
 
 
-def conflict_of(step: Step, at_work: str | None = None) -> Conflict:
+def conflict_of(info: MigrationInfo, at_work: str | None = None) -> Conflict:
     """Return a step in conflict, told to a person."""
-    if step.state is State.INTERRUPTED and at_work:
+    if info.state is State.INTERRUPTED and at_work:
         hint = "wait for it; `ampd migrate` does, and goes on where it has stopped"
-        return Conflict(step, f"{step.label} is not finished: a runner is at work ({at_work})", hint)
-    message, hint = _VERDICTS[step.state]
-    edited = step.applied and (step.migration is None or step.migration.checksum != step.applied.checksum)
+        return Conflict(info, f"{info.label} is not finished: a runner is at work ({at_work})", hint)
+    message, hint = _VERDICTS[info.state]
+    edited = info.applied and (info.migration is None or info.migration.checksum != info.applied.checksum)
     facts = {
         "restore": "restore the file as it was when it was started, and `ampd migrate` may resume it; else "
         if edited
         else "",
-        "newest": step.newest_applied,
-        "version": step.version,
-        "done": step.applied.statements_done if step.applied else 0,
+        "newest": info.newest_applied,
+        "version": info.version,
+        "done": info.applied.statements_done if info.applied else 0,
     }
-    return Conflict(step, f"{step.label} {message.format(**facts)}", hint.format(**facts))
+    return Conflict(info, f"{info.label} {message.format(**facts)}", hint.format(**facts))

@@ -14,7 +14,7 @@ from .config import Limits, MetadataDb, check_schema
 from .errors import ConfigError, MigrationConflict
 from .events import OnEvent, Warned, ignore
 from .migration import Migration
-from .migrator import migrate, refuse_conflicts, status
+from .migrator import check_conflicts, migrate, status
 from .postgres.connection import Pool, check_event_loop
 from .postgres.pool import connected, unopened_pool
 from .redaction import Hidden
@@ -61,7 +61,7 @@ async def open_pool(
         await migrate(metadata_db, migrations=migrations, limits=limits, on_event=on_event)
     else:
         found = await status(metadata_db, migrations=migrations, limits=limits, on_event=on_event)
-        refuse_conflicts(found.plan)
+        check_conflicts(found.plan)
         if found.plan.pending:
             raise MigrationConflict(
                 f"the schema of {found.database} is behind: {count(len(found.plan.pending), 'migration')} pending "

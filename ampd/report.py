@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from .plan import Plan, State, Step
+from .plan import MigrationInfo, Plan, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,13 +100,13 @@ class Status(msgspec.Struct, frozen=True):
                 "schema": self.schema,
                 "current_version": self.current_version,
                 "up_to_date": self.up_to_date,
-                "migrations": [_fields(step) for step in self.plan.steps],
+                "migrations": [_fields(info) for info in self.plan.migrations],
             }
         )
 
     def text(self) -> str:
         """Return what `status` prints: a line for each migration, and the sum."""
-        rows = [_columns(step) for step in self.plan.steps]
+        rows = [_columns(info) for info in self.plan.migrations]
         widths = [max(len(row[column]) for row in rows) for column in range(4)] if rows else []
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join([*lines, *([""] if lines else []), f"{self.database}: {self.summary()}"])
@@ -163,26 +163,26 @@ _PIECE = 1 << 20  # characters
 def dry_run_text(status: Status) -> Iterator[str]:
     """Yield, in pieces, what `migrate --dry-run` prints: each pending migration with its SQL, as a readable script."""
     yield f"-- {status.database}: {status.summary()}"
-    for step in status.plan.pending:
-        assert step.migration is not None
-        script = step.migration.sql
-        resumed = f", resumed at statement {step.applied.statements_done + 1}" if step.applied else ""
-        yield f"\n\n-- {step.migration.label} ({step.migration.file}{resumed})\n"
+    for info in status.plan.pending:
+        assert info.migration is not None
+        script = info.migration.sql
+        resumed = f", resumed at statement {info.applied.statements_done + 1}" if info.applied else ""
+        yield f"\n\n-- {info.migration.label} ({info.migration.file}{resumed})\n"
         end = len(script.rstrip())
         for start in range(0, end, _PIECE):
             yield script[start : min(end, start + _PIECE)]
 
 
-def still_pending(plan: Plan) -> tuple[Step, ...]:
+def still_pending(plan: Plan) -> tuple[MigrationInfo, ...]:
     """Return what is to be applied up to the target of a plan and beyond it."""
     if plan.ahead:
         return ()
-    return tuple(step for step in plan.steps if step.state is State.PENDING or step.resumption is not None)
+    return tuple(info for info in plan.migrations if info.state is State.PENDING or info.resumption is not None)
 
 
-def pending_of(steps: tuple[Step, ...]) -> tuple[PendingMigration, ...]:
+def pending_of(migrations: tuple[MigrationInfo, ...]) -> tuple[PendingMigration, ...]:
     """Return steps of a plan as the report shows them."""
-    return tuple(PendingMigration(step.version, step.name) for step in steps)
+    return tuple(PendingMigration(info.version, info.name) for info in migrations)
 
 
 def count(number: int, noun: str) -> str:
@@ -190,30 +190,30 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _fields(step: Step) -> dict[str, object]:
-    applied = step.applied
+def _fields(info: MigrationInfo) -> dict[str, object]:
+    applied = info.applied
     return {
-        "version": step.version,
-        "name": step.name,
-        "state": step.state.value,
-        "checksum": step.known.checksum.hex(),
+        "version": info.version,
+        "name": info.name,
+        "state": info.state.value,
+        "checksum": info.known.checksum.hex(),
         "applied_checksum": applied.checksum.hex() if applied else None,
         "applied_at": applied.finished_at.isoformat() if applied and applied.finished_at else None,
         "started_at": applied.started_at.isoformat() if applied else None,
         "duration_ms": applied.duration_ms if applied else None,
         "applied_by": applied.applied_by if applied else None,
         "statements_done": applied.statements_done if applied else None,
-        "file": step.migration.file if step.migration else None,
+        "file": info.migration.file if info.migration else None,
     }
 
 
-def _columns(step: Step) -> tuple[str, str, str, str]:
-    applied = step.applied
+def _columns(info: MigrationInfo) -> tuple[str, str, str, str]:
+    applied = info.applied
     when = f"{applied.finished_at:%Y-%m-%d %H:%M:%S%z}" if applied and applied.finished_at else ""
     took = f"{applied.duration_ms} ms" if applied and applied.duration_ms is not None else ""
-    if applied and step.state is State.INTERRUPTED:
+    if applied and info.state is State.INTERRUPTED:
         when, took = f"{applied.started_at:%Y-%m-%d %H:%M:%S%z}", f"{applied.statements_done} statements done"
-    return step.state.value.replace("_", " "), step.label, when, took
+    return info.state.value.replace("_", " "), info.label, when, took
 
 
 def _pretty(document: object) -> bytes:

@@ -102,7 +102,7 @@ def resuming(migration: Migration, row: AppliedMigration) -> Slices[Resumption |
         unchanged = migration.checksum == row.checksum
     else:
         unchanged = row.done_checksum == (yield from checksums.reckoning(begun))
-    if not unchanged or (begun > done and kind(statements[done]) is Kind.OPAQUE):
+    if not unchanged or (begun > done and kind(statements[done]) is Kind.NOT_RESUMABLE):
         return None
     return Resumption(done, in_doubt=begun > done)
 

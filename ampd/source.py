@@ -63,7 +63,7 @@ def _packaged() -> Path | Traversable:
 def _read(folder: Path | Traversable, shown: str, hint: str) -> Slices[tuple[Migration, ...]]:
     migrations: list[Migration] = []
     taken: dict[int, str] = {}
-    offences: list[tuple[str, str]] = []
+    problems: list[tuple[str, str]] = []
     for entry in _files(folder, shown, hint):
         name_bytes = os.fsencode(entry.name)
         file_name = name_bytes.decode(errors="backslashreplace")
@@ -71,30 +71,30 @@ def _read(folder: Path | Traversable, shown: str, hint: str) -> Slices[tuple[Mig
         if parsed is None:
             in_capitals = not file_name.endswith(".sql")
             what = "does not end in .sql, in small letters" if in_capitals else "is not named <version>_<name>.sql"
-            offences.append((file_name, what))
+            problems.append((file_name, what))
             continue
         version, name = parsed
         if name_bytes != file_name.encode():
-            offences.append((file_name, "has a name that is not UTF-8"))
+            problems.append((file_name, "has a name that is not UTF-8"))
         if (twin := taken.setdefault(version, file_name)) != file_name:
-            offences.append((file_name, f"has version {version}, and so has {twin}"))
+            problems.append((file_name, f"has version {version}, and so has {twin}"))
         if not file_name.isprintable():  # a line break in it would be one in a dry run's script
             shown_name = file_name.encode("unicode_escape").decode()
-            offences.append((shown_name, "has a character in its name that cannot be printed"))
+            problems.append((shown_name, "has a character in its name that cannot be printed"))
         try:
             if isinstance(entry, Path) and (reason := _unreadable(entry)):
-                offences.append((file_name, reason))
+                problems.append((file_name, reason))
                 continue
             sql, checksum = yield from _content(entry)
         except OSError as error:
-            offences.append((file_name, f"cannot be read: {error.strerror or error}"))
+            problems.append((file_name, f"cannot be read: {error.strerror or error}"))
             continue
         except _NotText as error:
-            offences.append((file_name, str(error)))
+            problems.append((file_name, str(error)))
             continue
         migrations.append(Migration(version, name, f"{shown}/{file_name}", sql, checksum))
-    if offences:
-        raise _unusable(offences, shown)
+    if problems:
+        raise _unusable_error(problems, shown)
     return tuple(sorted(migrations, key=lambda migration: migration.version))
 
 
@@ -179,13 +179,13 @@ def _unreadable(entry: Path) -> str | None:
     return None
 
 
-def _unusable(offences: list[tuple[str, str]], shown: str) -> InvalidMigration:
-    first_name, first_offence = offences[0]
-    if len(offences) == 1:
+def _unusable_error(problems: list[tuple[str, str]], shown: str) -> InvalidMigration:
+    first_name, first_offence = problems[0]
+    if len(problems) == 1:
         message = f"{shown}/{first_name} {first_offence}"
     else:
-        listed = "".join(f"\n  {name} {what}" for name, what in offences)
-        message = f"{len(offences)} faults in the files of {shown}:{listed}"
+        listed = "".join(f"\n  {name} {what}" for name, what in problems)
+        message = f"{len(problems)} faults in the files of {shown}:{listed}"
     return InvalidMigration(
         message,
         file=f"{shown}/{first_name}",

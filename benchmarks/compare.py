@@ -14,7 +14,7 @@ from benchmarks.peers import AMPD, PEERS, Absent, Subject, obtain
 from benchmarks.proxy import Proxy
 from benchmarks.record import FLOOR, PeersRecord, Sample, Scenario, facts
 from benchmarks.server import Server
-from benchmarks.workload import LAST_RELATION, Script, workload
+from benchmarks.workload import LAST_RELATION, PreparedMigration, workload
 
 FLOOR_SCRIPT = Path(__file__).with_name("floor.py")
 DATABASE = "bench"
@@ -104,7 +104,7 @@ async def _starts(server: Server, folder: Path) -> AsyncIterator[Sample]:
             yield Sample(subject=name, scenario="start", delay_ms=0, round=number, seconds=seconds)
 
 
-def _lay_out(subject: Subject, scripts: Sequence[Script], scratch: Path) -> Path:
+def _lay_out(subject: Subject, scripts: Sequence[PreparedMigration], scratch: Path) -> Path:
     folder = scratch / subject.name
     folder.mkdir()
     subject.lay_out(scripts, folder)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.workload import Script
+from benchmarks.workload import PreparedMigration
 
 CACHE = Path(__file__).parent.parent / ".cache" / "peers"
 
@@ -71,7 +71,7 @@ class Subject(msgspec.Struct, frozen=True):
 
     name: str
     origin: Origin
-    lay_out: Callable[[Sequence[Script], Path], None]
+    lay_out: Callable[[Sequence[PreparedMigration], Path], None]
     command: Callable[[str, str], Iterable[str]]
     url_variable: str = "DATABASE_URL"
 
@@ -135,10 +135,12 @@ def _npm(package: str, version: str, program: str, *companions: str) -> Origin:
     return Origin(f"{package} {version}", (install,), folder / "node_modules" / program)
 
 
-def _files(template: str, file_name: str = "{version}_{name}.sql") -> Callable[[Sequence[Script], Path], None]:
+def _files(
+    template: str, file_name: str = "{version}_{name}.sql"
+) -> Callable[[Sequence[PreparedMigration], Path], None]:
     """A layout of one file per script, whose name and text are templates over version, number, name and sql."""
 
-    def lay_out(scripts: Sequence[Script], folder: Path) -> None:
+    def lay_out(scripts: Sequence[PreparedMigration], folder: Path) -> None:
         (folder / "migrations").mkdir()
         for number, script in enumerate(scripts, start=1):
             fields = {"number": f"{number:03}", **msgspec.structs.asdict(script)}
@@ -148,7 +150,7 @@ def _files(template: str, file_name: str = "{version}_{name}.sql") -> Callable[[
     return lay_out
 
 
-def _alembic_layout(scripts: Sequence[Script], folder: Path) -> None:
+def _alembic_layout(scripts: Sequence[PreparedMigration], folder: Path) -> None:
     (folder / "migrations" / "versions").mkdir(parents=True)
     (folder / "alembic.ini").write_text("[alembic]\nscript_location = %(here)s/migrations\n")
     (folder / "migrations" / "env.py").write_text(ALEMBIC_ENVIRONMENT)
@@ -160,7 +162,7 @@ def _alembic_layout(scripts: Sequence[Script], folder: Path) -> None:
         down_revision = revision
 
 
-def _sqlspec_layout(scripts: Sequence[Script], folder: Path) -> None:
+def _sqlspec_layout(scripts: Sequence[PreparedMigration], folder: Path) -> None:
     (folder / "configuration.py").write_text(SQLSPEC_CONFIGURATION)
     _files("-- name: migrate-{version}-up\n{sql}\n-- name: migrate-{version}-down\nSELECT 1;\n")(scripts, folder)
 

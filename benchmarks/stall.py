@@ -11,7 +11,7 @@ from benchmarks.compare import run
 from benchmarks.peers import AMPD
 from benchmarks.record import Stall, StallRecord, Wait, facts
 from benchmarks.server import Server
-from benchmarks.workload import Script
+from benchmarks.workload import PreparedMigration
 
 DATABASE = "bench_stall"
 HOLD_SECONDS = 30.0
@@ -23,7 +23,7 @@ NOTICEABLE_SECONDS = 0.05
 
 PREPARE = "CREATE TABLE visits (id bigint PRIMARY KEY); INSERT INTO visits SELECT generate_series(1, 1000)"
 READ = "SELECT 1 FROM visits LIMIT 1"
-MIGRATION = Script(1, "add_note", "ALTER TABLE visits ADD COLUMN note text;\n")
+MIGRATION = PreparedMigration(1, "add_note", "ALTER TABLE visits ADD COLUMN note text;\n")
 
 
 async def stall(server: Server) -> StallRecord:

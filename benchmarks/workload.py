@@ -39,7 +39,7 @@ TABLES = ("customers", "products", "orders", "invoices", "shipments", "suppliers
 LAST_RELATION = "suppliers_rated"
 
 
-class Script(msgspec.Struct, frozen=True):
+class PreparedMigration(msgspec.Struct, frozen=True):
     """One migration as plain SQL, before any tool's layout."""
 
     version: int
@@ -47,22 +47,22 @@ class Script(msgspec.Struct, frozen=True):
     sql: str
 
 
-def workload() -> tuple[Script, ...]:
+def workload() -> tuple[PreparedMigration, ...]:
     """The scripts in their order; none needs to leave its transaction."""
     return *packaged(), *generated()
 
 
-def packaged() -> list[Script]:
+def packaged() -> list[PreparedMigration]:
     scripts = []
     for path in PACKAGED.glob("*.sql"):
         version, _, name = path.stem.partition("_")
-        scripts.append(Script(int(version), name, path.read_text(encoding="utf-8")))
+        scripts.append(PreparedMigration(int(version), name, path.read_text(encoding="utf-8")))
     return sorted(scripts, key=lambda script: script.version)
 
 
-def generated() -> list[Script]:
+def generated() -> list[PreparedMigration]:
     chapters = [(name, sql, table) for table in TABLES for name, sql in CHAPTERS.items()]
     return [
-        Script(FIRST_GENERATED_VERSION + number, name.format(table=table), sql.format(table=table))
+        PreparedMigration(FIRST_GENERATED_VERSION + number, name.format(table=table), sql.format(table=table))
         for number, (name, sql, table) in enumerate(chapters)
     ]

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from ampd import Config, ConfigError, DatabaseUrl, Limits, MetadataDb, Migrations, load_config
-from ampd.config import Patience, patience, read_config, with_directory
+from ampd.config import ResolvedLimits, read_config, resolved_limits, with_directory
 
 URL = "AMP_CONFIG_METADATA_DB__URL"
 FLAT = "AMP_CONFIG_METADATA_DB_URL"
@@ -25,7 +25,7 @@ KEYS: list[tuple[str, str, str, object]] = [
     ("max_lifetime_secs", "60", "60", 60.0),
     ("idle_timeout_secs", "0.5", "0.5", 0.5),
     ("migrations.connect_wait_secs", "1", "1", 1.0),
-    ("migrations.turn_wait_secs", "2.5", "2.5", 2.5),
+    ("migrations.advisory_lock_wait_secs", "2.5", "2.5", 2.5),
     ("migrations.lock_timeout_secs", "0", "0", 0.0),
     ("migrations.lock_retry_secs", "1e3", "1e3", 1000.0),
     ("migrations.statement_timeout_secs", "90", "90", 90.0),
@@ -89,7 +89,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "idle_timeout_secs": 600,
         "migrations.dir": None,
         "migrations.connect_wait_secs": 30,
-        "migrations.turn_wait_secs": 600,
+        "migrations.advisory_lock_wait_secs": 600,
         "migrations.lock_timeout_secs": 5,
         "migrations.lock_retry_secs": 300,
         "migrations.statement_timeout_secs": 0,
@@ -123,11 +123,11 @@ def test_the_environment_wins_over_the_file(file: Path) -> None:
     """A variable replaces its own key and leaves the rest of the file standing, in the inner table too."""
     file.write_text(
         '[metadata_db]\npool_size = 4\nschema = "filed"\n'
-        "[metadata_db.migrations]\nlock_retry_secs = 1\nturn_wait_secs = 2\n"
+        "[metadata_db.migrations]\nlock_retry_secs = 1\nadvisory_lock_wait_secs = 2\n"
     )
-    config, _ = read_config(file, {variable("pool_size"): "8", variable("migrations.turn_wait_secs"): "9"})
+    config, _ = read_config(file, {variable("pool_size"): "8", variable("migrations.advisory_lock_wait_secs"): "9"})
     assert config.metadata_db == MetadataDb(
-        pool_size=8, schema="filed", migrations=Migrations(lock_retry_secs=1, turn_wait_secs=9)
+        pool_size=8, schema="filed", migrations=Migrations(lock_retry_secs=1, advisory_lock_wait_secs=9)
     )
 
 
@@ -240,10 +240,10 @@ def test_relative_migration_folder_of_a_relative_file(
 
 def test_with_directory_replaces_the_folder_alone() -> None:
     """The command line's folder replaces the configured one; none leaves it."""
-    section = MetadataDb(schema="amp", migrations=Migrations(dir=Path("a"), turn_wait_secs=1))
+    section = MetadataDb(schema="amp", migrations=Migrations(dir=Path("a"), advisory_lock_wait_secs=1))
     assert with_directory(section, None) is section
     assert with_directory(section, Path("b")) == MetadataDb(
-        schema="amp", migrations=Migrations(dir=Path("b"), turn_wait_secs=1)
+        schema="amp", migrations=Migrations(dir=Path("b"), advisory_lock_wait_secs=1)
     )
 
 
@@ -387,9 +387,9 @@ def test_wrong_values_in_the_file(file: Path, document: str, message: str, hint:
         ("auto_migrate", "", "expected `bool`, got `str`"),
         ("schema", "", "expected `str` of length >= 1"),
         ("migrations.dir", "", "expected `str` of length >= 1"),
-        ("migrations.turn_wait_secs", "1h", "expected `float`, got `str`"),
-        ("migrations.turn_wait_secs", "nan", "expected `float` >= 0.0"),
-        ("migrations.turn_wait_secs", "inf", "expected `float` <= 2147483.0"),
+        ("migrations.advisory_lock_wait_secs", "1h", "expected `float`, got `str`"),
+        ("migrations.advisory_lock_wait_secs", "nan", "expected `float` >= 0.0"),
+        ("migrations.advisory_lock_wait_secs", "inf", "expected `float` <= 2147483.0"),
     ],
 )
 def test_wrong_values_in_the_environment(file: Path, key: str, text: str, problem: str) -> None:
@@ -423,7 +423,7 @@ def test_a_schema_that_cannot_be_is_refused_without_a_file_too(schema: str) -> N
 def test_a_variable_below_something_that_is_no_table(file: Path) -> None:
     """A file that makes a value of the inner table is refused, not tripped over, when a variable sets a key in it."""
     file.write_text(toml("migrations", '"sql"'))
-    error = refusal(file, {variable("migrations.turn_wait_secs"): "1"})
+    error = refusal(file, {variable("migrations.advisory_lock_wait_secs"): "1"})
     assert error.message == f"{file}: metadata_db.migrations: expected a table, got `str`"
 
 
@@ -548,7 +548,7 @@ def test_a_url_given_as_a_text_is_hidden_too() -> None:
         (Migrations, {"lock_retry_secs": -1}, "metadata_db.migrations.lock_retry_secs: expected `float` >= 0.0"),
         (Limits, {"lock_timeout_secs": -1}, "limits.lock_timeout_secs: expected `float` >= 0.0"),
         (Limits, {"lock_timeout_secs": "1"}, "limits.lock_timeout_secs: expected `float`, got `str`"),
-        (Limits, {"turn_wait_secs": float("nan")}, "limits.turn_wait_secs: expected `float` >= 0.0"),
+        (Limits, {"advisory_lock_wait_secs": float("nan")}, "limits.advisory_lock_wait_secs: expected `float` >= 0.0"),
         (Limits, {"connect_wait_secs": True}, "limits.connect_wait_secs: expected `float`, got `bool`"),
         (Config, {"metadata_db": "x"}, "config.metadata_db: expected a table, got `str`"),
     ],
@@ -574,19 +574,21 @@ def test_values_put_together_in_python_become_what_a_file_gives() -> None:
 
 def test_limits_hold_patience_and_nothing_else() -> None:
     """Each limit is a key of the configuration with the same type; what is not given stays as configured."""
-    assert Limits.__struct_fields__ == Patience.__struct_fields__
+    assert Limits.__struct_fields__ == ResolvedLimits.__struct_fields__
     configured = Migrations(dir=Path("sql"), lock_timeout_secs=2, lock_retry_secs=3, allow_out_of_order=True)
-    assert patience(configured, None) == Patience(lock_timeout_secs=2, lock_retry_secs=3)
+    assert resolved_limits(configured, None) == ResolvedLimits(lock_timeout_secs=2, lock_retry_secs=3)
     limits = Limits(lock_timeout_secs=0, connect_wait_secs=1)
-    assert patience(configured, limits) == Patience(lock_timeout_secs=0, lock_retry_secs=3, connect_wait_secs=1)
+    assert resolved_limits(configured, limits) == ResolvedLimits(
+        lock_timeout_secs=0, lock_retry_secs=3, connect_wait_secs=1
+    )
 
 
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
         (
-            Migrations(lock_timeout_secs=1, turn_wait_secs=0.5, dir=Path("sql")),
-            "limits= takes an ampd.Limits, not Migrations: write limits=ampd.Limits(turn_wait_secs=0.5, "
+            Migrations(lock_timeout_secs=1, advisory_lock_wait_secs=0.5, dir=Path("sql")),
+            "limits= takes an ampd.Limits, not Migrations: write limits=ampd.Limits(advisory_lock_wait_secs=0.5, "
             "lock_timeout_secs=1); dir and allow_out_of_order belong to the configuration: "
             "ampd.MetadataDb(migrations=ampd.Migrations(...))",
         ),
@@ -598,7 +600,7 @@ def test_limits_hold_patience_and_nothing_else() -> None:
 def test_what_are_no_limits(limits: Any, message: str) -> None:
     """Whatever else is given as limits is refused by name, and a Migrations with what to write in its place."""
     with pytest.raises(TypeError) as error:
-        patience(Migrations(), limits)
+        resolved_limits(Migrations(), limits)
     assert str(error.value) == message
 
 

@@ -34,7 +34,7 @@ AT_ONCE = ampd.Limits(connect_wait_secs=0)
 KEPT = "nothing of this migration was kept: fix the file and run again"
 
 
-async def failure(database: Database, folder: Path, script: str | bytes) -> AmpdError:
+async def migration_error(database: Database, folder: Path, script: str | bytes) -> AmpdError:
     """Return the error of a migration with this script."""
     files = ampd.read_migrations(write(folder / "m", {"1_x.sql": script}))
     with pytest.raises(AmpdError) as caught:
@@ -178,7 +178,7 @@ async def test_a_failing_statement_is_shown_with_a_caret(
     excerpt: str,
 ) -> None:
     """File, line and column are those of an editor, and the caret stands below the spot in the excerpt."""
-    error = await failure(database, tmp_path, script)
+    error = await migration_error(database, tmp_path, script)
     file = f"{tmp_path}/m/1_x.sql"
     assert (type(error), error.version, error.file, error.sqlstate) == (ampd.MigrationFailed, 1, file, sqlstate)
     assert (error.line, error.column) == (line, column)
@@ -325,7 +325,7 @@ def test_a_server_that_speaks_another_language() -> None:
         context="PL/pgSQL-Funktion inline_code_block Zeile 3 bei PERFORM",
     )
     statement = splitter.split(migration.sql)[1]
-    error = diagnosis.failure(ServerError(said, str, None), migration, statement, None, aftermath="")
+    error = diagnosis.migration_error(ServerError(said, str, None), migration, statement, None, aftermath="")
     assert (error.message, error.line, error.column) == ("1_step.sql:4: Division durch Null (SQLSTATE 22012)", 4, 3)
 
 
@@ -334,7 +334,7 @@ def test_a_character_that_the_encoding_lacks() -> None:
     (migration,) = scripts("-- a → b\nSELECT 1;\nSELECT 'ä',\n  'a → b';\n")
     words = 'character with byte sequence 0xe2 0x86 0x92 in encoding "UTF8" has no equivalent in encoding "LATIN1"'
     said = SimpleNamespace(message=words, sqlstate="22P05", detail=None, hint=None, position=None, context=None)
-    error = diagnosis.failure(ServerError(said, str, None), migration, None, None, aftermath="nothing was kept")
+    error = diagnosis.migration_error(ServerError(said, str, None), migration, None, None, aftermath="nothing was kept")
     assert (error.code, str(error)) == (
         "migration_failed",
         f"""\
@@ -346,14 +346,14 @@ def test_a_character_that_the_encoding_lacks() -> None:
 hint: the database's encoding has no such character: do without it, or use a UTF8 database; nothing was kept""",
     )
     (unnamed,) = scripts("SELECT 1;")  # it stands in the name of the file, then
-    error = diagnosis.failure(ServerError(said, str, None), unnamed, None, None, aftermath="nothing was kept")
+    error = diagnosis.migration_error(ServerError(said, str, None), unnamed, None, None, aftermath="nothing was kept")
     assert (error.message, error.line) == (f"1_step.sql: {words} (SQLSTATE 22P05)", None)
 
 
 @pytest.mark.parametrize("script", ["SELECT 1;\nSELECT E'\\000';\n", "SELECT 1;\nSELECT E'\\xff';\n"])
 async def test_what_the_server_cannot_even_read(database: Database, tmp_path: Path, script: str) -> None:
     """An error of the parse that carries no position is the migration's all the same, and not the connection's."""
-    error = await failure(database, tmp_path, script)
+    error = await migration_error(database, tmp_path, script)
     assert (error.code, error.version, error.sqlstate) == ("migration_failed", 1, "22021")
     assert error.message.startswith(f"{tmp_path}/m/1_x.sql")
 
@@ -1073,7 +1073,7 @@ def told(script: str, sqlstate: str, message: str, *, number: int | None = None,
     (migration,) = scripts(script)
     said = SimpleNamespace(message=message, sqlstate=sqlstate, detail=None, hint=None, position=None, context=context)
     statement = None if number is None else splitter.split(script)[number]
-    return diagnosis.failure(ServerError(said, str, None), migration, statement, None, aftermath=KEPT)
+    return diagnosis.migration_error(ServerError(said, str, None), migration, statement, None, aftermath=KEPT)
 
 
 @pytest.mark.parametrize(
@@ -1119,7 +1119,7 @@ def test_no_transaction_is_advised_where_it_helps(
 async def test_a_block_that_commits_in_a_transactional_file(database: Database, tmp_path: Path) -> None:
     """A COMMIT inside DO is refused by the server, and works with what the hint advises."""
     script = "DO $$ BEGIN COMMIT; END $$;"
-    error = await failure(database, tmp_path, script)
+    error = await migration_error(database, tmp_path, script)
     assert (error.sqlstate, error.hint) == ("2D000", f"{OUTSIDE}; {KEPT}")
     await ampd.migrate(database.url, migrations=scripts(f"-- no-transaction\n{script}"))
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import ampd as library
 from ampd.display import folded, one_line, visible
 from ampd.events import Waiting
-from ampd.other_sessions import Blocker
+from ampd.other_sessions import Blocker, Holder
 from tests.folders import write
 from tests.servers import Ampd, Database
 
@@ -53,7 +53,9 @@ def test_each_further_line_is_marked(text: str) -> None:
 def test_sessions_are_told_on_one_line() -> None:
     """Names of roles and applications, and statements, are strangers' texts."""
     blocker = Blocker(pid=1, user=EVIL, application=EVIL, client=EVIL, state="idle", since=None, query=EVIL)
-    waiting = Waiting(waited=1, limit=2, pid=1, client=EVIL, application=EVIL, migration=EVIL)
+    waiting = Waiting(
+        waited=1, limit=2, holder=Holder(pid=1, client=EVIL, application=EVIL, query=f"/* ampd 1f {EVIL} */")
+    )
     for text in (blocker.describe(), str(waiting)):
         assert len(text.splitlines()) == 1
         assert "\x1b" not in text

@@ -23,7 +23,7 @@ CODES = {
     "PermissionDenied": "permission",
     "MigrationConflict": "conflict",
     "MigrationFailed": "migration_failed",
-    "TurnTimeout": "turn_timeout",
+    "AdvisoryLockTimeout": "advisory_lock_timeout",
     "LockTimeout": "lock_timeout",
     "InvalidMigration": "invalid_migration",
     "MigrationInterrupted": "interrupted",

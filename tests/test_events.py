@@ -32,7 +32,7 @@ from ampd.events import (
     Warned,
     ignore,
 )
-from ampd.other_sessions import Blocker
+from ampd.other_sessions import Blocker, Holder
 from ampd.report import AppliedNow, PendingMigration, Report
 from tests.scenes import GENEROUS, Heard, assert_no_trace, history, meanwhile, scripts, transaction, until
 from tests.servers import Database
@@ -117,7 +117,10 @@ STOPPED = "nothing was applied; 2 jobs was stopped"
         (Finished(report=REPORT), "h:1/d: applied 1 migration in 0.01 s, now at version 1"),
         (Finished(report=REPORT, error=ampd.LockTimeout("no", hint="wait")), "error: no\nhint: wait"),
         (Stopped(report=REPORT, confirmed=True), "applied 1 users"),
-        (Stopped(report=REPORT, confirmed=True, waiting=True), "applied 1 users; the rest was waiting for its turn"),
+        (
+            Stopped(report=REPORT, confirmed=True, waiting=True),
+            "applied 1 users; the rest was waiting for the migration lock",
+        ),
         (
             Stopped(report=replace(REPORT, applied=()), confirmed=True, running=STARTING),
             f"{STOPPED}, rolled back",
@@ -131,11 +134,18 @@ STOPPED = "nothing was applied; 2 jobs was stopped"
             f"{STOPPED}, unfinished: run `ampd migrate` again; it resumes or says what to do",
         ),
         (Retrying(reason="refused", waited=1, limit=30), "refused; trying for 29 s more"),
-        (Waiting(waited=2, limit=9, pid=7), "a session holds ampd's advisory lock (pid 7); waiting 2 s so far"),
         (
-            Waiting(waited=2, limit=9, pid=7, client="h", application="ampd", migration="2 jobs", since=NOON),
-            "another runner has its turn (pid 7, on h, application ampd, migration 2 jobs, since "
-            "2026-01-02 12:00:00+0000); waiting 2 s so far",
+            Waiting(waited=2, limit=9, holder=Holder(pid=7)),
+            "waiting for the migration lock (2 s so far), held by a session that is not ampd: pid 7",
+        ),
+        (
+            Waiting(
+                waited=2,
+                limit=9,
+                holder=Holder(pid=7, client="h", application="ampd", query="/* ampd 1f 2 jobs */ BEGIN", since=NOON),
+            ),
+            "waiting for the migration lock (2 s so far), held by pid 7, on h, application ampd, migration 2 jobs, "
+            "since 2026-01-02 12:00:00+0000",
         ),
         (
             Blocked(version=2, waited=2, limit=300, blockers=(BLOCKER,), queued=3),
@@ -188,7 +198,7 @@ NOWHERE = "postgresql://127.0.0.1:1/nowhere"
 async def test_a_callback_that_cannot_be_called(callback: Any, why: str) -> None:
     """An `async def` would never run: it is refused before anything connects, in whatever shape it comes."""
     configured = MetadataDb(url=DatabaseUrl(NOWHERE), auto_migrate=True)
-    resolve = partial(ampd.resolve, version=1, settlement=ampd.Settlement.APPLIED)
+    resolve = partial(ampd.resolve, version=1, resolution=ampd.Resolution.APPLIED)
     runs: list[Callable[..., Awaitable[object]]] = [ampd.migrate, ampd.status, resolve]
     for run in runs:
         with pytest.raises(TypeError) as refused:
@@ -250,7 +260,7 @@ async def test_a_callback_that_raises(database: Database, directive: str, source
 async def test_a_callback_that_raises_before_there_is_a_connection() -> None:
     """The same holds for every command, and for what is told of a server that is not there yet."""
     limits, error = ampd.Limits(connect_wait_secs=GENEROUS), ampd.ConnectionFailed("mine")
-    resolve = partial(ampd.resolve, version=1, settlement=ampd.Settlement.APPLIED)
+    resolve = partial(ampd.resolve, version=1, resolution=ampd.Resolution.APPLIED)
     runs: list[Callable[..., Awaitable[object]]] = [ampd.migrate, ampd.status, resolve]
     for run in runs:
         heard = Heard()

@@ -91,7 +91,7 @@ async def test_forged_rows_are_not_believed_by_any_command(database: Database, s
             pass
 
     async def resolve(url: str, *, migrations: Any) -> None:
-        await ampd.resolve(url, 1, ampd.Settlement.APPLIED, migrations=migrations)
+        await ampd.resolve(url, 1, ampd.Resolution.APPLIED, migrations=migrations)
 
     commands: list[Command] = [ampd.status, ampd.migrate, pool, resolve]
     for command in commands:
@@ -508,7 +508,7 @@ async def test_an_interrupted_migration_is_settled_as_the_role(database: Databas
     files = scripts("-- no-transaction\nCREATE TABLE a ();\nSELECT 1/0;")
     with pytest.raises(ampd.MigrationFailed):
         await ampd.migrate(configured(login, owner.name), migrations=files)
-    await ampd.resolve(configured(login, owner.name), 1, ampd.Settlement.ROLLED_BACK, migrations=files)
+    await ampd.resolve(configured(login, owner.name), 1, ampd.Resolution.ROLLED_BACK, migrations=files)
     assert await history(database) == []
 
 

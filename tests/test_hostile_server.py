@@ -60,7 +60,7 @@ async def hostile(greeting: bytes, answer: Callable[[bytes], bytes] | None = Non
         yield f"postgresql://u:geheim@127.0.0.1:{server.sockets[0].getsockname()[1]}/d?sslmode=disable&connect_timeout=2"
 
 
-AT_ONCE = ampd.Limits(connect_wait_secs=0, turn_wait_secs=0.5)
+AT_ONCE = ampd.Limits(connect_wait_secs=0, advisory_lock_wait_secs=0.5)
 
 GREETINGS = {
     "nothing": b"",

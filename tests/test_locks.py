@@ -93,7 +93,7 @@ async def test_a_connection_that_does_not_roll_back_is_replaced(
 ) -> None:
     """Where no rollback is answered in time, each attempt has a connection of its own, with what the file has set."""
     for module in (connection, database, pooler):
-        monkeypatch.setattr(module, "patience", lambda: 0.05)
+        monkeypatch.setattr(module, "close_timeout", lambda: 0.05)
     await table.execute("CREATE SCHEMA elsewhere; CREATE TABLE elsewhere.t ()")
     files = scripts(f"{directive}SET search_path = elsewhere; {ADD}", "CREATE TABLE u ()")
     heard = Heard()
@@ -374,12 +374,12 @@ async def test_a_look_from_the_guard_comes_to_its_end(table: Database, monkeypat
     """A look that outlives the statement is not cut off, which would end the guard's transaction and its lock."""
     for name in ("_QUIET_SECS", "_ANSWER_SECS", "_LOOK_EVERY_SECS"):
         monkeypatch.setattr(table_locks, name, 0.01)
-    quick = table_locks.Watch._body
+    quick = table_locks.LockMonitor._body
 
-    def slow(watch: table_locks.Watch, note: Callable[[str], str]) -> str:
+    def slow(watch: table_locks.LockMonitor, note: Callable[[str], str]) -> str:
         return quick(watch, note).replace("BEGIN", "BEGIN PERFORM pg_catalog.pg_sleep(0.2);", 1)
 
-    monkeypatch.setattr(table_locks.Watch, "_body", slow)
+    monkeypatch.setattr(table_locks.LockMonitor, "_body", slow)
     files = scripts("-- no-transaction\n" + "SELECT pg_sleep(0.3);" * 4)
     async with asyncpg.create_pool(table.url, min_size=0, max_size=2) as pool:
         await library.migrate(pool, migrations=files)

@@ -171,14 +171,14 @@ async def test_limits_leave_folder_and_policy_as_configured(database: Database, 
         ({"target": True}, TypeError, "target= takes the version of a migration, an int, not bool"),
         ({"target": "3"}, TypeError, "target= takes the version of a migration, an int, not str"),
         ({"version": "3"}, TypeError, "version= takes the version of a migration, an int, not str"),
-        ({"settlement": "applied"}, TypeError, "the settlement is ampd.Settlement.APPLIED or"),
-        ({"settlement": True}, TypeError, "the settlement is ampd.Settlement.APPLIED or"),
+        ({"settlement": "applied"}, TypeError, "the settlement is ampd.Resolution.APPLIED or"),
+        ({"settlement": True}, TypeError, "the settlement is ampd.Resolution.APPLIED or"),
     ],
 )
 async def test_arguments_of_the_wrong_kind(arguments: dict[str, Any], kind: type[Exception], message: str) -> None:
     """What is no value for an argument is refused by name, by each function that takes it, and before anything else."""
     nowhere = "postgresql://u@127.0.0.1:1/d"
-    settled: dict[str, Any] = {"version": 1, "settlement": ampd.Settlement.APPLIED, "migrations": (), **arguments}
+    settled: dict[str, Any] = {"version": 1, "settlement": ampd.Resolution.APPLIED, "migrations": (), **arguments}
     runs: list[Coroutine[Any, Any, object]] = [] if "target" in arguments else [ampd.resolve(nowhere, **settled)]
     if not arguments.keys() & {"version", "settlement"}:
         runs += [run(nowhere, **{"migrations": (), **arguments}) for run in (ampd.migrate, ampd.status)]
@@ -500,7 +500,7 @@ async def test_defaults_of_a_role_change_nothing(database: Database, setting: st
     assert (await ampd.migrate(role.url, migrations=files)).applied == ()
     status = await ampd.status(role.url, migrations=files)
     assert status.up_to_date
-    applied = [step.applied for step in status.plan.steps]
+    applied = [step.applied for step in status.plan.migrations]
     assert [row.started_at.tzinfo is not None for row in applied if row] == [True] * 3
 
 
@@ -727,8 +727,8 @@ async def test_another_projects_history_is_refused_by_every_call(
     for call in (
         lambda: ampd.migrate(configured),
         lambda: ampd.status(configured),
-        lambda: ampd.resolve(configured, theirs, ampd.Settlement.APPLIED),
-        lambda: ampd.resolve(configured, theirs, ampd.Settlement.ROLLED_BACK),
+        lambda: ampd.resolve(configured, theirs, ampd.Resolution.APPLIED),
+        lambda: ampd.resolve(configured, theirs, ampd.Resolution.ROLLED_BACK),
         lambda: opened(auto_migrate=False),
         lambda: opened(auto_migrate=True),
     ):

@@ -45,7 +45,7 @@ async def refusals(metadata_db: library.MetadataDb) -> set[tuple[type[library.Am
     calls: list[Callable[[], Awaitable[object]]] = [
         lambda: library.migrate(metadata_db),
         lambda: library.status(metadata_db),
-        lambda: library.resolve(metadata_db, 1, library.Settlement.APPLIED),
+        lambda: library.resolve(metadata_db, 1, library.Resolution.APPLIED),
         lambda: opened(auto_migrate=False),
         lambda: opened(auto_migrate=True),
     ]

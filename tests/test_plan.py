@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from ampd.errors import MigrationConflict
 from ampd.history.refusals import check_project
 from ampd.migration import AppliedMigration, Migration, checksum
-from ampd.plan import Conflict, Order, Plan, State, Step, conflict_of, is_another_projects, plan
+from ampd.plan import Conflict, MigrationInfo, Order, Plan, State, conflict_of, is_another_projects, plan
 from ampd.resumption import DoneChecksums, Resumption, done_checksum, resumption, summary
 from ampd.sql.splitter import split
 
@@ -47,7 +47,7 @@ def scene(files: str, rows: str) -> tuple[list[Migration], list[AppliedMigration
     return folder, history
 
 
-def told(steps: Sequence[Step | Conflict]) -> str:
+def told(steps: Sequence[MigrationInfo | Conflict]) -> str:
     """Return the versions of steps as words."""
     return " ".join(str(step.version) for step in steps)
 
@@ -105,7 +105,7 @@ def test_the_table_of_conflicts(
 ) -> None:
     """Each version stands where the contract's table puts it, and all conflicts are there at once."""
     found = plan(*scene(files, rows))
-    assert [step.state.value for step in found.steps] == states
+    assert [step.state.value for step in found.migrations] == states
     assert (told(found.pending), told(found.conflicts)) == (pending, conflicts)
     assert found.up_to_date is up_to_date
 
@@ -123,7 +123,7 @@ def test_the_table_of_conflicts(
 def test_out_of_order_where_it_is_allowed(files: str, rows: str, states: list[str], pending: str) -> None:
     """With `allow_out_of_order` a late migration is simply pending; nothing else changes."""
     found = plan(*scene(files, rows), order=Order.ALLOW_OUT_OF_ORDER)
-    assert [step.state.value for step in found.steps] == states
+    assert [step.state.value for step in found.migrations] == states
     assert told(found.pending) == pending
 
 
@@ -387,15 +387,15 @@ def test_where_an_interrupted_migration_goes_on(
     applied = row(FILE, finished=False, done=done, begun=checksum_of)
     assert resumption(file, applied) == expected
     found = plan([file], [applied])
-    assert [step.resumption for step in found.steps] == [expected]
+    assert [step.resumption for step in found.migrations] == [expected]
     assert bool(found.pending) is (expected is not None)
 
 
 def test_only_what_was_interrupted_is_resumable() -> None:
     """A migration without a file, without a row or with an end has nothing to be resumed."""
-    assert [step.resumption for step in plan([], [row(FILE, finished=False)]).steps] == [None]
-    assert [step.resumption for step in plan([FILE], []).steps] == [None]
-    assert [step.resumption for step in plan([FILE], [row(FILE)]).steps] == [None]
+    assert [step.resumption for step in plan([], [row(FILE, finished=False)]).migrations] == [None]
+    assert [step.resumption for step in plan([FILE], []).migrations] == [None]
+    assert [step.resumption for step in plan([FILE], [row(FILE)]).migrations] == [None]
 
 
 def test_the_done_checksum_is_told_apart_by_statements() -> None:
@@ -442,8 +442,8 @@ def test_each_version_stands_once_where_the_contract_says(given_scene: Scene) ->
     """Every version of either side is one step, in order, with the state that the contract's table gives it."""
     files, rows, order, _ = given_scene
     found = planned(given_scene)
-    assert [step.version for step in found.steps] == sorted(files.keys() | rows.keys())
-    for step in found.steps:
+    assert [step.version for step in found.migrations] == sorted(files.keys() | rows.keys())
+    for step in found.migrations:
         version = step.version
         if version in rows and all(version > other for other in files):
             expected = State.AHEAD
@@ -473,7 +473,7 @@ def test_what_is_pending(given_scene: Scene) -> None:
     assert target is None or all(version <= target for version in versions)
     assert not (found.ahead and found.pending)
     if not found.ahead:
-        waiting = {step.version for step in found.steps if step.state is State.PENDING}
+        waiting = {step.version for step in found.migrations if step.state is State.PENDING}
         assert waiting - set(versions) == {version for version in waiting if target is not None and version > target}
 
 
@@ -485,8 +485,8 @@ def test_what_is_in_conflict(given_scene: Scene) -> None:
     versions = [conflict.version for conflict in found.conflicts]
     pending = {step.version for step in found.pending}
     bad = (State.CHANGED, State.MISSING, State.OUT_OF_ORDER, State.INTERRUPTED)
-    assert versions == [step.version for step in found.steps if step.state in bad and step.version not in pending]
-    assert [conflict_of(conflict.step) for conflict in found.conflicts] == list(found.conflicts)
+    assert versions == [step.version for step in found.migrations if step.state in bad and step.version not in pending]
+    assert [conflict_of(conflict.info) for conflict in found.conflicts] == list(found.conflicts)
     assert all(re.match(rf"{each.version} m{each.version} (was|is not) ", each.message) for each in found.conflicts)
 
 
@@ -540,15 +540,15 @@ def test_a_target_only_takes_away(given_scene: Scene) -> None:
     """With a target, what is pending is what would be without one, up to it; every state stays the same."""
     files, rows, order, target = given_scene
     bounded, whole = planned(given_scene), planned((files, rows, order, None))
-    assert bounded.steps == whole.steps
+    assert bounded.migrations == whole.migrations
     assert bounded.pending == tuple(step for step in whole.pending if target is None or step.version <= target)
 
 
 def test_a_step_is_named_by_its_file() -> None:
     """A step has the name of its file, and of its row where there is no file."""
     renamed = replace(row(migration(1)), name="old")
-    assert Step(State.APPLIED, migration(1), renamed).name == "m1"
-    assert Step(State.AHEAD, None, renamed).name == "old"
+    assert MigrationInfo(State.APPLIED, migration(1), renamed).name == "m1"
+    assert MigrationInfo(State.AHEAD, None, renamed).name == "old"
 
 
 @pytest.mark.parametrize(
@@ -565,7 +565,9 @@ def test_the_statement_in_doubt_is_named(done: int, recorded: int, told: str | N
     call = "CALL grow(\n  'postgresql://a:geheim@h/d', 1)"
     file = migration(1, f"-- no-transaction\nSELECT 1;\n{call};\nSELECT 3;")
     begun = row(file, finished=False, done=done, begun=done_checksum(split(file.sql)[:recorded]))
-    assert conflict_of(Step(State.INTERRUPTED, file, begun, 1)).evidence.splitlines()[2:] == ([told] if told else [])
+    assert conflict_of(MigrationInfo(State.INTERRUPTED, file, begun, 1)).evidence.splitlines()[2:] == (
+        [told] if told else []
+    )
 
 
 def test_a_long_statement_is_summed_up() -> None:

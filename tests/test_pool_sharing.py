@@ -24,7 +24,7 @@ GATE = "SELECT pg_advisory_xact_lock(1)"
 TABLE = "CREATE TABLE t (id integer)"
 INDEX = "-- no-transaction\nCREATE INDEX CONCURRENTLY t_id ON t (id)"
 FILES = scripts(TABLE, INDEX, "ALTER TABLE t ADD COLUMN name text", "-- no-transaction\nVACUUM t")
-LONG = Limits(turn_wait_secs=120, connect_wait_secs=10)
+LONG = Limits(advisory_lock_wait_secs=120, connect_wait_secs=10)
 
 
 def pool_of(database: Database, size: int, url: str | None = None) -> asyncpg.Pool:
@@ -151,7 +151,7 @@ async def test_a_look_at_a_long_migration_holds_no_connection(
 async def test_a_run_that_waits_long_says_so(database: Database) -> None:
     """A run that waits for a connection for over a second tells why and how long it will; so it does at the limit."""
     slow, heard = scripts("-- lock-timeout: 0\nSELECT pg_advisory_xact_lock(1)"), Heard()
-    impatient = Limits(turn_wait_secs=1, connect_wait_secs=0)
+    impatient = Limits(advisory_lock_wait_secs=1, connect_wait_secs=0)
     needs_two = scripts("-- no-transaction\nVACUUM pg_am")
     async with pool_of(database, 2) as pool, transaction(database, GATE) as gate, anyio.create_task_group() as tasks:
         tasks.start_soon(lambda: library.migrate(pool, migrations=slow, schema="slow"))
@@ -167,12 +167,14 @@ async def test_a_run_that_waits_long_says_so(database: Database) -> None:
     assert (told.reason, told.limit) == ("two of the pool's 2 connections are needed and not free", 600)
     assert 1 <= told.waited < 60
     assert re.sub(r"\d+ s$", "N s", raised.value.message) == f"{told.reason}, for N s"
-    assert raised.value.hint == "make the pool larger, migrate fewer schemas at a time, or raise turn_wait_secs"
+    assert (
+        raised.value.hint == "make the pool larger, migrate fewer schemas at a time, or raise advisory_lock_wait_secs"
+    )
 
 
 async def test_a_service_that_uses_its_pool_up(database: Database) -> None:
     """Connections that the service itself keeps are not waited for as long as those of other runs."""
-    limits = Limits(connect_wait_secs=0, turn_wait_secs=600)
+    limits = Limits(connect_wait_secs=0, advisory_lock_wait_secs=600)
     hint = "make the pool larger, or migrate before the service takes connections from it"
     async with pool_of(database, 2) as pool, pool.acquire():
         with pytest.raises(ConnectionFailed) as raised:
@@ -196,7 +198,7 @@ async def test_a_limit_that_is_never_lifted(database: Database) -> None:
             role.url,
             migrations=FILES[:2],
             schema="a",
-            limits=Limits(turn_wait_secs=2, connect_wait_secs=0),
+            limits=Limits(advisory_lock_wait_secs=2, connect_wait_secs=0),
             on_event=heard,
         )
     where = f"127.0.0.1:{database.server.port}/{database.name}"

@@ -301,7 +301,7 @@ async def test_a_kill_in_mid_build(pooled: Database, database: Database, ampd: A
         process.kill()
         process.communicate()
         tasks.start_soon(run)
-        assert (await heard.first(library.Waiting)).pid == orphan
+        assert (await heard.first(library.Waiting)).holder.pid == orphan
         await reader.execute("COMMIT")
     assert [len(report.applied) for report in reports] == [1]
     assert not heard.of(library.Warned)

@@ -27,7 +27,7 @@ CONTRACT = {
     "MigrationFailed",
     "MigrationInterrupted",
     "PermissionDenied",
-    "TurnTimeout",
+    "AdvisoryLockTimeout",
     "load_config",
     "migrate",
     "open_pool",
@@ -126,12 +126,12 @@ def test_what_public_names_take_and_return_is_public() -> None:
         for each in ampds_types(hint)
     }
     assert {name: each for name, each in seen if each not in public} == {}
-    assert {ampd.Plan, ampd.Step, ampd.Conflict, ampd.State, ampd.AppliedNow} <= {each for _, each in seen}
+    assert {ampd.Plan, ampd.MigrationInfo, ampd.Conflict, ampd.State, ampd.AppliedNow} <= {each for _, each in seen}
 
 
 def test_results_and_states_equal_their_words() -> None:
     """What JSON calls them is what they are equal to, and what they print."""
-    for kind in (ampd.Result, ampd.State, ampd.Settlement):
+    for kind in (ampd.Result, ampd.State, ampd.Resolution):
         for each in kind:
             assert each == each.value == str(each) == f"{each}"
             assert msgspec.json.decode(msgspec.json.encode(each)) == each.value
@@ -142,7 +142,7 @@ def test_results_and_states_equal_their_words() -> None:
 @pytest.mark.parametrize("call", [ampd.migrate, ampd.status, ampd.resolve])
 def test_another_event_loop_than_asyncios(call: Callable[..., Any]) -> None:
     """Where no task of asyncio's runs, be it trio or no loop at all, the first step says what ampd runs on."""
-    rest = (1, ampd.Settlement.APPLIED) if call is ampd.resolve else ()
+    rest = (1, ampd.Resolution.APPLIED) if call is ampd.resolve else ()
     run = call("postgresql://u@127.0.0.1:1/d", *rest, migrations=())
     with pytest.raises(ampd.ConfigError) as refused:
         run.send(None)

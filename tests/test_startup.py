@@ -28,7 +28,7 @@ from ampd import (
 )
 from ampd.config import Limits
 from ampd.events import Finished
-from ampd.postgres.failures import connection_failure
+from ampd.postgres.failures import connection_error
 from tests.scenes import GENEROUS, Heard, history, scripts, transaction
 from tests.servers import Ampd, Database, Proxy, free_port
 
@@ -191,11 +191,11 @@ async def test_a_role_without_a_free_connection_waits(database: Database) -> Non
     heard = Heard()
     async with anyio.create_task_group() as tasks:
 
-        async def make_room() -> None:
+        async def make_room_sql() -> None:
             assert "too many connections for role" in (await heard.first(WaitingForConnection)).reason
             await database.execute(f"ALTER ROLE {role.name} CONNECTION LIMIT 2")
 
-        tasks.start_soon(make_room)
+        tasks.start_soon(make_room_sql)
         report = await library.migrate(role.url, migrations=FILES, limits=PATIENT, on_event=heard)
     assert len(report.applied) == 1
     heard.assert_adds_up()
@@ -356,7 +356,7 @@ def test_a_user_without_a_name_or_a_home(
 )
 def test_a_permission_that_is_lacking(url: str, what: str) -> None:
     """Only a URL with a socket in it leads to the folder of the socket."""
-    error, again = connection_failure(PermissionError(13, "Permission denied"), library.DatabaseUrl(url))
+    error, again = connection_error(PermissionError(13, "Permission denied"), library.DatabaseUrl(url))
     assert (error.message.endswith(": Permission denied"), error.hint, again) == (
         True,
         f"check the permissions of {what}",

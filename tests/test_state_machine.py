@@ -206,7 +206,7 @@ class Game(RuleBasedStateMachine):
         self.schema = f"game_{self.table.number()}"
         self.folder = Path(tempfile.mkdtemp(prefix="ampd-game-"))
         self.out_of_order = out_of_order
-        self.limits = ampd.Limits(connect_wait_secs=0, turn_wait_secs=LONGEST_MOVE_SECS)
+        self.limits = ampd.Limits(connect_wait_secs=0, advisory_lock_wait_secs=LONGEST_MOVE_SECS)
         self.release(new)
 
     def teardown(self) -> None:
@@ -318,25 +318,25 @@ class Game(RuleBasedStateMachine):
         for version in unfinished.keys() & set(expected.pending):
             self.rows[version] = self._unfinished_row(version, done=unfinished[version], killed=True)
 
-    @rule(settlement=st.sampled_from(list(ampd.Settlement)))
-    def resolve(self, settlement: ampd.Settlement) -> None:
+    @rule(resolution=st.sampled_from(list(ampd.Resolution)))
+    def resolve(self, resolution: ampd.Resolution) -> None:
         """Finish or undo an interrupted migration by hand and say so; nothing else can be resolved."""
         if self._expected().another:
             for version in self.files.keys() | self.rows.keys():
-                assert isinstance(self.table.run(self._resolve, version, settlement), ampd.MigrationConflict)
+                assert isinstance(self.table.run(self._resolve, version, resolution), ampd.MigrationConflict)
             return
         for version in (self.files.keys() | self.rows.keys() | {99}) - self._unfinished():
-            assert isinstance(self.table.run(self._resolve, version, settlement), ampd.ConfigError)
+            assert isinstance(self.table.run(self._resolve, version, resolution), ampd.ConfigError)
         for version in self._unfinished():
-            self._settle(version, self.rows[version], settlement)
+            self._settle(version, self.rows[version], resolution)
 
-    def _settle(self, version: int, row: Row, settlement: ampd.Settlement) -> None:
-        settled = self.files.get(version, row.file) if settlement is ampd.Settlement.APPLIED else None
+    def _settle(self, version: int, row: Row, resolution: ampd.Resolution) -> None:
+        settled = self.files.get(version, row.file) if resolution is ampd.Resolution.APPLIED else None
         if settled and settled.name != row.file.name and settled.text() != row.file.text():
-            assert isinstance(self.table.run(self._resolve, version, settlement), ampd.ConfigError)
+            assert isinstance(self.table.run(self._resolve, version, resolution), ampd.ConfigError)
             return
         self.table.run(self._by_hand, row.file, settled)
-        assert self.table.run(self._resolve, version, settlement) is None
+        assert self.table.run(self._resolve, version, resolution) is None
         if settled:
             self.rows[version] = Row(settled)
         else:
@@ -366,9 +366,9 @@ class Game(RuleBasedStateMachine):
                 self.table.run(self._status)
             return
         found = self.table.run(self._status)
-        assert {step.version: step.state for step in found.plan.steps} == expected.states
+        assert {step.version: step.state for step in found.plan.migrations} == expected.states
         assert tuple(step.version for step in found.plan.pending) == expected.pending
-        assert {conflict.version: conflict.step.state for conflict in found.plan.conflicts} == expected.conflicts
+        assert {conflict.version: conflict.info.state for conflict in found.plan.conflicts} == expected.conflicts
         assert found.up_to_date == (set(expected.states.values()) <= {State.APPLIED})
         assert found.current_version == max((v for v, row in self.rows.items() if row.finished), default=None)
 
@@ -394,7 +394,7 @@ class Game(RuleBasedStateMachine):
                 assert outcome.error.conflicts == ()
             case ampd.MigrationConflict():
                 interrupted = set(expected.conflicts.values()) == {State.INTERRUPTED}
-                assert {each.version: each.step.state for each in outcome.error.conflicts} == expected.conflicts
+                assert {each.version: each.info.state for each in outcome.error.conflicts} == expected.conflicts
                 assert isinstance(outcome.error, ampd.MigrationInterrupted) == interrupted
             case ampd.MigrationFailed():
                 assert outcome.error.version == failing
@@ -484,9 +484,9 @@ class Game(RuleBasedStateMachine):
     async def _status(self) -> ampd.Status:
         return await ampd.status(self._database, **self._arguments)
 
-    async def _resolve(self, version: int, settlement: ampd.Settlement) -> ampd.AmpdError | None:
+    async def _resolve(self, version: int, resolution: ampd.Resolution) -> ampd.AmpdError | None:
         try:
-            await ampd.resolve(self._database, version, settlement, **self._arguments)
+            await ampd.resolve(self._database, version, resolution, **self._arguments)
         except (ampd.ConfigError, ampd.MigrationConflict) as error:
             return error
         return None

@@ -17,7 +17,7 @@ from ampd import (
     MigrationInterrupted,
     Planned,
     Report,
-    Settlement,
+    Resolution,
     Starting,
     StatementStarted,
     Waiting,
@@ -172,7 +172,7 @@ async def test_a_build_that_goes_on_without_its_runner_is_waited_for(
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(lambda: library.migrate(table.url, migrations=scripts(BUILD), on_event=heard))
             waiting = await heard.first(Waiting)
-            assert (waiting.pid, waiting.migration) == (orphan, "1 step")
+            assert (waiting.holder.pid, waiting.holder.migration) == (orphan, "1 step")
             assert await building(table) == orphan
             await table.fetchval("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_xmin IS NOT NULL"
                                  " AND state = 'idle in transaction' AND datname = current_database()")  # fmt: skip
@@ -253,9 +253,9 @@ async def test_a_statement_not_yet_done_may_be_edited(table: Database) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settlement", "rows"), [(Settlement.APPLIED, [1, 2, 3, 4]), (Settlement.ROLLED_BACK, [1, 2, 3, 4, 4, 5])]
+    ("settlement", "rows"), [(Resolution.APPLIED, [1, 2, 3, 4]), (Resolution.ROLLED_BACK, [1, 2, 3, 4, 4, 5])]
 )
-async def test_a_statement_already_done_may_not(table: Database, settlement: Settlement, rows: list[int]) -> None:
+async def test_a_statement_already_done_may_not(table: Database, resolution: Resolution, rows: list[int]) -> None:
     """When the done part has changed only a person can tell what is true, and the error holds the line to type."""
     await stopped_at_the_third(table)
     changed = scripts(FAILING.replace("INTO t", "INTO  t").replace("1 / 0", "1 / 1"))
@@ -268,10 +268,10 @@ async def test_a_statement_already_done_may_not(table: Database, settlement: Set
     assert raised.value.hint is not None
     assert "`ampd resolve 1 --applied`" in raised.value.hint
     assert "`ampd resolve 1 --rolled-back`" in raised.value.hint
-    await library.resolve(table.url, 1, settlement, migrations=changed)
+    await library.resolve(table.url, 1, resolution, migrations=changed)
     assert await table.fetchval("SELECT count(done_checksum) FROM ampd_schema_migrations") == 0
     report = await library.migrate(table.url, migrations=changed)
-    assert len(report.applied) == (settlement is Settlement.ROLLED_BACK)
+    assert len(report.applied) == (resolution is Resolution.ROLLED_BACK)
     assert [row["id"] for row in await table.fetch("SELECT id FROM t ORDER BY id")] == rows
 
 
@@ -296,7 +296,7 @@ async def test_a_killed_block_that_commits_by_itself_is_interrupted(
         async with anyio.create_task_group() as tasks:
 
             async def end_it() -> None:
-                assert (await heard.first(Waiting)).pid == orphan
+                assert (await heard.first(Waiting)).holder.pid == orphan
                 await gate.execute("COMMIT")
 
             tasks.start_soon(end_it)

@@ -1,4 +1,4 @@
-"""Waiting for one's turn: whom for, how long, and not a moment longer than the schema needs."""
+"""Waiting for the advisory lock: who holds it, how long, and not a moment longer than the schema needs."""
 
 import re
 import signal
@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 import ampd as library
-from ampd import MigrationFailed, MigrationInterrupted, Report, TurnTimeout, Waiting, Warned
+from ampd import AdvisoryLockTimeout, MigrationFailed, MigrationInterrupted, Report, Waiting, Warned
 from ampd.advisory_lock import lock_key
 from ampd.config import Limits
 from ampd.events import Event
@@ -54,8 +54,8 @@ async def test_a_waiter_says_whom_it_waits_for(database: Database, script: str) 
         waiting = await heard.first(Waiting)
         since = await database.fetchval("SELECT xact_start FROM pg_stat_activity WHERE pid = $1", worker)
         await gate.execute("COMMIT")
-    assert (waiting.pid, waiting.client, waiting.application) == (worker, "127.0.0.1", "ampd")
-    assert (waiting.migration, waiting.since, waiting.limit) == ("1 step", since, 600)
+    assert (waiting.holder.pid, waiting.holder.client, waiting.holder.application) == (worker, "127.0.0.1", "ampd")
+    assert (waiting.holder.migration, waiting.holder.since, waiting.limit) == ("1 step", since, 600)
     assert 1 <= waiting.waited < 600
     assert [len(report.applied) for report in reports] == [1, 0]
     assert [report.current_version for report in reports] == [1, 1]
@@ -102,33 +102,33 @@ async def test_a_runner_in_another_database_is_nobodys_business(database: Databa
             tasks.start_soon(lambda: library.migrate(other.url, migrations=scripts(AT_THE_GATE)))
             await waiting_for_a_lock(other)
             with pytest.raises(MigrationInterrupted):  # after a look at who might still be at it
-                await library.migrate(database.url, migrations=interrupted, limits=Limits(turn_wait_secs=1))
+                await library.migrate(database.url, migrations=interrupted, limits=Limits(advisory_lock_wait_secs=1))
             await gate.execute("COMMIT")
     finally:
         await database.execute(f"DROP DATABASE {other.name} WITH (FORCE)")
 
 
 async def test_a_waiter_gives_up_in_time(database: Database, ampd: Ampd) -> None:
-    """After turn_wait_secs a waiter gives up with the code turn_timeout, names the holder and how to end it."""
+    """A waiter that gives up has the code advisory_lock_timeout, and names the holder and how to end it."""
     files = scripts(AT_THE_GATE)
     (ampd.folder / files[0].file).write_text(files[0].sql)
     async with transaction(database, GATE) as gate, anyio.create_task_group() as tasks:
         tasks.start_soon(lambda: library.migrate(database.url, migrations=files))
         (worker,) = await waiting_for_a_lock(database)
-        patience = {"AMP_CONFIG_METADATA_DB__MIGRATIONS__TURN_WAIT_SECS": "3"}
+        patience = {"AMP_CONFIG_METADATA_DB__MIGRATIONS__ADVISORY_LOCK_WAIT_SECS": "3"}
         ended = await anyio.to_thread.run_sync(
             lambda: ampd("migrate", "--json", "--migrations", ".", url=database.url, env=patience)
         )
         await gate.execute("COMMIT")
     assert ended.returncode == 1
-    assert '"code":"turn_timeout"' in re.sub(r":\s+", ":", ended.stdout)
+    assert '"code":"advisory_lock_timeout"' in re.sub(r":\s+", ":", ended.stdout)
     told = re.sub(r"since [-\d]+ [:\d]+\+\d+", "since T", ended.stderr)
     told = re.sub(r"\d s\b", "N s", told)
     whom = f"pid {worker}, user postgres, on 127.0.0.1, application ampd, migration 1 step, since T"
     assert told == (
-        f"another runner has its turn ({whom}); waiting N s so far\n"
-        f"error: another runner has its turn, for N s now ({whom})\n"
-        "hint: wait for it and run again, raise turn_wait_secs, or end it: "
+        f"waiting for the migration lock (N s so far), held by {whom}\n"
+        f"error: timed out after N s waiting for the migration lock, held by {whom}\n"
+        "hint: wait for it and run again, raise advisory_lock_wait_secs, or end it: "
         f"SELECT pg_terminate_backend({worker})\n"
     )
 
@@ -139,15 +139,15 @@ async def test_a_session_that_is_no_runner_is_called_one(database: Database) -> 
     heard, lock = Heard(), f"SELECT pg_advisory_lock({lock_key('public', TABLE)})"
     async with database.connect(role.url, server_settings={"application_name": "psql"}) as stranger:
         await stranger.execute(lock)
-        with pytest.raises(TurnTimeout) as timeout:
+        with pytest.raises(AdvisoryLockTimeout) as timeout:
             await library.migrate(
-                database.url, migrations=scripts("SELECT 1"), limits=Limits(turn_wait_secs=2), on_event=heard
+                database.url, migrations=scripts("SELECT 1"), limits=Limits(advisory_lock_wait_secs=2), on_event=heard
             )
         pid = stranger.get_server_pid()
-    whom = f"(pid {pid}, user {role.name}, on 127.0.0.1, application psql"
-    assert timeout.value.message.startswith("a session holds ampd's advisory lock, for 2 s now " + whom)
-    assert [event.user for event in heard.of(Waiting)] == [role.name]
-    assert str(heard.of(Waiting)[0]).startswith(f"a session holds ampd's advisory lock {whom}")
+    whom = f"held by a session that is not ampd: pid {pid}, user {role.name}, on 127.0.0.1, application psql"
+    assert timeout.value.message.startswith("timed out after 2 s waiting for the migration lock, " + whom)
+    assert [event.holder.user for event in heard.of(Waiting)] == [role.name]
+    assert f"s so far), {whom}" in str(heard.of(Waiting)[0])
 
 
 async def test_a_waiter_that_is_stopped_speaks_of_itself(database: Database, ampd: Ampd) -> None:
@@ -160,12 +160,12 @@ async def test_a_waiter_that_is_stopped_speaks_of_itself(database: Database, amp
         waits, told = processes[1].stderr, []
         assert waits is not None
         await anyio.to_thread.run_sync(lambda: told.append(waits.readline()))
-        assert told[0].startswith("another runner has its turn (")
+        assert told[0].startswith("waiting for the migration lock (")
         for process in reversed(processes):
             process.send_signal(signal.SIGTERM)
             told.append(process.communicate(timeout=GENEROUS)[1].splitlines()[-1])
     assert told[1:] == [
-        "SIGTERM: nothing was applied; the rest was waiting for its turn",
+        "SIGTERM: nothing was applied; the rest was waiting for the migration lock",
         "SIGTERM: applied 1 step; 2 step was stopped, rolled back",
     ]
 
@@ -173,7 +173,7 @@ async def test_a_waiter_that_is_stopped_speaks_of_itself(database: Database, amp
 async def test_a_waiter_stops_when_its_schema_is_current(database: Database) -> None:
     """A waiter whose own migrations are done does not wait for the rest of what another runner has to do."""
     first, second = GATE, "-- lock-timeout: 0\nSELECT pg_advisory_xact_lock(2)"
-    limits = Limits(turn_wait_secs=GENEROUS)
+    limits = Limits(advisory_lock_wait_secs=GENEROUS)
     files, heard = scripts(first, second), Heard()
     async with (
         transaction(database, first) as gate,

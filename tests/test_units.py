@@ -6,7 +6,7 @@ from ampd.sql.kinds import Kind
 from ampd.sql.splitter import split
 from ampd.sql.units import in_force, units
 
-PLAIN, AGAIN = Kind.TRANSACTIONAL, Kind.REPEATABLE
+PLAIN, AGAIN = Kind.TRANSACTIONAL, Kind.IDEMPOTENT
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,11 @@ PLAIN, AGAIN = Kind.TRANSACTIONAL, Kind.REPEATABLE
         ("BEGIN; SELECT 1; COMMIT; SELECT 2", 0, [(0, 3, Kind.COMMIT), (3, 1, PLAIN)]),
         ("BEGIN; SAVEPOINT a; ROLLBACK TO a; END", 0, [(0, 4, Kind.COMMIT)]),
         ("START TRANSACTION; SELECT 1; ABORT; VACUUM", 0, [(0, 3, Kind.ROLLBACK), (3, 1, AGAIN)]),
-        ("BEGIN; PREPARE TRANSACTION 'p'; COMMIT PREPARED 'p'", 0, [(0, 2, Kind.OPAQUE), (2, 1, Kind.OPAQUE)]),
+        (
+            "BEGIN; PREPARE TRANSACTION 'p'; COMMIT PREPARED 'p'",
+            0,
+            [(0, 2, Kind.NOT_RESUMABLE), (2, 1, Kind.NOT_RESUMABLE)],
+        ),
         ("BEGIN; COMMIT", 0, [(0, 2, Kind.COMMIT)]),
     ],
 )  # fmt: skip

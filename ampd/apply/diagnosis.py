@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ampd.errors import AmpdError, LockTimeout, MigrationFailed, PermissionDenied
 from ampd.migration import directives
-from ampd.postgres.failures import plpgsql_error, read_only
+from ampd.postgres.failures import plpgsql_error, read_only_error
 from ampd.postgres.permissions import grant_hint
 from ampd.redaction import masked
 from ampd.sql import kinds, location, scanner, splitter
@@ -51,7 +51,7 @@ _CANCELLED = "a person or a program has cancelled it (pg_cancel_backend)"
 _TOO_SLOW = "if it needs longer, raise statement_timeout_secs or begin the file with `-- statement-timeout: 10min`"
 
 
-def failure(
+def migration_error(
     error: ServerError,
     migration: Migration,
     statement: scanner.Statement | None,
@@ -112,7 +112,7 @@ def failure(
             after_it = aftermath.replace("fix the file and run again", "run again after that")  # the file is all right
             return PermissionDenied(message, hint=f"{grant}; {after_it}", **facts)
         case "25006":
-            return read_only(message, **facts)
+            return read_only_error(message, **facts)
         case "55P03" | "40P01":
             return LockTimeout(message, hint=aftermath, **facts)
     return MigrationFailed(message, hint=f"{hint}; {aftermath}" if hint else aftermath, **facts)

@@ -15,32 +15,32 @@ from ampd.postgres.server_error import ServerError
 from . import session_state
 from .message import Message
 from .session_state import NO_TRANSACTION_TIMEOUT
-from .transaction import meaning
+from .transaction import refused_error
 
 if TYPE_CHECKING:
     from ampd.postgres.connection import Session
     from ampd.postgres.database import Database
 
-    from .prepared import Job
+    from .prepared import Execution
 
 
 _HEARTBEAT_SECS = 4.0
 
 
 class Guard:
-    """The connection that holds the turn while another one works."""
+    """The connection that holds the lock while another one works."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
 
-    async def take(self, job: Job, timeout: float) -> None:
-        """Take the turn within `timeout` seconds; the transaction stays open and has touched no table.
+    async def acquire(self, execution: Execution, timeout: float) -> None:
+        """Take the lock within `timeout` seconds; the transaction stays open and has touched no table.
 
         Raises:
             LockTaken: somebody else has it.
             NoAnswer: there may be a pooler that has no server connection for us.
         """
-        enter = f"BEGIN {NO_TRANSACTION_TIMEOUT}{advisory_lock.try_lock_sql(job.history.lock_key)} END"
+        enter = f"BEGIN {NO_TRANSACTION_TIMEOUT}{advisory_lock.try_lock_sql(execution.history.lock_key)} END"
         message = (
             "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = 0; "
             f"SET LOCAL idle_in_transaction_session_timeout = '{session_state.LEASE_SECS}s'; {do_block(enter)}"
@@ -56,10 +56,10 @@ class Guard:
             ) from error
         except ServerError as error:
             await self.session.recover()
-            raise meaning(error, job, Message(), -1) from error
+            raise refused_error(error, execution, Message(), -1) from error
 
     async def check(self) -> None:
-        """Make sure that the turn is still ours, and renew the lease.
+        """Make sure that the lock is still ours, and renew the lease.
 
         Raises:
             ConnectionFailed: it is not; nothing more may be run.
@@ -75,8 +75,8 @@ class Guard:
                 hint="nothing more was begun: run `ampd migrate` again; it resumes after the last statement done",
             ) from error
 
-    async def keep(self) -> None:
-        """Say a word now and then, until cancelled or lost."""
+    async def heartbeat(self) -> None:
+        """Send a heartbeat until cancelled or the connection is lost."""
         while True:
             await anyio.sleep(_HEARTBEAT_SECS)
             try:
@@ -85,7 +85,7 @@ class Guard:
                 return  # whoever is about to run the next statement will find out
 
 
-def insist_on_two_connections(source: Database, label: str) -> None:
+def check_two_connections(source: Database, label: str) -> None:
     """Refuse a pool that cannot lend the guard a connection.
 
     Raises:

@@ -37,7 +37,7 @@ class Leftover(msgspec.Struct, frozen=True):
     worker: int | None
 
 
-def index(build: IndexBuild) -> str:
+def index_sql(build: IndexBuild) -> str:
     """Return an expression for the index of that name on that table, as `Index`."""
     return f"""(SELECT pg_catalog.jsonb_build_object('valid', pg_catalog.bool_and(i.indisvalid AND i.indisready),
             'name', pg_catalog.min(pg_catalog.format('%I.%I', n.nspname, c.relname)))
@@ -46,7 +46,7 @@ def index(build: IndexBuild) -> str:
           AND c.relname OPERATOR(pg_catalog.=) {literal(build.name)})"""
 
 
-def is_taken(build: IndexBuild) -> str:
+def is_taken_sql(build: IndexBuild) -> str:
     """Return an expression for whether anything has the name that an index is to get, as `bool`."""
     return f"""EXISTS (
         SELECT FROM pg_catalog.pg_class c
@@ -55,29 +55,31 @@ def is_taken(build: IndexBuild) -> str:
           AND c.relname OPERATOR(pg_catalog.=) {literal(build.name)})"""
 
 
-def are_there(names: tuple[tuple[str, ...], ...]) -> str:
+def are_there_sql(names: tuple[tuple[str, ...], ...]) -> str:
     """Return an expression for whether any relation of these names exists, as `bool`."""
     return " OR ".join(f"{_relation(name)} IS NOT NULL" for name in names)
 
 
-def begun_by(history: History, version: int) -> str:
+def begun_by_sql(history: History, version: int) -> str:
     """Return an expression for the transaction that has last written a migration's row of the history, as `str`."""
     return f"(SELECT h.xmin::pg_catalog.text FROM {history.name} h WHERE h.version OPERATOR(pg_catalog.=) {version})"
 
 
-def invalid_builds(build: IndexBuild, begun_by: str) -> str:
+def invalid_builds_sql(build: IndexBuild, begun_by_sql: str) -> str:
     """Return an expression for what a build has left, as `list[Leftover]`.
 
     Whatever is older than the record that the build was begun was there before, whoever has written that record.
     """
     named = "true" if build.name is None else f"c.relname OPERATOR(pg_catalog.=) {literal(build.name)}"
-    return _invalid(f"i.indrelid OPERATOR(pg_catalog.=) {_relation(build.table)} AND {named} AND {_younger(begun_by)}")
+    return _invalid(
+        f"i.indrelid OPERATOR(pg_catalog.=) {_relation(build.table)} AND {named} AND {_younger(begun_by_sql)}"
+    )
 
 
-def invalid_copies(begun_by: str) -> str:
+def invalid_copies_sql(begun_by_sql: str) -> str:
     """Return an expression for the copies that a REINDEX CONCURRENTLY has left since then, as `list[Leftover]`."""
     copies = "n.nspname OPERATOR(pg_catalog.<>) 'pg_toast' AND c.relname OPERATOR(pg_catalog.~) '_cc(new|old)[0-9]*$'"
-    return _invalid(f"{copies} AND {_younger(begun_by)}")
+    return _invalid(f"{copies} AND {_younger(begun_by_sql)}")
 
 
 _INDEXES = """pg_catalog.pg_index i
@@ -87,17 +89,17 @@ _INDEXES = """pg_catalog.pg_index i
 
 def _invalid(condition: str) -> str:
     return f"""(SELECT COALESCE(pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
-            'name', pg_catalog.format('%I.%I', n.nspname, c.relname), 'worker', {_worker("i.indrelid")})), '[]')
+            'name', pg_catalog.format('%I.%I', n.nspname, c.relname), 'worker', {_worker_of_sql("i.indrelid")})), '[]')
         FROM {_INDEXES}
         WHERE NOT i.indisvalid AND {condition})"""
 
 
-def worker(build: IndexBuild) -> str:
+def worker_sql(build: IndexBuild) -> str:
     """Return an expression for the session that is at work on the table of an index to be built, as `Worker`."""
-    return f"pg_catalog.jsonb_build_object('pid', {_worker(_relation(build.table))})"
+    return f"pg_catalog.jsonb_build_object('pid', {_worker_of_sql(_relation(build.table))})"
 
 
-def _worker(table: str) -> str:
+def _worker_of_sql(table: str) -> str:
     # Whoever builds, rebuilds or drops an index concurrently holds this lock throughout; autovacuum, which has no user,
     # gives it up for us.
     return f"""(SELECT pg_catalog.min(l.pid) FROM pg_catalog.pg_locks l
@@ -110,8 +112,8 @@ def _worker(table: str) -> str:
           AND a.usesysid IS NOT NULL)"""
 
 
-def _younger(begun_by: str) -> str:
-    return f"pg_catalog.age(i.xmin) OPERATOR(pg_catalog.<=) pg_catalog.age({literal(begun_by)}::pg_catalog.xid)"
+def _younger(begun_by_sql: str) -> str:
+    return f"pg_catalog.age(i.xmin) OPERATOR(pg_catalog.<=) pg_catalog.age({literal(begun_by_sql)}::pg_catalog.xid)"
 
 
 def _relation(name: tuple[str, ...]) -> str:

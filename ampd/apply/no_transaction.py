@@ -1,9 +1,9 @@
-"""Applying a `-- no-transaction` migration: statement by statement, under a guard that holds the turn.
+"""Applying a `-- no-transaction` migration: statement by statement, under a guard that holds the lock.
 
 The lock ends with its transaction, and these statements run outside of one; so a second connection, the guard, sits in
 an open transaction and holds the lock. It speaks the simple protocol only and so holds no snapshot, which a CREATE
-INDEX CONCURRENTLY would wait for. It has a lease: it says a word every few seconds, and the server ends it when it
-falls silent, so that a runner that is cut off keeps nobody waiting.
+INDEX CONCURRENTLY would wait for. It has a lease: it sends a heartbeat every few seconds, and the server ends it when
+it falls silent, so that a runner that is cut off keeps nobody waiting.
 
 What can run in a transaction does so, together with the record that it is done. Only the rest can be in doubt after a
 crash; before each of those its beginning is recorded, and afterwards the database is asked how far it came.
@@ -23,9 +23,9 @@ from ampd.advisory_lock import LockTaken
 from ampd.errors import AmpdError, ConnectionFailed, LockTimeout, MigrationFailed, MigrationInterrupted, NoAnswer
 from ampd.events import Warned
 from ampd.history import reading, refusals, table, writing
-from ampd.history.writing import Mark
+from ampd.history.writing import Checkpoint
 from ampd.plan import State, conflict_of
-from ampd.postgres.database import NotNow
+from ampd.postgres.database import ConnectionsBusy
 from ampd.postgres.quoting import do_block
 from ampd.postgres.server_error import ServerError
 from ampd.resumption import DoneChecksums, Resumption, binding_to_session
@@ -35,33 +35,33 @@ from ampd.sql.slices import in_slices
 from ampd.sql.units import Unit, finding_in_force, units
 
 from . import indexes
-from .diagnosis import failure
+from .diagnosis import migration_error
 from .guard import Guard
 from .message import Message
-from .pooler import Place, find_place, insist_on_no_session, take_back
+from .pooler import Backend, check_no_session, find_backend, restore_settings
 from .prepared import milliseconds
 from .session_state import (
     NO_TRANSACTION_TIMEOUT,
     NOTICE_A_DEAD_CLIENT,
     RUN_DEFERRED,
-    as_ourselves,
-    leave_no_trace,
-    remember,
+    own_role_sql,
     reset,
-    take_on,
+    reset_session_sql,
+    save_settings_sql,
+    set_role_sql,
 )
 from .table_locks import alongside, with_lock_retries
 from .transaction import (
-    AS_THE_NEXT_IS_SENT,
-    Course,
+    RESET_CLIENT_ENCODING,
     LockUnavailable,
-    harmed,
-    insist_on_transaction,
-    meaning,
-    note_lock,
-    note_transaction,
+    StatementTracker,
+    check_transaction_sql,
+    harm_error,
+    note_lock_sql,
+    note_transaction_sql,
     parts,
-    stay_in_transaction,
+    refused_error,
+    stay_in_transaction_sql,
 )
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ if TYPE_CHECKING:
     from ampd.postgres.database import Database
     from ampd.sql.slices import Slices
 
-    from .prepared import Job
+    from .prepared import Execution
 
 
 T = TypeVar("T")
@@ -83,7 +83,7 @@ HALTED = (
 UNKNOWN = "it is recorded as unfinished: check how far it got, then settle it with `ampd resolve`"
 
 
-async def apply_stepwise(source: Database, session: Session, guarding: Session, job: Job) -> None:
+async def apply_no_transaction(source: Database, session: Session, guarding: Session, execution: Execution) -> None:
     """Apply one no-transaction migration, or what is left of it, on two sessions.
 
     Raises:
@@ -95,33 +95,33 @@ async def apply_stepwise(source: Database, session: Session, guarding: Session, 
     guard = Guard(guarding)
     try:
         try:
-            await guard.take(job, source.scarcity.at_once)
-            place = await find_place(session, job, source.scarcity.at_once)
+            await guard.acquire(execution, source.connection_wait.at_once)
+            backend = await find_backend(session, execution, source.connection_wait.at_once)
         except NoAnswer as error:
-            raise NotNow(error) from error
-        if job.script.step.applied is not None:
-            await _look_again(session, job)
-        async with alongside(guard.keep):
-            await _Steps(source, session, guard, job, place).run()
+            raise ConnectionsBusy(error) from error
+        if execution.info.applied is not None:
+            await _check_again(session, execution)
+        async with alongside(guard.heartbeat):
+            await StatementRunner(source, session, guard, execution, backend).run()
     finally:
         await guarding.recover()  # a pooler throws away a server connection that is left in a transaction
 
 
-async def _look_again(session: Session, job: Job) -> None:
+async def _check_again(session: Session, execution: Execution) -> None:
     """Make sure, now that nobody else can begin anything, that what is to be resumed rests where it was seen to rest.
 
     Raises:
         LockTaken: another runner has gone on with it, or the server still works for one that is gone.
     """
-    now = await reading.read(session, job.schema, role=job.history.role, who=job.history.schema)
-    row = next((row for row in now.applied if row.version == job.script.migration.version), None)
-    if row != job.script.step.applied:
+    now = await reading.read(session, execution.schema, role=execution.history.role, who=execution.history.schema)
+    row = next((row for row in now.applied if row.version == execution.migration.version), None)
+    if row != execution.info.applied:
         raise LockTaken("another runner has gone on with it")
     if now.holder is not None and now.holder.migration is not None:
         raise LockTaken("a statement of a runner that is gone still runs")
 
 
-class Around(msgspec.Struct, frozen=True):
+class Wrapping(msgspec.Struct, frozen=True):
     """What is added to a unit: before it, after its BEGIN, before its last statement, after it."""
 
     before: str = ""
@@ -140,42 +140,45 @@ def _opening(unit: Unit) -> int:
     return next(queries, len(unit.statements))
 
 
-class _Steps:
+class StatementRunner:
     """The remaining statements of one migration, under a guard.
 
     On a connection of our own the session keeps what the file sets, as it would in psql. Behind a pooler each message
     may meet another session, so that everything is set for one message or one unit, and taken back with it.
     """
 
-    def __init__(self, source: Database, session: Session, guard: Guard, job: Job, place: Place) -> None:
+    def __init__(
+        self, source: Database, session: Session, guard: Guard, execution: Execution, backend: Backend
+    ) -> None:
         self._source = source
         self._session = session
         self._guard = guard
-        self._job = job
-        self._place = place
-        self._migration = job.script.migration
-        self._statements = job.script.statements
+        self._execution = execution
+        self._backend = backend
+        self._migration = execution.migration
+        self._statements = execution.statements
         self._checksums = DoneChecksums(self._statements)
-        self._label = advisory_lock.label_sql(job.history.lock_key, self._migration.label)
-        self._mark = Mark(0, None)  # what the history says
+        self._label = advisory_lock.label_sql(execution.history.lock_key, self._migration.label)
+        self._checkpoint = Checkpoint(0, None)  # what the history says
         self._in_doubt = False  # whether the statement to run next was begun by an earlier run, which nobody saw end
         self._begun = False  # whether it was begun by this one
         self._refused = False  # whether the server has said that it failed
-        self._touched = set[int]()  # the backends that we were given
+        self._dirty_backends = set[int]()  # the backends that we were given
         self._connections = session.connections  # how many the session had had when it was last prepared
 
     async def run(self) -> None:
-        job, row, resume = self._job, self._job.script.step.applied, Resumption(0, in_doubt=False)
-        begun = note_lock(self._session)
+        """Run what is left of the migration, and record each step of it."""
+        execution, row, resume = self._execution, self._execution.info.applied, Resumption(0, in_doubt=False)
+        begun = note_lock_sql(self._session)
         if row is None:
-            started = writing.insert(job.history, self._migration)
-            room = writing.make_room(job.history)
-            await self._write(f"{writing.enter(job.history, started, room)}{self._advance(0, 0)}{begun}")
-            self._mark = self._mark_at(0, 0)
+            started = writing.insert_sql(execution.history, self._migration)
+            room = writing.make_room_sql(execution.history)
+            await self._write(f"{writing.enter_sql(execution.history, started, room)}{self._advance(0, 0)}{begun}")
+            self._checkpoint = self._checkpoint_at(0, 0)
         else:
-            resume = job.script.step.resumption or resume
-            self._mark = Mark(row.statements_done, row.done_checksum)
-            await self._write(writing.enter(job.history, writing.make_room(job.history)) + begun)
+            resume = execution.info.resumption or resume
+            self._checkpoint = Checkpoint(row.statements_done, row.done_checksum)
+            await self._write(writing.enter_sql(execution.history, writing.make_room_sql(execution.history)) + begun)
         try:
             settings = await in_slices(finding_in_force(self._statements[: resume.done]))
             await in_slices(self._checksums.reckoning(resume.done))
@@ -185,33 +188,35 @@ class _Steps:
                 await in_slices(self._checksums.reckoning(unit.past))
                 if unit.transactional:
                     await self._with_lock_retries(partial(self._together, unit))
-                    self._mark = self._mark_at(unit.past, unit.past)
+                    self._checkpoint = self._checkpoint_at(unit.past, unit.past)
                 else:
                     await self._outside(unit)
                 self._in_doubt = self._begun = self._refused = False
             await self._guard.check()
-            finish = writing.finish_stepwise(job.history, self._migration, self._mark, len(self._statements))
+            finish = writing.finish_no_transaction_sql(
+                execution.history, self._migration, self._checkpoint, len(self._statements)
+            )
             await self._write(finish, after=len(self._statements))
         finally:
             with anyio.CancelScope(shield=True):
-                await take_back(
+                await restore_settings(
                     self._source,
                     self._session,
-                    self._job,
-                    leave_no_trace(shared=self._session.shared),
-                    self._touched,
+                    self._execution,
+                    reset_session_sql(shared=self._session.shared),
+                    self._dirty_backends,
                 )
 
     async def _with_lock_retries(
-        self, attempt: Callable[[Session, Job], Awaitable[None]], *, at_length: AmpdError | None = None
+        self, attempt: Callable[[Session, Execution], Awaitable[None]], *, at_length: AmpdError | None = None
     ) -> None:
-        async def prepared(session: Session, job: Job) -> None:
+        async def prepared(session: Session, execution: Execution) -> None:
             if session.connections != self._connections:
                 await self._prepare_again()
-            await attempt(session, job)
+            await attempt(session, execution)
 
         await with_lock_retries(
-            self._source, self._session, self._job, prepared, at_length=at_length, spare=self._guard.session
+            self._source, self._session, self._execution, prepared, at_length=at_length, fallback=self._guard.session
         )
 
     async def _prepare_again(self) -> None:
@@ -221,52 +226,54 @@ class _Steps:
             ConnectionFailed: what is left to do needs what the file has made for the session that is gone.
         """
         if not self._session.pooled:
-            self._touched.clear()  # gone with their connection
-        if await in_slices(binding_to_session(self._statements, self._mark.done)):
+            self._dirty_backends.clear()  # gone with their connection
+        if await in_slices(binding_to_session(self._statements, self._checkpoint.done)):
             raise ConnectionFailed(
                 "the connection to the server was given up, and what the file has made for its session is gone with it",
                 hint=UNKNOWN,
                 version=self._migration.version,
                 file=self._migration.file,
             )
-        self._place = await find_place(self._session, self._job)
-        await self._prepare_session(self._mark.done)
+        self._backend = await find_backend(self._session, self._execution)
+        await self._prepare_session(self._checkpoint.done)
         self._connections = self._session.connections
 
     async def _write(self, body: str, *, after: int = 0) -> None:
         """Run PL/pgSQL of our own in a transaction, with our own role, after so many of the statements."""
         await self._with_lock_retries(partial(self._written, body, after))
 
-    async def _written(self, body: str, after: int, session: Session, job: Job) -> None:
-        block = do_block(f"BEGIN {session.note_pid()} {body} END")
-        ours = as_ourselves(job.history.role, shared=session.shared)
-        message = f"{self._label} BEGIN ISOLATION LEVEL READ COMMITTED; {ours}{job.set_limits()}{block}; COMMIT"
+    async def _written(self, body: str, after: int, session: Session, execution: Execution) -> None:
+        block = do_block(f"BEGIN {session.note_pid_sql()} {body} END")
+        ours = own_role_sql(execution.history.role, shared=session.shared)
+        message = f"{self._label} BEGIN ISOLATION LEVEL READ COMMITTED; {ours}{execution.limits_sql()}{block}; COMMIT"
         try:
-            await session.run(message, on_note=Course(session, job))
+            await session.run(message, on_note=StatementTracker(session, execution))
         except ServerError as error:
             await session.recover()
-            if after and error.sqlstate != table.MOVED and (harm := refusals.harm(error, job.history)):
-                raise harmed(harm, error, job, self._statements[after - 1], aftermath=HALTED) from error
-            raise meaning(error, job, Message(), -1) from error
+            if after and error.sqlstate != table.MOVED and (harm := refusals.harm(error, execution.history)):
+                raise harm_error(harm, error, execution, self._statements[after - 1], aftermath=HALTED) from error
+            raise refused_error(error, execution, Message(), -1) from error
 
-    def _mark_at(self, done: int, begun: int) -> Mark:
-        return Mark(done, self._checksums.of(begun))
+    def _checkpoint_at(self, done: int, begun: int) -> Checkpoint:
+        return Checkpoint(done, self._checksums.of(begun))
 
     def _advance(self, done: int, begun: int) -> str:
-        return writing.advance(self._job.history, self._migration, self._mark, self._mark_at(done, begun))
+        return writing.advance_sql(
+            self._execution.history, self._migration, self._checkpoint, self._checkpoint_at(done, begun)
+        )
 
     async def _record(self, done: int, begun: int) -> None:
         await self._write(self._advance(done, begun), after=done)
-        self._mark = self._mark_at(done, begun)
+        self._checkpoint = self._checkpoint_at(done, begun)
 
-    def _tell(self, unit: Unit) -> None:
-        self._job.running.statement(unit.first, unit.statements[0].line)
+    def _emit_started(self, unit: Unit) -> None:
+        self._execution.running.statement(unit.first, unit.statements[0].line)
 
     def _limits(self, unit: Unit) -> dict[str, float]:
         """Return the limits that a unit is held to; what the file has set by then is not ours to set."""
         # lock_timeout inside a concurrent build would leave an INVALID index: such waiting is watched instead.
-        wait = 0.0 if unit.waits_in_nobodys_way else self._job.lock_timeout_secs
-        limits = {"lock_timeout": wait, "statement_timeout": self._job.statement_timeout_secs}
+        wait = 0.0 if unit.is_concurrent else self._execution.lock_timeout_secs
+        limits = {"lock_timeout": wait, "statement_timeout": self._execution.statement_timeout_secs}
         limits["transaction_timeout"] = 0.0  # since PostgreSQL 17, and it ends whatever runs
         set_by_file = set(map(kinds.setting, unit.settings))
         return {name: secs for name, secs in limits.items() if name not in set_by_file}
@@ -275,63 +282,65 @@ class _Steps:
         """Set a session of our own as it would be after the statements that an earlier run has done."""
         in_force = await in_slices(finding_in_force(self._statements[:done]))
         settings = _again(statement for _, statement in in_force)
-        role = take_on(self._job.history.role, local=False)
-        if self._session.pooled or not (settings or role or self._session.shared or self._job.schema is not None):
+        role = set_role_sql(self._execution.history.role, local=False)
+        if self._session.pooled or not (settings or role or self._session.shared or self._execution.schema is not None):
             return
-        kept = remember(local=False) if self._session.shared else ""
-        body = f"BEGIN {self._session.note_pid()} {kept}{self._job.set_path(local=False)} END"
+        kept = save_settings_sql(local=False) if self._session.shared else ""
+        body = f"BEGIN {self._session.note_pid_sql()} {kept}{self._execution.search_path_sql(local=False)} END"
         try:
             await self._session.run(
-                f"{self._label} {do_block(body)}; {role}{settings}", on_note=Course(self._session, self._job)
+                f"{self._label} {do_block(body)}; {role}{settings}",
+                on_note=StatementTracker(self._session, self._execution),
             )
         except ServerError as error:
             await self._session.recover()
-            raise await self._failed(error, Message(), done, UNFINISHED) from error
+            raise await self._failed_error(error, Message(), done, UNFINISHED) from error
         finally:
-            self._touch()
+            self._mark_dirty()
 
-    async def _together(self, unit: Unit, session: Session, job: Job) -> None:
+    async def _together(self, unit: Unit, session: Session, execution: Execution) -> None:
         """Run a unit and the record that it is done in one transaction."""
         await self._guard.check()
-        message, course = Message(), Course(session, job, unit.first)
+        message, tracker = Message(), StatementTracker(session, execution, unit.first)
         pieces = tuple(parts(unit.statements))
         around = self._around(unit, several=len(pieces) > 1)
         if unit.kind is Kind.COMMIT:
-            self._tell(unit)  # no marker can stand before a BEGIN
+            self._emit_started(unit)  # no marker can stand before a BEGIN
         try:
             for part in pieces:
-                message = await in_slices(self._composing(unit, part, around, course.transaction or ""))
-                course.running = unit.first + part.start
-                await session.run(str(message), on_note=course, on_event=job.on_event)
+                message = await in_slices(self._composing(unit, part, around, tracker.transaction or ""))
+                tracker.running = unit.first + part.start
+                await session.run(str(message), on_note=tracker, on_event=execution.on_event)
         except ServerError as error:
             await session.recover()
-            raise await self._failed(error, message, course.running, UNFINISHED) from error
+            raise await self._failed_error(error, message, tracker.running, UNFINISHED) from error
         finally:
-            self._touch()
+            self._mark_dirty()
 
-    def _around(self, unit: Unit, *, several: bool) -> Around:
+    def _around(self, unit: Unit, *, several: bool) -> Wrapping:
         """Return what has to hold for a transactional unit, and its record; `several` messages take it."""
-        session, job = self._session, self._job
-        prelude, limits = session.note_pid() + NOTICE_A_DEAD_CLIENT, self._limits(unit)
+        session, execution = self._session, self._execution
+        prelude, limits = session.note_pid_sql() + NOTICE_A_DEAD_CLIENT, self._limits(unit)
         if limits.pop("transaction_timeout", None) is not None:
             prelude += NO_TRANSACTION_TIMEOUT
         limited = "".join(f"SET LOCAL {name} = {milliseconds(secs)}; " for name, secs in limits.items())
         if session.pooled:
-            prelude = remember(local=True) + prelude + job.set_path(local=True)
+            prelude = save_settings_sql(local=True) + prelude + execution.search_path_sql(local=True)
         if several:
-            prelude += f" {stay_in_transaction()} {note_transaction(session)}"
+            prelude += f" {stay_in_transaction_sql()} {note_transaction_sql(session)}"
         start = f"{do_block(f'BEGIN {prelude} END')}; {limited}"
         if session.pooled:
-            start += take_on(job.history.role, local=True) + _again(unit.settings)
-            ours = reset(shared=True, remembered=True)
+            start += set_role_sql(execution.history.role, local=True) + _again(unit.settings)
+            ours = reset(shared=True, saved=True)
         else:
-            ours = as_ourselves(job.history.role, shared=session.shared)
-        end = f"{RUN_DEFERRED}{ours}{job.set_limits()}{do_block(f'BEGIN {self._advance(unit.past, unit.past)} END')}; "
+            ours = own_role_sql(execution.history.role, shared=session.shared)
+        record = do_block(f"BEGIN {self._advance(unit.past, unit.past)} END")
+        end = f"{RUN_DEFERRED}{ours}{execution.limits_sql()}{record}; "
         if unit.kind is Kind.COMMIT:
-            return Around(start=start, end=end)
-        return Around(before=f"BEGIN ISOLATION LEVEL READ COMMITTED; {start}", after=f"{end}COMMIT")
+            return Wrapping(start=start, end=end)
+        return Wrapping(before=f"BEGIN ISOLATION LEVEL READ COMMITTED; {start}", after=f"{end}COMMIT")
 
-    def _composing(self, unit: Unit, part: range, around: Around, transaction: str) -> Slices[Message]:
+    def _composing(self, unit: Unit, part: range, around: Wrapping, transaction: str) -> Slices[Message]:
         """Compose, in slices, the message that runs a part of a unit, each statement behind a marker.
 
         SET TRANSACTION wants to be the first after BEGIN: not even a marker may stand before it. In a further message
@@ -341,7 +350,7 @@ class _Steps:
         if part.start == 0:
             message.add(around.before)
         elif part.start > opening:
-            message.add(f"{insist_on_transaction(transaction)};\n")
+            message.add(f"{check_transaction_sql(transaction)};\n")
         for number in part:
             statement = unit.statements[number]
             if number == opening:
@@ -349,11 +358,11 @@ class _Steps:
             if number == len(unit.statements) - 1:
                 message.add(around.end)
             if number >= opening:
-                message.add(f"{self._session.marker(str(unit.first + number))}; ")
+                message.add(f"{self._session.marker_sql(str(unit.first + number))}; ")
             message.add_statement(statement)
-            message.add(self._job.set_again_after(statement, local=self._session.pooled))
+            message.add(self._execution.again_after_sql(statement, local=self._session.pooled))
             yield
-        message.add(around.after if part.stop == len(unit.statements) else AS_THE_NEXT_IS_SENT)
+        message.add(around.after if part.stop == len(unit.statements) else RESET_CLIENT_ENCODING)
         message.join()
         yield
         return message
@@ -364,32 +373,32 @@ class _Steps:
         await self._guard.check()
         if not self._in_doubt and not await self._is_hopeless(unit):
             await self._record(unit.first, unit.past)
-        self._tell(unit)
+        self._emit_started(unit)
         blocked = LockTimeout(
             f"{self._migration.file}:{statement.line}: blocked by other sessions",
-            hint=UNKNOWN if self._is_beyond_telling(unit) else UNFINISHED,
+            hint=UNKNOWN if self._is_undecidable(unit) else UNFINISHED,
             version=self._migration.version,
             file=self._migration.file,
             line=statement.line,
             excerpt=location.excerpt(self._migration.sql, statement.start, file=self._migration.file),
         )
-        touched, connections = set[int](), 0
+        dirty_backends, connections = set[int](), 0
 
-        async def alone(session: Session, job: Job) -> None:
+        async def alone(session: Session, execution: Execution) -> None:
             nonlocal connections
             if connections != session.connections:  # the first one, and each in place of one that was given up
-                touched.update(await self._set_for_session(unit))
+                dirty_backends.update(await self._set_for_session(unit))
                 connections = session.connections
-            await self._alone(unit, session, job)
+            await self._alone(unit, session, execution)
 
         try:
-            watched = unit.waits_in_nobodys_way or unit.kind is not Kind.OPAQUE
+            watched = unit.is_concurrent or unit.kind is not Kind.NOT_RESUMABLE
             await self._with_lock_retries(alone, at_length=blocked if watched else None)
         except AmpdError:
-            await self._take_back_begun(unit)
+            await self._restore_begun(unit)
             raise
-        if touched:
-            await take_back(self._source, self._session, self._job, reset(shared=True), touched)
+        if dirty_backends:
+            await restore_settings(self._source, self._session, self._execution, reset(shared=True), dirty_backends)
         await self._record(unit.past, unit.past)
         if statement.words[:2] == ("DISCARD", "ALL"):
             await self._prepare_session(unit.past)
@@ -401,16 +410,16 @@ class _Steps:
         """
         statement = unit.statements[0]
         if build := kinds.index_build(statement):
-            return build.name is not None and await self._ask(indexes.is_taken(build), bool, unit)
+            return build.name is not None and await self._ask(indexes.is_taken_sql(build), bool, unit)
         if unit.kind is Kind.DROP_INDEX_CONCURRENTLY and (names := kinds.dropped_indexes(statement)):
-            return not await self._ask(indexes.are_there(names), bool, unit)
+            return not await self._ask(indexes.are_there_sql(names), bool, unit)
         return False
 
-    async def _take_back_begun(self, unit: Unit) -> None:
+    async def _restore_begun(self, unit: Unit) -> None:
         """Record that a statement was not begun: it was never sent, or was refused and nothing of it is left."""
         words = unit.statements[0].words
-        atomic = unit.kind is not Kind.OPAQUE or words[:1] in (("CREATE",), ("DROP",))
-        recorded = self._mark != self._mark_at(unit.first, unit.first)
+        atomic = unit.kind is not Kind.NOT_RESUMABLE or words[:1] in (("CREATE",), ("DROP",))
+        recorded = self._checkpoint != self._checkpoint_at(unit.first, unit.first)
         if recorded and not self._in_doubt and (not self._begun or (self._refused and atomic)):
             with suppress(AmpdError, LockTaken):
                 if not await self._leftovers(unit):
@@ -418,71 +427,73 @@ class _Steps:
 
     async def _set_for_session(self, unit: Unit) -> set[int]:
         """Set what must hold for a unit that no transaction of ours is around, and return what a pooler has lent."""
-        session, job, settings = self._session, self._job, ""
-        told, path = session.note_pid(), ""
+        session, execution, settings = self._session, self._execution, ""
+        told, path = session.note_pid_sql(), ""
         if session.pooled:
-            told += remember(local=False)
-            settings = take_on(job.history.role, local=False) + _again(unit.settings)
-            path = told + job.set_path(local=False) if settings or job.schema is not None else ""
+            told += save_settings_sql(local=False)
+            settings = set_role_sql(execution.history.role, local=False) + _again(unit.settings)
+            path = told + execution.search_path_sql(local=False) if settings or execution.schema is not None else ""
         session.backend_pid = None  # unless something is set
         limits = _limits_that_differ(self._limits(unit), "" if path else told)
         prelude = do_block(f"BEGIN {path} {limits} END")
         try:
-            await session.run(f"{self._label} {prelude}; {settings}", on_note=Course(session, job))
+            await session.run(f"{self._label} {prelude}; {settings}", on_note=StatementTracker(session, execution))
         except ServerError as error:
             await session.recover()
-            raise await self._failed(error, Message(), unit.first, UNFINISHED) from error
+            raise await self._failed_error(error, Message(), unit.first, UNFINISHED) from error
         finally:
-            self._touch()
+            self._mark_dirty()
         pid, session.backend_pid = session.backend_pid, None  # what follows may meet another
         if not session.pooled or pid is None:
             return set()
-        if pid != self._place.pid:
-            await in_slices(insist_on_no_session(job, self._place))
+        if pid != self._backend.pid:
+            await in_slices(check_no_session(execution, self._backend))
         return {pid}
 
-    def _touch(self) -> None:
+    def _mark_dirty(self) -> None:
         if self._session.backend_pid is not None:
-            self._touched.add(self._session.backend_pid)
+            self._dirty_backends.add(self._session.backend_pid)
 
-    async def _alone(self, unit: Unit, session: Session, job: Job) -> None:
+    async def _alone(self, unit: Unit, session: Session, execution: Execution) -> None:
         """Run a unit as it stands, unless it was begun before and turns out to be done."""
         await self._guard.check()
         message = Message(f"{self._label} ")
         if len(unit.statements) > 1:
-            message = await in_slices(self._composing(unit, range(len(unit.statements)), Around(), ""))
+            message = await in_slices(self._composing(unit, range(len(unit.statements)), Wrapping(), ""))
         else:
             message.add_statement(unit.statements[0])
-        course = Course(session, job, unit.first)
-        aftermath = UNKNOWN if unit.kind is Kind.OPAQUE else UNFINISHED
+        tracker = StatementTracker(session, execution, unit.first)
+        aftermath = UNKNOWN if unit.kind is Kind.NOT_RESUMABLE else UNFINISHED
         try:
             if self._in_doubt or self._begun:
                 cleared = await self._clear_away(unit)
                 if self._in_doubt and await self._is_done(unit, cleared=cleared):
                     return
-            await self._insist_on_quiet(unit)
+            await self._check_no_other_build(unit)
             self._in_doubt, self._begun = False, True
-            await session.run(str(message), on_note=course, on_event=job.on_event)
+            await session.run(str(message), on_note=tracker, on_event=execution.on_event)
         except ServerError as error:
             self._refused = True
             await session.recover()
-            raise await self._failed(error, message, course.running, aftermath) from error
+            raise await self._failed_error(error, message, tracker.running, aftermath) from error
         if unit.kind is Kind.CREATE_INDEX_CONCURRENTLY:
-            await self._insist_on_valid(unit)
+            await self._check_valid(unit)
 
-    async def _failed(self, error: ServerError, message: Message, running: int, aftermath: str) -> Exception:
+    async def _failed_error(self, error: ServerError, message: Message, running: int, aftermath: str) -> Exception:
         if error.sqlstate == table.MOVED:
             return LockTaken(error.message)
-        if harm := refusals.harm(error, self._job.history):
+        if harm := refusals.harm(error, self._execution.history):
             statement = self._statements[min(max(running, 0), len(self._statements) - 1)]
-            return harmed(harm, error, self._job, statement, aftermath=aftermath)
+            return harm_error(harm, error, self._execution, statement, aftermath=aftermath)
         offset, repeatable = None, aftermath is UNFINISHED
         if error.position:
             offset = message.script_offset(error.position, counts_bytes=self._session.counts_bytes)
         statement = self._statements[min(running, len(self._statements) - 1)]
-        if aftermath is UNFINISHED and await in_slices(binding_to_session(self._statements, self._mark.done)):
+        if aftermath is UNFINISHED and await in_slices(binding_to_session(self._statements, self._checkpoint.done)):
             aftermath = UNKNOWN
-        meant = failure(error, self._migration, statement, offset, aftermath=aftermath, statements=self._statements)
+        meant = migration_error(
+            error, self._migration, statement, offset, aftermath=aftermath, statements=self._statements
+        )
         return LockUnavailable(meant) if isinstance(meant, LockTimeout) and repeatable else meant
 
     async def _leftovers(self, unit: Unit) -> list[indexes.Leftover]:
@@ -491,8 +502,10 @@ class _Steps:
         build = kinds.index_build(statement)
         if build is None and not (statement.words[:1] == ("REINDEX",) and kinds.is_concurrent(statement)):
             return []
-        begun_by = await self._ask(indexes.begun_by(self._job.history, self._migration.version), str)
-        question = indexes.invalid_builds(build, begun_by) if build else indexes.invalid_copies(begun_by)
+        begun_by_sql = await self._ask(indexes.begun_by_sql(self._execution.history, self._migration.version), str)
+        question = (
+            indexes.invalid_builds_sql(build, begun_by_sql) if build else indexes.invalid_copies_sql(begun_by_sql)
+        )
         return await self._ask(question, list[indexes.Leftover], unit)
 
     async def _clear_away(self, unit: Unit) -> bool:
@@ -504,23 +517,25 @@ class _Steps:
         leftovers = await self._leftovers(unit)
         for each in leftovers:
             if each.worker is not None:
-                raise LockUnavailable(self._busy(unit, each.worker))
-            self._job.on_event(Warned(message=f"dropping the INVALID index {each.name} that an interrupted run left"))
+                raise LockUnavailable(self._busy_error(unit, each.worker))
+            self._execution.on_event(
+                Warned(message=f"dropping the INVALID index {each.name} that an interrupted run left")
+            )
             await self._session.run(f"{self._label} DROP INDEX CONCURRENTLY IF EXISTS {each.name}")
         return bool(leftovers)
 
-    async def _insist_on_quiet(self, unit: Unit) -> None:
+    async def _check_no_other_build(self, unit: Unit) -> None:
         """Let whoever builds an index on the same table finish: two such builds would wait for one another.
 
         Raises:
             LockUnavailable: another session is at it.
         """
         if build := kinds.index_build(unit.statements[0]):
-            worker = await self._ask(indexes.worker(build), indexes.Worker, unit)
+            worker = await self._ask(indexes.worker_sql(build), indexes.Worker, unit)
             if worker.pid is not None:
-                raise LockUnavailable(self._busy(unit, worker.pid))
+                raise LockUnavailable(self._busy_error(unit, worker.pid))
 
-    def _busy(self, unit: Unit, worker: int) -> LockTimeout:
+    def _busy_error(self, unit: Unit, worker: int) -> LockTimeout:
         file, line = self._migration.file, unit.statements[0].line
         return LockTimeout(
             f"{file}:{line}: session {worker} is at work on the table, such as building another index",
@@ -539,22 +554,22 @@ class _Steps:
         statement = unit.statements[0]
         if cleared:
             return False
-        if self._is_beyond_telling(unit):
-            raise self._cannot_tell()
+        if self._is_undecidable(unit):
+            raise self._undecidable_error()
         if build := kinds.index_build(statement):
-            index = await self._ask(indexes.index(build), indexes.Index, unit)
+            index = await self._ask(indexes.index_sql(build), indexes.Index, unit)
             if index.name is not None and not index.valid:
-                await self._insist_on_quiet(unit)
-                raise self._cannot_tell(
+                await self._check_no_other_build(unit)
+                raise self._undecidable_error(
                     f"the INVALID index {index.name} is older than the record that its build was begun: if nobody "
                     f"needs it, DROP INDEX CONCURRENTLY {index.name} and run again; else "
                 )
             return index.name is not None
         if names := kinds.dropped_indexes(statement):
-            return not await self._ask(indexes.are_there(names), bool, unit)
+            return not await self._ask(indexes.are_there_sql(names), bool, unit)
         return False
 
-    def _is_beyond_telling(self, unit: Unit) -> bool:
+    def _is_undecidable(self, unit: Unit) -> bool:
         """Tell whether nothing tells afterwards if a statement that was given up has done its work."""
         statement = unit.statements[0]
         if unit.kind is Kind.CREATE_INDEX_CONCURRENTLY:
@@ -562,18 +577,18 @@ class _Steps:
             return build is None or build.name is None
         if unit.kind is Kind.DROP_INDEX_CONCURRENTLY:
             return not kinds.dropped_indexes(statement)
-        return unit.kind is Kind.OPAQUE
+        return unit.kind is Kind.NOT_RESUMABLE
 
-    def _cannot_tell(self, first: str = "") -> MigrationInterrupted:
-        conflict = conflict_of(msgspec.structs.replace(self._job.script.step, state=State.INTERRUPTED))
+    def _undecidable_error(self, first: str = "") -> MigrationInterrupted:
+        conflict = conflict_of(msgspec.structs.replace(self._execution.info, state=State.INTERRUPTED))
         return MigrationInterrupted(conflict.message, conflicts=(conflict,), hint=first + conflict.hint)
 
-    async def _insist_on_valid(self, unit: Unit) -> None:
+    async def _check_valid(self, unit: Unit) -> None:
         """Raise if there is no valid index: with IF NOT EXISTS the server is content with anything of that name."""
         build = kinds.index_build(unit.statements[0])
         if build is None or build.name is None:
             return
-        index = await self._ask(indexes.index(build), indexes.Index, unit)
+        index = await self._ask(indexes.index_sql(build), indexes.Index, unit)
         if index.valid:
             return
         migration, line = self._migration, unit.statements[0].line
@@ -600,13 +615,13 @@ class _Steps:
         """Ask what a unit would find, with the role and the search path that the file has set; or ask as ourselves."""
         session = self._session
         if unit is None:
-            there = as_ourselves(self._job.history.role, shared=session.shared)
+            there = own_role_sql(self._execution.history.role, shared=session.shared)
         elif session.pooled:
-            there = take_on(self._job.history.role, local=True)
-            there += f"{do_block(f'BEGIN {self._job.set_path(local=True)} END')}; {_again(unit.settings)}"
+            there = set_role_sql(self._execution.history.role, local=True)
+            there += f"{do_block(f'BEGIN {self._execution.search_path_sql(local=True)} END')}; {_again(unit.settings)}"
         else:
             there = ""
-        question = do_block(f"BEGIN {session.note(f'pg_catalog.to_jsonb({expression})')} END")
+        question = do_block(f"BEGIN {session.note_sql(f'pg_catalog.to_jsonb({expression})')} END")
         return await session.ask(f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {there}{question}; ROLLBACK", kind)
 
 

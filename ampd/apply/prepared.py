@@ -9,61 +9,82 @@ import msgspec
 
 from ampd.errors import InvalidMigration
 from ampd.migration import DirectiveError, Directives, Migration, directives, reversals
-from ampd.plan import Plan, Step
+from ampd.plan import MigrationInfo, Plan
 from ampd.postgres.quoting import do_block, identifier, literal
 from ampd.sql import checks, kinds, scanner, splitter
 from ampd.sql.slices import Slices, at_once
 
-from .session_state import take_on
+from .session_state import set_role_sql
 
 if TYPE_CHECKING:
-    from ampd.config import Patience
-    from ampd.emitter import Running
+    from ampd.config import ResolvedLimits
+    from ampd.emitter import RunningMigration
     from ampd.events import OnEvent
     from ampd.history.table import History
     from ampd.sql.checks import Problem
 
 
-class Script(msgspec.Struct, frozen=True):
-    """One step of a plan, its file taken apart and found fit to run."""
+class PreparedMigration(msgspec.Struct, frozen=True):
+    """A pending migration, its file taken apart and found fit to run."""
 
-    step: Step
+    info: MigrationInfo
     migration: Migration
     statements: splitter.Statements
     directives: Directives
     cautions: tuple[checks.Caution, ...] = ()
 
+    def execution(
+        self,
+        history: History,
+        schema: str | None,
+        limits: ResolvedLimits,
+        on_event: OnEvent,
+        running: RunningMigration,
+    ) -> Execution:
+        """Return it with the history that it is to be added to, and how; without a `schema` the search path stays."""
+        return Execution(
+            self.info,
+            self.migration,
+            self.statements,
+            self.directives,
+            self.cautions,
+            history=history,
+            schema=schema,
+            limits=limits,
+            on_event=on_event,
+            running=running,
+        )
 
-class Job(msgspec.Struct, frozen=True):
-    """A script, the history that it is to be added to, and how."""
 
-    script: Script
+class Execution(PreparedMigration, frozen=True, kw_only=True):
+    """A prepared migration that is being applied: to which history, within which limits, and who is told."""
+
     history: History
     schema: str | None  # as configured; None leaves the search path alone
-    patience: Patience
+    limits: ResolvedLimits
     on_event: OnEvent
-    running: Running
+    running: RunningMigration
 
     @property
     def lock_timeout_secs(self) -> float:
         """Return how long one attempt may wait for a lock: as the file says, else as configured; 0 for no limit."""
-        wish = self.script.directives.lock_timeout
-        return self.patience.lock_timeout_secs if wish is None else wish
+        given = self.directives.lock_timeout
+        return self.limits.lock_timeout_secs if given is None else given
 
     @property
     def statement_timeout_secs(self) -> float:
         """Return how long one statement may run: as the file says, else as configured; 0 for no limit."""
-        wish = self.script.directives.statement_timeout
-        return self.patience.statement_timeout_secs if wish is None else wish
+        given = self.directives.statement_timeout
+        return self.limits.statement_timeout_secs if given is None else given
 
-    def set_limits(self) -> str:
+    def limits_sql(self) -> str:
         """Return the statements that hold the rest of a transaction to its limits."""
         return (
             f"SET LOCAL lock_timeout = {milliseconds(self.lock_timeout_secs)}; "
             f"SET LOCAL statement_timeout = {milliseconds(self.statement_timeout_secs)}; "
         )
 
-    def set_path(self, *, local: bool) -> str:
+    def search_path_sql(self, *, local: bool) -> str:
         """Return PL/pgSQL that puts the configured schema before the rest of the search path."""
         if self.schema is None:
             return ""
@@ -73,12 +94,12 @@ class Job(msgspec.Struct, frozen=True):
   PERFORM pg_catalog.set_config('search_path', CASE WHEN {path} OPERATOR(pg_catalog.=) '' THEN {front}
     ELSE pg_catalog.concat({front}, ', ', {path}) END, {str(local).lower()});"""
 
-    def set_again_after(self, statement: scanner.Statement, *, local: bool) -> str:
+    def again_after_sql(self, statement: scanner.Statement, *, local: bool) -> str:
         """Return the statements that set path and role again where a statement of the file has taken them back."""
-        role = take_on(self.history.role, local=local) if kinds.resets_role(statement) else ""
+        role = set_role_sql(self.history.role, local=local) if kinds.resets_role(statement) else ""
         if self.schema is None or not kinds.resets_path(statement):
             return role
-        return f"{role}{do_block(f'BEGIN {self.set_path(local=local)} END')}; "
+        return f"{role}{do_block(f'BEGIN {self.search_path_sql(local=local)} END')}; "
 
 
 def milliseconds(seconds: float) -> int:
@@ -86,7 +107,7 @@ def milliseconds(seconds: float) -> int:
     return max(1, round(seconds * 1000)) if seconds else 0
 
 
-def prepare(pending: Iterable[Step]) -> list[Script]:
+def prepare(pending: Iterable[MigrationInfo]) -> list[PreparedMigration]:
     """Split and check every pending script before anything runs.
 
     Raises:
@@ -95,7 +116,7 @@ def prepare(pending: Iterable[Step]) -> list[Script]:
     return at_once(preparing(pending))
 
 
-def preparing(pending: Iterable[Step]) -> Slices[list[Script]]:
+def preparing(pending: Iterable[MigrationInfo]) -> Slices[list[PreparedMigration]]:
     """Split and check them in slices; the work of `prepare`."""
     yield  # an import takes its time as well
     from ampd.sql.checks import Caution, Problem, finding_problems
@@ -105,31 +126,31 @@ def preparing(pending: Iterable[Step]) -> Slices[list[Script]]:
 
     yield
     scripts = []
-    offences: list[tuple[Migration, Problem]] = []
-    for step in pending:
-        migration = step.migration
+    problems: list[tuple[Migration, Problem]] = []
+    for info in pending:
+        migration = info.migration
         assert migration is not None
         try:
-            wishes = directives(migration.sql)
+            given = directives(migration.sql)
         except DirectiveError as error:
-            wishes = Directives()
+            given = Directives()
             hint = "write a number and one of ms, s, min, h"
-            offences.append((migration, Problem(error.line, 1, error.offset, str(error), hint)))
+            problems.append((migration, Problem(error.line, 1, error.offset, str(error), hint)))
         statements = yield from splitting(migration.sql)
         found = yield from finding_problems(
-            migration.sql, transactional=not wishes.no_transaction, statements=statements
+            migration.sql, transactional=not given.no_transaction, statements=statements
         )
         cautions = tuple(problem for problem in found if isinstance(problem, Caution))
-        offences.extend((migration, problem) for problem in found if not isinstance(problem, Caution))
-        scripts.append(Script(step, migration, statements, wishes, cautions))
-    if offences:
-        raise _invalid(offences)
+        problems.extend((migration, problem) for problem in found if not isinstance(problem, Caution))
+        scripts.append(PreparedMigration(info, migration, statements, given, cautions))
+    if problems:
+        raise _invalid(problems)
     return scripts
 
 
-def warnings(todo: Plan, scripts: Iterable[Script]) -> Iterator[str]:
+def warnings(todo: Plan, scripts: Iterable[PreparedMigration]) -> Iterator[str]:
     """Yield what a person should know of pending scripts before they run, a line each."""
-    undone = reversals(step.migration for step in todo.steps if step.migration)
+    undone = reversals(info.migration for info in todo.migrations if info.migration)
     for script in scripts:
         file = script.migration.file
         if original := undone.get(script.migration.version):
@@ -144,18 +165,18 @@ def warnings(todo: Plan, scripts: Iterable[Script]) -> Iterator[str]:
 _LISTED = 20  # places of an error that has many
 
 
-def _invalid(offences: list[tuple[Migration, Problem]]) -> InvalidMigration:
+def _invalid(problems: list[tuple[Migration, Problem]]) -> InvalidMigration:
     from ampd.sql.location import excerpt
 
-    migration, problem = offences[0]
+    migration, problem = problems[0]
     message, picture = f"{migration.file}:{problem.line}: {problem.message}", None
-    if len(offences) == 1:
+    if len(problems) == 1:
         place = (problem.line, problem.column)
         picture = excerpt(migration.sql, problem.offset, file=migration.file, place=place)
     else:
-        listed = "".join(f"\n  {each.file}:{what.line}: {what.message}" for each, what in offences[:_LISTED])
-        listed += f"\n  and {len(offences) - _LISTED} more" if len(offences) > _LISTED else ""
-        message = f"{len(offences)} places in the pending migrations cannot be run; nothing was:{listed}"
+        listed = "".join(f"\n  {each.file}:{what.line}: {what.message}" for each, what in problems[:_LISTED])
+        listed += f"\n  and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
+        message = f"{len(problems)} places in the pending migrations cannot be run; nothing was:{listed}"
     return InvalidMigration(
         message,
         hint=problem.hint,

@@ -85,7 +85,7 @@ _AS_FOUND = f"""{_IF_FOUND % ""}{_TO_THE_FOUND_ROLE % "true"}
 END"""
 
 
-def remember(*, local: bool) -> str:
+def save_settings_sql(*, local: bool) -> str:
     """Return PL/pgSQL that notes what those who share the session with us have set it to, for `reset`; once only."""
     return f"""
   IF COALESCE(pg_catalog.current_setting('{_FOUND}', true), '') OPERATOR(pg_catalog.=) '' THEN{
@@ -94,28 +94,28 @@ def remember(*, local: bool) -> str:
   END IF;"""
 
 
-def reset(*, shared: bool, remembered: bool = False) -> str:
+def reset(*, shared: bool, saved: bool = False) -> str:
     """Return the statements that take back role and settings: to the defaults, or to what others had set.
 
     `remembered` says that it was noted in this very transaction: if the note is gone, a RESET ALL has taken it away.
     """
-    settings = do_block(_RESTORE % (" EXECUTE 'RESET ALL';" if remembered else "")) if shared else "RESET ALL"
+    settings = do_block(_RESTORE % (" EXECUTE 'RESET ALL';" if saved else "")) if shared else "RESET ALL"
     return f"SET LOCAL statement_timeout = 0; SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; {settings}; "
 
 
-def take_on(role: str | None, *, local: bool) -> str:
+def set_role_sql(role: str | None, *, local: bool) -> str:
     """Return the statement that takes on the configured role, for a transaction or for the session."""
     return "" if role is None else f"SET {'LOCAL ' if local else ''}ROLE {identifier(role)}; "
 
 
-def as_ourselves(role: str | None, *, shared: bool) -> str:
+def own_role_sql(role: str | None, *, shared: bool) -> str:
     """Return the statements by which the rest of a transaction has our own role, whatever its script has set."""
     found = f"{do_block(_AS_FOUND)}; " if shared else ""
-    own = take_on(role, local=True) or f"SET LOCAL ROLE TO DEFAULT; {found}"
+    own = set_role_sql(role, local=True) or f"SET LOCAL ROLE TO DEFAULT; {found}"
     return f"SET LOCAL SESSION AUTHORIZATION DEFAULT; {own}"
 
 
-def leave_no_trace(*, shared: bool, remembered: bool = False) -> str:
+def reset_session_sql(*, shared: bool, saved: bool = False) -> str:
     """Return the statements that take back whatever a script may have done to the session."""
-    taken_back = reset(shared=shared, remembered=remembered)
+    taken_back = reset(shared=shared, saved=saved)
     return f"{taken_back}CLOSE ALL; UNLISTEN *; DISCARD TEMP; DISCARD SEQUENCES; {BEYOND_ROLLBACK}"

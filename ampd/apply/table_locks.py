@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ampd.postgres.connection import Session
     from ampd.postgres.database import Database
 
-    from .prepared import Job
+    from .prepared import Execution
 
 
 T = TypeVar("T")
@@ -37,10 +37,10 @@ _TELL_EVERY_SECS = 5.0
 _ANSWER_SECS = 5.0
 _LOOKS_TO_BE_CERTAIN = 3  # that the server works for a connection no longer
 _SILENCE_SECS = 15.0  # no answer on a second connection for so long: the first one is dead as well
-_FIRST_REST, _LONGEST_REST = 0.1, 5.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 
-class Sight(msgspec.Struct, frozen=True):
+class LockSnapshot(msgspec.Struct, frozen=True):
     """What a second connection sees of the first one's backend, on the server that it was given."""
 
     worker: int | None  # unknown where pg_stat_activity tells nothing, or on another server behind a load balancer
@@ -49,15 +49,17 @@ class Sight(msgspec.Struct, frozen=True):
     queued: int
 
 
-class Watch:
+class LockMonitor:
     """A look over the running migration's shoulder, from a second connection that is opened only when it takes long."""
 
-    def __init__(self, source: Database, session: Session, job: Job, limit: float, spare: Session | None) -> None:
+    def __init__(
+        self, source: Database, session: Session, execution: Execution, limit: float, fallback: Session | None
+    ) -> None:
         self._source = source
         self._session = session
-        self._job = job
+        self._execution = execution
         self._limit = limit
-        self._spare = spare
+        self._fallback = fallback
         self._begun = self._looked = monotonic()
         self._told = 0.0
         self._seen_alive: int | None = None
@@ -65,9 +67,9 @@ class Watch:
         self.blockers: tuple[Blocker, ...] = ()
         self.queued = 0
         self.blocked_secs = 0.0
-        self.out_of_patience: Callable[[], None] | None = None  # called once `limit` was spent blocked
+        self.on_limit: Callable[[], None] | None = None  # called once `limit` was spent blocked
 
-    async def keep(self, first_look: float) -> None:
+    async def run(self, first_look: float) -> None:
         """Look until cancelled; give the first connection up once it is certain to be dead."""
         interval = min(first_look, _LOOK_EVERY_SECS)
         await anyio.sleep(first_look)
@@ -78,17 +80,17 @@ class Watch:
                 await anyio.sleep(interval)
                 continue
             try:
-                async with self._source.second_session(_ANSWER_SECS) as eye:
+                async with self._source.second_session(_ANSWER_SECS) as observer:
                     if self._source.pool_size is None:
                         silent_since = None  # the server has greeted: without an answer we stand in a pooler's queue
-                    sight = await eye.ask(self._question(eye), Sight, timeout=_ANSWER_SECS)
+                    snapshot = await observer.ask(self._question(observer), LockSnapshot, timeout=_ANSWER_SECS)
                 silent_since = None
-                missed = missed + 1 if self._session.busy and self._is_gone(sight) else 0
+                missed = missed + 1 if self._session.busy and self._is_gone(snapshot) else 0
                 if missed >= _LOOKS_TO_BE_CERTAIN:
                     return self._session.give_up("the server no longer works for this connection")
-                self._see(sight)
+                self._take_in(snapshot)
                 # Others may need the connection: it is given back, and asked for less often while nothing happens.
-                longest = _LOOK_EVERY_SECS * (1 if sight.blockers or missed else 5)
+                longest = _LOOK_EVERY_SECS * (1 if snapshot.blockers or missed else 5)
                 interval = min(interval * 1.2, longest)
                 await anyio.sleep(interval)
                 continue
@@ -98,44 +100,46 @@ class Watch:
                     return self._session.give_up(f"the server has not answered for {_SILENCE_SECS:g} s")
             except AmpdError:  # no second connection to be had, which says nothing about the first
                 pass
-            await self._look_from_the_guard()
+            await self._look_from_fallback()
             await anyio.sleep(_LOOK_EVERY_SECS)
 
-    async def _look_from_the_guard(self) -> None:
-        """Look on the connection that holds the turn, for want of another one."""
-        if self._spare is not None:
+    async def _look_from_fallback(self) -> None:
+        """Look on the guard's connection, for want of another one."""
+        if self._fallback is not None:
             with suppress(AmpdError):
                 # The savepoint gives back the locks on catalogs, for which the migration itself might wait.
-                look = f"SAVEPOINT look; {do_block(self._body(self._spare.note))}; ROLLBACK TO look; RELEASE look"
+                look = (
+                    f"SAVEPOINT look; {do_block(self._body(self._fallback.note_sql))}; ROLLBACK TO look; RELEASE look"
+                )
                 async with self._looking:
-                    sight = await self._spare.ask(look, Sight)
-                self._see(sight)
+                    snapshot = await self._fallback.ask(look, LockSnapshot)
+                self._take_in(snapshot)
 
-    async def come_to_an_end(self) -> None:
+    async def finish_look(self) -> None:
         """Let a look from the guard be answered: cut off, it would end the guard's transaction and the lock with it."""
         async with self._looking:
             pass
 
-    def _is_gone(self, sight: Sight) -> bool:
+    def _is_gone(self, snapshot: LockSnapshot) -> bool:
         """Tell whether a backend that was seen at work is no longer."""
-        if sight.alive:
-            self._seen_alive = sight.worker
-        return not sight.alive and sight.worker is not None and sight.worker == self._seen_alive
+        if snapshot.alive:
+            self._seen_alive = snapshot.worker
+        return not snapshot.alive and snapshot.worker is not None and snapshot.worker == self._seen_alive
 
-    def _question(self, eye: Session) -> str:
+    def _question(self, observer: Session) -> str:
         preamble = (
             "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL search_path = pg_catalog, pg_temp; "
             "SET LOCAL statement_timeout = '5s'"
         )
-        return f"{preamble}; {do_block(self._body(eye.note))}; COMMIT"
+        return f"{preamble}; {do_block(self._body(observer.note_sql))}; COMMIT"
 
     def _body(self, note: Callable[[str], str]) -> str:
         pid = str(self._session.backend_pid)
         if self._session.backend_pid is None:  # until a transaction has told it, only the label tells the backend
-            label = literal(advisory_lock.label_sql(self._job.history.lock_key, self._job.script.migration.label))
+            label = literal(advisory_lock.label_sql(self._execution.history.lock_key, self._execution.migration.label))
             mine = f"starts_with(query, {label}) AND backend_type = 'client backend' AND datname = current_database()"
             pid = f"(SELECT pid FROM pg_stat_activity WHERE {mine} ORDER BY state = 'active' DESC LIMIT 1)"
-        sight = """jsonb_build_object('worker', worker,
+        snapshot = """jsonb_build_object('worker', worker,
     'alive', EXISTS (SELECT FROM pg_stat_activity WHERE pid = worker AND state IS DISTINCT FROM 'idle'),
     'queued', (SELECT count(*) FROM pg_stat_activity
                WHERE wait_event_type = 'Lock' AND worker = ANY (pg_blocking_pids(pid))),
@@ -148,33 +152,34 @@ class Watch:
       LEFT JOIN pg_stat_activity a ON a.pid = b.pid))"""
         path = "PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true)"
         return f"""DECLARE worker integer; BEGIN {path};
-  PERFORM pg_stat_clear_snapshot(); worker := {pid}; {note(sight)} END"""
+  PERFORM pg_stat_clear_snapshot(); worker := {pid}; {note(snapshot)} END"""
 
-    def _see(self, sight: Sight) -> None:
+    def _take_in(self, snapshot: LockSnapshot) -> None:
         since, self._looked = self._looked, monotonic()
-        if not sight.blockers:
+        if not snapshot.blockers:
             return
         self.blocked_secs += self._looked - since
         self.blockers = tuple(
-            msgspec.structs.replace(blocker, own_pool=self._source.owns_pid(blocker.pid)) for blocker in sight.blockers
+            msgspec.structs.replace(blocker, own_pool=self._source.owns_pid(blocker.pid))
+            for blocker in snapshot.blockers
         )
-        self.queued = sight.queued
+        self.queued = snapshot.queued
         now = monotonic()
         if now - self._begun >= _QUIET_SECS and now - self._told >= _TELL_EVERY_SECS:
             self._told = now
-            self._job.on_event(
+            self._execution.on_event(
                 Blocked(
-                    version=self._job.script.migration.version,
+                    version=self._execution.migration.version,
                     waited=now - self._begun,
                     limit=self._limit,
                     blockers=self.blockers,
                     queued=self.queued,
                 )
             )
-        if self.out_of_patience and self.blocked_secs > self._limit:
-            self.out_of_patience()
+        if self.on_limit and self.blocked_secs > self._limit:
+            self.on_limit()
 
-    def said(self) -> str:
+    def blockers_text(self) -> str:
         """Return who was in the way when last seen, a line each."""
         if not self.blockers:
             return ""
@@ -196,11 +201,11 @@ class Watch:
 async def with_lock_retries(
     source: Database,
     session: Session,
-    job: Job,
-    attempt: Callable[[Session, Job], Awaitable[None]],
+    execution: Execution,
+    attempt: Callable[[Session, Execution], Awaitable[None]],
     *,
     at_length: AmpdError | None = None,
-    spare: Session | None = None,
+    fallback: Session | None = None,
 ) -> None:
     """Make attempts, each under `lock_timeout_secs`, until one succeeds or `lock_retry_secs` have passed.
 
@@ -211,31 +216,31 @@ async def with_lock_retries(
     Raises:
         LockTimeout: no attempt succeeded in time; says who was in the way.
     """
-    limit, begun, rest = job.patience.lock_retry_secs, monotonic(), _FIRST_REST
-    watch = Watch(source, session, job, limit, spare)
-    first_look = _QUIET_SECS if at_length else min(_QUIET_SECS, job.lock_timeout_secs / 2 or _QUIET_SECS)
-    with anyio.CancelScope() as patience:
+    limit, begun, pause = execution.limits.lock_retry_secs, monotonic(), _FIRST_PAUSE
+    monitor = LockMonitor(source, session, execution, limit, fallback)
+    first_look = _QUIET_SECS if at_length else min(_QUIET_SECS, execution.lock_timeout_secs / 2 or _QUIET_SECS)
+    with anyio.CancelScope() as scope:
         if at_length is not None:
-            watch.out_of_patience = patience.cancel
-        async with alongside(partial(watch.keep, first_look)):
+            monitor.on_limit = scope.cancel
+        async with alongside(partial(monitor.run, first_look)):
             while True:
-                await session.reopen()  # nothing is held: one that was given up, or lost in a rest, is no loss
+                await session.reopen()  # nothing is held: one that was given up, or lost in a pause, is no loss
                 session.backend_pid = None  # behind a pooler it can be another one each time
                 try:
-                    await attempt(session, job)
-                    return await watch.come_to_an_end()
+                    await attempt(session, execution)
+                    return await monitor.finish_look()
                 except LockUnavailable as busy:
                     waited = monotonic() - begun
-                    pause = rest * random.uniform(0.5, 1.5)
-                    if waited + pause >= limit:
-                        raise _gave_up(busy.error, watch, waited) from busy
-                    version = job.script.migration.version
-                    job.on_event(LockRetry(version=version, delay=pause, waited=waited, limit=limit))
-                await _stay_awake(session, pause)
-                rest = min(rest * 2, _LONGEST_REST)
+                    delay = pause * random.uniform(0.5, 1.5)
+                    if waited + delay >= limit:
+                        raise _lock_timeout_error(busy.error, monitor, waited) from busy
+                    version = execution.migration.version
+                    execution.on_event(LockRetry(version=version, delay=delay, waited=waited, limit=limit))
+                await _stay_awake(session, delay)
+                pause = min(pause * 2, _LONGEST_PAUSE)
     assert at_length is not None
     await session.recover()
-    raise _gave_up(at_length, watch, watch.blocked_secs)
+    raise _lock_timeout_error(at_length, monitor, monitor.blocked_secs)
 
 
 async def _stay_awake(session: Session, secs: float) -> None:
@@ -272,11 +277,11 @@ async def alongside(task: Callable[[], Coroutine[Any, Any, None]]) -> AsyncItera
         raise raised
 
 
-def _gave_up(error: AmpdError, watch: Watch, waited: float) -> LockTimeout:
+def _lock_timeout_error(error: AmpdError, monitor: LockMonitor, waited: float) -> LockTimeout:
     return LockTimeout(
-        f"{error.message}; gave up after {waited:.1f} s{watch.said()}",
-        hint=f"{watch.hint()}; {error.hint}",
-        blockers=watch.blockers,
+        f"{error.message}; gave up after {waited:.1f} s{monitor.blockers_text()}",
+        hint=f"{monitor.hint()}; {error.hint}",
+        blockers=monitor.blockers,
         version=error.version,
         file=error.file,
         line=error.line,

@@ -177,7 +177,7 @@ def resolve(
         None of it is left: forget it, and let the next `ampd migrate` run it from the beginning.
     """
     from ampd import migrator
-    from ampd.plan import Settlement
+    from ampd.plan import Resolution
 
     if applied == rolled_back:
         raise ConfigError(
@@ -186,9 +186,9 @@ def resolve(
         )
     progress = new_progress()
     metadata_db = _configure(config, migrations)
-    settlement = Settlement.APPLIED if applied else Settlement.ROLLED_BACK
-    found = run_to_end(progress, lambda: migrator.resolve(metadata_db, version, settlement, on_event=progress))
-    print_result(f"{found.database}: version {version} is recorded as {settlement.value}; {found.summary()}")
+    resolution = Resolution.APPLIED if applied else Resolution.ROLLED_BACK
+    found = run_to_end(progress, lambda: migrator.resolve(metadata_db, version, resolution, on_event=progress))
+    print_result(f"{found.database}: version {version} is recorded as {resolution.value}; {found.summary()}")
     return 0
 
 
@@ -285,7 +285,7 @@ def _outcome(arguments: Sequence[str]) -> int:
         try:
             return int(app.meta(list(arguments), exit_on_error=False, print_error=False) or 0)
         except CycloptsError as error:
-            raise _bad_command_line(error) from None
+            raise _command_line_error(error) from None
     except AmpdError as error:
         if wants_json(arguments):
             known = error.report
@@ -301,7 +301,7 @@ def _outcome(arguments: Sequence[str]) -> int:
         return 1
 
 
-def _bad_command_line(error: CycloptsError) -> ConfigError:
+def _command_line_error(error: CycloptsError) -> ConfigError:
     message = str(error).removesuffix(".")
     if isinstance(error, UnusedCliTokensError):
         message = f"unexpected argument: {' '.join(error.unused_tokens or ())}"
@@ -331,12 +331,12 @@ def _configure(
 def _examined(found: Status, *, check: bool, json: bool) -> int:
     """Print what `--check` and `--dry-run` have found, by the very plan that a run would follow."""
     from ampd.apply.prepared import prepare, warnings
-    from ampd.migrator import refuse_conflicts
+    from ampd.migrator import check_conflicts
     from ampd.report import Report, dry_run_text, examined_json, pending_of, still_pending
 
     plan = found.plan
     try:
-        refuse_conflicts(plan)
+        check_conflicts(plan)
         for warning in warnings(plan, prepare(plan.pending)):
             say(f"warning: {warning}")
     except AmpdError as error:

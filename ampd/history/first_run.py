@@ -128,7 +128,7 @@ def tool_of(table: Table) -> Tool | None:
     return None
 
 
-async def look_around(session: Session, history: History, *, packaged: bool, role: str | None = None) -> Neighbours:
+async def read_neighbours(session: Session, history: History, *, packaged: bool, role: str | None = None) -> Neighbours:
     """Ask what else there is, in one round trip and in a read-only transaction; nothing but the catalog is read.
 
     Args:
@@ -163,7 +163,7 @@ BEGIN
   PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true),
           pg_catalog.set_config('lock_timeout', '{READ_LOCK_SECS}s', true),
           pg_catalog.set_config('statement_timeout', '30s', true);
-  {session.note(document)}
+  {session.note_sql(document)}
 END"""
     return f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {do_block(body)}; COMMIT"
 

@@ -20,7 +20,7 @@ from ampd.migration import AppliedMigration
 from ampd.postgres.quoting import do_block, identifier, literal
 
 from .table import LOCK, REPLACED, TABLE, History
-from .trust import COLUMNS, FIRES, LAST, MAY_FIRE, OF_COLUMNS, PLAIN, SHAPED, alterations_message, trusted_owner_sql
+from .trust import COLUMNS, FIRES, LAST, MAY_FIRE, OF_COLUMNS, PLAIN, SHAPED, alterations_sql, trusted_owner_sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,7 +72,7 @@ class _Answer(msgspec.Struct, frozen=True):
 
 
 async def read(session: Session, schema: str | None, *, role: str | None = None, who: str | None = None) -> History:
-    """Read the history in one round trip, in a read-only transaction; with `who` (a schema) also who has its turn.
+    """Read the history in one round trip, in a read-only transaction; with `who` (a schema) also who holds its lock.
 
     `role` is the configured one: the history is read as it, by those who may, and is trusted if it owns it.
 
@@ -82,34 +82,36 @@ async def read(session: Session, schema: str | None, *, role: str | None = None,
             search path.
     """
     try:
-        answer = await session.ask(_read_message(session, schema, role, who), _Answer)
+        answer = await session.ask(_read_sql(session, schema, role, who), _Answer)
         applied = tuple(row.migration() for row in answer.rows or ())
     except (msgspec.ValidationError, ValueError) as error:
-        raise _not_ours(f"{TABLE} in {schema or 'the search path'}", f"a row of it cannot be read: {error}") from error
+        raise _not_ours_error(
+            f"{TABLE} in {schema or 'the search path'}", f"a row of it cannot be read: {error}"
+        ) from error
     history = msgspec.structs.replace(answer.history, role=role, applied=applied)
     session.role, session.pooled = history.user, history.pid != session.server_pid
     if history.schema is None:
-        raise _leads_nowhere(history.user, await session.ask(_path_message(session), _SearchPath))
+        raise _search_path_error(history.user, await session.ask(_path_sql(session), _SearchPath))
     if (table := history.table) is not None:
         if table.trusted and not table.unaltered:
-            alterations = await session.ask(alterations_message(session, table.oid), list[str])
-            raise _not_ours(history.name, f"it {', and '.join(alterations)}")
-        _insist_on_trust(history, table)
+            alterations = await session.ask(alterations_sql(session, table.oid), list[str])
+            raise _not_ours_error(history.name, f"it {', and '.join(alterations)}")
+        _check_trust(history, table)
     if answer.fit is False or len(history.applied) > _MOST_ROWS:
-        raise _not_ours(
+        raise _not_ours_error(
             history.name, f"it has rows of a size, or more than {_MOST_ROWS} rows, that ampd has not written"
         )
     return history
 
 
-def _insist_on_trust(history: History, table: Table) -> None:
+def _check_trust(history: History, table: Table) -> None:
     """Refuse a history table that is not to be believed, or not to be read.
 
     Raises:
         PermissionDenied: its owner is not trusted, or it is not readable for us.
     """
     if not table.trusted:
-        raise _strange(history, table.owner)
+        raise _stranger_error(history, table.owner)
     if not table.readable:
         me = identifier(history.user)
         raise PermissionDenied(
@@ -128,7 +130,7 @@ class _SearchPath(msgspec.Struct, frozen=True):
     schemas: tuple[tuple[str, bool], ...]
 
 
-def _path_message(session: Session) -> str:
+def _path_sql(session: Session) -> str:
     document = r"""jsonb_build_object('text', path, 'schemas', (
     SELECT coalesce(jsonb_agg(jsonb_build_array(name, to_regnamespace(name) IS NOT NULL) ORDER BY position), '[]')
     FROM regexp_matches(path, '("(?:[^"]|"")*"|[^",\s]+)', 'g') WITH ORDINALITY _ (word, position),
@@ -139,11 +141,11 @@ DECLARE
   path pg_catalog.text := pg_catalog.current_setting('search_path');
 BEGIN
   PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
-  {session.note(document)}
+  {session.note_sql(document)}
 END""")
 
 
-def _leads_nowhere(user: str, path: _SearchPath) -> ConfigError | PermissionDenied:
+def _search_path_error(user: str, path: _SearchPath) -> ConfigError | PermissionDenied:
     """Return the error for a search path on which there is no schema that the role may use."""
     role, otherwise = identifier(user), "or set metadata_db.schema"
     shown = f"the search path of role {user} ({path.text or 'empty'})"
@@ -158,7 +160,7 @@ def _leads_nowhere(user: str, path: _SearchPath) -> ConfigError | PermissionDeni
     return ConfigError(f"{shown} names no schema that exists", hint=f"{hint}; {otherwise}")
 
 
-def _not_ours(name: str, why: str) -> ConfigError:
+def _not_ours_error(name: str, why: str) -> ConfigError:
     return ConfigError(
         f"{name} is not ampd's history table, or was changed by hand: {why}",
         hint="undo the change; or if another program has made the table, keep the history in a schema of its own "
@@ -166,7 +168,7 @@ def _not_ours(name: str, why: str) -> ConfigError:
     )
 
 
-def _strange(history: History, owner: str) -> PermissionDenied:
+def _stranger_error(history: History, owner: str) -> PermissionDenied:
     return PermissionDenied(
         f"the history table {history.name} belongs to {owner}, and so is not trusted: that is neither {history.user}, "
         "nor a superuser, nor the owner of the database, nor the role in metadata_db.migrations.role",
@@ -198,7 +200,7 @@ def remarks(history: History) -> Iterator[str]:
         )
 
 
-def _read_message(session: Session, schema: str | None, role: str | None, who: str | None) -> str:
+def _read_sql(session: Session, schema: str | None, role: str | None, who: str | None) -> str:
     # Nothing may be looked up on the search path before the block has replaced it, types included; and every catalog
     # that a fresh backend need not open saves a tenth of a millisecond.
     places = "pg_catalog.current_schemas(false)" if schema is None else f"ARRAY[{literal(schema)}::pg_catalog.name]"
@@ -215,7 +217,7 @@ def _read_message(session: Session, schema: str | None, role: str | None, who: s
     'role_refused', refused,
     'holder_known', {"false" if who is None else "true"}, 'holder', {holder}))"""
     # Who only reads need not be a member of the role.
-    take_on = f"""
+    set_role_sql = f"""
   BEGIN
     PERFORM pg_catalog.set_config('role', {literal(role)}, true);
   EXCEPTION WHEN OTHERS THEN refused := SQLERRM;
@@ -242,7 +244,7 @@ DECLARE
   applied pg_catalog.jsonb;
   fit pg_catalog.bool;
   mark pg_catalog.text;
-BEGIN{take_on if role else ""}
+BEGIN{set_role_sql if role else ""}
   PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true),
           pg_catalog.set_config('bytea_output', 'hex', true),
           pg_catalog.set_config('datestyle', 'ISO', true),
@@ -293,7 +295,7 @@ BEGIN{take_on if role else ""}
               FROM ONLY %1$I.{TABLE} h LIMIT {_MOST_ROWS + 1}) h', place, mark, home::oid) INTO applied, fit;
     END IF;
   END IF;
-  {session.note(document)}
+  {session.note_sql(document)}
 END"""
     # The limit on a statement that runs is the one that held when it began.
     begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = '30s'"

@@ -8,7 +8,7 @@ from ampd.advisory_lock import BUSY, LockTaken
 from ampd.display import one_line
 from ampd.errors import MigrationConflict, MigrationFailed, PermissionDenied
 from ampd.plan import is_another_projects
-from ampd.postgres.failures import read_only
+from ampd.postgres.failures import read_only_error
 from ampd.postgres.quoting import identifier
 
 from .table import ALTERED, EMPTIED, LOCK, MOVED, REPLACED
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _COLLISIONS = ("23505", "42P01", "42P07", "42P06")
 
 
-def refuse_to_write(history: History) -> None:
+def check_writable(history: History) -> None:
     """Refuse to write to a server that takes no writes, or without the configured role.
 
     Raises:
@@ -43,15 +43,15 @@ def refuse_to_write(history: History) -> None:
             hint=f"as a superuser: GRANT {role} TO {me}; or correct metadata_db.migrations.role",
         )
     if history.read_only:
-        raise read_only(f"{history.address} takes no writes: a standby, or read-only by default")
+        raise read_only_error(f"{history.address} takes no writes: a standby, or read-only by default")
 
 
-def turned_away(error: ServerError, history: History) -> Exception | None:
+def refusal_error(error: ServerError, history: History) -> Exception | None:
     """Return what it means that the history could not be entered; None for any other error."""
     if error.sqlstate in (BUSY, MOVED, REPLACED) or (error.sqlstate == ALTERED and history.table is not None):
         return LockTaken(error.message)  # reading it again tells what has become of it
     if error.sqlstate in _COLLISIONS:
-        return LockTaken(error.message, unless=unwritable(error, history))
+        return LockTaken(error.message, unless=unwritable_error(error, history))
     return None
 
 
@@ -76,7 +76,7 @@ def harm(error: ServerError, history: History) -> str | None:
     return f"ampd's history table {history.name} {what} while this migration ran"
 
 
-def unwritable(error: ServerError, history: History) -> AmpdError:
+def unwritable_error(error: ServerError, history: History) -> AmpdError:
     """Return the error for a server that has refused what it is asked with every migration, whoever is to blame."""
     return MigrationFailed(
         f"the history table {history.name} could not be written: {error.message} (SQLSTATE {error.sqlstate})",
@@ -99,8 +99,8 @@ def check_project(found: Plan, *, history: str, packaged: bool) -> None:
     """
     if not is_another_projects(found):
         return
-    files = [step.migration for step in found.steps if step.migration]
-    rows = [step.applied for step in found.steps if step.applied]
+    files = [info.migration for info in found.migrations if info.migration]
+    rows = [info.applied for info in found.migrations if info.applied]
     last = max(rows, key=lambda row: row.finished_at or row.started_at)
     folders = {file.file.rpartition("/")[0] for file in files}
     place = f" of {folders.pop()}" if len(folders) == 1 and all(folders) else " at hand"

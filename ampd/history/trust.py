@@ -58,7 +58,7 @@ MAY_FIRE = "(c.relhastriggers OR c.relhasrules)"
 FIRES = "(EXISTS (SELECT FROM pg_trigger WHERE tgrelid = {0}) OR EXISTS (SELECT FROM pg_rewrite WHERE ev_class = {0}))"
 
 
-def alterations_message(session: Session, oid: int) -> str:
+def alterations_sql(session: Session, oid: int) -> str:
     """Return the question what on a table is not as ampd has made it, in words, as `list[str]`."""
     wanted = ", ".join(f"({place}, '{name}', '{kind}')" for place, (name, kind) in enumerate(COLUMNS.items()))
     document = f"""(SELECT coalesce(jsonb_agg(what), '[]') FROM (
@@ -84,7 +84,6 @@ def alterations_message(session: Session, oid: int) -> str:
       UNION ALL SELECT format('has the index %I with an expression or a condition', relname)
         FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
         WHERE indrelid = {oid} AND (indexprs IS NOT NULL OR indpred IS NOT NULL) LIMIT 10) _ (what))"""
-    body = (
-        f"BEGIN PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true); {session.note(document)} END"
-    )
+    pin = "PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);"
+    body = f"BEGIN {pin} {session.note_sql(document)} END"
     return f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {do_block(body)}; COMMIT"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .table import History
 
 
-def enter(history: History, *parts: str) -> str:
+def enter_sql(history: History, *parts: str) -> str:
     """Return PL/pgSQL for the beginning of a transaction that writes the history, under the lock.
 
     It makes sure that the history is ours to write and as it was when it was read, or makes one where there was none,
@@ -30,7 +30,7 @@ def enter(history: History, *parts: str) -> str:
     if history.table_exists:
         finished = sum(1 for row in history.applied if row.finished_at is not None)
         newest = max((row.version for row in history.applied), default=-1)
-        begin = f"""{_look(history)}
+        begin = f"""{_check_table_sql(history)}
     IF (SELECT count(*) <> {len(history.applied)} OR count(h.finished_at) <> {finished}
           OR COALESCE(max(h.version), -1) <> {newest} FROM ONLY {history.name} h) THEN
       RAISE EXCEPTION 'the history has moved' USING ERRCODE = '{MOVED}';
@@ -40,7 +40,7 @@ def enter(history: History, *parts: str) -> str:
         begin = f"""
     IF EXISTS (SELECT FROM pg_class c WHERE {_is_named(history)}) THEN
       RAISE EXCEPTION 'the history has moved' USING ERRCODE = '{MOVED}';
-    END IF;{_create(history)}{_look(history)}"""
+    END IF;{_create_sql(history)}{_check_table_sql(history)}"""
     return f"""
   DECLARE
     path pg_catalog.text := pg_catalog.current_setting('search_path');
@@ -62,7 +62,7 @@ def _is_named(history: History) -> str:
     )
 
 
-def _look(history: History) -> str:
+def _check_table_sql(history: History) -> str:
     """Return PL/pgSQL that locks the history against change, and makes sure that it is the one that was read, and ours.
 
     Whatever could run with a write to it would run with our rights. Wants the search path to be pinned.
@@ -95,7 +95,7 @@ def _look(history: History) -> str:
     END;"""
 
 
-def _create(history: History) -> str:
+def _create_sql(history: History) -> str:
     assert history.schema is not None
     # CREATE SCHEMA wants the right to create one even where it exists: only when it does not.
     schema = "" if history.schema_exists else f"\n    CREATE SCHEMA {identifier(history.schema)};"
@@ -105,7 +105,7 @@ def _create(history: History) -> str:
         for name, kind in COLUMNS.items()
         if name != LAST
     )
-    return _for_event_triggers(f"""{schema}
+    return _for_event_triggers_sql(f"""{schema}
     CREATE TABLE {history.name} (
       {columns}
     );
@@ -116,13 +116,13 @@ def _create(history: History) -> str:
 _SPELT = {"text": "pg_catalog.text", "bytea": "pg_catalog.bytea"}
 
 
-def _for_event_triggers(definitions: str) -> str:
+def _for_event_triggers_sql(definitions: str) -> str:
     """Return a part of `enter` that defines something with the search path that others' event triggers may rely on."""
     return f"""
     PERFORM set_config('search_path', path, true);{definitions}{_PIN}"""
 
 
-def insert(history: History, migration: Migration) -> str:
+def insert_sql(history: History, migration: Migration) -> str:
     """Return a part of `enter` that records a migration as started."""
     return f"""
     INSERT INTO {history.name} (version, name, checksum, started_at, statements_done, applied_by, ampd_version)
@@ -130,14 +130,14 @@ def insert(history: History, migration: Migration) -> str:
             clock_timestamp(), 0, CURRENT_USER, '{VERSION}');"""
 
 
-def make_room(history: History) -> str:
+def make_room_sql(history: History) -> str:
     """Return a part of `enter` that adds the one column that resuming needs, when the first such migration comes."""
     add = f"""
       ALTER TABLE {history.name} ADD COLUMN {LAST} pg_catalog.bytea;
       COMMENT ON COLUMN {history.name}.{LAST} IS
         'SHA-256 of the statements that a no-transaction migration has begun or done; null once it is finished';"""
     return f"""
-    IF NOT {_has_room(history)} THEN{_for_event_triggers(add)}
+    IF NOT {_has_room(history)} THEN{_for_event_triggers_sql(add)}
     END IF;"""
 
 
@@ -146,25 +146,25 @@ def _has_room(history: History) -> str:
                    AND attname = '{LAST}' AND NOT attisdropped)"""
 
 
-class Mark(msgspec.Struct, frozen=True):
+class Checkpoint(msgspec.Struct, frozen=True):
     """How far a no-transaction migration has come: statements done, and the checksum of all that were begun."""
 
     done: int
     checksum: bytes | None
 
 
-def advance(history: History, migration: Migration, was: Mark, now: Mark) -> str:
+def advance_sql(history: History, migration: Migration, was: Checkpoint, now: Checkpoint) -> str:
     """Return PL/pgSQL that ends a transaction with the record how far a no-transaction migration has come.
 
     It fails if another runner has gone on with it. That can be: what a runner has sent may reach the server long after
     it was given up for dead.
     """
-    return _from(history, migration, was, f"statements_done = {now.done}, {LAST} = {_hex(now.checksum)}")
+    return _update_sql(history, migration, was, f"statements_done = {now.done}, {LAST} = {_hex(now.checksum)}")
 
 
-def finish_stepwise(history: History, migration: Migration, was: Mark, statements: int) -> str:
+def finish_no_transaction_sql(history: History, migration: Migration, was: Checkpoint, statements: int) -> str:
     """Return PL/pgSQL that ends a transaction with the record that a no-transaction migration is done."""
-    return _from(
+    return _update_sql(
         history,
         migration,
         was,
@@ -173,9 +173,9 @@ def finish_stepwise(history: History, migration: Migration, was: Mark, statement
     )
 
 
-def _from(history: History, migration: Migration, was: Mark, change: str) -> str:
+def _update_sql(history: History, migration: Migration, was: Checkpoint, change: str) -> str:
     begun = was.checksum.hex() if was.checksum else ""
-    return f"""{_PIN}{_look(history)}
+    return f"""{_PIN}{_check_table_sql(history)}
     UPDATE ONLY {history.name} SET {change}
      WHERE version = {migration.version} AND finished_at IS NULL
        AND statements_done = {was.done} AND COALESCE(encode({LAST}, 'hex'), '') = '{begun}';
@@ -193,7 +193,7 @@ def _hex(checksum: bytes | None) -> str:
     return "NULL" if checksum is None else f"decode('{checksum.hex()}', 'hex')"
 
 
-def settle(history: History, version: int, migration: Migration | None, statements: int, *, applied: bool) -> str:
+def resolve_sql(history: History, version: int, migration: Migration | None, statements: int, *, applied: bool) -> str:
     """Return a part of `enter` that ends an interrupted migration by a person's word: as applied, or as never begun."""
     this = f"WHERE version = {version} AND finished_at IS NULL"
     if not applied:
@@ -211,7 +211,7 @@ def settle(history: History, version: int, migration: Migration | None, statemen
     END IF;"""
 
 
-def finish(history: History, migration: Migration, statements: int) -> str:
+def finish_sql(history: History, migration: Migration, statements: int) -> str:
     """Return a statement that records a migration as finished, in the transaction that started it and in no other."""
     # Nobody else could change it since `enter` has locked it.
     there = _has_row(history, migration.version)

@@ -15,7 +15,16 @@ from ampd.display import folded
 from ampd.errors import ConfigError, ConnectionFailed, NoAnswer
 from ampd.events import OnEvent, ServerMessage, ignore
 
-from .failures import BROKEN, LOST, RUN_AGAIN, SESSION_LIMITS, lost, malformed, reason_lost, translate
+from .failures import (
+    BROKEN,
+    LOST,
+    RUN_AGAIN,
+    SESSION_LIMITS,
+    lost_error,
+    malformed_error,
+    reason_lost,
+    translated_error,
+)
 from .quoting import do_block
 from .server_error import ServerError
 
@@ -29,16 +38,16 @@ Pool: TypeAlias = asyncpg.Pool
 APPLICATION_NAME = "ampd"
 CONNECT_TIMEOUT_SECS = 10.0
 ANSWER_SECS = 15.0  # for a question that takes milliseconds
-GOODBYE_SECS = 0.7  # for a rollback or a farewell while being cancelled; after that the socket is just closed
+CLOSE_TIMEOUT_SECS = 0.7  # for a rollback or a farewell while being cancelled; after that the socket is just closed
 _UNLIMITED_SECS = 315_360_000.0  # with no timeout at all the driver takes a pool's command_timeout
 # A dead peer is noticed within IDLE + INTERVAL x COUNT seconds on either side.
 KEEPALIVE = {"idle": 5, "interval": 2, "count": 3}
 
 
-def patience() -> float:
+def close_timeout() -> float:
     """Return how many seconds a rollback or a farewell may take: few while the task is being cancelled."""
     task = asyncio.current_task()
-    return GOODBYE_SECS if task is not None and task.cancelling() else ANSWER_SECS
+    return CLOSE_TIMEOUT_SECS if task is not None and task.cancelling() else ANSWER_SECS
 
 
 def check_event_loop() -> None:
@@ -76,14 +85,14 @@ class Session:
         self.pooled = False  # whether a pooler stands before the server; known once a backend has told its process id
         self._redact = redact
         self.role = role
-        self._mark = token_hex(8)
+        self._nonce = token_hex(8)
         self._on_note: Callable[[str], None] | None = None
         self._on_event: OnEvent = ignore
         self._speech = anyio.CancelScope()  # around the message that is being answered
         self._raised: Exception | None = None  # by whom its notices were told to
-        self._speaking = anyio.Lock()  # one message at a time: a guard is spoken to by two tasks
+        self._sending = anyio.Lock()  # one message at a time: a guard is spoken to by two tasks
         self.busy = False
-        self.given_back = False
+        self.released = False
         self.connections = 0  # how many it has had so far
         self._take(connection)
 
@@ -97,7 +106,7 @@ class Session:
         self.has_answered = False  # to any message since its greeting
         self._unanswered = False  # cancelled: only the next answer tells where the transaction stands
         self.backend_pid: int | None = None  # of the running transaction: behind a pooler not that of the connection
-        connection.add_log_listener(self._hear)
+        connection.add_log_listener(self._on_message)
 
     async def reopen(self) -> bool:
         """Open another connection if this one is gone, and return whether it was; nothing of its session is left.
@@ -126,7 +135,7 @@ class Session:
             ConnectionFailed: the connection was lost.
             Exception: whatever `on_note` or `on_event` has raised; the message is cancelled.
         """
-        async with self._speaking:
+        async with self._sending:
             self._on_note, self._on_event = on_note, on_event
             self.busy = self._unanswered = True
             self._raised = None
@@ -145,14 +154,14 @@ class Session:
                 sqlstate = getattr(said, "sqlstate", None)
                 if sqlstate in SESSION_LIMITS and not self._given_up:
                     raise ServerError(said, self._redact, self.role) from error
-                raise lost(self._given_up or reason_lost(said), self._redact, sqlstate) from error
+                raise lost_error(self._given_up or reason_lost(said), self._redact, sqlstate) from error
             except asyncpg.PostgresError as error:
                 self._unanswered, self.has_answered = False, True
                 tells = self._redact(str(error)) != str(error)  # a traceback would show the driver's own words as well
                 raise ServerError(error, self._redact, self.role) from (None if tells else error)
             except Exception as error:  # what the driver falls over in an answer that no PostgreSQL gives
                 terminate(self.connection)
-                raise malformed(error) from error
+                raise malformed_error(error) from error
             finally:
                 self._on_event = ignore
                 if not self._unanswered:  # else notes that are on their way still tell how far it came
@@ -161,17 +170,17 @@ class Session:
         if self._raised is not None:
             raise self._raised
 
-    def note(self, expression: str) -> str:
+    def note_sql(self, expression: str) -> str:
         """Return a PL/pgSQL statement that sends the value of an SQL expression to `on_note`."""
-        return f"RAISE INFO '{self._mark} %', {expression};"
+        return f"RAISE INFO '{self._nonce} %', {expression};"
 
-    def note_pid(self) -> str:
+    def note_pid_sql(self) -> str:
         """Return a PL/pgSQL statement that sends `pid` and the backend's process id to `on_note`."""
-        return self.note("pg_catalog.concat('pid ', pg_catalog.pg_backend_pid())")
+        return self.note_sql("pg_catalog.concat('pid ', pg_catalog.pg_backend_pid())")
 
-    def marker(self, text: str) -> str:
+    def marker_sql(self, text: str) -> str:
         """Return the shortest SQL statement that sends a constant (of plain characters) to `on_note`."""
-        return f"DO 'BEGIN RAISE INFO ''{self._mark} {text}''; END'"
+        return f"DO 'BEGIN RAISE INFO ''{self._nonce} {text}''; END'"
 
     def give_up(self, reason: str) -> None:
         """Close the connection under a `run` that would wait for ever; it raises ConnectionFailed for this reason."""
@@ -193,14 +202,14 @@ class Session:
             raise NoAnswer(f"the server has not answered for {timeout:g} s", hint=RUN_AGAIN) from error
         except ServerError as error:
             await self.recover()
-            raise translate(error) from error
+            raise translated_error(error) from error
         try:
             return msgspec.json.decode(answers[-1], type=kind)
         except msgspec.ValidationError:
             raise
         except (IndexError, msgspec.DecodeError, RecursionError) as error:
             terminate(self.connection)
-            raise malformed(error) from error
+            raise malformed_error(error) from error
 
     async def greet(self, timeout: float) -> None:
         """Make sure that a server stands behind the connection.
@@ -208,7 +217,7 @@ class Session:
         Raises:
             NoAnswer: none has answered within `timeout` seconds.
         """
-        await self.ask(do_block(f"BEGIN {self.note('pg_catalog.pg_backend_pid()')} END"), int, timeout=timeout)
+        await self.ask(do_block(f"BEGIN {self.note_sql('pg_catalog.pg_backend_pid()')} END"), int, timeout=timeout)
 
     async def recover(self, resets: str = "") -> bool:
         """End a failed transaction, even while being cancelled; False if the connection is gone, for `reopen`.
@@ -220,7 +229,7 @@ class Session:
         if not self._unanswered and not self.connection.is_in_transaction():
             return True
         try:
-            with anyio.CancelScope(shield=True), anyio.fail_after(patience()):
+            with anyio.CancelScope(shield=True), anyio.fail_after(close_timeout()):
                 await self.connection.execute(f"ROLLBACK; {resets}", timeout=_UNLIMITED_SECS)
                 self._unanswered = False
         except (*BROKEN, asyncpg.PostgresError):
@@ -238,19 +247,19 @@ class Session:
         except asyncpg.InterfaceError:  # its pool knew first, and has taken it back
             return True
 
-    def hush(self) -> None:
+    def ignore_messages(self) -> None:
         """Stop hearing notices: a pool wants its connections back as they were."""
         if not self.is_closed():
-            self.connection.remove_log_listener(self._hear)
+            self.connection.remove_log_listener(self._on_message)
 
-    def _hear(self, _: object, message: Any) -> None:
+    def _on_message(self, _: object, message: Any) -> None:
         text: str = message.message or ""
         try:
-            if message.severity_en == "INFO" and text.startswith(self._mark):
+            if message.severity_en == "INFO" and text.startswith(self._nonce):
                 if len(text) > _LARGEST_NOTE:
-                    raise malformed(f"a note of {len(text)} characters")
+                    raise malformed_error(f"a note of {len(text)} characters")
                 if self._on_note:
-                    self._on_note(text[len(self._mark) + 1 :])
+                    self._on_note(text[len(self._nonce) + 1 :])
             else:
                 severity = message.severity_en or message.severity or "NOTICE"
                 self._on_event(ServerMessage(severity=severity, message=folded(self._redact(text))))

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import asyncpg
 
-from ampd.backoff import QUIET_SECS, Patience
+from ampd.backoff import QUIET_SECS, Backoff
 from ampd.config import MetadataDb
 from ampd.database_url import DatabaseUrl, way_to_url
 from ampd.errors import AmpdError, ConfigError, ConnectionFailed, NoAnswer
 from ampd.events import OnEvent, Retrying, WaitingForConnection, Warned, ignore
 from ampd.redaction import Hidden, discreet, without_frames
 
-from .connection import CONNECT_TIMEOUT_SECS, GOODBYE_SECS, Session, patience, terminate
-from .failures import BROKEN, DRIVER, failure_of, is_full
+from .connection import CLOSE_TIMEOUT_SECS, CONNECT_TIMEOUT_SECS, Session, close_timeout, terminate
+from .failures import BROKEN, DRIVER, connection_error_of, is_full
 from .libpq import driver_arguments
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .connection import Pool, T
 
 
-class NotNow(Exception):
+class ConnectionsBusy(Exception):
     """Others have the connections that a run needs; nothing was begun. `failure` is what to raise if it stays so."""
 
     def __init__(self, failure: AmpdError) -> None:
@@ -37,33 +37,33 @@ class NotNow(Exception):
         self.failure = failure
 
 
-class _PoolInUse(NotNow):
+class _PoolInUse(ConnectionsBusy):
     """Every connection of the pool is lent."""
 
 
-class _HungUp(NotNow):
+class _HungUp(ConnectionsBusy):
     """The server has let us in and closed the connection, which is no better than letting nobody in."""
 
 
-class Scarcity:
+class ConnectionWait:
     """The patience of one run with those who have the connections that it needs."""
 
     def __init__(self, limit: float, on_event: OnEvent) -> None:
-        self._patience = Patience(limit, longest_pause=_LONGEST_PAUSE)
+        self._backoff = Backoff(limit, longest_pause=_LONGEST_PAUSE)
         self._on_event = on_event
         self.begin()
-        self.had()
+        self.acquired()
 
-    def had(self) -> None:
+    def acquired(self) -> None:
         """Begin to count anew: the run has the connections that it needs."""
-        self._patience.renew()
+        self._backoff.renew()
         self.at_once = _AT_ONCE_SECS  # how long to hold one connection while waiting for a word on another
         self.reason: str | None = None
 
     @property
     def left(self) -> float:
         """Return for how many more seconds to wait."""
-        return max(0, self._patience.limit - self._patience.waited)
+        return max(0, self._backoff.limit - self._backoff.waited)
 
     def begin(self) -> None:
         """Begin an attempt."""
@@ -71,8 +71,8 @@ class Scarcity:
 
     def tell(self) -> None:
         """Say what is waited for, if it takes long."""
-        if self.reason is not None and self._patience.is_worth_a_word():
-            waited, limit = self._patience.waited, self._patience.limit
+        if self.reason is not None and self._backoff.is_worth_a_word():
+            waited, limit = self._backoff.waited, self._backoff.limit
             self._on_event(WaitingForConnection(reason=self.reason, waited=waited, limit=limit))
 
     async def pause(self, failure: AmpdError) -> None:
@@ -86,7 +86,7 @@ class Scarcity:
         self.at_once = min(self.at_once * 2, _AT_ONCE_LONGEST_SECS)
         # Whoever stands in a pooler's queue, with one connection in hand perhaps, keeps others from having two.
         stood = min(monotonic() - self._attempted, _LONGEST_PAUSE) * random.uniform(0.5, 1.5)
-        await anyio.sleep(min(max(stood, self._patience.next_pause()), self.left))
+        await anyio.sleep(min(max(stood, self._backoff.next_pause()), self.left))
 
     def check(self, failure: AmpdError) -> None:
         """Take note of what is waited for.
@@ -100,7 +100,7 @@ class Scarcity:
 
     def over(self, failure: AmpdError) -> AmpdError:
         """Return the error that says how long was waited."""
-        if waited := round(self._patience.waited):
+        if waited := round(self._backoff.waited):
             failure.message = f"{failure.message}, for {waited} s"
             failure.args = (failure.message,)
         return failure
@@ -110,7 +110,7 @@ _LONGEST_PAUSE = 3.0
 _AT_ONCE_SECS, _AT_ONCE_LONGEST_SECS = 1.0, 4.0
 
 
-class _Line:
+class _PoolQueue:
     """The runs of this process that want connections of one pool: they stand in line, and each takes all it needs."""
 
     def __init__(self) -> None:
@@ -119,7 +119,7 @@ class _Line:
         self.served = 0  # how many of them have their connections
 
 
-_LINES: dict[int, _Line] = {}  # by the pool's id, while there are runs: a pool cannot be referred to weakly
+_QUEUES: dict[int, _PoolQueue] = {}  # by the pool's id, while there are runs: a pool cannot be referred to weakly
 
 
 @discreet
@@ -151,7 +151,7 @@ class Database:
         hidden_source: Hidden[Any],
         *,
         connect_wait_secs: float = 0,
-        turn_wait_secs: float = 0,
+        advisory_lock_wait_secs: float = 0,
         on_event: OnEvent = ignore,
     ) -> None:
         source = _source(hidden_source)
@@ -167,7 +167,7 @@ class Database:
         # Of a pool that the service itself uses up, as before of a server.
         self._service_wait_secs = connect_wait_secs + CONNECT_TIMEOUT_SECS
         least = connect_wait_secs if self._pool is None else self._service_wait_secs
-        self.scarcity = Scarcity(max(turn_wait_secs, least), on_event)
+        self.connection_wait = ConnectionWait(max(advisory_lock_wait_secs, least), on_event)
         self._remarked = False
         self._on_event = on_event
 
@@ -194,28 +194,28 @@ class Database:
         Raises:
             AmpdError: they are not to be had, or what `look` raises.
         """
-        with self._line() as line:
-            self.scarcity.reason = None
-            taking = asyncio.ensure_future(self._take(line, count, look))
+        with self._queue() as queue:
+            self.connection_wait.reason = None
+            taking = asyncio.ensure_future(self._take(queue, count, look))
             try:
                 while not taking.done():
                     await asyncio.wait([taking], timeout=QUIET_SECS)
-                    self.scarcity.tell()
+                    self.connection_wait.tell()
             except BaseException:
                 await self._leave(taking)
                 raise
             sessions, found = taking.result()
             if count == 1:  # of two, a pooler may have but one server connection for both
-                self.scarcity.had()
-            if line is not None:
-                line.served += 1
+                self.connection_wait.acquired()
+            if queue is not None:
+                queue.served += 1
             try:
                 yield sessions, found
             finally:
-                if line is not None:
-                    line.served -= 1
+                if queue is not None:
+                    queue.served -= 1
                 for session in reversed(sessions):
-                    await self.give_back(session)
+                    await self.release(session)
 
     @asynccontextmanager
     async def second_session(self, timeout: float) -> AsyncIterator[Session]:
@@ -226,94 +226,94 @@ class Database:
         """
         try:
             session = await self._open(0, timeout)
-        except NotNow as busy:
+        except ConnectionsBusy as busy:
             raise busy.failure from busy
         try:
             yield session
         finally:
-            await self.give_back(session)
+            await self.release(session)
 
     @contextmanager
-    def _line(self) -> Iterator[_Line | None]:
+    def _queue(self) -> Iterator[_PoolQueue | None]:
         if self._pool is None:
             yield None
             return
         if getattr(self._pool, "_loop", None) not in (None, asyncio.get_running_loop()):  # there is no public way
             raise ConfigError("the pool belongs to another event loop", hint="open the pool in the loop that migrates")
-        line = _LINES.setdefault(id(self._pool), _Line())
-        line.runs += 1
+        queue = _QUEUES.setdefault(id(self._pool), _PoolQueue())
+        queue.runs += 1
         try:
-            yield line
+            yield queue
         finally:
-            line.runs -= 1
-            if not line.runs:
-                del _LINES[id(self._pool)]
+            queue.runs -= 1
+            if not queue.runs:
+                del _QUEUES[id(self._pool)]
 
     async def _take(
-        self, line: _Line | None, count: int, look: Callable[[Session], Awaitable[T]]
+        self, queue: _PoolQueue | None, count: int, look: Callable[[Session], Awaitable[T]]
     ) -> tuple[list[Session], T]:
         """Wait for sessions with none in hand, and for a pool's behind those who came before."""
-        if line is None:
+        if queue is None:
             return await self._take_in_time(None, count, look)
-        failure = self._in_use(count, by_runs=True)
-        if line.head.locked():
-            self.scarcity.reason = failure.message
+        failure = self._in_use_error(count, by_runs=True)
+        if queue.head.locked():
+            self.connection_wait.reason = failure.message
         try:
-            with anyio.fail_after(self.scarcity.left):
-                await line.head.acquire()
+            with anyio.fail_after(self.connection_wait.left):
+                await queue.head.acquire()
         except TimeoutError:
-            raise self.scarcity.over(failure) from None
+            raise self.connection_wait.over(failure) from None
         try:
-            return await self._take_in_time(line, count, look)
+            return await self._take_in_time(queue, count, look)
         finally:
-            line.head.release()
+            queue.head.release()
 
     async def _take_in_time(
-        self, line: _Line | None, count: int, look: Callable[[Session], Awaitable[T]]
+        self, queue: _PoolQueue | None, count: int, look: Callable[[Session], Awaitable[T]]
     ) -> tuple[list[Session], T]:
         by_service = monotonic()  # since when it is no other run that uses the pool up
-        hung_up = Patience(self._connect_wait_secs, longest_pause=_LONGEST_DELAY_SECS)
+        hung_up = Backoff(self._connect_wait_secs, longest_pause=_LONGEST_DELAY_SECS)
         while True:
             try:
                 return await self._take_at_once(count, look)
             except _PoolInUse as busy:
-                by_runs = line is not None and line.served > 0
-                failure: AmpdError = self._in_use(count, by_runs=by_runs)
+                by_runs = queue is not None and queue.served > 0
+                failure: AmpdError = self._in_use_error(count, by_runs=by_runs)
                 if by_runs:
                     by_service = monotonic()
                 elif monotonic() - by_service >= self._service_wait_secs:
-                    raise self.scarcity.over(failure) from busy
-                self.scarcity.check(failure)
+                    raise self.connection_wait.over(failure) from busy
+                self.connection_wait.check(failure)
             except _HungUp as gone:
                 if hung_up.waited >= hung_up.limit:
                     raise gone.failure from gone
                 if hung_up.is_worth_a_word():
                     self._on_event(Retrying(reason=str(gone), waited=hung_up.waited, limit=hung_up.limit))
                 await anyio.sleep(hung_up.next_pause())
-            except NotNow as busy:
+            except ConnectionsBusy as busy:
                 failure = busy.failure
                 if count > 1 and is_full(failure):
                     failure.hint = f"{failure.hint}; a no-transaction migration needs two at a time"
-                await self.scarcity.pause(failure)
+                await self.connection_wait.pause(failure)
 
     async def _take_at_once(self, count: int, look: Callable[[Session], Awaitable[T]]) -> tuple[list[Session], T]:
         taken: list[Session] = []
-        not_free = None if self._pool is None else self._in_use(count, by_runs=True).message
-        self.scarcity.begin()
+        not_free = None if self._pool is None else self._in_use_error(count, by_runs=True).message
+        self.connection_wait.begin()
         try:
-            self.scarcity.reason = not_free
+            self.connection_wait.reason = not_free
             taken.append(await self._open(self._connect_wait_secs, CONNECT_TIMEOUT_SECS))
-            self.scarcity.reason = _UNANSWERED
+            self.connection_wait.reason = _UNANSWERED
             found = await self._answered(taken[0], look(taken[0]))
             while len(taken) < count:
-                self.scarcity.reason = not_free
+                self.connection_wait.reason = not_free
                 taken.append(await self._open(self._connect_wait_secs, CONNECT_TIMEOUT_SECS))
-                self.scarcity.reason = _UNANSWERED
-                await self._answered(taken[-1], taken[-1].greet(self.scarcity.at_once))
-            self.scarcity.reason = None
+                self.connection_wait.reason = _UNANSWERED
+                await self._answered(taken[-1], taken[-1].greet(self.connection_wait.at_once))
+            self.connection_wait.reason = None
         except BaseException:
             for session in reversed(taken):
-                await self.give_back(session)
+                await self.release(session)
             raise
         return taken, found
 
@@ -327,7 +327,9 @@ class Database:
             return await look
         except NoAnswer as error:
             hint = "is the server down? A pooler needs a free server connection, and two for a no-transaction migration"
-            raise NotNow(NoAnswer(_UNANSWERED, hint=f"{hint}: raise its pool size, or run again later")) from error
+            raise ConnectionsBusy(
+                NoAnswer(_UNANSWERED, hint=f"{hint}: raise its pool size, or run again later")
+            ) from error
         except ConnectionFailed as error:
             if session.has_answered or not session.is_closed():
                 raise
@@ -339,9 +341,9 @@ class Database:
         with anyio.CancelScope(shield=True):
             while not taking.done():
                 taking.cancel()
-                await asyncio.wait([taking], timeout=GOODBYE_SECS)
+                await asyncio.wait([taking], timeout=CLOSE_TIMEOUT_SECS)
 
-    def _in_use(self, count: int, *, by_runs: bool) -> ConnectionFailed:
+    def _in_use_error(self, count: int, *, by_runs: bool) -> ConnectionFailed:
         assert self._pool is not None
         size = self._pool.get_max_size()
         what = (
@@ -350,7 +352,7 @@ class Database:
         if count > 1:
             what = f"two of the pool's {size} connections are needed and not free"
         if by_runs:
-            hint = "make the pool larger, migrate fewer schemas at a time, or raise turn_wait_secs"
+            hint = "make the pool larger, migrate fewer schemas at a time, or raise advisory_lock_wait_secs"
         else:
             hint = "make the pool larger, or migrate before the service takes connections from it"
         return ConnectionFailed(what, hint=hint)
@@ -409,8 +411,8 @@ class Database:
         """Return what a failed attempt is raised as, and whether it is worth another one."""
         if isinstance(error, TimeoutError) and self._is_used_up():
             return _PoolInUse(ConnectionFailed("no connection of the pool is free")), False
-        failure, worth_retrying = failure_of(error, self._url)
-        return (NotNow(failure), False) if is_full(failure) else (failure, worth_retrying)
+        failure, worth_retrying = connection_error_of(error, self._url)
+        return (ConnectionsBusy(failure), False) if is_full(failure) else (failure, worth_retrying)
 
     def _is_used_up(self) -> bool:
         pool = self._pool
@@ -422,27 +424,27 @@ class Database:
         Raises:
             AmpdError: none is to be had.
         """
-        patience = Patience(self._service_wait_secs, longest_pause=1)
+        backoff = Backoff(self._service_wait_secs, longest_pause=1)
         while True:
             try:
                 return await self._connection(self._connect_wait_secs, CONNECT_TIMEOUT_SECS)
-            except NotNow as busy:
-                if patience.waited >= patience.limit:
+            except ConnectionsBusy as busy:
+                if backoff.waited >= backoff.limit:
                     raise busy.failure from busy
-            await anyio.sleep(patience.next_pause())
+            await anyio.sleep(backoff.next_pause())
 
-    async def give_back(self, session: Session) -> None:
+    async def release(self, session: Session) -> None:
         """Close a session, or give it back to its pool, within a second; once is enough."""
-        if not session.given_back:
-            session.given_back = True
-            session.hush()
-            await self._farewell(session)
+        if not session.released:
+            session.released = True
+            session.ignore_messages()
+            await self._close(session)
 
-    async def _farewell(self, session: Session) -> None:
-        connection, secs, released = session.connection, patience(), False
+    async def _close(self, session: Session) -> None:
+        connection, secs, released = session.connection, close_timeout(), False
         try:
             if self._pool is None:  # the server needs no more than to be told
-                with anyio.CancelScope(shield=True), anyio.move_on_after(GOODBYE_SECS):
+                with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_TIMEOUT_SECS):
                     await connection.close()
                 return
             with anyio.CancelScope(shield=True):
@@ -483,7 +485,7 @@ async def _connect(arguments: Hidden[dict[str, Any]]) -> asyncpg.Connection:
         return await asyncio.shield(attempt)
     except asyncio.CancelledError:
         attempt.add_done_callback(_discard)
-        with anyio.CancelScope(shield=True), anyio.move_on_after(GOODBYE_SECS):
+        with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_TIMEOUT_SECS):
             await asyncio.wait([attempt])
         attempt.cancel()
         raise

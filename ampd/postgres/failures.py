@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .server_error import ServerError
 
 
-def malformed(error: object) -> ConnectionFailed:
+def malformed_error(error: object) -> ConnectionFailed:
     """Return the error for an answer that no PostgreSQL server gives."""
     return ConnectionFailed(
         f"the server's answer cannot be understood ({type(error).__name__ if isinstance(error, Exception) else error})",
@@ -67,16 +67,16 @@ _VARIABLES = ("PGHOST", "PGPORT", "PGSSLMODE", "PGSSLNEGOTIATION", "PGSSLROOTCER
 _HBA_HINT = "ask the server's administrator for a pg_hba.conf entry for this role, database and address"
 
 
-def failure_of(error: Exception, url: DatabaseUrl | None) -> tuple[AmpdError, bool]:
+def connection_error_of(error: Exception, url: DatabaseUrl | None) -> tuple[AmpdError, bool]:
     """Return what `connection_failure` does, the error as its cause unless that shows a password."""
-    failure, worth_retrying = connection_failure(error, url)
+    failure, worth_retrying = connection_error(error, url)
     tells = url is not None and url.redact(str(error)) != str(error)
     if not tells and not isinstance(failure, ConfigError):
         failure.__cause__ = without_frames(error, DRIVER)
     return failure, worth_retrying
 
 
-def connection_failure(error: BaseException, url: DatabaseUrl | None) -> tuple[AmpdError, bool]:
+def connection_error(error: BaseException, url: DatabaseUrl | None) -> tuple[AmpdError, bool]:
     """Return what a failed attempt to connect means, and whether it is worth another attempt.
 
     Worth it is whatever can pass by itself: a server that is not there yet, is starting, is full, or is being replaced.
@@ -98,7 +98,7 @@ def connection_failure(error: BaseException, url: DatabaseUrl | None) -> tuple[A
                 hint = "close idle connections, or raise max_connections (or the role's or database's CONNECTION LIMIT)"
                 return _failed(f"{where} takes no more connections: {text}", hint, sqlstate), True
             case asyncpg.ConnectionDoesNotExistError():  # the driver's own
-                return _unreachable(where, "the server closed the connection"), True
+                return _unreachable_error(where, "the server closed the connection"), True
             case asyncpg.InvalidCatalogNameError():
                 hint = f"create it (CREATE DATABASE {database}), or correct the name in the URL"
                 return DatabaseMissing(f"{where}: {text}", hint=hint, sqlstate=sqlstate), False
@@ -167,11 +167,11 @@ def connection_failure(error: BaseException, url: DatabaseUrl | None) -> tuple[A
         what = "the socket folder" if socket_host else "the files that sslrootcert, sslcert, sslkey and sslcrl name"
         return _failed(f"{where}: {error.strerror}", f"check the permissions of {what}", None), False
     if not isinstance(error, OSError):
-        return malformed(error), False
-    return _unreachable(where, _reason(error)), True
+        return malformed_error(error), False
+    return _unreachable_error(where, _reason(error)), True
 
 
-def _unreachable(where: str, reason: str) -> ConnectionFailed:
+def _unreachable_error(where: str, reason: str) -> ConnectionFailed:
     hint = "check host and port, and that the server runs and listens there"
     return ConnectionFailed(f"{where} cannot be reached: {reason}", hint=hint)
 
@@ -219,7 +219,7 @@ def reason_lost(error: BaseException) -> str:
     return text
 
 
-def lost(reason: str, redact: Callable[[str], str], sqlstate: str | None = None) -> ConnectionFailed:
+def lost_error(reason: str, redact: Callable[[str], str], sqlstate: str | None = None) -> ConnectionFailed:
     """Return what it means that an established connection broke."""
     text = redact(reason) or "closed by the server"
     return ConnectionFailed(f"the connection to the server was lost: {text}", hint=RUN_AGAIN, sqlstate=sqlstate)
@@ -228,7 +228,7 @@ def lost(reason: str, redact: Callable[[str], str], sqlstate: str | None = None)
 ABOUT_THE_CONNECTION = ("08", "53", "57", "58")  # classes of SQLSTATE: lost, out of resources, intervention, system
 
 
-def translate(error: ServerError) -> AmpdError:
+def translated_error(error: ServerError) -> AmpdError:
     """Return what an error of the server means outside of a migration's own statements."""
     facts: dict[str, Any] = {"sqlstate": error.sqlstate, "detail": error.detail}
     if lacking := plpgsql_error(error):
@@ -237,7 +237,7 @@ def translate(error: ServerError) -> AmpdError:
         case "42501":
             return PermissionDenied(error.message, hint=grant_hint(error), **facts)
         case "25006":
-            return read_only(error.message, **facts)
+            return read_only_error(error.message, **facts)
         case "55P03" | "40P01":
             hint = "wait for its transaction, or end it (pg_locks shows the session), and run again"
             return LockTimeout(f"another session has locked the history table: {error.message}", hint=hint, **facts)
@@ -257,7 +257,7 @@ def plpgsql_error(error: ServerError) -> AmpdError | None:
     return None
 
 
-def read_only(message: str, **facts: Any) -> ReadOnlyServer:
+def read_only_error(message: str, **facts: Any) -> ReadOnlyServer:
     """Return the error for a server that takes no writes."""
     return ReadOnlyServer(
         message,

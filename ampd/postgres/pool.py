@@ -14,7 +14,7 @@ from ampd.errors import ConfigError
 from ampd.redaction import Hidden, discreet, without_frames
 
 from .connection import CONNECT_TIMEOUT_SECS
-from .failures import DRIVER, LOST, failure_of
+from .failures import DRIVER, LOST, connection_error_of
 from .libpq import driver_arguments
 from .quoting import identifier
 
@@ -87,7 +87,7 @@ async def connected(pool: Pool, url: DatabaseUrl) -> Pool:
     try:
         return await pool
     except (OSError, *_REFUSED, *LOST) as error:
-        failure: Exception = failure_of(error, url)[0]
+        failure: Exception = connection_error_of(error, url)[0]
     except Exception as error:  # of a callback that the options hold, say
         failure = without_frames(error, DRIVER)
     pool.terminate()  # what it has got

@@ -65,7 +65,7 @@ def finding_problems(
     for number in statements.notable():
         statement = statements[number]
         ruled.append((statement, rule_of(statement)))
-        if ruled[-1][1].fault is Misplacement.DATA:  # what follows is data, not SQL
+        if ruled[-1][1].misplacement is Misplacement.DATA:  # what follows is data, not SQL
             copy, statements, script = True, statements[: number + 1], script[: statement.end]
             break
         yield
@@ -103,20 +103,20 @@ _UNTERMINATED = {"'": "string", '"': "quoted identifier", "$": "dollar-quoted st
 
 def _misplaced(ruled: list[_Ruled], transactional: bool) -> Iterator[_Finding]:
     for statement, rule in ruled:
-        if rule.fault is Misplacement.DATA:
+        if rule.misplacement is Misplacement.DATA:
             message = f"{rule.label} waits for data, and a migration has none to send"
             yield statement.start, message, "use INSERT, or load the data from a program outside the migrations"
-        elif rule.fault is Misplacement.CHAIN and not transactional:
+        elif rule.misplacement is Misplacement.CHAIN and not transactional:
             message = f"{rule.label} begins a transaction of which ampd cannot record that it is done"
             yield statement.start, message, f"write {statement.words[0]}; BEGIN; in its place"
-        elif rule.fault in (Misplacement.CONTROL, Misplacement.CHAIN) and transactional:
+        elif rule.misplacement in (Misplacement.CONTROL, Misplacement.CHAIN) and transactional:
             message = f"{rule.label} in a migration that runs in one transaction"
             hint = "remove it: ampd wraps the file itself; or add `-- no-transaction` as the first line"
             yield statement.start, message, hint
-        elif rule.fault is Misplacement.OUTSIDE and transactional:
+        elif rule.misplacement is Misplacement.OUTSIDE and transactional:
             message = f"{rule.label} cannot run inside a transaction block"
             yield statement.start, message, "put it in a file of its own whose first line is `-- no-transaction`"
-        elif rule.fault is Misplacement.MODE and transactional:
+        elif rule.misplacement is Misplacement.MODE and transactional:
             shape = shape_of(statement.text)
             if re.search(READ_ONLY, shape):
                 yield statement.start, *_UNRECORDED
@@ -132,13 +132,13 @@ def _transactions(ruled: list[_Ruled]) -> Iterator[_Finding]:
     for statement, rule in ruled:
         if rule.kind is Kind.BEGIN:
             begun = begun or statement
-        elif rule.fault is Misplacement.MODE and not begun:
+        elif rule.misplacement is Misplacement.MODE and not begun:
             yield statement.start, f"{rule.label} outside of a transaction", "put it between BEGIN and COMMIT"
         elif rule.label in ENDS:
             if read_only and rule.kind is Kind.COMMIT:
                 yield read_only.start, *_UNRECORDED
             begun = read_only = None
-        if begun and (rule.kind is Kind.BEGIN or rule.fault is Misplacement.MODE):
+        if begun and (rule.kind is Kind.BEGIN or rule.misplacement is Misplacement.MODE):
             read_only = statement if re.search(READ_ONLY, shape_of(statement.text)) else read_only
     if begun:
         yield begun.start, "this transaction is never committed or rolled back", "add COMMIT where it should end"
@@ -208,10 +208,12 @@ def _undoing(script: str, statements: Statements) -> Iterator[_Judged | None]:
             comments.append(comment)
     for separator in separators(comments):
         if separator.tool:
-            message = f"`{separator.marker}` begins the down section of {separator.tool}, and ampd runs files whole"
+            message = f"`{separator.marker_sql}` begins the down section of {separator.tool}, and ampd runs files whole"
             yield Problem, separator.offset, message, _KEEP_UP
         elif statements and separator.offset < statements[-1].start:
-            message = f"`{separator.marker}` may begin a section that undoes the migration, and ampd runs files whole"
+            message = (
+                f"`{separator.marker_sql}` may begin a section that undoes the migration, and ampd runs files whole"
+            )
             yield Caution, separator.offset, message, f"if it does, {_KEEP_UP}"
 
 

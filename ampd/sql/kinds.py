@@ -25,8 +25,8 @@ class Kind(enum.Enum):
     ROLLBACK = enum.auto()
     CREATE_INDEX_CONCURRENTLY = enum.auto()
     DROP_INDEX_CONCURRENTLY = enum.auto()
-    REPEATABLE = enum.auto()  # harmless to run twice
-    OPAQUE = enum.auto()  # nobody can tell how far it came when it was interrupted
+    IDEMPOTENT = enum.auto()  # harmless to run twice
+    NOT_RESUMABLE = enum.auto()  # nobody can tell how far it came when it was interrupted
     SESSION = enum.auto()  # changes the session, and so whatever follows
 
 
@@ -49,7 +49,7 @@ def ends_transaction(statement: Statement) -> bool:
 
 def sets_transaction(statement: Statement) -> bool:
     """Tell whether a statement sets the mode of the transaction it stands in: SET TRANSACTION, before any query."""
-    return rule_of(statement).fault is Misplacement.MODE
+    return rule_of(statement).misplacement is Misplacement.MODE
 
 
 def resets_path(statement: Statement) -> bool:
@@ -227,7 +227,7 @@ class Rule(msgspec.Struct, frozen=True):
 
     label: str
     kind: Kind
-    fault: Misplacement
+    misplacement: Misplacement
     pattern: str = ""
 
 
@@ -303,9 +303,9 @@ READ_ONLY = rf" READ ONLY(?= |\Z)|(?i:transaction_read_only\"?) (?:=|TO) (?!(?:{
 
 _PLAIN = Rule("", Kind.TRANSACTIONAL, Misplacement.NONE)
 _RULES = (  # the first that fits counts
-    Rule("PREPARE TRANSACTION", Kind.OPAQUE, Misplacement.CONTROL, r"PREPARE TRANSACTION(?! (?:AS|\() )"),
-    Rule("COMMIT PREPARED", Kind.OPAQUE, Misplacement.CONTROL),
-    Rule("ROLLBACK PREPARED", Kind.OPAQUE, Misplacement.CONTROL),
+    Rule("PREPARE TRANSACTION", Kind.NOT_RESUMABLE, Misplacement.CONTROL, r"PREPARE TRANSACTION(?! (?:AS|\() )"),
+    Rule("COMMIT PREPARED", Kind.NOT_RESUMABLE, Misplacement.CONTROL),
+    Rule("ROLLBACK PREPARED", Kind.NOT_RESUMABLE, Misplacement.CONTROL),
     Rule("ROLLBACK TO", Kind.TRANSACTIONAL, Misplacement.NONE, "ROLLBACK (?:WORK |TRANSACTION )?TO"),
     Rule("COMMIT AND CHAIN", Kind.COMMIT, Misplacement.CHAIN, f"COMMIT {_CHAIN}"),
     Rule("END AND CHAIN", Kind.COMMIT, Misplacement.CHAIN, f"END {_CHAIN}"),
@@ -326,67 +326,67 @@ _RULES = (  # the first that fits counts
     Rule("DROP INDEX CONCURRENTLY", Kind.DROP_INDEX_CONCURRENTLY, Misplacement.OUTSIDE),
     Rule(
         "REINDEX CONCURRENTLY",
-        Kind.REPEATABLE,
+        Kind.IDEMPOTENT,
         Misplacement.OUTSIDE,
         rf"REINDEX (?:{_OPTIONS} )?[A-Z]+ CONCURRENTLY"
         rf"|REINDEX \( {_TOKENS}(?:CONCURRENTLY|\"concurrently\")(?! (?:= )?{_FALSE} )",
     ),
-    Rule("REINDEX SCHEMA", Kind.REPEATABLE, Misplacement.OUTSIDE, rf"REINDEX (?:{_OPTIONS} )?SCHEMA"),
-    Rule("REINDEX DATABASE", Kind.REPEATABLE, Misplacement.OUTSIDE, rf"REINDEX (?:{_OPTIONS} )?DATABASE"),
-    Rule("REINDEX SYSTEM", Kind.REPEATABLE, Misplacement.OUTSIDE, rf"REINDEX (?:{_OPTIONS} )?SYSTEM"),
-    Rule("VACUUM", Kind.REPEATABLE, Misplacement.OUTSIDE),
-    Rule("CLUSTER without a table", Kind.REPEATABLE, Misplacement.OUTSIDE, rf"CLUSTER(?: VERBOSE| {_OPTIONS})?\Z"),
-    Rule("REINDEX", Kind.REPEATABLE, Misplacement.NONE),  # of a partitioned table it does not run in a transaction
-    Rule("CLUSTER", Kind.REPEATABLE, Misplacement.NONE),  # likewise
-    Rule("ALTER SYSTEM", Kind.REPEATABLE, Misplacement.OUTSIDE),
-    Rule("DISCARD ALL", Kind.REPEATABLE, Misplacement.OUTSIDE),
-    Rule("DROP DATABASE", Kind.REPEATABLE, Misplacement.OUTSIDE, "DROP DATABASE IF EXISTS"),
-    Rule("DROP DATABASE", Kind.OPAQUE, Misplacement.OUTSIDE),
-    Rule("DROP TABLESPACE", Kind.REPEATABLE, Misplacement.OUTSIDE, "DROP TABLESPACE IF EXISTS"),
-    Rule("DROP TABLESPACE", Kind.OPAQUE, Misplacement.OUTSIDE),
-    Rule("CREATE DATABASE", Kind.OPAQUE, Misplacement.OUTSIDE),
-    Rule("CREATE TABLESPACE", Kind.OPAQUE, Misplacement.OUTSIDE),
-    Rule("ALTER DATABASE SET TABLESPACE", Kind.OPAQUE, Misplacement.OUTSIDE, _MOVE),
+    Rule("REINDEX SCHEMA", Kind.IDEMPOTENT, Misplacement.OUTSIDE, rf"REINDEX (?:{_OPTIONS} )?SCHEMA"),
+    Rule("REINDEX DATABASE", Kind.IDEMPOTENT, Misplacement.OUTSIDE, rf"REINDEX (?:{_OPTIONS} )?DATABASE"),
+    Rule("REINDEX SYSTEM", Kind.IDEMPOTENT, Misplacement.OUTSIDE, rf"REINDEX (?:{_OPTIONS} )?SYSTEM"),
+    Rule("VACUUM", Kind.IDEMPOTENT, Misplacement.OUTSIDE),
+    Rule("CLUSTER without a table", Kind.IDEMPOTENT, Misplacement.OUTSIDE, rf"CLUSTER(?: VERBOSE| {_OPTIONS})?\Z"),
+    Rule("REINDEX", Kind.IDEMPOTENT, Misplacement.NONE),  # of a partitioned table it does not run in a transaction
+    Rule("CLUSTER", Kind.IDEMPOTENT, Misplacement.NONE),  # likewise
+    Rule("ALTER SYSTEM", Kind.IDEMPOTENT, Misplacement.OUTSIDE),
+    Rule("DISCARD ALL", Kind.IDEMPOTENT, Misplacement.OUTSIDE),
+    Rule("DROP DATABASE", Kind.IDEMPOTENT, Misplacement.OUTSIDE, "DROP DATABASE IF EXISTS"),
+    Rule("DROP DATABASE", Kind.NOT_RESUMABLE, Misplacement.OUTSIDE),
+    Rule("DROP TABLESPACE", Kind.IDEMPOTENT, Misplacement.OUTSIDE, "DROP TABLESPACE IF EXISTS"),
+    Rule("DROP TABLESPACE", Kind.NOT_RESUMABLE, Misplacement.OUTSIDE),
+    Rule("CREATE DATABASE", Kind.NOT_RESUMABLE, Misplacement.OUTSIDE),
+    Rule("CREATE TABLESPACE", Kind.NOT_RESUMABLE, Misplacement.OUTSIDE),
+    Rule("ALTER DATABASE SET TABLESPACE", Kind.NOT_RESUMABLE, Misplacement.OUTSIDE, _MOVE),
     Rule(
         "DETACH PARTITION CONCURRENTLY",
-        Kind.OPAQUE,
+        Kind.NOT_RESUMABLE,
         Misplacement.OUTSIDE,
         r"ALTER TABLE (?>.*? DETACH PARTITION ).*+(?<= CONCURRENTLY)",
     ),
     Rule(
         "CREATE SUBSCRIPTION that makes a replication slot",
-        Kind.OPAQUE,
+        Kind.NOT_RESUMABLE,
         Misplacement.OUTSIDE,
         rf"CREATE SUBSCRIPTION(?!{_WITH}(?:CREATE_SLOT|CONNECT|\"create_slot\"|\"connect\") = {_FALSE} )",
     ),
     Rule(
         "ALTER SUBSCRIPTION REFRESH",
-        Kind.OPAQUE,
+        Kind.NOT_RESUMABLE,
         Misplacement.OUTSIDE,
         "ALTER SUBSCRIPTION .*? REFRESH (?:PUBLICATION|SEQUENCES)",
     ),
     Rule(
         "ALTER SUBSCRIPTION with refresh",
-        Kind.OPAQUE,
+        Kind.NOT_RESUMABLE,
         Misplacement.OUTSIDE,
         rf"ALTER SUBSCRIPTION (?>.*? (?:SET|ADD|DROP) PUBLICATION)(?!{_WITH}(?:REFRESH|\"refresh\") = {_FALSE} )",
     ),
     Rule(
         "ALTER SUBSCRIPTION SET (failover)",
-        Kind.OPAQUE,
+        Kind.NOT_RESUMABLE,
         Misplacement.OUTSIDE,
         rf"ALTER SUBSCRIPTION {_SET}(?:FAILOVER|\"failover\")",
     ),
     Rule(
         "ALTER SUBSCRIPTION SET (two_phase = false)",
-        Kind.OPAQUE,
+        Kind.NOT_RESUMABLE,
         Misplacement.OUTSIDE,
         rf"ALTER SUBSCRIPTION {_SET}(?:TWO_PHASE|\"two_phase\") = {_FALSE}",
     ),
-    Rule("DROP SUBSCRIPTION", Kind.REPEATABLE, Misplacement.NONE, "DROP SUBSCRIPTION IF EXISTS"),
-    Rule("DROP SUBSCRIPTION", Kind.OPAQUE, Misplacement.NONE),
-    Rule("CALL", Kind.OPAQUE, Misplacement.NONE),
-    Rule("DO", Kind.OPAQUE, Misplacement.NONE),
+    Rule("DROP SUBSCRIPTION", Kind.IDEMPOTENT, Misplacement.NONE, "DROP SUBSCRIPTION IF EXISTS"),
+    Rule("DROP SUBSCRIPTION", Kind.NOT_RESUMABLE, Misplacement.NONE),
+    Rule("CALL", Kind.NOT_RESUMABLE, Misplacement.NONE),
+    Rule("DO", Kind.NOT_RESUMABLE, Misplacement.NONE),
     Rule("SET TRANSACTION", Kind.TRANSACTIONAL, Misplacement.MODE, _MODE),
     Rule("SET", Kind.SESSION, Misplacement.NONE, "SET(?! (?:LOCAL|CONSTRAINTS) )"),
     Rule("RESET", Kind.SESSION, Misplacement.NONE),

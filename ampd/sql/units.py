@@ -33,7 +33,7 @@ class Unit(msgspec.Struct, frozen=True):
         return self.kind in (Kind.TRANSACTIONAL, Kind.SESSION, Kind.COMMIT)
 
     @property
-    def waits_in_nobodys_way(self) -> bool:
+    def is_concurrent(self) -> bool:
         """Tell whether nobody has to queue behind it while it waits for a lock."""
         return len(self.statements) == 1 and kinds.is_concurrent(self.statements[0])
 
