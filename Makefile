@@ -1,7 +1,7 @@
 # Needs Python 3.11 or newer, git and make; everything else goes into .venv (or VENV) and .cache.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types bench test-matrix test-oldest test-newest lock clean
+.PHONY: help demo format check lint types test test-matrix test-oldest test-newest bench lock clean
 
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
@@ -15,11 +15,18 @@ ARGS ?=
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@echo "make test-15      run the tests on one version, 13 to 18"
 
 # A clean environment, lest the demo migrate a database that this shell is configured for.
 demo: $(VENV)/ready  ## build amp's metadata schema in a real, temporary PostgreSQL
 	@folder=$$(mktemp -d) && chmod 755 "$$folder" && trap 'rm -rf "$$folder"' EXIT INT TERM && \
 	env -i PATH="$$PATH" HOME="$$HOME" TERM="$$TERM" $(BIN)/ampd solo --once --amp-dir "$$folder"
+
+format: $(VENV)/ready  ## mend style and format, as far as that needs nobody's judgement
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+check: lint types test test-oldest test-newest  ## what CI runs: what is quick to fail comes first
 
 test: $(VENV)/ready  ## run the tests, ARGS="-k name" to choose
 	@$(BIN)/python -m pytest -n auto -rs $(ARGS)
