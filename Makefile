@@ -1,7 +1,7 @@
 # Needs Python 3.11 or newer, git and make; everything else goes into .venv (or VENV) and .cache.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo format check lint types test test-matrix test-oldest test-newest bench lock clean
+.PHONY: help demo format check lint types test test-matrix test-oldest test-newest docs bench lock clean
 
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
@@ -38,6 +38,9 @@ lint: $(VENV)/ready  ## check style, format and the direction of imports
 
 types: $(VENV)/ready  ## check types
 	@$(BIN)/mypy
+
+docs: $(VENV)/ready  ## write docs/sql.md anew: the SQL that ampd sends, recorded from a real run
+	@$(BIN)/python -m tests.sql_page docs/sql.md
 
 bench: $(VENV)/ready  ## measure ampd against its peers
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -98,9 +98,12 @@ class Proxy:
         self._conversations.add(conversation)
         conversation.add_done_callback(self._conversations.discard)
 
+    def _conversation(self) -> Conversation:
+        return Conversation()
+
     async def _converse(self, client_reader: asyncio.StreamReader, client_writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        conversation = Conversation()
+        conversation = self._conversation()
 
         def heed_client(data: bytes) -> None:
             self.bytes_to_server += len(data)
