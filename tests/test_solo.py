@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 
 from ampd.errors import ConfigError, ConnectionFailed
-from ampd.local_server import installation, launcher
+from ampd.local_server import folders, installation, launcher
 from ampd.local_server import server as server_module
 from ampd.local_server.installation import find_postgres
 from ampd.local_server.server import LocalServer, local_server
@@ -373,7 +373,7 @@ async def test_root_keeps_no_data_where_the_servers_user_may_not_go(data_dir: Pa
     with pytest.raises(ConfigError) as error:
         async with local_server(data_dir, bindir=bindir):
             pass
-    user = launcher._user(launcher.unprivileged_account(data_dir)[0])
+    user = folders.user_name(launcher.unprivileged_account(data_dir)[0])
     assert str(error.value) == (
         f"cannot keep a database in {data_dir}: root runs PostgreSQL as {user}, who may not enter {data_dir.parent}\n"
         f"hint: choose with --amp-dir a folder that {user} can reach, such as /var/lib/amp; or run ampd as another user"
@@ -413,24 +413,136 @@ async def test_no_link_beside_the_data_is_followed(data_dir: Path, bindir: Path,
     assert victim.read_text() == "precious"
 
 
-async def test_a_folder_that_others_can_write_to_is_refused(data_dir: Path, bindir: Path) -> None:
+@pytest.mark.parametrize(
+    ("mode", "who"),
+    [(0o777, "everybody"), (0o1777, "everybody"), (0o775, "the group")],
+    ids=["open", "sticky", "group"],
+)
+async def test_a_folder_that_others_can_write_to_is_refused(data_dir: Path, bindir: Path, mode: int, who: str) -> None:
     """Whoever can write to it can put a link or a cluster of his own there."""
-    data_dir.parent.mkdir()
-    data_dir.parent.chmod(0o777)
+    folder = data_dir.parent
+    folder.mkdir()
+    folder.chmod(mode)
+    os.chown(folder, -1, os.getegid())
     with pytest.raises(ConfigError) as error:
         async with local_server(data_dir, bindir=bindir):
             pass
-    folder = data_dir.parent
-    assert (
-        str(error.value) == f"cannot keep a database in {folder}: everybody may write to it\nhint: chmod o-w {folder}"
+    who += f" {folders.group_name(os.getegid())}" if who == "the group" else ""
+    hint = "" if mode & 0o1000 else f"chmod go-w {folder}, or "
+    assert str(error.value) == (
+        f"cannot keep a database in {folder}: it can be written to by {who}\n"
+        f"hint: {hint}choose another folder with --amp-dir"
     )
+    assert list(folder.iterdir()) == []
+
+
+async def test_a_folder_below_one_that_others_can_write_to_is_refused(data_dir: Path, bindir: Path) -> None:
+    """Whoever can write to a folder on the way can put another one in place of ours; where it is sticky he cannot."""
+    folder = data_dir.parent
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(ConfigError) as error:
+        async with local_server(folder / "amp" / "metadb", bindir=bindir):
+            pass
+    assert str(error.value) == (
+        f"cannot keep a database in {folder}/amp: {folder} can be written to by everybody\n"
+        f"hint: chmod go-w {folder}, or choose another folder with --amp-dir"
+    )
+    assert list(folder.iterdir()) == []
+    folder.chmod(0o1777)
+    folders.make_folder(folder / "amp")
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o002, 0o077], ids=oct)
+def test_nobody_else_may_write_to_what_is_made(open_path: Path, umask: int) -> None:
+    """Each folder that is made has the same mode, whatever the umask; root's lets the server's user pass."""
+    folder = open_path / "a" / "b"
+    before = os.umask(umask)
+    try:
+        folders.make_folder(folder)
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o7777 for path in (folder, folder.parent)}
+    assert modes == {0o711 if os.geteuid() == 0 else 0o700}
+
+
+STRANGER = 65534
 
 
 @ROOT
-async def test_a_folder_of_another_user_is_refused(data_dir: Path, bindir: Path) -> None:
-    """Root writes nothing into a folder whose owner could put a link there meanwhile."""
+@pytest.mark.parametrize("theirs", ["amp", ""], ids=["the folder", "the one above it"])
+async def test_a_folder_of_another_user_is_refused(data_dir: Path, bindir: Path, theirs: str) -> None:
+    """Root writes nothing into a folder whose owner, or that of one on the way, could put a link there meanwhile."""
     data_dir.parent.mkdir()
-    os.chown(data_dir.parent, 65534, 65534)
-    with pytest.raises(ConfigError, match=f"cannot keep a database in {data_dir.parent}: it belongs to "):
+    folder = data_dir.parent.parent / theirs
+    os.chown(folder, STRANGER, STRANGER)
+    with pytest.raises(ConfigError) as error:
         async with local_server(data_dir, bindir=bindir):
             pass
+    what = "it" if theirs else str(folder)
+    assert str(error.value) == (
+        f"cannot keep a database in {data_dir.parent}: {what} belongs to {folders.user_name(STRANGER)}\n"
+        "hint: choose another folder with --amp-dir"
+    )
+    assert list(data_dir.parent.iterdir()) == []
+
+
+@ROOT
+async def test_a_link_of_another_user_is_refused(data_dir: Path, bindir: Path) -> None:
+    """A stranger's link in a folder that everybody may write to leads where he wants; one of ours is followed."""
+    shared, own = data_dir.parent.parent / "shared", data_dir.parent.parent / "own"
+    own.mkdir()
+    shared.mkdir()
+    shared.chmod(0o1777)
+    (link := shared / "amp").symlink_to(own)
+    folders.make_folder(link)
+    os.chown(link, STRANGER, STRANGER, follow_symlinks=False)
+    with pytest.raises(ConfigError, match=f"cannot keep a database in {link}: it belongs to "):
+        async with local_server(link / "metadb", bindir=bindir):
+            pass
+    assert list(own.iterdir()) == []
+
+
+@ROOT
+def test_no_link_is_given_away(tmp_path: Path) -> None:
+    """What root hands over to the server's user is a folder, and never what a link leads to."""
+    (victim := tmp_path / "victim").mkdir()
+    (link := tmp_path / "metadb.new").symlink_to(victim)
+    with pytest.raises(NotADirectoryError):
+        launcher.Launcher((STRANGER, STRANGER), [], {}).give(link)
+    assert victim.stat().st_uid == 0
+
+
+SEEN_BY_EVERYBODY = "[metadata_db]\nurl = 'postgresql://127.0.0.1:1/d'\nmigrations.connect_wait_secs = 0\n"
+
+
+@ROOT
+@pytest.mark.parametrize("theirs", [".amp", ".amp/config.toml"])
+def test_a_configuration_of_another_user_is_not_read(ampd: Ampd, theirs: str) -> None:
+    """What a stranger has put in a folder that everybody may write to names no database and no migrations to be run."""
+    ampd.folder.chmod(0o1777)
+    (ampd.folder / ".amp").mkdir()
+    (ampd.folder / ".amp" / "config.toml").write_text(SEEN_BY_EVERYBODY)
+    assert "127.0.0.1:1/d cannot be reached" in ampd("solo", "--once").stderr  # it is found by itself
+    os.chown(ampd.folder / theirs, STRANGER, STRANGER)
+    what = "read the configuration in .amp" if theirs == ".amp" else f"read the configuration {theirs}"
+    remedy = "" if theirs == ".amp" else "remove it, or "
+    assert ampd("solo", "--once").stderr == (
+        f"error: cannot {what}: it belongs to {folders.user_name(STRANGER)}\n"
+        f"hint: {remedy}choose another folder with --amp-dir\n"
+    )
+    named = ampd("solo", "--once", "--config", ".amp/config.toml").stderr  # by somebody who knows what is in it
+    assert "127.0.0.1:1/d cannot be reached" in named
+
+
+@pytest.mark.parametrize("open_to_others", [".amp", ".amp/config.toml"])
+def test_a_configuration_that_others_can_write_to_is_not_read(ampd: Ampd, open_to_others: str) -> None:
+    """Nor is one that somebody else could have written."""
+    (ampd.folder / ".amp").mkdir()
+    (ampd.folder / ".amp" / "config.toml").write_text(SEEN_BY_EVERYBODY)
+    (ampd.folder / open_to_others).chmod(0o777)
+    what = "in .amp" if open_to_others == ".amp" else open_to_others
+    assert ampd("solo", "--once").stderr == (
+        f"error: cannot read the configuration {what}: it can be written to by everybody\n"
+        f"hint: chmod go-w {ampd.folder / open_to_others}, or choose another folder with --amp-dir\n"
+    )

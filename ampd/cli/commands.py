@@ -215,10 +215,13 @@ def solo(
     """
     progress = new_progress()
     if config is None and not os.environ.get("AMP_CONFIG"):
-        from ampd.local_server.launcher import usable
+        from ampd.local_server.folders import check_path, usable
 
         with usable(amp_dir):
-            config = found if (found := amp_dir / "config.toml").is_file() else None
+            if (found := amp_dir / "config.toml").is_file():
+                check_path(amp_dir, "read the configuration in")
+                check_path(found, "read the configuration")
+                config = found
     metadata_db = _configure(config, None, defaults={"auto_migrate": True}, url_needed=False)
 
     def up(standing: Status, url: str) -> None:

@@ -1,4 +1,4 @@
-"""As whom the server runs: an ordinary user, in folders that are nobody else's, with no environment of the caller's."""
+"""As whom the server runs: an ordinary user, with no environment of the caller's."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -19,65 +19,16 @@ import msgspec
 
 from ampd.errors import ConfigError, ConnectionFailed
 
+from .folders import closed_folder, give_folder, open_without_links, user_name
 from .installation import LOADER_VARIABLES, Installation
 
 POLL_SECS = 0.01
-
-
-@contextmanager
-def usable(folder: Path) -> Iterator[None]:
-    """Turn what the file system refuses into an error that names the folder.
-
-    Raises:
-        ConfigError: it, or something in it or beside it, is not what it should be.
-    """
-    try:
-        yield
-    except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError before Python 3.13
-        what = error.strerror if isinstance(error, OSError) else error
-        where = f": {error.filename}" if isinstance(error, OSError) and error.filename else ""
-        raise ConfigError(
-            f"cannot keep a database in {folder}{where}: {what}", hint="choose another folder with --amp-dir"
-        ) from error
-
-
-def beside(data_dir: Path, suffix: str) -> Path:
-    """Return the path of what lies beside a data folder."""
-    return data_dir.with_name(f"{data_dir.name}.{suffix}")
 
 
 def startup_error(message: str, log: Path) -> ConnectionFailed:
     """Return the error for a program that failed, with the last words of its log."""
     last_words = log.read_text(errors="replace").splitlines()[-12:]
     return ConnectionFailed(message, detail="\n".join(last_words), hint=f"the whole log is in {log}")
-
-
-def check_folder(folder: Path) -> None:
-    """Refuse a folder in which somebody else could put links or files in place of ours.
-
-    Raises:
-        ConfigError: it belongs to another user, or others may write to it.
-    """
-    status = folder.stat()
-    if status.st_uid not in (0, os.geteuid()):
-        owner = _user(status.st_uid)
-        raise ConfigError(
-            f"cannot keep a database in {folder}: it belongs to {owner}", hint="choose another folder with --amp-dir"
-        )
-    if status.st_mode & 0o002:
-        raise ConfigError(f"cannot keep a database in {folder}: everybody may write to it", hint=f"chmod o-w {folder}")
-
-
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"user id {uid}"
-
-
-def open_without_links(path: str, flags: int) -> int:
-    """Open a file for `open`, unless it is a link."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 class Launcher(msgspec.Struct, frozen=True):
@@ -98,7 +49,7 @@ class Launcher(msgspec.Struct, frozen=True):
             return cls(None, prefix, {})
         uid, gid = unprivileged_account(data_dir)
         if (closed := closed_folder(data_dir.parent, uid)) is not None:
-            user = _user(uid)
+            user = user_name(uid)
             raise ConfigError(
                 f"cannot keep a database in {data_dir}: root runs PostgreSQL as {user}, who may not enter {closed}",
                 hint=f"choose with --amp-dir a folder that {user} can reach, such as /var/lib/amp; "
@@ -117,10 +68,10 @@ class Launcher(msgspec.Struct, frozen=True):
                 shutil.copytree(original, folder / part, symlinks=True)
         return Installation(folder / installation.bindir.name, installation.major)
 
-    def give(self, path: Path) -> None:
+    def give(self, folder: Path) -> None:
         """Hand a folder to the account."""
         if self.account:
-            os.chown(path, *self.account)
+            give_folder(folder, self.account)
 
     def start(
         self, program: Path, *arguments: str | Path, log: Path, stdin: IO[bytes] | int = subprocess.DEVNULL
@@ -164,13 +115,6 @@ def unprivileged_account(data_dir: Path) -> tuple[int, int]:
             account = pwd.getpwnam(name)
             return account.pw_uid, account.pw_gid
     raise ConfigError("PostgreSQL does not run as root, and there is no user postgres or nobody", hint="create one")
-
-
-def closed_folder(folder: Path, uid: int) -> Path | None:
-    """Return the outermost folder on the way to one that a user of no group may not enter; None if there is none."""
-    way = (*reversed(folder.parents), folder)
-    statuses = ((path, path.stat()) for path in way)
-    return next((path for path, at in statuses if not at.st_mode & (0o100 if at.st_uid == uid else 0o001)), None)
 
 
 def is_running(process: subprocess.Popen[bytes]) -> bool:

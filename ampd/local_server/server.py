@@ -38,18 +38,9 @@ import msgspec
 
 from ampd.errors import ConfigError
 
+from .folders import beside, make_folder, open_without_links, usable
 from .installation import Installation, find_postgres
-from .launcher import (
-    POLL_SECS,
-    Launcher,
-    beside,
-    check_folder,
-    is_running,
-    open_without_links,
-    startup_error,
-    usable,
-    wait_while,
-)
+from .launcher import POLL_SECS, Launcher, is_running, startup_error, wait_while
 
 DATABASE = "amp"
 SUPERUSER = "postgres"
@@ -94,6 +85,9 @@ async def local_server(
     """Run PostgreSQL on `data_dir`, made if missing, for the length of the block; never two servers on one folder."""
     async with AsyncExitStack() as stack:
         with usable(data_dir):
+            make_folder(data_dir.parent)
+            if data_dir.is_symlink():  # it, and where it leads to, are ours as well
+                make_folder(data_dir.resolve().parent)
             server = await _up(stack, data_dir.resolve(), bindir, tcp, settings or {})
         yield server
 
@@ -141,8 +135,6 @@ def _made_by(data_dir: Path) -> int | None:
 
 @contextmanager
 def _sole_use(data_dir: Path) -> Iterator[IO[str]]:
-    data_dir.parent.mkdir(parents=True, exist_ok=True)
-    check_folder(data_dir.parent)
     with open(beside(data_dir, "lock"), "a+", opener=open_without_links) as lock:
         lock.seek(0)
         try:
