@@ -128,7 +128,7 @@ async def resolve(
     limits: Limits | None = None,
     on_event: OnEvent = ignore,
 ) -> Status:
-    """Settle an interrupted migration by the word of a person who has looked: writes the history table, runs nothing.
+    """Resolve an interrupted migration as a person says who has looked: writes the history table, runs nothing.
 
     Takes the arguments of `migrate`, and raises the errors of connecting and reading.
 
@@ -141,17 +141,17 @@ async def resolve(
     _check_version("version", version)
     if not isinstance(resolution, Resolution):
         ways = "ampd.Resolution.APPLIED or ampd.Resolution.ROLLED_BACK"
-        raise TypeError(f"the settlement is {ways}, not {type(resolution).__name__}")
+        raise TypeError(f"the resolution is {ways}, not {type(resolution).__name__}")
     run = await _Run.of(source, migrations, schema, None, limits, on_event)
     while True:
         async with run.emit, run.sessions() as (session, *_):
-            if (settled := await _resolve(run, session, version, resolution)) is not None:
-                return settled
+            if (resolved := await _resolve(run, session, version, resolution)) is not None:
+                return resolved
         await run.lock_wait.pause()
 
 
 async def _resolve(run: _Run, session: Session, version: int, resolution: Resolution) -> Status | None:
-    """Settle as soon as nobody is at it; None when that takes long."""
+    """Resolve it as soon as no runner is at it; None when that takes long."""
     from .apply.transaction import resolve as record_resolution
 
     while True:
@@ -559,7 +559,7 @@ def check_conflicts(found: Plan) -> None:
     raise kind(
         f"{len(found.conflicts)} migrations are in conflict with the history of the database; nothing is applied",
         conflicts=found.conflicts,
-        hint="settle each as it says; `ampd status` shows them all",
+        hint="resolve each as it says; `ampd status` shows them all",
     )
 
 

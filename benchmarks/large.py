@@ -75,7 +75,7 @@ async def _load(url: str, folder: Path) -> Load:
         nonlocal first_event
         first_event = first_event or perf_counter() - begun
 
-    for module in ("apply", "locks", "neighbours", "stepwise"):
+    for module in ("apply.no_transaction", "history.first_run"):
         import_module(f"ampd.{module}")  # which any file costs, and once
     await ampd.status(url, migrations=())
     ticking, error = asyncio.create_task(tick()), None

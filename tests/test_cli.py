@@ -242,7 +242,7 @@ or reset the database and run all migrations again
   to do:   restore the file as it was when it was started, and `ampd migrate` may resume it; else \
 look at the database, finish or undo the migration by hand, then run `ampd resolve 5 --applied` \
 or `ampd resolve 5 --rolled-back`
-hint: settle each as it says; `ampd status` shows them all
+hint: resolve each as it says; `ampd status` shows them all
 """
     for arguments in (["migrate"], ["migrate", "--check"], ["migrate", "--dry-run"]):
         assert seen(ampd(*arguments, "--migrations", "m", url=database.url)) == (1, "", expected), arguments
@@ -290,7 +290,7 @@ async def test_the_json_of_conflicts(ampd: Ampd, database: Database, folder: Pat
         },
     ]
     message = "2 migrations are in conflict with the history of the database; nothing is applied"
-    hint = "settle each as it says; `ampd status` shows them all"
+    hint = "resolve each as it says; `ampd status` shows them all"
     problem = error("conflict", message, hint, version=1, conflicts=conflicts)
     expected = failed(problem, current_version=2, pending=[{"version": 3, "name": "third"}])
     for arguments in (["migrate"], ["migrate", "--check"], ["migrate", "--dry-run"]):
@@ -342,7 +342,7 @@ async def test_a_single_conflict(
 
 
 async def test_an_interrupted_migration_alone(ampd: Ampd, database: Database, tmp_path: Path) -> None:
-    """With nothing but an interrupted migration in the way the code is `interrupted`, and `resolve` settles it."""
+    """With nothing but an interrupted migration in the way the code is `interrupted`, and `resolve` resolves it."""
     folder = write(tmp_path / "m", {"1_odd.sql": "-- no-transaction\nSELECT 1;\nCREATE DATABASE postgres;\n"})
     assert ampd("migrate", "--migrations", "m", url=database.url).returncode == 1
     old = sha256((folder / "1_odd.sql").read_bytes()).hexdigest()

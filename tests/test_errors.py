@@ -132,7 +132,7 @@ def conflicts() -> MigrationConflict:
         AppliedMigration(2, "gone", b"\x03" * 32, NOON, NOON, 1, "deploy", "0.1.0"),
     )
     found = plan([file, Migration(3, "new", "sql/3_new.sql", "", b"")], rows).conflicts
-    return MigrationConflict("2 migrations are in conflict", conflicts=found, hint="settle each")
+    return MigrationConflict("2 migrations are in conflict", conflicts=found, hint="resolve each")
 
 
 RESTORE = "restore the original file (from version control), or reset the database and run all migrations again"
@@ -150,7 +150,7 @@ def test_a_conflict_lists_every_case() -> None:
         "  file:    none\n"
         f"  applied: 2026-01-02 12:00:00+0000 by deploy, SHA-256 {'03' * 32}\n"
         f"  to do:   {RESTORE}\n"
-        "hint: settle each"
+        "hint: resolve each"
     )
     assert conflicts().version == 1
     assert [each["version"] for each in conflicts().fields()["conflicts"]] == [1, 2]  # type: ignore[attr-defined]

@@ -502,7 +502,7 @@ async def test_who_only_reads_trusts_the_role_without_being_a_member(
     assert f'GRANT "{owner.name}" TO "{reader.name}"' in str(denial.value.hint)
 
 
-async def test_an_interrupted_migration_is_settled_as_the_role(database: Database, roles: tuple[Role, Role]) -> None:
+async def test_an_interrupted_migration_is_resolved_as_the_role(database: Database, roles: tuple[Role, Role]) -> None:
     """`resolve` writes as the configured role."""
     owner, login = roles
     files = scripts("-- no-transaction\nCREATE TABLE a ();\nSELECT 1/0;")

@@ -171,16 +171,16 @@ async def test_limits_leave_folder_and_policy_as_configured(database: Database, 
         ({"target": True}, TypeError, "target= takes the version of a migration, an int, not bool"),
         ({"target": "3"}, TypeError, "target= takes the version of a migration, an int, not str"),
         ({"version": "3"}, TypeError, "version= takes the version of a migration, an int, not str"),
-        ({"settlement": "applied"}, TypeError, "the settlement is ampd.Resolution.APPLIED or"),
-        ({"settlement": True}, TypeError, "the settlement is ampd.Resolution.APPLIED or"),
+        ({"resolution": "applied"}, TypeError, "the resolution is ampd.Resolution.APPLIED or"),
+        ({"resolution": True}, TypeError, "the resolution is ampd.Resolution.APPLIED or"),
     ],
 )
 async def test_arguments_of_the_wrong_kind(arguments: dict[str, Any], kind: type[Exception], message: str) -> None:
     """What is no value for an argument is refused by name, by each function that takes it, and before anything else."""
     nowhere = "postgresql://u@127.0.0.1:1/d"
-    settled: dict[str, Any] = {"version": 1, "settlement": ampd.Resolution.APPLIED, "migrations": (), **arguments}
+    settled: dict[str, Any] = {"version": 1, "resolution": ampd.Resolution.APPLIED, "migrations": (), **arguments}
     runs: list[Coroutine[Any, Any, object]] = [] if "target" in arguments else [ampd.resolve(nowhere, **settled)]
-    if not arguments.keys() & {"version", "settlement"}:
+    if not arguments.keys() & {"version", "resolution"}:
         runs += [run(nowhere, **{"migrations": (), **arguments}) for run in (ampd.migrate, ampd.status)]
     for run in runs:
         with pytest.raises(kind) as refused:

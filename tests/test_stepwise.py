@@ -253,7 +253,7 @@ async def test_a_statement_not_yet_done_may_be_edited(table: Database) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settlement", "rows"), [(Resolution.APPLIED, [1, 2, 3, 4]), (Resolution.ROLLED_BACK, [1, 2, 3, 4, 4, 5])]
+    ("resolution", "rows"), [(Resolution.APPLIED, [1, 2, 3, 4]), (Resolution.ROLLED_BACK, [1, 2, 3, 4, 4, 5])]
 )
 async def test_a_statement_already_done_may_not(table: Database, resolution: Resolution, rows: list[int]) -> None:
     """When the done part has changed only a person can tell what is true, and the error holds the line to type."""

@@ -129,8 +129,8 @@ async def resolve(session: Session, history: History, info: MigrationInfo, resol
     refusals.check_writable(history)
     statements = len(await in_slices(splitter.splitting(info.migration.sql))) if info.migration else 0
     applied = resolution is Resolution.APPLIED
-    settled = writing.resolve_sql(history, info.version, info.migration, statements, applied=applied)
-    body = f"BEGIN {advisory_lock.try_lock_sql(history.lock_key)}{writing.enter_sql(history, settled)} END"
+    resolved = writing.resolve_sql(history, info.version, info.migration, statements, applied=applied)
+    body = f"BEGIN {advisory_lock.try_lock_sql(history.lock_key)}{writing.enter_sql(history, resolved)} END"
     try:
         await session.run(
             "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '10s'; "

@@ -161,7 +161,7 @@ def resolve(
     migrations: MigrationsOption = None,
     config: Annotated[Path | None, _Hidden] = None,
 ) -> int:
-    """Settle a `-- no-transaction` migration that was interrupted and cannot be resumed by itself.
+    """Resolve a `-- no-transaction` migration that was interrupted and cannot be resumed by itself.
 
     Look at the database first. Runs nothing; writes the history table only.
 

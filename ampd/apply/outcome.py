@@ -1,0 +1,186 @@
+"""What a statement outside of a transaction has left behind, or done: what the catalog tells of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from ampd.errors import LockTimeout, MigrationFailed, MigrationInterrupted
+from ampd.events import Warned
+from ampd.plan import State, conflict_of
+from ampd.postgres.quoting import do_block
+from ampd.sql import kinds, location
+from ampd.sql.kinds import Kind
+from ampd.sql.units import Unit
+
+from . import indexes
+from .session_state import own_role_sql, set_role_sql
+from .transaction import LockUnavailable
+from .unit_message import again_sql
+
+if TYPE_CHECKING:
+    from ampd.postgres.connection import Session
+
+    from .prepared import Execution
+
+
+T = TypeVar("T")
+
+UNFINISHED = "it is recorded as unfinished: fix the cause and run `ampd migrate` again; it resumes at this statement"
+
+
+def is_undecidable(unit: Unit) -> bool:
+    """Return whether the catalog cannot show if an abandoned statement completed."""
+    statement = unit.statements[0]
+    if unit.kind is Kind.CREATE_INDEX_CONCURRENTLY:
+        build = kinds.index_build(statement)
+        return build is None or build.name is None
+    if unit.kind is Kind.DROP_INDEX_CONCURRENTLY:
+        return not kinds.dropped_indexes(statement)
+    return unit.kind is Kind.NOT_RESUMABLE
+
+
+class Outcome:
+    """Asks the database about the statements of one migration, with the role and search path that they run with."""
+
+    def __init__(self, session: Session, execution: Execution, label: str) -> None:
+        self._session = session
+        self._execution = execution
+        self._migration = execution.migration
+        self._label = label
+
+    async def is_hopeless(self, unit: Unit) -> bool:
+        """Return whether the server is bound to refuse a statement, or to leave things as they are.
+
+        It must not be recorded as begun: whatever a later run found would not be the work of this one.
+        """
+        statement = unit.statements[0]
+        if build := kinds.index_build(statement):
+            return build.name is not None and await self._ask(indexes.is_taken_sql(build), bool, unit)
+        if unit.kind is Kind.DROP_INDEX_CONCURRENTLY and (names := kinds.dropped_indexes(statement)):
+            return not await self._ask(indexes.are_there_sql(names), bool, unit)
+        return False
+
+    async def leftovers(self, unit: Unit) -> list[indexes.Leftover]:
+        """Return the INVALID indexes that a statement has left behind."""
+        statement = unit.statements[0]
+        build = kinds.index_build(statement)
+        if build is None and not (statement.words[:1] == ("REINDEX",) and kinds.is_concurrent(statement)):
+            return []
+        begun_by_sql = await self._ask(indexes.begun_by_sql(self._execution.history, self._migration.version), str)
+        question = (
+            indexes.invalid_builds_sql(build, begun_by_sql) if build else indexes.invalid_copies_sql(begun_by_sql)
+        )
+        return await self._ask(question, list[indexes.Leftover], unit)
+
+    async def clear_away(self, unit: Unit) -> bool:
+        """Drop what a statement has left behind, and return whether there was anything.
+
+        Raises:
+            LockUnavailable: another session works on the table; an index of its own is INVALID while it is built.
+        """
+        leftovers = await self.leftovers(unit)
+        for each in leftovers:
+            if each.worker is not None:
+                raise LockUnavailable(self._busy_error(unit, each.worker))
+            self._execution.on_event(
+                Warned(message=f"dropping the INVALID index {each.name} that an interrupted run left")
+            )
+            await self._session.run(f"{self._label} DROP INDEX CONCURRENTLY IF EXISTS {each.name}")
+        return bool(leftovers)
+
+    async def check_no_other_build(self, unit: Unit) -> None:
+        """Let whoever builds an index on the same table finish: two such builds would wait for one another.
+
+        Raises:
+            LockUnavailable: another session is at it.
+        """
+        if build := kinds.index_build(unit.statements[0]):
+            worker = await self._ask(indexes.worker_sql(build), indexes.Worker, unit)
+            if worker.pid is not None:
+                raise LockUnavailable(self._busy_error(unit, worker.pid))
+
+    def _busy_error(self, unit: Unit, worker: int) -> LockTimeout:
+        file, line = self._migration.file, unit.statements[0].line
+        return LockTimeout(
+            f"{file}:{line}: session {worker} is at work on the table, such as building another index",
+            hint=UNFINISHED,
+            version=self._migration.version,
+            file=file,
+            line=line,
+        )
+
+    async def is_done(self, unit: Unit, *, cleared: bool) -> bool:
+        """Return whether the statement in doubt has done its work.
+
+        Raises:
+            MigrationInterrupted: that cannot be told.
+        """
+        statement = unit.statements[0]
+        if cleared:
+            return False
+        if is_undecidable(unit):
+            raise self._undecidable_error()
+        if build := kinds.index_build(statement):
+            index = await self._ask(indexes.index_sql(build), indexes.Index, unit)
+            if index.name is not None and not index.valid:
+                await self.check_no_other_build(unit)
+                raise self._undecidable_error(
+                    f"the INVALID index {index.name} is older than the record that its build was begun: if nobody "
+                    f"needs it, DROP INDEX CONCURRENTLY {index.name} and run again; else "
+                )
+            return index.name is not None
+        if names := kinds.dropped_indexes(statement):
+            return not await self._ask(indexes.are_there_sql(names), bool, unit)
+        return False
+
+    def _undecidable_error(self, first: str = "") -> MigrationInterrupted:
+        conflict = conflict_of(msgspec.structs.replace(self._execution.info, state=State.INTERRUPTED))
+        return MigrationInterrupted(conflict.message, conflicts=(conflict,), hint=first + conflict.hint)
+
+    async def check_valid(self, unit: Unit) -> None:
+        """Insist on a valid index after a build: with IF NOT EXISTS the server is content with anything of that name.
+
+        Raises:
+            MigrationFailed: there is none.
+        """
+        build = kinds.index_build(unit.statements[0])
+        if build is None or build.name is None:
+            return
+        index = await self._ask(indexes.index_sql(build), indexes.Index, unit)
+        if index.valid:
+            return
+        migration, line = self._migration, unit.statements[0].line
+        if index.name is None:
+            problem = f"there is no index {build.name} on {'.'.join(build.table)}: something else has that name"
+            hint = "give the index another name"
+            if self._session.pooled:
+                problem = f"there is no index {build.name} on {'.'.join(build.table)}"
+                hint = "something else has that name, or the pooler has built it in another schema: connect directly"
+        else:
+            problem = f"index {index.name} exists and is INVALID: an earlier build failed"
+            hint = f"DROP INDEX CONCURRENTLY {index.name}; then run `ampd migrate` again"
+        raise MigrationFailed(
+            f"{migration.file}:{line}: {problem}",
+            hint=hint,
+            version=migration.version,
+            file=migration.file,
+            line=line,
+            excerpt=location.excerpt(migration.sql, unit.statements[0].start, file=migration.file),
+        )
+
+    async def _ask(self, expression: str, kind: type[T], unit: Unit | None = None) -> T:
+        """Ask what a unit would find, with the role and the search path that the file has set; or ask as ourselves."""
+        session = self._session
+        if unit is None:
+            there = own_role_sql(self._execution.history.role, shared=session.shared)
+        elif session.pooled:
+            there = set_role_sql(self._execution.history.role, local=True)
+            there += (
+                f"{do_block(f'BEGIN {self._execution.search_path_sql(local=True)} END')}; {again_sql(unit.settings)}"
+            )
+        else:
+            there = ""
+        question = do_block(f"BEGIN {session.note_sql(f'pg_catalog.to_jsonb({expression})')} END")
+        return await session.ask(f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {there}{question}; ROLLBACK", kind)
