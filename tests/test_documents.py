@@ -1,9 +1,13 @@
 """What the documents name is there."""
 
 import re
+import tomllib
 from pathlib import Path
 
+import msgspec
 import pytest
+
+import ampd
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
@@ -27,10 +31,52 @@ def test_the_picture_of_the_modules_is_complete() -> None:
 
 def test_the_layers_are_those_of_the_contract() -> None:
     """ARCHITECTURE.md shows the layers that the linter enforces."""
-    import tomllib
-
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     contract = project["tool"]["importlinter"]["contracts"][0]["layers"]
     shown = re.search(r"    (__main__ > [^`]+?)\n\n", (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8"))
     assert shown is not None
     assert " ".join(shown[1].split()).split(" > ") == [layer.replace(" |", ",") for layer in contract]
+
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_lists_every_error() -> None:
+    """The table of errors has each class with its code, and no other."""
+    rows = re.findall(r"^\| `(\w+)` \| (`\w+`.*?) \|", README.split("## When something is wrong")[1], re.MULTILINE)
+    listed = {(name, code) for code, names in rows for name in re.findall(r"`(\w+)`", names)}
+    public = {name: getattr(ampd, name) for name in ampd.__all__}
+    errors = {
+        (name, value.code)
+        for name, value in public.items()
+        if isinstance(value, type) and issubclass(value, ampd.AmpdError) and value is not ampd.AmpdError
+    }
+    assert listed == errors
+
+
+def test_the_readme_lists_every_event() -> None:
+    """The table of events has each class, and no other."""
+    table = README.split("| event | tells |")[1].split("\n\n")[0]
+    listed = {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    public = {name: getattr(ampd, name) for name in ampd.__all__}
+    kinds = {name for name, value in public.items() if isinstance(value, type) and issubclass(value, ampd.Event)}
+    assert listed == kinds - {"Event"}
+
+
+def test_the_readme_shows_every_key_of_the_configuration(tmp_path: Path) -> None:
+    """The configuration of the README is one that can be loaded, and has every key."""
+    text = README.split("```toml\n")[1].split("```")[0]
+    (tmp_path / "config.toml").write_text(text, encoding="utf-8")
+    (tmp_path / "config.toml").chmod(0o600)
+    ampd.load_config(tmp_path / "config.toml")
+    shown = tomllib.loads(text)["metadata_db"]
+    assert set(shown) == {field.name for field in msgspec.structs.fields(ampd.MetadataDb)}
+    assert set(shown["migrations"]) == {field.name for field in msgspec.structs.fields(ampd.Migrations)}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_a_public_name_in_a_document_is_one(document: Path) -> None:
+    """Whatever a document calls ampd.Something is a public name."""
+    names = re.findall(r"\bampd\.([A-Za-z]\w*)\b(?!\.py)", document.read_text(encoding="utf-8"))
+    known = {*ampd.__all__, "internal", "found", "errors"}  # a host, a setting, a module
+    assert [name for name in names if name not in known] == []
