@@ -57,7 +57,8 @@ GROUPS: dict[str, tuple[Kind, ...]] = {
             "Reading the history",
             r"'holder_known', false",
             "The one message of a run that has nothing to do: finds the history table, locks it, looks at it by its "
-            "oid, and reads its rows only if its owner is trusted and nothing on it would run code.",
+            "oid, and reads its rows only if its owner and that of its schema are trusted and nothing on it would run "
+            "code.",
         ),
         Kind(
             "Reading it again",
@@ -215,8 +216,9 @@ GROUPS: dict[str, tuple[Kind, ...]] = {
         ),
         Kind(
             "When the build was recorded as begun",
-            r"SELECT h\.xmin::pg_catalog\.text",
-            "The transaction that has written the row: what is older was not left by this migration.",
+            r"SELECT to_jsonb\(h\.xmin::text\)",
+            "The transaction that has written the row, once the table has been locked and looked at: what is older was "
+            "not left by this migration.",
         ),
         Kind(
             "What an interrupted build has left",
@@ -309,6 +311,7 @@ async def record(database: Database) -> list[str]:
 _FIXED = (
     (r"(RAISE INFO '+)[0-9a-f]{16} ", r"\g<1>0123456789abcdef "),  # what tells our notices from a script's
     (r"(c\.oid = )[1-9][0-9]*", r"\g<1>16384"),
+    (r"(nspowner IN \(c\.relowner, )[0-9]+", r"\g<1>10"),
     (r"(worker := )[0-9]+", r"\g<1>4711"),
     (r"(IS DISTINCT FROM ')[0-9]+'", r"\g<1>750'"),
     (r"(age\(')[0-9]+'", r"\g<1>750'"),

@@ -13,7 +13,6 @@ import msgspec
 from ampd.postgres.quoting import identifier, literal
 
 if TYPE_CHECKING:
-    from ampd.history.table import History
     from ampd.sql.kinds import IndexBuild
 
 
@@ -58,11 +57,6 @@ def is_taken_sql(build: IndexBuild) -> str:
 def are_there_sql(names: tuple[tuple[str, ...], ...]) -> str:
     """Return an expression for whether any relation of these names exists, as `bool`."""
     return " OR ".join(f"{_relation(name)} IS NOT NULL" for name in names)
-
-
-def begun_by_sql(history: History, version: int) -> str:
-    """Return an expression for the transaction that has last written a migration's row of the history, as `str`."""
-    return f"(SELECT h.xmin::pg_catalog.text FROM {history.name} h WHERE h.version OPERATOR(pg_catalog.=) {version})"
 
 
 def invalid_builds_sql(build: IndexBuild, begun_by_sql: str) -> str:

@@ -309,7 +309,7 @@ class StatementRunner:
         words, state = unit.statements[0].words, self._protocol.state
         atomic = unit.kind is not Kind.NOT_RESUMABLE or words[:1] in (("CREATE",), ("DROP",))
         if state is State.RECORDED or (state is State.REFUSED and atomic):
-            with suppress(AmpdError, LockTaken):
+            with suppress(AmpdError, LockTaken, ServerError):
                 if not await self._outcome.leftovers(unit):
                     await self._record(Step.WITHDRAW, unit.first, unit.first)
 

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from ampd.errors import LockTimeout, MigrationFailed, MigrationInterrupted
+from ampd.errors import AmpdError, LockTimeout, MigrationFailed, MigrationInterrupted
 from ampd.events import Warned
+from ampd.history import writing
 from ampd.plan import State, conflict_of
 from ampd.postgres.quoting import do_block
+from ampd.postgres.server_error import ServerError
 from ampd.sql import kinds, location
 from ampd.sql.kinds import Kind
 from ampd.sql.units import Unit
@@ -63,16 +65,31 @@ class Outcome:
         return False
 
     async def leftovers(self, unit: Unit) -> list[indexes.Leftover]:
-        """Return the INVALID indexes that a statement has left behind."""
+        """Return the INVALID indexes that a statement has left behind.
+
+        Raises:
+            ServerError: the history is not as it was.
+        """
         statement = unit.statements[0]
         build = kinds.index_build(statement)
         if build is None and not (statement.words[:1] == ("REINDEX",) and kinds.is_concurrent(statement)):
             return []
-        begun_by_sql = await self._ask(indexes.begun_by_sql(self._execution.history, self._migration.version), str)
-        question = (
-            indexes.invalid_builds_sql(build, begun_by_sql) if build else indexes.invalid_copies_sql(begun_by_sql)
-        )
+        begun_by = await self._begun_by()
+        question = indexes.invalid_builds_sql(build, begun_by) if build else indexes.invalid_copies_sql(begun_by)
         return await self._ask(question, list[indexes.Leftover], unit)
+
+    async def _begun_by(self) -> str:
+        """Return the transaction in which it was recorded that a statement was begun."""
+        session, history = self._session, self._execution.history
+        ours = own_role_sql(history.role, shared=session.shared)
+        question = do_block(f"BEGIN {writing.begun_by_sql(session, history, self._migration.version)} END")
+        begin = f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {ours}{self._execution.limits_sql()}"
+        try:
+            return await session.ask(f"{begin}{question}; ROLLBACK", str)
+        except AmpdError as error:
+            if isinstance(error.__cause__, ServerError):  # for whoever knows what the history has suffered
+                raise error.__cause__ from None
+            raise
 
     async def clear_away(self, unit: Unit) -> bool:
         """Drop what a statement has left behind, and return whether there was anything.
@@ -170,12 +187,10 @@ class Outcome:
             excerpt=location.excerpt(migration.sql, unit.statements[0].start, file=migration.file),
         )
 
-    async def _ask(self, expression: str, kind: type[T], unit: Unit | None = None) -> T:
-        """Ask what a unit would find, with the role and the search path that the file has set; or ask as ourselves."""
+    async def _ask(self, expression: str, kind: type[T], unit: Unit) -> T:
+        """Ask what a unit would find, with the role and the search path that the file has set."""
         session = self._session
-        if unit is None:
-            there = own_role_sql(self._execution.history.role, shared=session.shared)
-        elif session.pooled:
+        if session.pooled:
             there = set_role_sql(self._execution.history.role, local=True)
             there += (
                 f"{do_block(f'BEGIN {self._execution.search_path_sql(local=True)} END')}; {again_sql(unit.settings)}"

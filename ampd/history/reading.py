@@ -20,14 +20,25 @@ from ampd.migration import AppliedMigration
 from ampd.postgres.quoting import do_block, identifier, literal
 
 from .table import LOCK, REPLACED, TABLE, History
-from .trust import COLUMNS, FIRES, LAST, MAY_FIRE, OF_COLUMNS, PLAIN, SHAPED, alterations_sql, trusted_owner_sql
+from .trust import (
+    COLUMNS,
+    FIRES,
+    LAST,
+    MAY_FIRE,
+    OF_COLUMNS,
+    PLAIN,
+    SHAPED,
+    alterations_sql,
+    trusted_owner_sql,
+    trusted_schema_sql,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ampd.postgres.connection import Session
 
-    from .table import LOCK, Table
+    from .table import LOCK, Owner, Table
 
 
 READ_LOCK_SECS = 10  # nobody locks a history table for so long but by hand
@@ -78,8 +89,8 @@ async def read(session: Session, schema: str | None, *, role: str | None = None,
 
     Raises:
         ConfigError: the table is not one of ampd's, or no schema of the search path exists.
-        PermissionDenied: the table's owner is not trusted; or the role may not read the table, or use any schema of its
-            search path.
+        PermissionDenied: the owner of the table, or of its schema, is not trusted; or the role may not read the table,
+            or use any schema of its search path.
     """
     try:
         answer = await session.ask(_read_sql(session, schema, role, who), _Answer)
@@ -97,6 +108,8 @@ async def read(session: Session, schema: str | None, *, role: str | None = None,
             alterations = await session.ask(alterations_sql(session, table.oid), list[str])
             raise _not_ours_error(history.name, f"it {', and '.join(alterations)}")
         _check_trust(history, table)
+    if (owner := history.schema_owner) is not None and not owner.trusted:
+        raise _exposed_error(history, owner)
     if answer.fit is False or len(history.applied) > _MOST_ROWS:
         raise _not_ours_error(
             history.name, f"it has rows of a size, or more than {_MOST_ROWS} rows, that ampd has not written"
@@ -178,6 +191,25 @@ def _stranger_error(history: History, owner: str) -> PermissionDenied:
     )
 
 
+def _exposed_error(history: History, owner: Owner) -> PermissionDenied:
+    assert history.schema is not None
+    schema, table = identifier(history.schema), history.table
+    mend = f"ALTER SCHEMA {schema} OWNER TO {identifier(table.owner if table else history.role or history.user)}"
+    if table is None:
+        hint = (
+            f"as its owner or a superuser: {mend}; or set metadata_db.schema to another schema; if migrations were "
+            "applied here before, find out first what has become of their history"
+        )
+    else:
+        hint = f"find out whether the history is whole; then, as its owner or a superuser: {mend}"
+    return PermissionDenied(
+        f"the schema {schema} belongs to {owner.name}, who could replace or hide the history in it, and so is not "
+        f"trusted: that is neither {history.user}, nor a superuser, nor the owner of the database, nor the role in "
+        "metadata_db.migrations.role",
+        hint=hint,
+    )
+
+
 def _toml(text: str) -> str:
     """Return a TOML string; JSON writes the same, but for one control character."""
     return msgspec.json.encode(text).decode().replace("\x7f", "\\u007f")
@@ -211,6 +243,8 @@ def _read_sql(session: Session, schema: str | None, role: str | None, who: str |
     'read_only', pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on',
     'schema', CASE WHEN home IS NULL THEN first ELSE place END,
     'schema_exists', to_regnamespace(quote_ident(first)) IS NOT NULL,
+    'schema_owner', CASE WHEN schema_owner IS NOT NULL THEN jsonb_build_object(
+      'oid', schema_owner::int8, 'name', pg_get_userbyid(schema_owner), 'trusted', schema_trusted) END,
     'table_exists', home IS NOT NULL, 'table', CASE WHEN home IS NOT NULL THEN jsonb_build_object(
       'oid', home::oid::int8, 'owner_oid', owner::int8, 'owner', pg_get_userbyid(owner), 'trusted', trusted,
       'readable', readable, 'unaltered', unaltered, 'row_security', secured, 'hidden', hidden) END,
@@ -235,6 +269,9 @@ DECLARE
   readable pg_catalog.bool;
   owner pg_catalog.oid;
   trusted pg_catalog.bool;
+  schema_oid pg_catalog.oid;
+  schema_owner pg_catalog.oid;
+  schema_trusted pg_catalog.bool;
   unaltered pg_catalog.bool;
   may_fire pg_catalog.bool;
   secured pg_catalog.bool;
@@ -274,8 +311,8 @@ BEGIN{set_role_sql if role else ""}
     END;
   END LOOP;
   IF home IS NOT NULL THEN
-    SELECT {PLAIN}, {MAY_FIRE}, c.relrowsecurity, c.relowner, pg_get_userbyid(c.relowner) = current_user
-      INTO unaltered, may_fire, secured, owner, trusted FROM pg_class c WHERE c.oid = home;
+    SELECT {PLAIN}, {MAY_FIRE}, c.relrowsecurity, c.relnamespace, c.relowner, pg_get_userbyid(c.relowner) = current_user
+      INTO unaltered, may_fire, secured, schema_oid, owner, trusted FROM pg_class c WHERE c.oid = home;
     SELECT unaltered AND {SHAPED}, bool_or(attname = '{LAST}') INTO unaltered, roomy FROM {OF_COLUMNS.format("home")};
     IF NOT trusted THEN  -- a question that is seldom worth its price
       trusted := {trusted_owner_sql("owner", role)};
@@ -286,7 +323,16 @@ BEGIN{set_role_sql if role else ""}
     IF secured THEN
       hidden := row_security_active(home);
     END IF;
-    IF readable AND trusted AND unaltered AND NOT hidden THEN
+  ELSE
+    schema_oid := to_regnamespace(quote_ident(first));
+  END IF;
+  schema_owner := (SELECT nspowner FROM pg_namespace WHERE oid = schema_oid);
+  schema_trusted := schema_owner = owner AND trusted OR pg_get_userbyid(schema_owner) = current_user;
+  IF schema_owner IS NOT NULL AND schema_trusted IS NOT TRUE THEN
+    schema_trusted := {trusted_schema_sql("schema_oid", "schema_owner", role)};
+  END IF;
+  IF home IS NOT NULL THEN
+    IF readable AND trusted AND schema_trusted AND unaltered AND NOT hidden THEN
       mark := CASE WHEN roomy THEN 'h.{LAST}' ELSE 'NULL' END;
       EXECUTE format('SELECT jsonb_agg(ARRAY[{cells}, left(concat(%2$s), {_LONGEST_TEXT})]) FILTER (WHERE ampd_fit),
           bool_and(ampd_fit)

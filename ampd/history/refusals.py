@@ -11,7 +11,7 @@ from ampd.plan import is_another_projects
 from ampd.postgres.failures import read_only_error
 from ampd.postgres.quoting import identifier
 
-from .table import ALTERED, EMPTIED, LOCK, MOVED, REPLACED
+from .table import ALTERED, EMPTIED, EXPOSED, LOCK, MOVED, REPLACED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +48,7 @@ def check_writable(history: History) -> None:
 
 def refusal_error(error: ServerError, history: History) -> Exception | None:
     """Return what it means that the history could not be entered; None for any other error."""
-    if error.sqlstate in (BUSY, MOVED, REPLACED) or (error.sqlstate == ALTERED and history.table is not None):
+    if error.sqlstate in (BUSY, MOVED, REPLACED, EXPOSED) or (error.sqlstate == ALTERED and history.table is not None):
         return LockTaken(error.message)  # reading it again tells what has become of it
     if error.sqlstate in _COLLISIONS:
         return LockTaken(error.message, unless=unwritable_error(error, history))
@@ -62,6 +62,7 @@ def harm(error: ServerError, history: History) -> str | None:
         ALTERED: "is not as ampd has made it any more (`ampd status` says why)",
         REPLACED: gone,
         EMPTIED: "has lost rows",
+        EXPOSED: "is in a schema that was given to a role that is not trusted",
     }
     what = known.get(code)
     if what is None and f"{LOCK} {history.name} " in error.context:

@@ -15,9 +15,18 @@ ESCAPED = "AM003"  # the migration ended the transaction that it ran in
 REPLACED = "AM004"  # the name of the history has come to mean another table, or none
 ALTERED = "AM005"  # the history is not as ampd has made it: another owner, a trigger …
 EMPTIED = "AM006"  # rows that were in the history are not there any more
+EXPOSED = "AM007"  # the schema of the history belongs to somebody who is not trusted
 
 
 LOCK = "LOCK TABLE ONLY"
+
+
+class Owner(msgspec.Struct, frozen=True):
+    """The role that owns a schema, and whether it is trusted with a history in it."""
+
+    oid: int
+    name: str
+    trusted: bool
 
 
 class Table(msgspec.Struct, frozen=True):
@@ -45,6 +54,7 @@ class History(msgspec.Struct, frozen=True):
     schema: str | None
     schema_exists: bool
     table_exists: bool
+    schema_owner: Owner | None  # None where there is no schema yet
     holder_known: bool
     holder: Holder | None
     role_refused: str | None = None  # why the configured role could not be taken on, in the server's words

@@ -17,15 +17,33 @@ if TYPE_CHECKING:
 def trusted_owner_sql(owner: str, role: str | None = None) -> str:
     """Return an SQL expression for whether a history that belongs to `owner`, an expression of type oid, is trusted.
 
-    Trusted are the role that connects or migrates, a superuser, the owner of the database, and `role`, the configured
-    one; never a role for being a group of ours, nor for owning the schema: either may be a stranger's.
+    Trusted are the role that connects or migrates, a superuser, the owner of the database (pg_database_owner is nobody
+    else), and `role`, the configured one; never a role for being a group of ours: that may be a stranger's.
     """
-    me = ", ".join(("CURRENT_USER", "SESSION_USER", *(f"{literal(name)}::pg_catalog.name" for name in (role,) if name)))
+    named = (f"{literal(name)}::pg_catalog.name" for name in ("pg_database_owner", role) if name)
+    me = ", ".join(("CURRENT_USER", "SESSION_USER", *named))
     return f"""EXISTS (
       SELECT FROM pg_catalog.pg_roles r WHERE r.oid OPERATOR(pg_catalog.=) {owner} AND (
         r.rolsuper OR r.rolname OPERATOR(pg_catalog.=) ANY (ARRAY[{me}]) OR r.oid OPERATOR(pg_catalog.=) (
           SELECT d.datdba FROM pg_catalog.pg_database d
           WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())))"""
+
+
+_PUBLIC = 2200  # the oid of the schema public that a database is made with
+
+
+def trusted_schema_sql(schema: str, owner: str, role: str | None = None) -> str:
+    """Return an SQL expression for whether a history may stand in a schema; both arguments are expressions of type oid.
+
+    Whoever owns a schema can rename or drop it, whatever is in it, and put another in its place. So its owner must be
+    trusted as that of the table is. On some managed platforms the schema public belongs to the administrators' role,
+    which may create roles but is no superuser (Google's cloudsqlsuperuser): that is accepted unless we are a superuser.
+    """
+    public = f"{schema} OPERATOR(pg_catalog.=) {_PUBLIC}::pg_catalog.oid"
+    return f"""({trusted_owner_sql(owner, role)} OR {public} AND EXISTS (
+      SELECT FROM pg_catalog.pg_roles r WHERE r.oid OPERATOR(pg_catalog.=) {owner} AND r.rolcreaterole) AND NOT EXISTS (
+      SELECT FROM pg_catalog.pg_roles r WHERE r.rolsuper
+        AND r.rolname OPERATOR(pg_catalog.=) ANY (ARRAY[CURRENT_USER, SESSION_USER])))"""
 
 
 COLUMNS = {

@@ -12,11 +12,12 @@ import msgspec
 from ampd.postgres.quoting import do_block, identifier, literal
 from ampd.version import VERSION
 
-from .table import ALTERED, EMPTIED, ESCAPED, LOCK, MOVED, REPLACED, TABLE
-from .trust import COLUMNS, FIRES, LAST, MAY_FIRE, OF_COLUMNS, PLAIN, SHAPED
+from .table import ALTERED, EMPTIED, ESCAPED, EXPOSED, LOCK, MOVED, REPLACED, TABLE
+from .trust import COLUMNS, FIRES, LAST, MAY_FIRE, OF_COLUMNS, PLAIN, SHAPED, trusted_schema_sql
 
 if TYPE_CHECKING:
     from ampd.migration import Migration
+    from ampd.postgres.connection import Session
 
     from .table import History
 
@@ -65,11 +66,13 @@ def _is_named(history: History) -> str:
 def _check_table_sql(history: History) -> str:
     """Return PL/pgSQL that locks the history against change, and makes sure that it is the one that was read, and ours.
 
-    Whatever could run with a write to it would run with our rights. Wants the search path to be pinned.
+    Whatever could run with a write to it would run with our rights. What follows names it again, and may: nobody but
+    the owner of its schema could let the name stand for another table now. Wants the search path to be pinned.
     """
-    known = history.table
+    known, owner = history.table, history.schema_owner
     same = "pg_get_userbyid(c.relowner) = CURRENT_USER" if known is None else f"c.relowner = {known.owner_oid}"
     this = "" if known is None else f"c.oid = {known.oid} AND "
+    owners = f"c.relowner, {owner.oid}" if owner else "c.relowner"
     return f"""
     {LOCK} {history.name} IN ROW EXCLUSIVE MODE;
     DECLARE
@@ -77,20 +80,29 @@ def _check_table_sql(history: History) -> str:
       ours pg_catalog.bool;
       may_fire pg_catalog.bool;
       may_hide pg_catalog.bool;
+      schema_oid pg_catalog.oid;
+      schema_owner pg_catalog.oid;
+      schema_trusted pg_catalog.bool;
     BEGIN
       SELECT c.oid, {same} AND {PLAIN} AND (SELECT {SHAPED} FROM {OF_COLUMNS.format("c.oid")}),
-             {MAY_FIRE}, c.relrowsecurity
-        INTO home, ours, may_fire, may_hide FROM pg_class c WHERE {this}{_is_named(history)};
+             {MAY_FIRE}, c.relrowsecurity, n.oid, n.nspowner, n.nspowner IN ({owners})
+        INTO home, ours, may_fire, may_hide, schema_oid, schema_owner, schema_trusted
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE {this}{_is_named(history)};
       IF may_fire THEN
         ours := ours AND NOT {FIRES.format("home")};
       END IF;
       IF may_hide THEN
         ours := ours AND NOT row_security_active(home);
       END IF;
+      IF NOT schema_trusted THEN
+        schema_trusted := {trusted_schema_sql("schema_oid", "schema_owner", history.role)};
+      END IF;
       IF home IS NULL THEN
         RAISE EXCEPTION 'the history is another table now' USING ERRCODE = '{REPLACED}';
       ELSIF NOT ours THEN
         RAISE EXCEPTION 'the history is not as ampd makes it' USING ERRCODE = '{ALTERED}';
+      ELSIF NOT schema_trusted THEN
+        RAISE EXCEPTION 'the schema of the history belongs to a stranger' USING ERRCODE = '{EXPOSED}';
       END IF;
     END;"""
 
@@ -144,6 +156,12 @@ def make_room_sql(history: History) -> str:
 def _has_room(history: History) -> str:
     return f"""EXISTS (SELECT FROM pg_attribute WHERE attrelid = {literal(history.name)}::regclass
                    AND attname = '{LAST}' AND NOT attisdropped)"""
+
+
+def begun_by_sql(session: Session, history: History, version: int) -> str:
+    """Return PL/pgSQL that notes the transaction that has last written a migration's row of the history, as `str`."""
+    xmin = f"(SELECT to_jsonb(h.xmin::text) FROM ONLY {history.name} h WHERE h.version = {version})"
+    return f"{_PIN}{_check_table_sql(history)} {session.note_sql(xmin)}"
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
@@ -213,17 +231,14 @@ def resolve_sql(history: History, version: int, migration: Migration | None, sta
 
 def finish_sql(history: History, migration: Migration, statements: int) -> str:
     """Return a statement that records a migration as finished, in the transaction that started it and in no other."""
-    # Nobody else could change it since `enter` has locked it.
     there = _has_row(history, migration.version)
     if history.applied:
         there += f" AND {_has_row(history, max(row.version for row in history.applied))}"
-    return do_block(f"""BEGIN{_PIN}
-    {LOCK} {history.name} IN ROW EXCLUSIVE MODE;
+    return do_block(f"""BEGIN{_PIN}{_check_table_sql(history)}
     UPDATE ONLY {history.name} SET finished_at = clock_timestamp(), statements_done = {statements}
      WHERE version = {migration.version} AND xmin = pg_current_xact_id()::xid AND {there};
     IF NOT FOUND THEN
       RAISE EXCEPTION 'the migration ended the transaction that it ran in' USING ERRCODE =
-        CASE WHEN row_security_active({literal(history.name)}) THEN '{ALTERED}'
-             WHEN {there} THEN '{ESCAPED}' ELSE '{EMPTIED}' END;
+        CASE WHEN {there} THEN '{ESCAPED}' ELSE '{EMPTIED}' END;
     END IF;
 END""")
