@@ -13,8 +13,9 @@ from msgspec.structs import replace
 from .config import Limits, MetadataDb, check_schema
 from .errors import ConfigError, MigrationConflict
 from .events import OnEvent, Warned, ignore
+from .history.refusals import check_conflicts
 from .migration import Migration
-from .migrator import check_conflicts, migrate, status
+from .migrator import migrate, status
 from .postgres.connection import Pool, check_event_loop
 from .postgres.pool import connected, unopened_pool
 from .redaction import Hidden

@@ -83,6 +83,7 @@ NEEDED = {
     "ampd.redaction",
     "ampd.report",
     "ampd.resumption",
+    "ampd.run",
     "ampd.source",
     "ampd.sql",
     "ampd.sql.slices",

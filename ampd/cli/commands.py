@@ -334,7 +334,7 @@ def _configure(
 def _examined(found: Status, *, check: bool, json: bool) -> int:
     """Print what `--check` and `--dry-run` have found, by the very plan that a run would follow."""
     from ampd.apply.prepared import prepare, warnings
-    from ampd.migrator import check_conflicts
+    from ampd.history.refusals import check_conflicts
     from ampd.report import Report, dry_run_text, examined_json, pending_of, still_pending
 
     plan = found.plan

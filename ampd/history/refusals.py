@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ampd.advisory_lock import BUSY, LockTaken
 from ampd.display import one_line
-from ampd.errors import MigrationConflict, MigrationFailed, PermissionDenied
+from ampd.errors import MigrationConflict, MigrationFailed, MigrationInterrupted, PermissionDenied
 from ampd.plan import is_another_projects
 from ampd.postgres.failures import read_only_error
 from ampd.postgres.quoting import identifier
@@ -129,3 +129,22 @@ def _some(migrations: Sequence[Migration | AppliedMigration]) -> str:
     """Return a few of them as people say them, and how many more there are."""
     shown = ", ".join(f"{each.version} {one_line(each.name)}" for each in migrations[:3])
     return f"{shown} and {len(migrations) - 3} more" if len(migrations) > 3 else shown
+
+
+def check_conflicts(found: Plan) -> None:
+    """Raise for every conflict of a plan at once.
+
+    Raises:
+        MigrationInterrupted: nothing but interrupted migrations stand in the way.
+        MigrationConflict: anything else does.
+    """
+    if not found.conflicts:
+        return
+    kind = MigrationInterrupted if len(found.interrupted) == len(found.conflicts) else MigrationConflict
+    if len(found.conflicts) == 1:
+        raise kind(found.conflicts[0].message, conflicts=found.conflicts, hint=found.conflicts[0].hint)
+    raise kind(
+        f"{len(found.conflicts)} migrations are in conflict with the history of the database; nothing is applied",
+        conflicts=found.conflicts,
+        hint="resolve each as it says; `ampd status` shows them all",
+    )

@@ -1,0 +1,354 @@
+"""What one run knows: where to, from which files, how patiently, and what it has seen and done so far."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import PurePath
+from typing import TYPE_CHECKING, TypeAlias
+
+import anyio
+
+from .advisory_lock import LockTaken
+from .config import Limits, MetadataDb, check_schema, resolved_limits
+from .database_url import DatabaseUrl
+from .emitter import Emitter, RunningMigration
+from .errors import AmpdError, ConfigError, ConnectionFailed, InvalidMigration, MigrationInterrupted
+from .events import OnEvent, Planned, Starting, Stopped, Warned, was_stopped
+from .history.reading import read
+from .history.refusals import check_project
+from .history.table import History
+from .lock_wait import LockWait
+from .migration import AppliedMigration, Migration
+from .plan import Order, Plan, State, plan
+from .postgres.connection import CLOSE_TIMEOUT_SECS, Pool, Session, check_event_loop
+from .postgres.database import Database
+from .redaction import Hidden
+from .report import AppliedNow, Report, count, pending_of
+from .resumption import Resumption, resuming
+from .source import reading
+from .sql.slices import at_once, in_slices
+from .version import VERSION
+
+if TYPE_CHECKING:
+    from .apply.prepared import PreparedMigration
+
+
+Source: TypeAlias = str | DatabaseUrl | MetadataDb | Pool
+
+
+class Run:
+    """One run. It keeps the history as last read, the plan as last told, and what it has applied."""
+
+    def __init__(
+        self,
+        source: Hidden[Source],
+        configured: MetadataDb,
+        files: tuple[Migration, ...],
+        schema: str | None,
+        target: int | None,
+        limits: Limits | None,
+        on_event: OnEvent,
+        *,
+        packaged: bool,
+    ) -> None:
+        self.emit = Emitter(on_event, lambda: (self.shown, self.history.schema if self.history else self.schema))
+        policy = configured.migrations
+        self.limits = resolved_limits(policy, limits)
+        self.role = policy.role
+        self.order = Order.ALLOW_OUT_OF_ORDER if policy.allow_out_of_order else Order.STRICT
+        self.schema = configured.schema if schema is None else schema
+        if self.schema is not None:
+            check_schema(self.schema)
+        self.files = files
+        self.packaged = packaged
+        self.target = target
+        _check_target(self.files, target)
+        self.source = Database(
+            source,
+            connect_wait_secs=self.limits.connect_wait_secs,
+            advisory_lock_wait_secs=self.limits.advisory_lock_wait_secs,
+            on_event=self.emit,
+        )
+        self.lock_wait = LockWait(self.limits.advisory_lock_wait_secs, self.emit)
+        self.history: History | None = None
+        self.done: list[AppliedNow] = []
+        self.planned: Planned | None = None  # as told
+        self.interrupted: Starting | None = None  # by a cancellation
+        self.confirmed = True  # that what is not done has left nothing behind
+        self.warned: set[str] = set()
+        self._resumptions: dict[AppliedMigration, Resumption | None] = {}
+        self._scripts: dict[tuple[int, AppliedMigration | None], PreparedMigration] = {}
+
+    @classmethod
+    async def of(
+        cls,
+        source: Hidden[Source],
+        migrations: Iterable[Migration] | None,
+        schema: str | None,
+        target: int | None,
+        limits: Limits | None,
+        on_event: OnEvent,
+    ) -> Run:
+        """Return a run of what a caller has given; where that is no migrations, those of the folder are read."""
+        check_event_loop()
+        configured = _configuration_in(source)
+        folder = configured.migrations.dir
+        files = await in_slices(reading(folder)) if migrations is None else _in_order(migrations)
+        packaged = migrations is None and folder is None
+        return cls(source, configured, files, schema, target, limits, on_event, packaged=packaged)
+
+    @asynccontextmanager
+    async def sessions(self, count: int = 1) -> AsyncIterator[list[Session]]:
+        """Lend sessions, and read the history; who waits for sessions, or for long for the lock, has none."""
+        async with self.source.sessions(count, self.read_history) as (sessions, _):
+            yield sessions
+
+    async def read_history(self, session: Session) -> History:
+        """Read the history, and from the second time on also who holds the lock."""
+        self.history = await self.lock_wait.read_history(session, self.schema, self.role, self.history)
+        return self.history
+
+    def plan(self, *, whole: bool = False) -> Plan:
+        """Return the plan from what is known; `whole` leaves the target out of account."""
+        applied, holder = (self.history.applied, self.history.holder) if self.history else ((), None)
+        at_work = holder.describe() if holder else None
+        target = None if whole else self.target
+        return plan(self.files, applied, target=target, order=self.order, at_work=at_work, resumption=self._resumption)
+
+    async def planning(self) -> Plan:
+        """Return the plan, having found out in slices how interrupted migrations can go on."""
+        files = {file.version: file for file in self.files}
+        for row in self.history.applied if self.history else ():
+            if row.finished_at is None and row not in self._resumptions and row.version in files:
+                self._resumptions[row] = await in_slices(resuming(files[row.version], row))
+        return self.plan()
+
+    def _resumption(self, migration: Migration, row: AppliedMigration) -> Resumption | None:
+        if row not in self._resumptions:
+            self._resumptions[row] = at_once(resuming(migration, row))
+        return self._resumptions[row]
+
+    async def prepared(self, todo: Plan) -> list[PreparedMigration]:
+        """Return the pending scripts, prepared in slices, each of them once."""
+        from .apply.prepared import preparing, warnings
+
+        fresh = [info for info in todo.pending if (info.version, info.applied) not in self._scripts]
+        for script in await in_slices(preparing(fresh)):
+            self._scripts[script.info.version, script.info.applied] = script
+        scripts = [self._scripts[info.version, info.applied] for info in todo.pending]
+        self.warn(warnings(todo, scripts))
+        return scripts
+
+    async def check_history(self, session: Session, found: Plan) -> None:
+        """Refuse a history that is not that of the files at hand, and to begin one beside another that is.
+
+        Raises:
+            MigrationConflict: it is another project's; or there is none yet, and another tool has migrated the schema.
+            ConfigError: there is none yet in this schema, and one in another; or nobody has named the folder for a
+                schema with tables in it.
+        """
+        assert self.history is not None
+        check_project(found, history=self.history.name, packaged=self.packaged)
+        if self.history.applied or self.history.holder or not self.files:
+            return  # whoever holds the lock is at the first migration, and has looked around
+        from .history.first_run import first_run_error, first_run_warnings, read_neighbours
+
+        home, circumstances = self.history.schema, {"configured": self.schema is not None, "packaged": self.packaged}
+        assert home is not None
+        neighbours = await read_neighbours(session, self.history, packaged=self.packaged, role=self.role)
+        if error := first_run_error(neighbours, home, **circumstances):
+            raise error
+        self.warn(first_run_warnings(neighbours, home, **circumstances))
+
+    def emit_plan(self, todo: Plan) -> None:
+        """Tell what is to be done, unless it is what was told, less what this run has done of it."""
+        done = {each.version for each in self.done}
+        planned = Planned(
+            applied=sum(info.state is State.APPLIED for info in todo.migrations),
+            pending=pending_of(todo.pending),
+            ahead=tuple(info.version for info in todo.ahead),
+            total=len(self.files),
+        )
+        if (told := self.planned) is not None:
+            rest = tuple(each for each in told.pending if each.version not in done)
+            if (rest, told.ahead) == (planned.pending, planned.ahead):
+                return
+        self.planned = planned
+        self.emit(planned)
+
+    def stopped(self) -> Stopped:
+        """Return what to tell of a run that is cancelled."""
+        return Stopped(
+            report=self.report(),
+            confirmed=self.confirmed,
+            running=self.interrupted,
+            waiting=self.lock_wait.waiting,
+        )
+
+    def check_connections(self, scripts: list[PreparedMigration]) -> None:
+        """Refuse a pool that is too small for a no-transaction migration.
+
+        Raises:
+            ConfigError: it has but one connection.
+        """
+        if no_transaction := [script for script in scripts if script.directives.no_transaction]:
+            from .apply.guard import check_two_connections
+
+            check_two_connections(self.source, no_transaction[0].migration.label)
+
+    @property
+    def shown(self) -> str:
+        """Return how the database is named to a person."""
+        if self.source.label is None and self.history:
+            return self.history.address
+        return self.source.label or "the pool's database"
+
+    def report(self, rest: Plan | None = None) -> Report:
+        """Return how far the run has come; `rest` is the plan of everything, where it is known."""
+        rest = rest or self.plan(whole=True)
+        return Report(
+            database=self.shown,
+            schema=self.history.schema if self.history else self.schema,
+            current_version=rest.current_version,
+            applied=tuple(self.done),
+            pending=pending_of(rest.pending) if self.history else (),
+            ahead=tuple(info.version for info in rest.ahead),
+        )
+
+    def warn(self, warnings: Iterable[str]) -> None:
+        """Emit each warning once in a run."""
+        for message in warnings:
+            if message not in self.warned:  # by the plan before, which another runner has overtaken
+                self.warned.add(message)
+                self.emit(Warned(message=message))
+
+    def warn_if_ahead(self, report: Report) -> Report:
+        """Warn if the database is ahead of the files; return the report."""
+        if report.ahead:
+            by, newest = count(len(report.ahead), "migration"), report.ahead[-1]
+            message = f"the database is ahead of this build by {by} (newest: {newest}); nothing is applied"
+            self.emit(Warned(message=message))
+        return report
+
+    async def apply(self, session: Session, guards: list[Session], script: PreparedMigration, total: int) -> None:
+        """Apply one migration, and add it to the history as known; say how it ended even when cancelled."""
+        from .apply.no_transaction import apply_no_transaction
+        from .apply.table_locks import with_lock_retries
+        from .apply.transaction import apply_in_transaction
+
+        history = self.history
+        assert history is not None
+        version, name, file = script.migration.version, script.migration.name, script.migration.file
+        starting = Starting(
+            version=version,
+            name=name,
+            number=len(self.done) + 1,
+            total=total,
+            statements=len(script.statements),
+            transactional=not script.directives.no_transaction,
+            resumed_at=script.info.applied.statements_done if script.info.applied else 0,
+        )
+        running, begun = RunningMigration(self.emit, starting), datetime.now(UTC)
+        execution = script.execution(history, self.schema, self.limits, self.emit, running)
+
+        def applied() -> None:
+            self.done.append(AppliedNow(version, name, running.duration_ms))
+            running.applied()
+
+        try:
+            if script.directives.no_transaction:
+                await apply_no_transaction(self.source, session, guards[0], execution)
+            else:
+                await with_lock_retries(self.source, session, execution, apply_in_transaction)
+        except anyio.get_cancelled_exc_class():
+            self.confirmed = False
+            with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_TIMEOUT_SECS), suppress(AmpdError):
+                if await session.recover():
+                    self.history = await read(session, self.schema, role=self.role)
+                    self.confirmed = True
+            rows = self.history.applied if self.history else ()
+            finished = any(row.version == version and row.finished_at for row in rows)
+            if running.started and self.confirmed and finished:
+                applied()
+            else:
+                if running.started or not self.confirmed:
+                    self.interrupted = starting
+                running.failed(_interrupted_error(script, was_stopped(starting, confirmed=self.confirmed)))
+            raise
+        except LockTaken:
+            running.failed(_interrupted_error(script, f"another runner has gone on with {starting.label}"))
+            raise
+        except Exception as error:
+            if isinstance(error, ConnectionFailed) and error.version is None:
+                error.version, error.file = version, file
+                error.hint = f"{file} was being applied; {error.hint}"
+            running.failed(error)
+            raise
+        applied()
+        self.history = history.with_row(
+            AppliedMigration(
+                version=version,
+                name=name,
+                checksum=script.migration.checksum,
+                started_at=begun,
+                finished_at=datetime.now(UTC),
+                statements_done=len(script.statements),
+                applied_by=history.user,
+                ampd_version=VERSION,
+            )
+        )
+
+
+def _interrupted_error(script: PreparedMigration, message: str) -> MigrationInterrupted:
+    error = MigrationInterrupted(message)
+    error.version, error.file = script.migration.version, script.migration.file
+    return error
+
+
+def _configuration_in(source: Hidden[Source]) -> MetadataDb:
+    given = source.reveal()
+    return given if isinstance(given, MetadataDb) else MetadataDb()
+
+
+def _in_order(given: Iterable[Migration]) -> tuple[Migration, ...]:
+    """Return migrations that the caller has put together as those of a folder are: in order, each version once.
+
+    Raises:
+        InvalidMigration: two have the same version.
+        TypeError: these are no migrations.
+    """
+    files: tuple[Migration, ...] = () if isinstance(given, str | PurePath) else tuple(given)
+    for each in files or (given,):
+        if isinstance(each, str | PurePath):
+            raise TypeError(f"migrations= takes what ampd.read_migrations(...) returns, not {type(each).__name__}")
+    ordered = tuple(sorted(files, key=lambda file: file.version))
+    twins = [(one, other) for one, other in pairwise(ordered) if one.version == other.version]
+    if twins:
+        raise InvalidMigration(
+            "; ".join(f"{one.file} and {other.file} have the same version, {one.version}" for one, other in twins),
+            version=twins[0][0].version,
+            file=twins[0][1].file,
+            hint="give each migration a version that no other has",
+        )
+    return ordered
+
+
+def check_version(argument: str, version: object) -> None:
+    """Refuse a version of another type."""
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise TypeError(f"{argument}= takes the version of a migration, an int, not {type(version).__name__}")
+
+
+def _check_target(files: Sequence[Migration], target: int | None) -> None:
+    if target is None:
+        return
+    check_version("target", target)
+    if all(migration.version != target for migration in files):
+        nearest = ", ".join(migration.label for migration in files[-3:])
+        raise ConfigError(
+            f"there is no migration with version {target}",
+            hint=f"the newest are {nearest}" if nearest else "the folder holds no migrations",
+        )
