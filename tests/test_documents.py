@@ -80,3 +80,18 @@ def test_a_public_name_in_a_document_is_one(document: Path) -> None:
     names = re.findall(r"\bampd\.([A-Za-z]\w*)\b(?!\.py)", document.read_text(encoding="utf-8"))
     known = {*ampd.__all__, "internal", "found", "errors"}  # a host, a setting, a module
     assert [name for name in names if name not in known] == []
+
+
+def test_the_makefile_explains_its_targets() -> None:
+    """`make help` has a line for each target, and whatever a document asks to `make` is one."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    explained = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE))
+    assert explained == set(re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[0].split())
+    texts = [*DOCUMENTS, ROOT / ".ci" / "run", *ROOT.glob(".github/workflows/*"), ROOT / ".pre-commit-config.yaml"]
+    asked = {
+        target
+        for text in texts
+        for words in re.findall(r"(?:`|entry: |run: |^ {4}|^)make ((?:[a-z0-9-]+ ?)+)", text.read_text(), re.MULTILINE)
+        for target in words.split()
+    }
+    assert {target for target in asked if not re.fullmatch("test-1[3-8]", target)} <= explained
