@@ -232,3 +232,18 @@ async def test_a_history_table_of_a_stranger_is_not_written(database: Database, 
     assert codes == ["permission"] * 4
     assert await caught(database) == []
     assert await database.fetchval("SELECT to_regclass('victims')") is None
+
+
+@pytest.mark.parametrize("mode", ["", "-- no-transaction\nBEGIN;\n"])
+async def test_a_large_migration_takes_no_operator_of_a_stranger(database: Database, stranger: Role, mode: str) -> None:
+    """What goes in several messages begins each with a question of its own, on the path that the file has left."""
+    operators = "".join(
+        f"CREATE FUNCTION trap{number}(a {kind}, b {kind}) RETURNS boolean LANGUAGE plpgsql AS "
+        f"$$ BEGIN PERFORM public.snap('{name} {kind}'); RETURN true; END $$;"
+        f"CREATE OPERATOR {name} (LEFTARG = {kind}, RIGHTARG = {kind}, FUNCTION = trap{number});"
+        for number, (name, kind) in enumerate((name, kind) for name in ("=", "<>") for kind in ("text", "xid8"))
+    )
+    await plant(database, stranger, operators)
+    large = mode + f"DO '/* {'x' * 300_000} */ BEGIN END';\n" * 4 + "COMMIT;\n" * bool(mode)
+    await ampd.migrate(database.url, migrations=scripts(large))
+    assert await caught(database) == []

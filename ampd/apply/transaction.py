@@ -113,8 +113,10 @@ def note_transaction_sql(session: Session) -> str:
 
 def check_transaction_sql(transaction: str) -> str:
     """Return a statement that begins a further message: what the one before has ended must not go on outside of it."""
+    # IS DISTINCT FROM would take the operator of the search path that the script has left.
+    current = "COALESCE(pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text, '')"
     return do_block(f"""BEGIN
-  IF pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text IS DISTINCT FROM '{transaction}' THEN
+  IF {current} OPERATOR(pg_catalog.<>) '{transaction}' THEN
     RAISE EXCEPTION 'the migration ended the transaction that it ran in' USING ERRCODE = '{table.ESCAPED}';
   END IF;
 END""")
