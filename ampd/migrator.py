@@ -17,7 +17,7 @@ from .history.refusals import check_conflicts, check_writable
 from .migration import Migration
 from .plan import MigrationInfo, Resolution, State
 from .postgres.connection import Session
-from .postgres.database import ConnectionsBusy
+from .postgres.connection_wait import ConnectionsBusy
 from .redaction import Hidden
 from .report import Report, Status
 from .run import Run, Source, check_version

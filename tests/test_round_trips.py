@@ -74,6 +74,7 @@ NEEDED = {
     "ampd.plan",
     "ampd.postgres",
     "ampd.postgres.connection",
+    "ampd.postgres.connection_wait",
     "ampd.postgres.database",
     "ampd.postgres.failures",
     "ampd.postgres.libpq",

@@ -21,7 +21,7 @@ from ampd.advisory_lock import LockTaken
 from ampd.errors import AmpdError, ConnectionFailed, LockTimeout, MigrationFailed, NoAnswer
 from ampd.history import reading, refusals, table, writing
 from ampd.history.writing import Checkpoint
-from ampd.postgres.database import ConnectionsBusy
+from ampd.postgres.connection_wait import ConnectionsBusy
 from ampd.postgres.quoting import do_block
 from ampd.postgres.server_error import ServerError
 from ampd.resumption import DoneChecksums, Resumption, binding_to_session

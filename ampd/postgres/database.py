@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 from contextlib import asynccontextmanager, contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -16,10 +15,11 @@ from ampd.backoff import QUIET_SECS, Backoff
 from ampd.config import MetadataDb
 from ampd.database_url import DatabaseUrl, way_to_url
 from ampd.errors import AmpdError, ConfigError, ConnectionFailed, NoAnswer
-from ampd.events import OnEvent, Retrying, WaitingForConnection, Warned, ignore
+from ampd.events import OnEvent, Retrying, Warned, ignore
 from ampd.redaction import Hidden, discreet, without_frames
 
 from .connection import CLOSE_TIMEOUT_SECS, CONNECT_TIMEOUT_SECS, Session, close_timeout, terminate
+from .connection_wait import ConnectionsBusy, ConnectionWait, HungUp, PoolInUse
 from .failures import BROKEN, DRIVER, connection_error_of, is_full
 from .libpq import driver_arguments
 
@@ -27,87 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from .connection import Pool, T
-
-
-class ConnectionsBusy(Exception):
-    """Others have the connections that a run needs; nothing was begun. `failure` is what to raise if it stays so."""
-
-    def __init__(self, failure: AmpdError) -> None:
-        super().__init__(failure.message)
-        self.failure = failure
-
-
-class _PoolInUse(ConnectionsBusy):
-    """Every connection of the pool is lent."""
-
-
-class _HungUp(ConnectionsBusy):
-    """The server has let us in and closed the connection, which is no better than letting nobody in."""
-
-
-class ConnectionWait:
-    """The patience of one run with those who have the connections that it needs."""
-
-    def __init__(self, limit: float, on_event: OnEvent) -> None:
-        self._backoff = Backoff(limit, longest_pause=_LONGEST_PAUSE)
-        self._on_event = on_event
-        self.begin()
-        self.acquired()
-
-    def acquired(self) -> None:
-        """Begin to count anew: the run has the connections that it needs."""
-        self._backoff.renew()
-        self.at_once = _AT_ONCE_SECS  # how long to hold one connection while waiting for a word on another
-        self.reason: str | None = None
-
-    @property
-    def left(self) -> float:
-        """Return for how many more seconds to wait."""
-        return max(0, self._backoff.limit - self._backoff.waited)
-
-    def begin(self) -> None:
-        """Begin an attempt."""
-        self._attempted = monotonic()
-
-    def tell(self) -> None:
-        """Say what is waited for, if it takes long."""
-        if self.reason is not None and self._backoff.is_worth_a_word():
-            waited, limit = self._backoff.waited, self._backoff.limit
-            self._on_event(WaitingForConnection(reason=self.reason, waited=waited, limit=limit))
-
-    async def pause(self, failure: AmpdError) -> None:
-        """Wait, with no connection in hand, for those who have them.
-
-        Raises:
-            AmpdError: the failure, when there was time enough.
-        """
-        self.check(failure)
-        self.tell()
-        self.at_once = min(self.at_once * 2, _AT_ONCE_LONGEST_SECS)
-        # Whoever stands in a pooler's queue, with one connection in hand perhaps, keeps others from having two.
-        stood = min(monotonic() - self._attempted, _LONGEST_PAUSE) * random.uniform(0.5, 1.5)
-        await anyio.sleep(min(max(stood, self._backoff.next_pause()), self.left))
-
-    def check(self, failure: AmpdError) -> None:
-        """Take note of what is waited for.
-
-        Raises:
-            AmpdError: the failure, when there was time enough.
-        """
-        self.reason = failure.message
-        if not self.left:
-            raise self.over(failure)
-
-    def over(self, failure: AmpdError) -> AmpdError:
-        """Return the error that says how long was waited."""
-        if waited := round(self._backoff.waited):
-            failure.message = f"{failure.message}, for {waited} s"
-            failure.args = (failure.message,)
-        return failure
-
-
-_LONGEST_PAUSE = 3.0
-_AT_ONCE_SECS, _AT_ONCE_LONGEST_SECS = 1.0, 4.0
 
 
 class _PoolQueue:
@@ -276,7 +195,7 @@ class Database:
         while True:
             try:
                 return await self._take_at_once(count, look)
-            except _PoolInUse as busy:
+            except PoolInUse as busy:
                 by_runs = queue is not None and queue.served > 0
                 failure: AmpdError = self._in_use_error(count, by_runs=by_runs)
                 if by_runs:
@@ -284,7 +203,7 @@ class Database:
                 elif monotonic() - by_service >= self._service_wait_secs:
                     raise self.connection_wait.over(failure) from busy
                 self.connection_wait.check(failure)
-            except _HungUp as gone:
+            except HungUp as gone:
                 if hung_up.waited >= hung_up.limit:
                     raise gone.failure from gone
                 if hung_up.is_worth_a_word():
@@ -333,7 +252,7 @@ class Database:
         except ConnectionFailed as error:
             if session.has_answered or not session.is_closed():
                 raise
-            raise _HungUp(error) from error
+            raise HungUp(error) from error
 
     async def _leave(self, taking: asyncio.Future[tuple[list[Session], Any]]) -> None:
         """Give up taking sessions, and give back what was taken."""
@@ -410,7 +329,7 @@ class Database:
     def _meaning(self, error: Exception) -> tuple[Exception, bool]:
         """Return what a failed attempt is raised as, and whether it is worth another one."""
         if isinstance(error, TimeoutError) and self._is_used_up():
-            return _PoolInUse(ConnectionFailed("no connection of the pool is free")), False
+            return PoolInUse(ConnectionFailed("no connection of the pool is free")), False
         failure, worth_retrying = connection_error_of(error, self._url)
         return (ConnectionsBusy(failure), False) if is_full(failure) else (failure, worth_retrying)
 

@@ -1,0 +1,93 @@
+"""Waiting for connections that others have: a full server or pooler, or a pool that is used up."""
+
+from __future__ import annotations
+
+import random
+from time import monotonic
+
+import anyio
+
+from ampd.backoff import Backoff
+from ampd.errors import AmpdError
+from ampd.events import OnEvent, WaitingForConnection
+
+
+class ConnectionsBusy(Exception):
+    """Others have the connections that a run needs; nothing was begun. `failure` is what to raise if it stays so."""
+
+    def __init__(self, failure: AmpdError) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+class PoolInUse(ConnectionsBusy):
+    """Every connection of the pool is lent."""
+
+
+class HungUp(ConnectionsBusy):
+    """The server has let us in and closed the connection, which is no better than letting nobody in."""
+
+
+class ConnectionWait:
+    """The patience of one run with those who have the connections that it needs."""
+
+    def __init__(self, limit: float, on_event: OnEvent) -> None:
+        self._backoff = Backoff(limit, longest_pause=_LONGEST_PAUSE)
+        self._on_event = on_event
+        self.begin()
+        self.acquired()
+
+    def acquired(self) -> None:
+        """Begin to count anew: the run has the connections that it needs."""
+        self._backoff.renew()
+        self.at_once = _AT_ONCE_SECS  # how long to hold one connection while waiting for a word on another
+        self.reason: str | None = None
+
+    @property
+    def left(self) -> float:
+        """Return for how many more seconds to wait."""
+        return max(0, self._backoff.limit - self._backoff.waited)
+
+    def begin(self) -> None:
+        """Begin an attempt."""
+        self._attempted = monotonic()
+
+    def tell(self) -> None:
+        """Say what is waited for, if it takes long."""
+        if self.reason is not None and self._backoff.is_worth_a_word():
+            waited, limit = self._backoff.waited, self._backoff.limit
+            self._on_event(WaitingForConnection(reason=self.reason, waited=waited, limit=limit))
+
+    async def pause(self, failure: AmpdError) -> None:
+        """Wait, with no connection in hand, for those who have them.
+
+        Raises:
+            AmpdError: the failure, when there was time enough.
+        """
+        self.check(failure)
+        self.tell()
+        self.at_once = min(self.at_once * 2, _AT_ONCE_LONGEST_SECS)
+        # Whoever stands in a pooler's queue, with one connection in hand perhaps, keeps others from having two.
+        stood = min(monotonic() - self._attempted, _LONGEST_PAUSE) * random.uniform(0.5, 1.5)
+        await anyio.sleep(min(max(stood, self._backoff.next_pause()), self.left))
+
+    def check(self, failure: AmpdError) -> None:
+        """Take note of what is waited for.
+
+        Raises:
+            AmpdError: the failure, when there was time enough.
+        """
+        self.reason = failure.message
+        if not self.left:
+            raise self.over(failure)
+
+    def over(self, failure: AmpdError) -> AmpdError:
+        """Return the error that says how long was waited."""
+        if waited := round(self._backoff.waited):
+            failure.message = f"{failure.message}, for {waited} s"
+            failure.args = (failure.message,)
+        return failure
+
+
+_LONGEST_PAUSE = 3.0
+_AT_ONCE_SECS, _AT_ONCE_LONGEST_SECS = 1.0, 4.0
