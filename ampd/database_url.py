@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping
 from urllib.parse import quote, unquote
 
 from .errors import ConfigError
-from .redaction import Hidden, discreet
+from .redaction import Hidden, discreet, without_secrets
 
 _HIDDEN = "***"
-_WORTH_HIDING_IN_WORDS = 4  # characters: without a password `e` no message would be left to read
 _ENCODE = "if the password holds any of : / ? # @ % &, write those percent-encoded (%3A %2F %3F %23 %40 %25 %26)"
 
 _DRIVERS = ("asyncpg", "psycopg", "psycopg_async", "psycopg2", "psycopg2cffi", "pg8000", "aiopg")
@@ -77,7 +75,7 @@ class DatabaseUrl:
                 "a password that is no more than that is written %2A%2A%2A",
             )
         written = {password, *(value for key, value in given if _is_secret(key))} - {""}
-        secrets = written | {form for secret in written for form in (_decoded(secret), _quoted(_decoded(secret)))}
+        secrets = written | {form for secret in written for form in forms(_decoded(secret))}
         self._hidden = Hidden((effective, parameters, secrets))
 
     @property
@@ -152,12 +150,23 @@ class DatabaseUrl:
 
     def redact(self, text: str) -> str:
         """Return `text` with every form of the URL's secrets replaced; a very short one only as a word of its own."""
-        for secret in sorted(self._hidden.reveal()[2], key=len, reverse=True):  # one may be a part of another
-            if len(secret) < _WORTH_HIDING_IN_WORDS:
-                text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", _HIDDEN, text)
-            else:
-                text = text.replace(secret, _HIDDEN)
-        return text
+        return without_secrets(text, self._hidden.reveal()[2])
+
+    @property
+    def secrets(self) -> set[str]:
+        """Return every form of what `redact` takes out."""
+        return set(self._hidden.reveal()[2])
+
+    def hiding(self, password: str | None) -> DatabaseUrl:
+        """Return the same URL, which takes a password that it does not hold itself out of texts as well."""
+        url = self.with_parameters(self.parameters)
+        url._hidden = Hidden((self.password, self.parameters, self._hidden.reveal()[2] | forms(password)))
+        return url
+
+
+def forms(password: str | None) -> set[str]:
+    """Return the forms in which a password may show: as it is, and as a URL has it."""
+    return {password, _quoted(password)} if password else set()
 
 
 def _parameters(query: str) -> list[tuple[str, str]]:

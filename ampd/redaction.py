@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from types import TracebackType
 from typing import Generic, ParamSpec, TypeVar
@@ -64,6 +64,20 @@ class _LastAt:
             self._past = found.start() if found else len(self._text)
             self._at = self._text.rfind("@", place, self._past)
         return self._at if self._at >= place else None
+
+
+_HIDDEN = "***"
+_WORTH_HIDING_IN_WORDS = 4  # characters: without a password `e` no message would be left to read
+
+
+def without_secrets(text: str, secrets: Iterable[str]) -> str:
+    """Return a text with each of the secrets replaced; a very short one only where it is a word of its own."""
+    for secret in sorted(secrets, key=len, reverse=True):  # one may be a part of another
+        if len(secret) < _WORTH_HIDING_IN_WORDS:
+            text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", _HIDDEN, text)
+        else:
+            text = text.replace(secret, _HIDDEN)
+    return text
 
 
 T = TypeVar("T")

@@ -712,7 +712,7 @@ def test_odd_urls(ampd: Ampd, url: str, text: str) -> None:
         (["status"], {"AMP_CONFIG": MISPLACED}, f"{MASKED_PATH}: the configuration file cannot be read"),
         (["status", "--config", "c.toml"], {}, f"c.toml: unknown key metadata_db.{MASKED}"),
         (["status", "--migrations", MISPLACED], {}, f"the migrations folder {MASKED_PATH} does not exist"),
-        (["solo", "--amp-dir", f"c.toml/{MISPLACED}"], {}, f"/c.toml/{MASKED_PATH}: Not a directory"),
+        (["solo", "--amp-dir", f"c.toml/{MISPLACED}"], {}, f"cannot keep a database in c.toml/{MASKED_PATH}"),
     ],
 )
 def test_a_url_where_none_belongs(ampd: Ampd, arguments: list[str], env: dict[str, str], shown: str) -> None:

@@ -314,6 +314,44 @@ def test_the_password_file_is_read_as_libpq_does(tmp_path: Path, lines: str, pas
     assert (arguments.reveal()["password"], remarks) == ("", (loose,))
 
 
+DIFFERENT = "h:5433:db:u:one\ni:5433:db:u:two\n*:*:other:u:all\nj:*:db:u:one\nlocalhost:*:db:u:one\n"
+
+
+@pytest.mark.parametrize(
+    ("url", "environ", "password"),
+    [
+        ("postgresql://u@h:5433,i:5433/other", {}, "all"),
+        ("postgresql://u@h:5433,j/db", {}, "one"),
+        ("postgresql://u@k,l/db", {}, ""),  # nothing is left to the driver, which would ask for each host in turn
+        ("postgresql://u@h:5433,i:5433/db", {}, None),
+        ("postgresql://u@i,h/db?port=5433", {}, None),
+        ("postgresql://u@h:5433,k/db", {}, None),
+        ("postgresql://u@/db", {"PGHOST": "h,i", "PGPORT": "5433"}, None),
+        ("postgresql:///db?user=u", {"PGHOST": "h,j", "PGPORT": "5433,1"}, "one"),
+        ("postgresql:///db?user=u&host=/tmp/a,/tmp/b", {}, "one"),
+        ("postgresql://u:url@h:5433,i:5433/db", {}, "url"),
+        ("postgresql://u@h:5433,i:5433/db", {"PGPASSWORD": "environment"}, "environment"),
+    ],
+)
+def test_a_password_goes_to_its_own_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, environ: dict[str, str], password: str | None
+) -> None:
+    """What the password file has for one of several hosts is sent to none of the others."""
+    (file := tmp_path / "pgpass").write_text(DIFFERENT)
+    file.chmod(0o600)
+    for name, value in {"PGPASSFILE": str(file), **environ}.items():
+        monkeypatch.setenv(name, value)
+    if password is not None:
+        assert driver_arguments(DatabaseUrl(url), 1)[0].reveal()["password"] == password
+        return
+    with pytest.raises(ConfigError) as error:
+        driver_arguments(DatabaseUrl(url), 1)
+    assert str(error.value) == (
+        f"the password file {file} has not the same password for all hosts of the database URL\n"
+        "hint: ampd cannot give each host its own: name one host, or set PGPASSWORD to a password that all take"
+    )
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize(
     ("variable", "value", "text"),

@@ -172,7 +172,7 @@ async def test_a_run_that_fails(database: Database, name: str, form: str, tmp_pa
             async with ampd.open_pool(ampd.load_config(file).metadata_db, migrations=files, limits=IMPATIENT):
                 pass
         assert_tells_nothing(opened.value)
-        if name not in (*USELESS, "wrong_password"):  # of a pool we do not know which word is the password
+        if name not in USELESS:
             lends = url.replace("connect_timeout=1", "sslmode=disable")
             async with asyncpg.create_pool(lends, min_size=0, max_size=2, timeout=1) as pool:
                 with pytest.raises(ampd.AmpdError) as lent:
@@ -180,7 +180,7 @@ async def test_a_run_that_fails(database: Database, name: str, form: str, tmp_pa
             assert_tells_nothing(lent.value)
 
 
-@pytest.mark.parametrize("name", ["refused", "tls", "hung_up", "silent", "failing"])
+@pytest.mark.parametrize("name", ["refused", "tls", "hung_up", "silent", "failing", "wrong_password"])
 @pytest.mark.parametrize("where", ["PGPASSWORD", "passfile"])
 async def test_a_password_from_elsewhere(
     database: Database, name: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -197,6 +197,38 @@ async def test_a_password_from_elsewhere(
         with pytest.raises(ampd.AmpdError) as raised:
             await ampd.migrate(url, migrations=files, limits=IMPATIENT)
         assert_tells_nothing(raised.value)
+        if where == "passfile":
+            monkeypatch.setenv("PGPASSFILE", str(file))
+        lends = bare.replace("connect_timeout=1", "sslmode=disable")
+        async with asyncpg.create_pool(lends, min_size=0, max_size=2, timeout=1) as pool:
+            with pytest.raises(ampd.AmpdError) as lent:
+                await ampd.migrate(pool, migrations=files, limits=IMPATIENT)
+        assert_tells_nothing(lent.value)
+
+
+async def test_a_password_that_is_given_to_a_pool(database: Database) -> None:
+    """A server repeats the password that `open_pool`, or a pool of the caller's, has as an option: it is not shown."""
+    answer = fatal("28P01", f"bind failed, {SECRET} it was")
+    async with Door(database, answer=answer) as door:
+        url = door.url(database)
+        metadata_db = ampd.MetadataDb(url=url)  # type: ignore[arg-type]
+        await ampd.migrate(url, migrations=FILES)
+
+        async def refuse(_: object) -> None:
+            door.refusals = 99
+
+        async with asyncpg.create_pool(url, password=SECRET, min_size=0) as pool:
+            door.refusals = 99
+            with pytest.raises(ampd.AmpdError) as lent:
+                await ampd.status(pool, migrations=FILES, limits=IMPATIENT)
+        assert_tells_nothing(lent.value)
+        assert "bind failed, *** it was" in str(lent.value)
+        door.refusals = 0
+        with pytest.raises(ampd.AmpdError) as opened:
+            async with ampd.open_pool(metadata_db, migrations=FILES, password=SECRET, min_size=2, init=refuse):
+                pass
+        assert_tells_nothing(opened.value)
+        assert "bind failed, *** it was" in str(opened.value)
 
 
 CONFIGURED = f"postgresql://u:{FORMS[1]}@h/d"

@@ -356,7 +356,7 @@ def test_a_user_without_a_name_or_a_home(
 )
 def test_a_permission_that_is_lacking(url: str, what: str) -> None:
     """Only a URL with a socket in it leads to the folder of the socket."""
-    error, again = connection_error(PermissionError(13, "Permission denied"), library.DatabaseUrl(url))
+    error, again = connection_error(PermissionError(13, "Permission denied"), library.DatabaseUrl(url), str)
     assert (error.message.endswith(": Permission denied"), error.hint, again) == (
         True,
         f"check the permissions of {what}",

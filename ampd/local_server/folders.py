@@ -87,7 +87,7 @@ def _way(path: Path) -> Iterator[tuple[Path, os.stat_result, bool]]:
             continue
         try:
             status = (at / part).lstat()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return
         if not stat.S_ISLNK(status.st_mode):
             at /= part

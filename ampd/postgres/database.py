@@ -21,7 +21,7 @@ from ampd.redaction import Hidden, discreet, without_frames
 from .connection import CLOSE_TIMEOUT_SECS, CONNECT_TIMEOUT_SECS, Session, close_timeout, terminate
 from .connection_wait import ConnectionsBusy, ConnectionWait, HungUp, PoolInUse
 from .failures import BROKEN, DRIVER, connection_error_of, is_full
-from .libpq import driver_arguments
+from .libpq import driver_arguments, pool_redact
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -79,9 +79,10 @@ class Database:
             self._pool: asyncpg.Pool | None = None
             self.label: str | None = source.label
             self._role = source.user or os.environ.get("PGUSER")
-            self.redact: Callable[[str], str] = source.redact
         else:
-            self._url, self._pool, self.label, self._role, self.redact = None, source, None, None, str
+            self._url, self._pool, self.label, self._role = None, source, None, None
+        # Knows the password that is used, wherever it comes from, once there was an attempt to connect.
+        self.redact: Callable[[str], str] = source.redact if isinstance(source, DatabaseUrl) else str
         self._connect_wait_secs = connect_wait_secs
         # Of a pool that the service itself uses up, as before of a server.
         self._service_wait_secs = connect_wait_secs + CONNECT_TIMEOUT_SECS
@@ -294,7 +295,7 @@ class Database:
         delay = 0.05
         while True:
             try:
-                connection = await attempt()
+                connection = await self._remembering(attempt)
                 if not connection.is_closed():
                     return connection
                 terminate(connection)  # a pool then has room for another
@@ -310,6 +311,14 @@ class Database:
             await anyio.sleep(delay)
             delay = min(delay * 1.6, _LONGEST_DELAY_SECS)
 
+    async def _remembering(self, attempt: Callable[[], Awaitable[Any]]) -> Any:
+        """Make an attempt, after which it is known what the password of somebody else's pool is."""
+        try:
+            return await attempt()
+        finally:
+            if self._pool is not None:
+                self.redact = pool_redact(self._pool)
+
     def _attempts(self, timeout: float) -> Callable[[], Awaitable[Any]]:
         """Return how to make an attempt, `timeout` seconds long.
 
@@ -320,6 +329,7 @@ class Database:
             return lambda: _acquired(pool, timeout)
         assert self._url is not None
         arguments, remarks = driver_arguments(self._url, timeout)
+        self.redact = self._url.hiding(arguments.reveal().get("password")).redact
         if not self._remarked:
             self._remarked = True
             for remark in remarks:
@@ -330,7 +340,7 @@ class Database:
         """Return what a failed attempt is raised as, and whether it is worth another one."""
         if isinstance(error, TimeoutError) and self._is_used_up():
             return PoolInUse(ConnectionFailed("no connection of the pool is free")), False
-        failure, worth_retrying = connection_error_of(error, self._url)
+        failure, worth_retrying = connection_error_of(error, self._url, self.redact)
         return (ConnectionsBusy(failure), False) if is_full(failure) else (failure, worth_retrying)
 
     def _is_used_up(self) -> bool:

@@ -67,22 +67,24 @@ _VARIABLES = ("PGHOST", "PGPORT", "PGSSLMODE", "PGSSLNEGOTIATION", "PGSSLROOTCER
 _HBA_HINT = "ask the server's administrator for a pg_hba.conf entry for this role, database and address"
 
 
-def connection_error_of(error: Exception, url: DatabaseUrl | None) -> tuple[AmpdError, bool]:
-    """Return what `connection_failure` does, the error as its cause unless that shows a password."""
-    failure, worth_retrying = connection_error(error, url)
-    tells = url is not None and url.redact(str(error)) != str(error)
-    if not tells and not isinstance(failure, ConfigError):
+def connection_error_of(
+    error: Exception, url: DatabaseUrl | None, redact: Callable[[str], str]
+) -> tuple[AmpdError, bool]:
+    """Return what `connection_error` does, the error as its cause unless that shows a password."""
+    failure, worth_retrying = connection_error(error, url, redact)
+    if redact(str(error)) == str(error) and not isinstance(failure, ConfigError):
         failure.__cause__ = without_frames(error, DRIVER)
     return failure, worth_retrying
 
 
-def connection_error(error: BaseException, url: DatabaseUrl | None) -> tuple[AmpdError, bool]:
+def connection_error(
+    error: BaseException, url: DatabaseUrl | None, redact: Callable[[str], str]
+) -> tuple[AmpdError, bool]:
     """Return what a failed attempt to connect means, and whether it is worth another attempt.
 
     Worth it is whatever can pass by itself: a server that is not there yet, is starting, is full, or is being replaced.
     """
     where = url.label if url else "the pool's server"
-    redact: Callable[[str], str] = url.redact if url else str
     user = (url.user if url else None) or os.environ.get("PGUSER")
     role = identifier(user) if user else "the role"
     database = identifier(url.database_or_default) if url else "the database"

@@ -8,19 +8,20 @@ import re
 import socket
 import ssl
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from ampd.database_url import DatabaseUrl
+from ampd.database_url import DatabaseUrl, forms
 from ampd.errors import ConfigError
-from ampd.redaction import Hidden, discreet
+from ampd.redaction import Hidden, discreet, without_secrets
 
 from .connection import APPLICATION_NAME, KEEPALIVE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 
 def kept_alive_connection(keepalive: Mapping[str, int] | None, user_timeout_ms: int | None) -> type[asyncpg.Connection]:
@@ -118,11 +119,17 @@ _LARGEST_INTEGER = 2_147_483_647
 
 
 @discreet
-def driver_arguments(url: DatabaseUrl, default_timeout: float) -> tuple[Hidden[dict[str, Any]], tuple[str, ...]]:
+def driver_arguments(
+    url: DatabaseUrl, default_timeout: float, options: Mapping[str, Any] | None = None
+) -> tuple[Hidden[dict[str, Any]], tuple[str, ...]]:
     """Return what to call `asyncpg.connect` with for a libpq URL, and remarks for the person.
 
+    Whatever password is going to be used is among the arguments, unless the caller's own `options` for the driver,
+    which go before the URL, hold another one.
+
     Raises:
-        ConfigError: a parameter that cannot be honoured, or a private key that others may read.
+        ConfigError: a parameter that cannot be honoured, a private key that others may read, or a password file that
+            has not the same password for all hosts.
     """
     parameters = dict(url.parameters)
     _check_known(parameters)
@@ -187,7 +194,7 @@ def driver_arguments(url: DatabaseUrl, default_timeout: float) -> tuple[Hidden[d
         "statement_cache_size": 0,
         "connection_class": kept_alive_connection(keepalive if switched_on else None, user_timeout),
     }
-    password, remark = _from_password_file(url)
+    password, remark = _password(url, options or {})
     if password is not None:
         arguments["password"] = password
     if remark:
@@ -330,36 +337,87 @@ def _check_key(path: str | None) -> None:
         )
 
 
-def _from_password_file(url: DatabaseUrl) -> tuple[str | None, str | None]:
-    """Return the password that libpq would find in its file, and a remark on a file that it would ignore.
+def _password(url: DatabaseUrl, options: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Return the password that libpq would use, and a remark on a password file that it would ignore.
 
-    The driver has a reader of its own, which takes no escapes and drops a space at the end.
+    The driver has a reader of its own for that file, which takes no escapes, drops a space at the end, and sends to the
+    first of several hosts the password of any.
     """
-    if url.password is not None or "PGPASSWORD" in os.environ:
+    if options.get("password") is not None:
         return None, None
+    if url.password is not None or "PGPASSWORD" in os.environ:
+        return url.password or os.environ.get("PGPASSWORD"), None
+    path = _password_file(options.get("passfile") or url.parameters.get("passfile"))
     try:
-        path = Path(url.parameters.get("passfile") or os.environ.get("PGPASSFILE") or Path.home() / ".pgpass")
-        if not path.is_file():
+        if path is None or not path.is_file():
             return None, None
         if path.stat().st_mode & 0o077:
             return "", f"password file {path} has group or world access and is ignored; chmod 0600 {path}"
-        return _password_in(path.read_text(errors="surrogateescape"), url), None
-    except (OSError, RuntimeError):  # out of reach, or this user has no home: to psql too it is none
+        text = path.read_text(errors="surrogateescape")
+    except OSError:  # out of reach: to psql too it is none
         return None, None
+    places = _places(url)
+    passwords = {_password_in(text, url, options.get("user"), *place) for place in places}
+    if len(passwords) > 1:
+        raise ConfigError(
+            f"the password file {path} has not the same password for all hosts of the database URL",
+            hint="ampd cannot give each host its own: name one host, or set PGPASSWORD to a password that all take",
+        )
+    (password,) = passwords
+    return ("" if password is None and len(places) > 1 else password), None
 
 
-def _password_in(text: str, url: DatabaseUrl) -> str | None:
-    user = url.user or os.environ.get("PGUSER") or getpass.getuser()
+def _password_file(given: str | Path | None) -> Path | None:
+    try:
+        return Path(given or os.environ.get("PGPASSFILE") or Path.home() / ".pgpass")
+    except RuntimeError:  # this user has no home
+        return None
+
+
+def _places(url: DatabaseUrl) -> list[tuple[str, str]]:
+    """Return each host and port that may be connected to, as a password file names them."""
+    if url.hosts and url.hosts[0][0]:
+        places = [(host, str(port or os.environ.get("PGPORT") or 5432)) for host, port in url.hosts]
+    else:
+        default = str(url.hosts[0][1] or "") if url.hosts else ""
+        hosts = (os.environ.get("PGHOST") or "localhost").split(",")
+        ports = (default or os.environ.get("PGPORT") or "5432").split(",")
+        places = list(zip(hosts, ports * len(hosts) if len(ports) == 1 else ports, strict=False))
+    return [("localhost" if host.startswith("/") else host, port) for host, port in places]
+
+
+def _password_in(text: str, url: DatabaseUrl, user: str | None, host: str, port: str) -> str | None:
+    user = user or url.user or os.environ.get("PGUSER") or getpass.getuser()
     database = url.database or os.environ.get("PGDATABASE") or user
-    lines = [re.match(_PASSWORD_LINE, line) for line in text.split("\n") if not line.startswith("#")]
-    for name, port in url.hosts or (("", None),):
-        host = name or os.environ.get("PGHOST") or "localhost"
-        place = ("localhost" if host.startswith("/") else host, str(port or os.environ.get("PGPORT") or 5432))
-        for line in filter(None, lines):
-            *known, password = (re.sub(r"\\(.)", r"\1", field) for field in line.groups())
-            if all(given in ("*", wanted) for given, wanted in zip(known, (*place, database, user), strict=True)):
-                return password
+    for *known, password in _password_lines(text):
+        if all(given in ("*", wanted) for given, wanted in zip(known, (host, port, database, user), strict=True)):
+            return password
     return None
 
 
+def _password_lines(text: str) -> Iterator[list[str]]:
+    """Yield host, port, database, user and password of each line of a password file."""
+    for line in text.split("\n"):
+        if not line.startswith("#") and (fields := re.match(_PASSWORD_LINE, line)):
+            yield [re.sub(r"\\(.)", r"\1", field) for field in fields.groups()]
+
+
 _PASSWORD_LINE = r"((?:\\.|[^:\\])*):" * 4 + r"((?:\\.|[^:\r])*)"
+
+
+def pool_redact(pool: asyncpg.Pool, url: DatabaseUrl | None = None) -> Callable[[str], str]:
+    """Return what takes out of a text whatever may be the password of a pool, to which there is no public way."""
+    options: dict[str, Any] = getattr(pool, "_connect_kwargs", None) or {}
+    secrets = forms(os.environ.get("PGPASSWORD")) | (url.secrets if url else set())
+    with suppress(ConfigError, TypeError):
+        for dsn in getattr(pool, "_connect_args", ()):
+            secrets |= DatabaseUrl(dsn).secrets
+    connections = (getattr(holder, "_con", None) for holder in getattr(pool, "_holders", ()))
+    in_use = [getattr(getattr(connection, "_params", None), "password", None) for connection in connections]
+    for password in (options.get("password"), *in_use):
+        secrets |= forms(password) if isinstance(password, str) else set()
+    with suppress(OSError):
+        if path := _password_file(options.get("passfile")):
+            text = path.read_text(errors="surrogateescape")
+            secrets |= {form for *_, password in _password_lines(text) for form in forms(password)}
+    return lambda text: without_secrets(text, secrets)

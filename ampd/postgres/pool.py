@@ -15,7 +15,7 @@ from ampd.redaction import Hidden, discreet, without_frames
 
 from .connection import CONNECT_TIMEOUT_SECS
 from .failures import DRIVER, LOST, connection_error_of
-from .libpq import driver_arguments
+from .libpq import driver_arguments, pool_redact
 from .quoting import identifier
 
 if TYPE_CHECKING:
@@ -38,9 +38,7 @@ def unopened_pool(metadata_db: MetadataDb, hidden_options: Hidden[dict[str, Any]
     options = hidden_options.reveal()
     _check_options(options)
     url = metadata_db.require_url()
-    arguments = driver_arguments(url, CONNECT_TIMEOUT_SECS)[0].reveal()
-    if options.keys() & {"user", "passfile"}:
-        arguments.pop("password", None)  # which was that of somebody else: the driver looks for this one's
+    arguments = driver_arguments(url, CONNECT_TIMEOUT_SECS, options)[0].reveal()
     arguments["max_inactive_connection_lifetime"] = metadata_db.idle_timeout_secs
     arguments |= options
     if metadata_db.schema is not None:
@@ -87,7 +85,7 @@ async def connected(pool: Pool, url: DatabaseUrl) -> Pool:
     try:
         return await pool
     except (OSError, *_REFUSED, *LOST) as error:
-        failure: Exception = connection_error_of(error, url)[0]
+        failure: Exception = connection_error_of(error, url, pool_redact(pool, url))[0]
     except Exception as error:  # of a callback that the options hold, say
         failure = without_frames(error, DRIVER)
     pool.terminate()  # what it has got
