@@ -1,6 +1,7 @@
 """A server that answers what no PostgreSQL would: every answer ends in an AmpdError, and none without an end."""
 
 import asyncio
+import json
 import re
 import struct
 from collections.abc import AsyncIterator, Callable
@@ -9,7 +10,9 @@ from contextlib import asynccontextmanager
 import pytest
 
 import ampd
-from tests.scenes import scripts
+from ampd.postgres.permissions import grant_hint
+from ampd.postgres.server_error import ServerError
+from tests.scenes import Heard, scripts
 
 pytestmark = pytest.mark.anyio
 
@@ -128,3 +131,106 @@ async def test_whatever_answers_it_is_an_error_of_ours(
             with pytest.raises(ampd.AmpdError) as caught:
                 await run(url, migrations=scripts("SELECT 1"), limits=AT_ONCE)
             assert len(str(caught.value)) < 50_000
+
+
+def fields(kind: bytes = b"E", **given: str) -> bytes:
+    """Return an error, or another message of its form, with fields by their letters."""
+    every = {"S": "ERROR", "V": "ERROR", "C": "42501", "M": "x"} | given
+    return message(kind, b"".join(letter.encode() + text.encode() + b"\0" for letter, text in every.items()) + b"\0")
+
+
+def noted(mark: bytes, text: str) -> bytes:
+    """Return a note."""
+    return notice(b"N", "INFO", mark + b" " + text.encode())
+
+
+HISTORY = {"database": "d", "user": "u", "host": "127.0.0.1", "port": 5432, "pid": 2, "read_only": False}
+HISTORY |= {"schema": "public", "schema_exists": True, "table_exists": False, "schema_owner": None}
+HISTORY |= {"holder_known": False, "holder": None}
+READ = json.dumps({"rows": None, "fit": None, "history": HISTORY})
+Answer = Callable[[bytes], bytes]
+
+
+def in_turn(*answers: Answer) -> Answer:
+    """Return an answer that is another one each time, and the last one in the end."""
+    left = list(answers)
+
+    def answer(mark: bytes) -> bytes:
+        return (left.pop(0) if len(left) > 1 else left[0])(mark)
+
+    return answer
+
+
+def to_migration(*notes: str, error: bytes) -> Answer:
+    """Answer as a server does up to the migration, and to that with an error."""
+    begun = ("pid 2", "lock", *notes)
+    return in_turn(
+        lambda mark: noted(mark, READ) + DONE,
+        lambda mark: noted(mark, "{}") + DONE,
+        lambda mark: b"".join(noted(mark, note) for note in begun) + error + READY,
+    )
+
+
+FORGED = "x\n::error::forged\nlocalhost/d: up to date, at version 1"
+LIARS: dict[str, tuple[bytes, Answer]] = {
+    "before the login": (fields(S="FATAL", V="FATAL", C="28P01", M=FORGED), lambda _: b""),
+    "a farewell": (GREETING, lambda _: fields(S="FATAL", V="FATAL", C="57P01", M=FORGED)),
+    "a severity": (GREETING, in_turn(lambda _: fields(b"N", S=FORGED, V=FORGED, C="00000") + fields() + READY)),
+    "a severity in a migration": (
+        GREETING,
+        to_migration("0", error=fields(b"N", S=FORGED, V=FORGED, C="00000") + fields()),
+    ),
+    "a SQLSTATE": (GREETING, to_migration("0", error=fields(C=FORGED))),
+    "a position": (GREETING, to_migration(error=fields(C="42601", P="1" * 5000))),
+    "a pid": (GREETING, to_migration(f"pid {'9' * 5000}", error=fields())),
+    "a statement": (GREETING, to_migration("9" * 5000, error=fields())),
+    "a line in a block": (
+        GREETING,
+        to_migration("0", error=fields(C="22012", W=f"function inline_code_block line {'9' * 5000}")),
+    ),
+    "neighbours": (
+        GREETING,
+        in_turn(lambda mark: noted(mark, READ) + DONE, lambda mark: noted(mark, '{"histories": 5}') + DONE),
+    ),
+}
+
+
+@pytest.mark.parametrize(("greeting", "answer"), LIARS.values(), ids=LIARS.keys())
+async def test_whatever_it_says_is_shown_as_its_own(
+    greeting: bytes, answer: Answer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No field of a message begins a line of ours, and none that should be a number ends in a traceback."""
+    monkeypatch.setattr("ampd.postgres.connection.Session.ask.__kwdefaults__", {"timeout": 1.0})
+    heard = Heard()
+    async with hostile(greeting, answer) as url:
+        with pytest.raises(ampd.AmpdError) as caught:
+            await ampd.migrate(url, migrations=scripts("DO $$ BEGIN END $$"), limits=AT_ONCE, on_event=heard)
+    said = [str(caught.value), str(caught.value.sqlstate), *map(str, heard)]
+    lines = [line for text in said for line in text.splitlines()]
+    assert [line for line in lines if line.startswith(("::", "localhost"))] == []
+
+
+class Driver:
+    """An error as the driver gives it."""
+
+    sqlstate = "42501"
+    detail = hint = None
+    position = "1"
+
+    def __init__(self, message: str, context: str) -> None:
+        self.message = message
+        self.context = context
+
+
+@pytest.mark.parametrize("unit", ['"', "a$", "word ", "function a ", "inline_code_block", "a.", '"a".', "t ", '"t".t '])
+@pytest.mark.parametrize("part", ["context", "statement"])
+async def test_the_search_of_its_words_is_linear(unit: str, part: str) -> None:
+    """What takes a fraction of a second would take minutes, deaf to signals, if it were quadratic."""
+    text = unit * (1_000_000 // len(unit))
+    error = ServerError(Driver("permission denied for table t", text if part == "context" else ""), str, "u")
+    assert len(error.context) <= 4001
+    assert grant_hint(error, (), text).startswith("as its owner")
+    answer = to_migration("0", error=fields(C="22012", W=text if part == "context" else "x"))
+    async with hostile(GREETING, answer) as url:
+        with pytest.raises(ampd.MigrationFailed):
+            await ampd.migrate(url, migrations=scripts("DO $$ BEGIN END $$"), limits=AT_ONCE)

@@ -166,14 +166,14 @@ def _in_parts(error: ServerError, statement: scanner.Statement | None) -> str:
 
 def _in_function(context: str) -> str:
     """Return the line of the function that the statement has called and that failed, if its context names one."""
-    innermost = re.search(r"function (\S.*\)) line (\d+)", context)
+    innermost = re.search(r"function (\S.{0,500}\)) line (\d{1,9})\b", context)
     return f" in function {innermost[1]} line {innermost[2]}" if innermost else ""
 
 
 def _line_in_block(context: str, script: str, statement: scanner.Statement) -> int | None:
     """Return the offset of the line that PL/pgSQL complains of, if it is one of the statement's own DO block."""
     # The outermost comes last, and the words around it are in the server's language.
-    complaints = re.findall(r"inline_code_block[^\d\n]+(\d+)", context)
+    complaints = re.findall(r"inline_code_block[^\d\n]{1,100}(\d{1,9})\b", context)
     block = kinds.code_block(statement)
     if not complaints or block is None:
         return None

@@ -151,6 +151,9 @@ def note_lock_sql(session: Session) -> str:
     return session.note_sql(f"'{LOCK_HAD}'")
 
 
+_LONGEST_NOTE = 40  # characters: no number of ours has more digits
+
+
 class StatementTracker:
     """Where the server is in a message, by the notes that it sends on its way."""
 
@@ -162,6 +165,8 @@ class StatementTracker:
 
     def __call__(self, note: str) -> None:
         """Take one note; what is none of ours is a server's or a function's that knows the mark, and is passed over."""
+        if len(note) > _LONGEST_NOTE:
+            return
         match note.split(" "):
             case ["pid", number] if number.isdecimal():
                 self._session.backend_pid = int(number)

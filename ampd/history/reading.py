@@ -95,7 +95,7 @@ async def read(session: Session, schema: str | None, *, role: str | None = None,
     try:
         answer = await session.ask(_read_sql(session, schema, role, who), _Answer)
         applied = tuple(row.migration() for row in answer.rows or ())
-    except (msgspec.ValidationError, ValueError) as error:
+    except ValueError as error:
         raise _not_ours_error(
             f"{TABLE} in {schema or 'the search path'}", f"a row of it cannot be read: {error}"
         ) from error

@@ -11,7 +11,7 @@ import anyio
 import asyncpg
 import msgspec
 
-from ampd.display import folded
+from ampd.display import folded, one_line
 from ampd.errors import ConfigError, ConnectionFailed, NoAnswer
 from ampd.events import OnEvent, ServerMessage, ignore
 
@@ -26,7 +26,7 @@ from .failures import (
     translated_error,
 )
 from .quoting import do_block
-from .server_error import ServerError
+from .server_error import ServerError, sqlstate_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -151,7 +151,7 @@ class Session:
                         hint="remove SET client_encoding from the file, and run again",
                     ) from error
                 said = error.__cause__ if isinstance(error.__cause__, asyncpg.PostgresError) else error
-                sqlstate = getattr(said, "sqlstate", None)
+                sqlstate = sqlstate_of(said)
                 if sqlstate in SESSION_LIMITS and not self._given_up:
                     raise ServerError(said, self._redact, self.role) from error
                 raise lost_error(self._given_up or reason_lost(said), self._redact, sqlstate) from error
@@ -205,9 +205,7 @@ class Session:
             raise translated_error(error) from error
         try:
             return msgspec.json.decode(answers[-1], type=kind)
-        except msgspec.ValidationError:
-            raise
-        except (IndexError, msgspec.DecodeError, RecursionError) as error:
+        except (IndexError, ValueError, RecursionError) as error:
             terminate(self.connection)
             raise malformed_error(error) from error
 
@@ -262,7 +260,7 @@ class Session:
                     self._on_note(text[len(self._nonce) + 1 :])
             else:
                 severity = message.severity_en or message.severity or "NOTICE"
-                self._on_event(ServerMessage(severity=severity, message=folded(self._redact(text))))
+                self._on_event(ServerMessage(severity=one_line(severity), message=folded(self._redact(text))))
         except Exception as error:  # the driver calls from the event loop, which would do no more than log it
             self._raised = self._raised or error
             self._speech.cancel()

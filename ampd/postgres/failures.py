@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from ampd.database_url import DatabaseUrl
+from ampd.display import folded
 from ampd.errors import (
     AmpdError,
     AuthenticationFailed,
@@ -27,6 +28,7 @@ from ampd.redaction import without_frames
 
 from .permissions import grant_hint
 from .quoting import identifier
+from .server_error import sqlstate_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,8 +90,8 @@ def connection_error(
     user = (url.user if url else None) or os.environ.get("PGUSER")
     role = identifier(user) if user else "the role"
     database = identifier(url.database_or_default) if url else "the database"
-    text = redact(str(getattr(error, "message", None) or error).strip() or type(error).__name__)
-    sqlstate = getattr(error, "sqlstate", None)
+    text = folded(redact(str(getattr(error, "message", None) or error).strip() or type(error).__name__))
+    sqlstate = sqlstate_of(error)
     named = text.rpartition('"')[0].rpartition('"')[2] if '"' in text else text.rpartition(":")[2].strip()
 
     if isinstance(error, asyncpg.PostgresError):
@@ -223,7 +225,7 @@ def reason_lost(error: BaseException) -> str:
 
 def lost_error(reason: str, redact: Callable[[str], str], sqlstate: str | None = None) -> ConnectionFailed:
     """Return what it means that an established connection broke."""
-    text = redact(reason) or "closed by the server"
+    text = folded(redact(reason)) or "closed by the server"
     return ConnectionFailed(f"the connection to the server was lost: {text}", hint=RUN_AGAIN, sqlstate=sqlstate)
 
 

@@ -29,6 +29,8 @@ _GRANTS = {
     "large object": ("LARGE OBJECT", "SELECT, UPDATE"),
 }
 _ALTERED = {"FOREIGN SERVER": "SERVER"}
+_LONGEST_NAME = 63  # characters
+_SEARCHED = 10_000  # characters of a statement: the rest of a long one is data
 
 
 def grant_hint(error: ServerError, words: tuple[str, ...] = (), statement: str = "") -> str:
@@ -46,7 +48,7 @@ def grant_hint(error: ServerError, words: tuple[str, ...] = (), statement: str =
     if kind in _ROUTINES:  # without arguments, and with the schema where the statement gave it
         name = ".".join(map(identifier, name.split(".")))
     elif kind in (*_RELATIONS, "sequence"):
-        schema = _schema_of(name, f"{statement}\n{error.context}")
+        schema = _schema_of(name, f"{statement[:_SEARCHED]}\n{error.context}")
         name = f"{schema}.{identifier(name)}" if schema else identifier(name)
         where = "" if schema else " (in its schema)"
     elif kind not in (*_TYPES, "large object"):  # of types the server itself quotes the name
@@ -63,7 +65,8 @@ def grant_hint(error: ServerError, words: tuple[str, ...] = (), statement: str =
 def _schema_of(name: str, text: str) -> str | None:
     """Return the schema that SQL gives a table, quoted where the SQL quotes it; None where it does not always do so."""
     spelt = rf"{re.escape(identifier(name))}|\b{re.escape(name)}(?![\w$])"
-    found = re.findall(rf'(?:("(?:[^"]|"")+"|\b[^\W\d][\w$]*)\s*\.\s*)?(?:{spelt})', text)
+    schema = rf'"(?:[^"]|""){{1,{_LONGEST_NAME}}}"|\b[^\W\d][\w$]{{0,{_LONGEST_NAME}}}'
+    found = re.findall(rf"(?:({schema})\s{{0,9}}\.\s{{0,9}})?(?:{spelt})", text)  # bounded, so that it is linear
     return found[0] if len(set(found)) == 1 and found[0] else None
 
 

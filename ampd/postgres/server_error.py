@@ -1,13 +1,17 @@
-"""An error of the server, with passwords taken out of its words."""
+"""An error of the server, with passwords taken out of its words, and each of them bounded: they may be a stranger's."""
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from ampd.display import folded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+_LARGEST_CONTEXT = 4000  # characters
+_INTERNAL_ERROR = "XX000"
 
 
 class ServerError(Exception):
@@ -18,8 +22,20 @@ class ServerError(Exception):
         self.redact = redact
         self.message = folded(redact(error.message or str(error)))
         super().__init__(self.message)
-        self.sqlstate: str = error.sqlstate
+        self.sqlstate = sqlstate_of(error) or _INTERNAL_ERROR  # which a server that has bugs would say
         self.detail = folded(redact(error.detail)) if error.detail else None
         self.hint = folded(redact(error.hint)) if error.hint else None
-        self.position = int(error.position) if (error.position or "").isdecimal() else None
-        self.context: str = error.context or ""
+        self.position = int(error.position) if re.fullmatch("[0-9]{1,9}", error.position or "") else None
+        self.context = _cut(error.context or "")
+
+
+def sqlstate_of(error: object) -> str | None:
+    """Return the SQLSTATE of an error of the driver's, if it has one that is one."""
+    sqlstate = getattr(error, "sqlstate", None)
+    return sqlstate if sqlstate and re.fullmatch("[0-9A-Z]{5}", sqlstate) else None
+
+
+def _cut(context: str) -> str:
+    """Return both ends of a long context: the innermost call comes first, and the outermost last."""
+    half = _LARGEST_CONTEXT // 2
+    return context if len(context) <= _LARGEST_CONTEXT else f"{context[:half]}\n{context[-half:]}"
