@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ampd.errors import AmpdError, LockTimeout, MigrationFailed, PermissionDenied
 from ampd.migration import directives
 from ampd.postgres.failures import plpgsql_error, read_only_error
 from ampd.postgres.permissions import grant_hint
 from ampd.redaction import masked
-from ampd.sql import kinds, location, scanner, splitter
+from ampd.sql import kinds, scanner, splitter
+
+from .location import location_of
 
 if TYPE_CHECKING:
     from ampd.migration import Migration
@@ -71,9 +73,6 @@ def migration_error(
         offset = _line_in_block(error.context, migration.sql, statement)
     if offset is None and statement is not None:
         offset = statement.start
-    place = location.locate(migration.sql, offset) if offset is not None else None
-    line, column = place or (None, None)
-    where = migration.file if line is None else f"{migration.file}:{line}"
     unread = error.sqlstate in (CHARACTER_NOT_IN_REPERTOIRE, UNTRANSLATABLE_CHARACTER)  # nothing was even begun
     ended = offset is None and not unread
     when = " at the end of the migration" if ended else error.redact(_in_function(error.context))
@@ -88,17 +87,9 @@ def migration_error(
     def hide(text: str) -> str:
         return masked(error.redact(text))
 
-    facts: dict[str, Any] = {
-        "version": migration.version,
-        "file": migration.file,
-        "line": line,
-        "column": column,
-        "sqlstate": error.sqlstate,
-        "detail": error.detail,
-        "excerpt": None
-        if offset is None
-        else location.excerpt(migration.sql, offset, file=migration.file, hide=hide, place=place),
-    }
+    found = location_of(migration, offset, hide)
+    facts = {"sqlstate": error.sqlstate, "detail": error.detail, **found}
+    where = migration.file if offset is None else f"{migration.file}:{found['line']}"
     message = f"{where}: {error.message}{when} (SQLSTATE {error.sqlstate})"
     if lacking := plpgsql_error(error):
         return MigrationFailed(f"{where}: {lacking.message} after it", hint=aftermath, **facts)

@@ -25,13 +25,13 @@ from ampd.postgres.connection_wait import ConnectionsBusy
 from ampd.postgres.quoting import do_block
 from ampd.postgres.server_error import ServerError
 from ampd.resumption import DoneChecksums, Resumption, binding_to_session
-from ampd.sql import location
 from ampd.sql.kinds import Kind
 from ampd.sql.slices import in_slices
 from ampd.sql.units import Unit, finding_in_force, units
 
 from .diagnosis import migration_error
 from .guard import Guard
+from .location import location_of
 from .message import Message
 from .outcome import UNFINISHED, Outcome, is_undecidable
 from .pooler import Backend, check_no_session, find_backend, restore_settings
@@ -185,8 +185,7 @@ class StatementRunner:
             raise ConnectionFailed(
                 "the connection to the server was given up, and what the file has made for its session is gone with it",
                 hint=UNKNOWN,
-                version=self._migration.version,
-                file=self._migration.file,
+                **location_of(self._migration),
             )
         self._backend = await find_backend(self._session, self._execution)
         await self._prepare_session(self._checkpoint.done)
@@ -278,10 +277,7 @@ class StatementRunner:
         blocked = LockTimeout(
             f"{self._migration.file}:{statement.line}: blocked by other sessions",
             hint=UNKNOWN if is_undecidable(unit) else UNFINISHED,
-            version=self._migration.version,
-            file=self._migration.file,
-            line=statement.line,
-            excerpt=location.excerpt(self._migration.sql, statement.start, file=self._migration.file),
+            **location_of(self._migration, statement.start),
         )
         dirty_backends, connections = set[int](), 0
 

@@ -12,11 +12,12 @@ from ampd.history import writing
 from ampd.plan import State, conflict_of
 from ampd.postgres.quoting import do_block
 from ampd.postgres.server_error import ServerError
-from ampd.sql import kinds, location
+from ampd.sql import kinds
 from ampd.sql.kinds import Kind
 from ampd.sql.units import Unit
 
 from . import indexes
+from .location import location_of
 from .session_state import own_role_sql, set_role_sql
 from .transaction import LockUnavailable
 from .unit_message import again_sql
@@ -123,9 +124,7 @@ class Outcome:
         return LockTimeout(
             f"{file}:{line}: session {worker} is at work on the table, such as building another index",
             hint=UNFINISHED,
-            version=self._migration.version,
-            file=file,
-            line=line,
+            **location_of(self._migration, unit.statements[0].start),
         )
 
     async def is_done(self, unit: Unit, *, cleared: bool) -> bool:
@@ -181,10 +180,7 @@ class Outcome:
         raise MigrationFailed(
             f"{migration.file}:{line}: {problem}",
             hint=hint,
-            version=migration.version,
-            file=migration.file,
-            line=line,
-            excerpt=location.excerpt(migration.sql, unit.statements[0].start, file=migration.file),
+            **location_of(migration, unit.statements[0].start),
         )
 
     async def _ask(self, expression: str, kind: type[T], unit: Unit) -> T:

@@ -22,6 +22,7 @@ from ampd.sql import kinds
 from ampd.sql.slices import in_slices
 from ampd.sql.units import units
 
+from .location import location_of
 from .transaction import StatementTracker
 
 if TYPE_CHECKING:
@@ -82,9 +83,7 @@ def check_no_session(execution: Execution, backend: Backend) -> Slices[None]:
                     f"{file}:{line}: behind a pooler in transaction mode this may not find {name}, which is temporary "
                     f"and made in line {temporary[name]}",
                     hint="connect directly, or to a pooler in session mode; or put both between BEGIN and COMMIT",
-                    version=execution.migration.version,
-                    file=file,
-                    line=line,
+                    **location_of(execution.migration, unit.statements.start(0)),
                 )
             if name := kinds.temporary(statement):
                 made[name] = statement.line
@@ -103,9 +102,7 @@ def check_no_session(execution: Execution, backend: Backend) -> Slices[None]:
                 "transaction mode",
                 hint="connect directly, or to a pooler in session mode; or let the server set it for each session, "
                 "such as ALTER ROLE … SET search_path = …",
-                version=execution.migration.version,
-                file=file,
-                line=line,
+                **location_of(execution.migration, unit.statements.start(0)),
             )
 
 

@@ -14,6 +14,7 @@ from ampd.postgres.quoting import do_block, identifier, literal
 from ampd.sql import checks, kinds, scanner, splitter
 from ampd.sql.slices import Slices, at_once
 
+from .location import location_of
 from .session_state import set_role_sql
 
 if TYPE_CHECKING:
@@ -166,23 +167,11 @@ _LISTED = 20  # places of an error that has many
 
 
 def _invalid(problems: list[tuple[Migration, Problem]]) -> InvalidMigration:
-    from ampd.sql.location import excerpt
-
     migration, problem = problems[0]
-    message, picture = f"{migration.file}:{problem.line}: {problem.message}", None
-    if len(problems) == 1:
-        place = (problem.line, problem.column)
-        picture = excerpt(migration.sql, problem.offset, file=migration.file, place=place)
-    else:
+    message, found = f"{migration.file}:{problem.line}: {problem.message}", location_of(migration, problem.offset)
+    if len(problems) > 1:
+        found["excerpt"] = None
         listed = "".join(f"\n  {each.file}:{what.line}: {what.message}" for each, what in problems[:_LISTED])
         listed += f"\n  and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
         message = f"{len(problems)} places in the pending migrations cannot be run; nothing was:{listed}"
-    return InvalidMigration(
-        message,
-        hint=problem.hint,
-        version=migration.version,
-        file=migration.file,
-        line=problem.line,
-        column=problem.column,
-        excerpt=picture,
-    )
+    return InvalidMigration(message, hint=problem.hint, **found)

@@ -277,16 +277,13 @@ async def alongside(task: Callable[[], Coroutine[Any, Any, None]]) -> AsyncItera
         raise raised
 
 
+_FACTS = ("version", "file", "line", "column", "sqlstate", "detail", "excerpt")
+
+
 def _lock_timeout_error(error: AmpdError, monitor: LockMonitor, waited: float) -> LockTimeout:
     return LockTimeout(
         f"{error.message}; gave up after {waited:.1f} s{monitor.blockers_text()}",
         hint=f"{monitor.hint()}; {error.hint}",
         blockers=monitor.blockers,
-        version=error.version,
-        file=error.file,
-        line=error.line,
-        column=error.column,
-        sqlstate=error.sqlstate,
-        detail=error.detail,
-        excerpt=error.excerpt,
+        **{name: getattr(error, name) for name in _FACTS},
     )

@@ -13,7 +13,7 @@ from ampd.plan import Resolution
 from ampd.postgres.failures import ABOUT_THE_CONNECTION, translated_error
 from ampd.postgres.quoting import do_block
 from ampd.postgres.server_error import ServerError
-from ampd.sql import kinds, location, scanner, splitter
+from ampd.sql import kinds, scanner, splitter
 from ampd.sql.slices import in_slices
 
 from . import session_state
@@ -24,6 +24,7 @@ from .diagnosis import (
     UNTRANSLATABLE_CHARACTER,
     migration_error,
 )
+from .location import location_of
 from .message import Message
 from .session_state import (
     BEYOND_ROLLBACK,
@@ -277,14 +278,11 @@ def harm_error(
         places = (found.start() for found in re.finditer(table.TABLE, migration.sql, re.IGNORECASE))
         naming = {number for backend in places if (number := execution.statements.at(backend)) is not None}
         statement = execution.statements[naming.pop()] if len(naming) == 1 else None
-    line, column = location.locate(migration.sql, statement.start) if statement else (None, None)
+    found = location_of(migration, statement.start if statement else None)
+    line = f":{found['line']}" if statement else ""
     return MigrationFailed(
-        f"{migration.file}{f':{line}' if line else ''}: {harm}",
+        f"{migration.file}{line}: {harm}",
         hint=f"leave that table to ampd, also where a statement goes over all tables; {aftermath}",
-        version=migration.version,
-        file=migration.file,
-        line=line,
-        column=column,
         sqlstate=error.sqlstate,
-        excerpt=location.excerpt(migration.sql, statement.start, file=migration.file) if statement else None,
+        **found,
     )

@@ -1,0 +1,25 @@
+"""Where in a migration an error stands: its file, the line and the column, and a picture of the line. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ampd.sql.location import excerpt, locate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ampd.migration import Migration
+
+
+def location_of(migration: Migration, offset: int | None = None, hide: Callable[[str], str] = str) -> dict[str, Any]:
+    """Return the fields of an error at an offset of the script; without an offset those for the file as a whole.
+
+    `hide` takes secrets out of the picture.
+    """
+    fields: dict[str, Any] = {"version": migration.version, "file": migration.file}
+    if offset is not None:
+        place = locate(migration.sql, offset)
+        picture = excerpt(migration.sql, offset, file=migration.file, hide=hide, place=place)
+        fields |= {"line": place[0], "column": place[1], "excerpt": picture}
+    return fields
