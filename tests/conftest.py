@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ from typing import Any
 import asyncpg
 import msgspec
 import pytest
-from anyio.from_thread import start_blocking_portal
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from ampd.local_server.server import local_server
-from tests.servers import Ampd, Database, Role, Server
+from tests.servers import AdminSession, Ampd, Database, Role, Server
 
 SETTINGS = {
     "max_connections": "300",
@@ -100,20 +100,32 @@ def server(request: pytest.FixtureRequest) -> Server:
     return _server(request.config)
 
 
+@pytest.fixture(scope="session")
+def portal() -> Iterator[BlockingPortal]:
+    """An event loop in a thread, for what lives longer than a test."""
+    with start_blocking_portal() as portal:
+        yield portal
+
+
+@pytest.fixture(scope="session")
+def admin(server: Server, portal: BlockingPortal) -> Iterator[AdminSession]:
+    """The superuser's session that makes databases and drops them."""
+    session = AdminSession(portal, server.url())
+    with session.open():
+        yield session
+
+
 @pytest.fixture
-async def database(server: Server, anyio_backend: str) -> AsyncIterator[Database]:  # noqa: ARG001 - for sync tests too
+def database(server: Server, admin: AdminSession, portal: BlockingPortal) -> Iterator[Database]:
     """A fresh, empty database, dropped after the test together with the roles that are named after it."""
     fresh = Database(server, f"test_{uuid.uuid4().hex[:12]}")
-    admin = await asyncpg.connect(server.socket_url())
-    try:
-        strategy = " STRATEGY file_copy" if server.major > 14 else ""
-        await admin.execute(f"CREATE DATABASE {fresh.name} TEMPLATE {TEMPLATE}{strategy}")
+    strategy = " STRATEGY file_copy" if server.major > 14 else ""
+    admin.run("execute", f"CREATE DATABASE {fresh.name} TEMPLATE {TEMPLATE}{strategy}")
+    with AdminSession(portal, fresh.url).open():
         yield fresh
-        await admin.execute(f"DROP DATABASE IF EXISTS {fresh.name} WITH (FORCE)")
-        for role in await admin.fetch("SELECT rolname FROM pg_roles WHERE starts_with(rolname, $1)", f"{fresh.name}_"):
-            await admin.execute(f"DROP ROLE {role['rolname']}")
-    finally:
-        await admin.close()
+    admin.run("execute", f"DROP DATABASE IF EXISTS {fresh.name} WITH (FORCE)")
+    for role in admin.run("fetch", "SELECT rolname FROM pg_roles WHERE starts_with(rolname, $1)", f"{fresh.name}_"):
+        admin.run("execute", f"DROP ROLE {role['rolname']}")
 
 
 @pytest.fixture

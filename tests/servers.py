@@ -15,12 +15,13 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import quote
 
 import asyncpg
 import msgspec
 import pytest
+from anyio.from_thread import BlockingPortal
 
 import benchmarks.proxy
 from tests.forks import Fork
@@ -47,6 +48,67 @@ class Server(msgspec.Struct, frozen=True):
     def socket_url(self, database: str = "postgres", user: str = "postgres") -> str:
         """Return the URL of a database by Unix socket."""
         return f"postgresql:///{database}?host={quote(self.socket_dir)}&port={self.port}&user={quote(user, safe='')}"
+
+
+class AdminSession:
+    """A superuser's session on an event loop of its own: tests of any loop and thread may use it, and share its start.
+
+    Whoever finds it busy gets a session for the moment; one whose settings may have changed is not used again.
+    """
+
+    _OPEN: ClassVar[dict[str, "AdminSession"]] = {}  # by URL
+    _CHANGES = re.compile(
+        r"\b(SET|RESET|LISTEN|LOAD|TEMP\w*|BEGIN|set_config|pg_(try_)?advisory_lock)\b"
+        r"|\bALTER\s+(DATABASE|ROLE|USER|SYSTEM|TYPE)\b",
+        re.IGNORECASE,
+    )
+
+    def __init__(self, portal: BlockingPortal, url: str) -> None:
+        self._portal = portal
+        self._url = url
+        self._idle: asyncpg.Connection | None = None
+
+    @classmethod
+    def of(cls, url: str) -> "AdminSession | None":
+        """Return the session that is open for a database."""
+        return cls._OPEN.get(url)
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Offer the session for the length of the block."""
+        self._OPEN[self._url] = self
+        try:
+            yield
+        finally:
+            del self._OPEN[self._url]
+            if self._idle is not None:
+                self._portal.call(self._idle.close)
+
+    def run(self, method: str, *arguments: object) -> Any:
+        """Call a method of the connection, and block until it has answered."""
+        return self._portal.call(self._run, method, *arguments)
+
+    async def ask(self, method: str, *arguments: object) -> Any:
+        """Call a method of the connection."""
+        return await asyncio.wrap_future(self._portal.start_task_soon(self._run, method, *arguments))
+
+    async def _run(self, method: str, sql: str, *arguments: object) -> Any:
+        connection, self._idle = self._idle, None
+        if connection is None or connection.is_closed():
+            connection = await asyncpg.connect(self._url, statement_cache_size=0)
+        try:
+            answer = await getattr(connection, method)(sql, *arguments)
+        except asyncpg.PostgresError:
+            await connection.close()
+            raise
+        except BaseException:
+            connection.terminate()
+            raise
+        if self._idle is None and not self._CHANGES.search(sql):
+            self._idle = connection
+        else:
+            await connection.close()
+        return answer
 
 
 class Role(msgspec.Struct, frozen=True):
@@ -83,20 +145,23 @@ class Database(msgspec.Struct, frozen=True):
 
     async def execute(self, sql: str) -> str:
         """Run SQL as the superuser and return its command tag."""
-        async with self.connect() as connection:
-            tag: str = await connection.execute(sql)
-            return tag
+        tag: str = await self._ask("execute", sql)
+        return tag
 
     async def fetch(self, sql: str, *arguments: object) -> list[asyncpg.Record]:
         """Return the rows of a query."""
-        async with self.connect() as connection:
-            rows: list[asyncpg.Record] = await connection.fetch(sql, *arguments)
-            return rows
+        rows: list[asyncpg.Record] = await self._ask("fetch", sql, *arguments)
+        return rows
 
     async def fetchval(self, sql: str, *arguments: object) -> Any:
         """Return the first value of a query."""
+        return await self._ask("fetchval", sql, *arguments)
+
+    async def _ask(self, method: str, sql: str, *arguments: object) -> Any:
+        if session := AdminSession.of(self.url):
+            return await session.ask(method, sql, *arguments)
         async with self.connect() as connection:
-            return await connection.fetchval(sql, *arguments)
+            return await getattr(connection, method)(sql, *arguments)
 
     async def role(self, suffix: str, *grants: str, password: str | None = None) -> Role:
         """Create a role with these `GRANT … TO` it; it is dropped together with the database."""
