@@ -27,7 +27,6 @@ import benchmarks.proxy
 from tests.forks import Fork
 
 CACHE = Path(__file__).parent.parent / ".cache"
-AT_LENGTH = "AMPD_TEST_BINDIR" not in os.environ  # the first run of the suite; those on other servers repeat it
 
 
 class Server(msgspec.Struct, frozen=True):
@@ -86,25 +85,25 @@ class AdminSession:
 
     def run(self, method: str, *arguments: object) -> Any:
         """Call a method of the connection, and block until it has answered."""
-        return self._portal.call(self._run, method, *arguments)
+        return self._portal.call(self._run, method, arguments)
 
     async def ask(self, method: str, *arguments: object) -> Any:
         """Call a method of the connection."""
-        return await asyncio.wrap_future(self._portal.start_task_soon(self._run, method, *arguments))
+        return await asyncio.wrap_future(self._portal.start_task_soon(self._run, method, arguments))
 
-    async def _run(self, method: str, sql: str, *arguments: object) -> Any:
+    async def _run(self, method: str, arguments: tuple[object, ...]) -> Any:
         connection, self._idle = self._idle, None
         if connection is None or connection.is_closed():
             connection = await asyncpg.connect(self._url, statement_cache_size=0)
         try:
-            answer = await getattr(connection, method)(sql, *arguments)
+            answer = await getattr(connection, method)(*arguments)
         except asyncpg.PostgresError:
             await connection.close()
             raise
         except BaseException:
             connection.terminate()
             raise
-        if self._idle is None and not self._CHANGES.search(sql):
+        if self._idle is None and not self._CHANGES.search(str(arguments[0])):
             self._idle = connection
         else:
             await connection.close()

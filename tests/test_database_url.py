@@ -12,7 +12,7 @@ from urllib.parse import quote
 import asyncpg
 import pytest
 from asyncpg import connect_utils
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 import ampd
@@ -20,6 +20,7 @@ from ampd import ConfigError, DatabaseUrl
 from ampd.postgres import libpq as libpq_module
 from ampd.postgres.libpq import driver_arguments
 from ampd.redaction import Hidden
+from tests.repetition import examples
 from tests.scenes import scripts
 from tests.servers import Database, Server
 
@@ -456,7 +457,7 @@ def as_asyncpg_reads(dsn: str) -> tuple[list[Any], Any]:
 
 
 @given(urls())
-@settings(max_examples=300, deadline=None)
+@examples(80)
 def test_what_was_meant_is_what_the_driver_gets(made: tuple[str, dict[str, Any]]) -> None:
     """From any way to write a URL down asyncpg gets the user, password, hosts, database and setting that were meant."""
     url, meant = made
@@ -485,7 +486,7 @@ def test_a_port_without_a_host_reaches_the_driver() -> None:
 
 
 @given(urls(), st.sampled_from(["", "&sslpassword="]))
-@settings(max_examples=400, deadline=None)
+@examples(100)
 @example(("postgresql://user:p%61ssw0rd@h/db", {"password": "passw0rd"}), "")
 @example(("postgresql://h/db?password=p%61ss+w0rd", {"password": "pass+w0rd"}), "&sslpassword=")
 def test_no_output_holds_a_password(made: tuple[str, dict[str, Any]], also_as: str) -> None:
@@ -507,7 +508,7 @@ def test_no_output_holds_a_password(made: tuple[str, dict[str, Any]], also_as: s
 
 
 @given(st.text(max_size=30), st.sampled_from(["", "postgresql://", "postgres://u:", "postgresql://u@h/?"]), st.text())
-@settings(max_examples=400, deadline=None)
+@examples(100)
 def test_no_refusal_holds_the_text(before: str, scheme: str, after: str) -> None:
     """Whatever is not a URL, the error does not repeat it, and is a ConfigError."""
     secret, told = "hunter2secret", ""
@@ -559,7 +560,7 @@ def libpq(server: Server) -> Callable[[str], dict[str, str] | None]:
 
 
 @given(made=urls())
-@settings(max_examples=300, deadline=None)
+@examples(80)
 def test_libpq_reads_the_same(libpq: Callable[[str], dict[str, str] | None], made: tuple[str, dict[str, Any]]) -> None:
     """libpq reads from every such URL exactly what ampd does."""
     url, _ = made

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import ampd
@@ -16,6 +16,7 @@ from ampd.migration import AppliedMigration, Migration
 from ampd.other_sessions import Blocker
 from ampd.plan import plan
 from ampd.report import Report
+from tests.repetition import examples
 
 CODES = {
     "ConfigError": "config",
@@ -234,7 +235,7 @@ _PIECES = st.lists(st.sampled_from(["a", ":", "/", "//", "@", " ", "\n", "'", '"
 
 
 @given(_PIECES)
-@settings(max_examples=1000)
+@examples(250)
 def test_passwords_are_found_as_one_expression_finds_them(pieces: list[str]) -> None:
     """Reading each stretch of a text once finds what a backtracking expression finds."""
     text = "".join(pieces)

@@ -1,12 +1,13 @@
 """A statement of every kind that PostgreSQL has: taken apart as its own parser does, and judged as its servers do."""
 
 import asyncpg
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pglast import ast, parse_sql
 
 from ampd.sql.checks import problems
 from ampd.sql.splitter import split
+from tests.repetition import examples
 from tests.servers import Database
 from tests.statements import SETTING, STATEMENTS
 from tests.test_sql import accepted, assert_split_as_postgresql_does
@@ -32,7 +33,7 @@ def test_every_kind_of_statement_is_among_them() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(STATEMENTS), st.sampled_from(SEPARATORS)), max_size=8))
-@settings(max_examples=300, deadline=None)
+@examples(80)
 def test_scripts_of_all_kinds_are_taken_apart_as_by_postgresql(pieces: list[tuple[str, str]]) -> None:
     """Whatever stands beside whatever, each statement ends where PostgreSQL ends it."""
     script = "".join(text + separator for text, separator in pieces)

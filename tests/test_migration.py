@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ampd.migration import (
@@ -19,6 +19,7 @@ from ampd.migration import (
     directives,
     parse_file_name,
 )
+from tests.repetition import examples
 
 
 @pytest.mark.parametrize(
@@ -193,7 +194,7 @@ def test_bad_directives(sql: str, message: str, line: int, offset: int) -> None:
 
 
 @given(st.text(st.sampled_from("-/*\n\r ;anotrsci:lkmeu0159hSE'$\t"), max_size=60))
-@settings(max_examples=400)
+@examples(100)
 @example("-- no-transaction")
 def test_reading_directives_never_crashes(text: str) -> None:
     """Whatever a file begins with, its directives are read or refused, the same with either line end."""

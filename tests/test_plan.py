@@ -7,7 +7,7 @@ from hashlib import sha256
 from random import Random
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -17,6 +17,7 @@ from ampd.migration import AppliedMigration, Migration, checksum
 from ampd.plan import Conflict, MigrationInfo, Order, Plan, State, conflict_of, is_another_projects, plan
 from ampd.resumption import DoneChecksums, Resumption, done_checksum, resumption, summary
 from ampd.sql.splitter import split
+from tests.repetition import examples
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 RESTORE = "restore the original file (from version control), or reset the database and run all migrations again"
@@ -437,7 +438,7 @@ def planned(given_scene: Scene) -> Plan:
 
 
 @given(SCENES)
-@settings(max_examples=300, deadline=None)
+@examples(80)
 def test_each_version_stands_once_where_the_contract_says(given_scene: Scene) -> None:
     """Every version of either side is one step, in order, with the state that the contract's table gives it."""
     files, rows, order, _ = given_scene
@@ -461,7 +462,7 @@ def test_each_version_stands_once_where_the_contract_says(given_scene: Scene) ->
 
 
 @given(SCENES)
-@settings(max_examples=300, deadline=None)
+@examples(80)
 def test_what_is_pending(given_scene: Scene) -> None:
     """Pending is in order, has files, lies within the target, and is nothing while the database is ahead."""
     _, _, _, target = given_scene
@@ -478,7 +479,7 @@ def test_what_is_pending(given_scene: Scene) -> None:
 
 
 @given(SCENES)
-@settings(max_examples=300, deadline=None)
+@examples(80)
 def test_what_is_in_conflict(given_scene: Scene) -> None:
     """Conflicts are in order, never pending too, and the whole of what is changed, missing, late or interrupted."""
     found = planned(given_scene)
@@ -491,7 +492,7 @@ def test_what_is_in_conflict(given_scene: Scene) -> None:
 
 
 @given(SCENES, st.randoms(use_true_random=False))
-@settings(max_examples=200, deadline=None)
+@examples(50)
 def test_the_order_of_what_is_given_does_not_matter(given_scene: Scene, random: Random) -> None:
     """Files and rows may come in any order."""
     folder, history = made(given_scene)
@@ -501,7 +502,7 @@ def test_the_order_of_what_is_given_does_not_matter(given_scene: Scene, random: 
 
 
 @given(SCENES)
-@settings(max_examples=300, deadline=None)
+@examples(80)
 def test_applying_what_is_pending_leaves_nothing_pending(given_scene: Scene) -> None:
     """Once what was pending is applied nothing more is to be done, and no conflict has come of it on the way."""
     found = planned(given_scene)
@@ -522,7 +523,7 @@ def test_applying_what_is_pending_leaves_nothing_pending(given_scene: Scene) -> 
 
 
 @given(SCENES, st.sets(VERSIONS))
-@settings(max_examples=300, deadline=None)
+@examples(80)
 def test_a_history_is_ours_as_long_as_one_row_is(given_scene: Scene, renamed: set[int]) -> None:
     """It is another project's if and only if no row has a file of its version and name, or of its content."""
     folder, history = made(given_scene)
@@ -535,7 +536,7 @@ def test_a_history_is_ours_as_long_as_one_row_is(given_scene: Scene, renamed: se
 
 
 @given(SCENES)
-@settings(max_examples=200, deadline=None)
+@examples(50)
 def test_a_target_only_takes_away(given_scene: Scene) -> None:
     """With a target, what is pending is what would be without one, up to it; every state stays the same."""
     files, rows, order, target = given_scene

@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import ampd
 from ampd.events import Starting, Warned
 from ampd.sql.checks import Caution, Problem, problems
+from tests.repetition import examples
 from tests.scenes import Heard, folder_of, scripts
 from tests.servers import Ampd, Database
 
@@ -154,7 +155,7 @@ MARKED = [text.removeprefix("# ").lstrip("- ") for tool, text in SEPARATORS if t
     st.sampled_from((str, str.upper, str.lower, str.title)),
     st.sampled_from(("\n", "\r\n")),
 )
-@settings(max_examples=400, deadline=None)
+@examples(100)
 @example("+goose Down", "---", "", " ", ";", str, "\n")
 @example("migrate:down", "--", "", "\t", ";", str.upper, "\r\n")
 def test_a_separator_is_refused_however_it_is_spelled(

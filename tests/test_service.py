@@ -14,12 +14,12 @@ from urllib.request import urlopen
 import pytest
 
 import ampd
-from tests.servers import AT_LENGTH, Ampd, Database, free_port
+from tests.repetition import TIMES
+from tests.servers import Ampd, Database, free_port
 
 pytestmark = pytest.mark.anyio
 
 ROOT = Path(__file__).parent.parent
-STARTS = int(os.environ.get("AMPD_TEST_STARTS", "20" if AT_LENGTH else "3"))
 WORKERS = 8
 PATIENCE_SECS = 60  # after which what still runs is killed, and the test fails
 
@@ -109,7 +109,7 @@ def migrations(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("_start", range(STARTS))
+@pytest.mark.parametrize("_start", range(2 * TIMES))
 async def test_eight_workers_start_on_an_empty_database(database: Database, migrations: Path, _start: int) -> None:
     """Eight workers migrate one empty database at once: each migration runs once, and every worker serves."""
     files = ampd.read_migrations(migrations)

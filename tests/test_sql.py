@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pglast import parser
 
@@ -33,6 +33,7 @@ from ampd.sql.kinds import (
 from ampd.sql.location import excerpt, locate
 from ampd.sql.scanner import Statement
 from ampd.sql.splitter import split
+from tests.repetition import examples
 
 NASTY = (
     "SELECT 'a;''b'; SELECT E'it\\'s;\\\\'; SELECT 'c:\\';SELECT e'\\\\';",
@@ -1006,7 +1007,7 @@ SCRIPTS = st.one_of(mutated(), st.lists(st.sampled_from(PIECES), max_size=25).ma
 
 
 @given(SCRIPTS)
-@settings(max_examples=600, deadline=None)
+@examples(150)
 @example("\ud800'\udfff;")
 def test_no_character_is_lost(script: str) -> None:
     """Gaps and statements put together give the script again, and no gap holds a statement."""
@@ -1024,7 +1025,7 @@ def test_no_character_is_lost(script: str) -> None:
 
 
 @given(SCRIPTS)
-@settings(max_examples=600, deadline=None)
+@examples(150)
 def test_nothing_crashes(script: str) -> None:
     """Whatever the text, it is judged without an exception and in order of position."""
     for statement in split(script):
@@ -1049,7 +1050,7 @@ def test_nothing_crashes(script: str) -> None:
 
 
 @given(SCRIPTS)
-@settings(max_examples=600, deadline=None)
+@examples(150)
 def test_token_by_token_or_in_larger_pieces_a_script_is_the_same(script: str) -> None:
     """The scanner that takes much of a script at once finds the same statements and the same problems."""
     at_once = split(script), problems(script, transactional=True)
@@ -1113,7 +1114,7 @@ def test_statements_are_a_sequence_that_takes_little_memory() -> None:
 
 
 @given(SCRIPTS.filter(lambda script: "\0" not in script and script.isprintable() | script.isascii()))
-@settings(max_examples=1500, deadline=None)
+@examples(380)
 def test_whatever_postgresql_accepts_is_split_as_by_postgresql(script: str) -> None:
     """Every script that PostgreSQL's parser takes is split where it splits it, and has nothing unterminated."""
     if accepted(script):

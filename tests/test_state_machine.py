@@ -31,10 +31,11 @@ from hypothesis.stateful import (
 
 import ampd
 from ampd.plan import State
+from tests.repetition import TIMES
 from tests.scenes import Heard
-from tests.servers import AT_LENGTH, Database
+from tests.servers import Database
 
-GAMES, MOVES = 20 if AT_LENGTH else 5, 25
+GAMES, MOVES = 3 * TIMES, 25
 LONGEST_MOVE_SECS = 30  # a move that takes longer hangs
 NEW_FILES = st.lists(st.tuples(st.sampled_from([False] * 9 + [True]), st.booleans()), max_size=3)
 TAMPERINGS = [
