@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
-# Control characters but tab and line feed; what changes the direction of a text or is not seen; the mark that a CI
-# runner takes, wherever it stands, for the beginning of a command.
+# Control characters but tab and line feed; what changes the direction of a text or is not seen; what a CI runner takes,
+# wherever it stands, for the beginning of a command: ##[ and ##vso[ of Azure's, ##teamcity[.
 _UNSEEN = re.compile(
     "[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
-    r"|(?<=#)#(?=\[)"
+    r"|(?<=#)#(?=\w{0,20}\[)"
 )
 _LONGEST, _LONGEST_NAME = 10_000, 200  # characters
 

@@ -7,6 +7,7 @@ from datetime import datetime
 import msgspec
 
 from .display import one_line
+from .redaction import masked
 
 
 class Holder(msgspec.Struct, frozen=True):
@@ -18,6 +19,9 @@ class Holder(msgspec.Struct, frozen=True):
     client: str | None = None
     since: datetime | None = None
     query: str | None = None
+
+    def __post_init__(self) -> None:
+        _mask_query(self)
 
     @property
     def migration(self) -> str | None:
@@ -55,6 +59,9 @@ class Blocker(msgspec.Struct, frozen=True):
     query: str | None
     own_pool: bool = False
 
+    def __post_init__(self) -> None:
+        _mask_query(self)
+
     def describe(self) -> str:
         """Return one line for a person."""
         if self.own_pool:
@@ -68,3 +75,9 @@ class Blocker(msgspec.Struct, frozen=True):
         if self.query:
             facts.append(one_line(self.query))
         return f"pid {self.pid}: {', '.join(facts)}"
+
+
+def _mask_query(session: Holder | Blocker) -> None:
+    """Take passwords out of what another session has run last, before it is shown anywhere."""
+    if session.query is not None:
+        msgspec.structs.force_setattr(session, "query", masked(session.query))

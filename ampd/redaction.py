@@ -1,10 +1,11 @@
-"""Keeping passwords out of texts, and out of the local variables that error trackers collect. Pure."""
+"""Keeping passwords out of texts, and out of the local variables that error trackers collect."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
 from functools import wraps
+from pathlib import Path
 from types import TracebackType
 from typing import Generic, ParamSpec, TypeVar
 
@@ -13,7 +14,15 @@ from .display import visible
 # Whoever made a path of the URL has lost a slash.
 _UP_TO_PASSWORD = re.compile(r"(?=(\w:/{1,2}[^\s:/]*:))")  # one may begin within another
 # `hide_password=False` is what a hint tells those who use SQLAlchemy.
-_IN_QUERY = re.compile(r"((?<!hide_)pass(?:w|%77)ord=)(?:'[^'\n]*'|[^\s&]+)", re.IGNORECASE)
+_IN_QUERY = re.compile(
+    r"((?<!hide_)pass(?:w|%77)ord[ \t]{0,9}=[ \t]{0,9})(?:'(?:[^'\\\n]|\\.)*(?:'|$)|[^\s&]+)",
+    re.IGNORECASE | re.MULTILINE,
+)
+# PASSWORD '…' of CREATE ROLE and of user mappings; of a statement that was cut the end may be missing.
+_IN_SQL = re.compile(
+    r"(\bpassword\s{0,9})(?:(?:E|N|U&)?'(?:[^'\\]|''|\\.)*(?:'|\Z)|\$(\w{0,63})\$.*?(?:\$\2\$|\Z))",
+    re.IGNORECASE | re.DOTALL,
+)
 _LONGEST, _SEARCHED = 20_000, 100_000  # characters of a text that are shown; no password is longer than the difference
 
 
@@ -23,8 +32,27 @@ def masked(text: str) -> str:
     What is longer than a person reads is cut. The time it takes grows with the length alone: what stands in a message
     of the server may be a stranger's.
     """
-    text = _IN_QUERY.sub(r"\1***", _without_passwords(text[:_SEARCHED]))
+    text = text[:_SEARCHED]
+    for password in _of_arguments:
+        text = text.replace(password, ":***@")
+    text = _IN_SQL.sub(r"\1***", _IN_QUERY.sub(r"\1***", _without_passwords(text)))
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… (and more)"
+
+
+_of_arguments = set[str]()
+
+
+def learn_passwords(arguments: Iterable[str]) -> None:
+    """Let `masked` find the password of an argument, whatever it looks like in a message that repeats the argument.
+
+    In a text nobody can tell where the password of a malformed URL ends; in an argument it is at the last @.
+    """
+    for argument in arguments:
+        for form in (argument, str(Path(argument))):
+            *_, authority = re.split(":/{1,2}", form, maxsplit=1)
+            password = authority.rpartition("@")[0].partition(":")[2]
+            if password.strip("*"):
+                _of_arguments.add(f":{password}@")
 
 
 def shown(text: str) -> str:

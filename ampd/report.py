@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -225,4 +226,4 @@ def _pretty(document: object) -> bytes:
         text = json.dumps(msgspec.to_builtins(document), ensure_ascii=False)
         encoded = text.encode(errors="surrogateescape").decode(errors="replace").encode()
     # What a CI runner would take for the beginning of a command stands in a string, where it can be an escape.
-    return msgspec.json.format(encoded, indent=2).replace(b"##[", b"#\\u0023[")
+    return re.sub(rb"(?<=#)#(?=\w{0,20}\[)", rb"\\u0023", msgspec.json.format(encoded, indent=2))

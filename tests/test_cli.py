@@ -358,9 +358,9 @@ or `ampd resolve 1 --rolled-back`
 """
     process = ampd("migrate", "--json", "--migrations", "m", url=database.url)
     assert (process.returncode, plain(process.stderr), document(process)["error"]["code"]) == (1, text, "interrupted")
-    settled = "DATABASE: version 1 is recorded as rolled back; no migration applied, 1 pending\n"
+    resolved = "DATABASE: version 1 is recorded as rolled back; no migration applied, 1 pending\n"
     run = ("resolve", "1", "--rolled-back", "--migrations", "m")
-    assert seen(ampd(*run, url=database.url)) == (0, settled, "")
+    assert seen(ampd(*run, url=database.url)) == (0, resolved, "")
     assert ampd("migrate", "--migrations", "m", url=database.url).returncode == 0
     refusal = "error: version 1 is applied, not interrupted: there is nothing to resolve\n"
     hint = "hint: `ampd status` shows what is interrupted\n"
@@ -418,7 +418,7 @@ HELP = {
     "Exit codes: 0 success, 1 error, 130 and 143 after SIGINT and SIGTERM with the running migration rolled back. "
     "Commands "
     "migrate Apply the pending migrations in order, and exit. "
-    "resolve Settle a -- no-transaction migration that was interrupted and cannot be resumed by itself. "
+    "resolve Resolve a -- no-transaction migration that was interrupted and cannot be resumed by itself. "
     "solo Start a managed local PostgreSQL, migrate it, and keep it up until Ctrl+C. "
     "status Show what is applied, pending and in conflict. "
     "--help (-h) Display this message and exit. --version Display application version. "
@@ -438,7 +438,7 @@ HELP = {
     "Example: ampd status --json "
     f"Parameters {CONFIG_HELP} {JSON_HELP} {MIGRATIONS_HELP}",
     "resolve": "Usage: ampd resolve [OPTIONS] VERSION "
-    "Settle a -- no-transaction migration that was interrupted and cannot be resumed by itself. "
+    "Resolve a -- no-transaction migration that was interrupted and cannot be resumed by itself. "
     "Look at the database first. Runs nothing; writes the history table only. "
     "Example: ampd resolve 42 --applied "
     "Arguments * VERSION The version of the interrupted migration. [required] "
@@ -723,6 +723,25 @@ def test_a_url_where_none_belongs(ampd: Ampd, arguments: list[str], env: dict[st
         assert process.returncode == 1
         assert "sekret" not in process.stdout + process.stderr
     assert shown in ampd(*arguments, url=url, env=env).stderr
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "postgresql://u:p@ss sekret@h/db",
+        "postgresql://u:pa se'kret@h/db",
+        'postgresql://u:pa "se\tkret"@h/db',
+        "host=h password = sekret",
+        "u:sekret@h/db",
+    ],
+)
+@pytest.mark.parametrize("before", [[], ["status"], ["migrate", "--target"], ["status", "--config"]], ids=" ".join)
+def test_an_argument_that_is_no_url_and_holds_a_password(ampd: Ampd, before: list[str], argument: str) -> None:
+    """Where its password ends cannot be told from the message, but from the argument."""
+    for process in (ampd(*before, argument), ampd(*before, f"{argument}", "--json"), ampd(*before, f"--x={argument}")):
+        assert process.returncode == 1
+        assert "kret" not in process.stdout + process.stderr
+    assert "***" in ampd(*before, argument).stderr
 
 
 def shell(ampd: Ampd, url: str, redirection: str, *arguments: str) -> subprocess.CompletedProcess[str]:

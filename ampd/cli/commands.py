@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 from ampd.errors import AmpdError, ConfigError
+from ampd.redaction import learn_passwords
 from ampd.version import VERSION
 
 from .runtime import (
@@ -275,6 +276,7 @@ def _launch(
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; whatever a person can provoke ends in a message."""
     prepare_streams()
+    learn_passwords((*arguments, *(value for name, value in os.environ.items() if name.startswith("AMP_"))))
     code = _outcome(arguments)
     try:
         sys.stderr.flush()
