@@ -23,10 +23,15 @@ def test_a_link_leads_to_a_file(document: Path) -> None:
 def test_the_picture_of_the_modules_is_complete() -> None:
     """ARCHITECTURE.md lists every module and every package, and nothing else."""
     picture = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").split("```")[1]
-    names = set(re.findall(r"^  (?:  )?(\w+/?) ", picture, re.MULTILINE))
-    files = [path for path in (ROOT / "ampd").rglob("*.py") if path.parent.name == "ampd" or path.stem != "__init__"]
-    packages = {f"{path.name}/" for path in (ROOT / "ampd").iterdir() if any(path.glob("*.*")) and path.is_dir()}
-    assert names == {path.stem for path in files} | {each for each in packages if each != "__pycache__/"}
+    listed, package = [], ""
+    for indent, name in re.findall(r"^  (  )?(\w+/?) ", picture, re.MULTILINE):
+        package = package if indent else name if name.endswith("/") else ""
+        listed.append(package + name if indent else name)
+    ours = ROOT / "ampd"
+    packages = [path for path in ours.iterdir() if path.is_dir() and path.name != "__pycache__"]
+    modules = [*ours.glob("*.py"), *(path for path in ours.glob("*/*.py") if path.stem != "__init__")]
+    there = [f"{path.name}/" for path in packages] + [str(path.relative_to(ours).with_suffix("")) for path in modules]
+    assert sorted(listed) == sorted(there)
 
 
 def test_the_layers_are_those_of_the_contract() -> None:
