@@ -1,6 +1,7 @@
 """A statement of every kind that PostgreSQL has: taken apart as its own parser does, and judged as its servers do."""
 
 import asyncpg
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pglast import ast, parse_sql
@@ -61,6 +62,7 @@ async def refused(connection: asyncpg.Connection, text: str) -> str | None:
     return None
 
 
+@pytest.mark.anyio
 async def test_what_runs_in_no_transaction_block_is_what_the_server_refuses_there(database: Database) -> None:
     """A statement is held to need its own transaction if, and only if, the server says so."""
     tried = [text for text in STATEMENTS if not cannot_be_tried(text)]

@@ -246,6 +246,7 @@ def test_a_bare_down_beside_an_up_is_refused(up: str, down: str) -> None:
     assert (type(again), again.line) == (Problem, 1)
 
 
+@pytest.mark.anyio
 async def test_a_down_section_is_refused_before_anything_runs(database: Database) -> None:
     """Nothing of any pending file is run, and the error says where the section begins and whose it is."""
     files = scripts("CREATE TABLE a ();", "CREATE TABLE b ();\n-- migrate:down;\nDROP TABLE b;\n")
@@ -259,6 +260,7 @@ async def test_a_down_section_is_refused_before_anything_runs(database: Database
     assert await database.fetchval("SELECT count(*) FROM pg_class WHERE relname IN ('a', 'b')") == 0
 
 
+@pytest.mark.anyio
 async def test_what_is_applied_may_hold_one(database: Database) -> None:
     """A folder of another tool whose history was taken over stays usable: only pending files are looked at."""
     files = scripts("CREATE TABLE a ();", "CREATE TABLE b ();\n-- migrate:down\nDROP TABLE b;\n")
@@ -278,6 +280,7 @@ DOUBT = (
 )
 
 
+@pytest.mark.anyio
 async def test_a_caution_is_told_before_anything_runs(database: Database) -> None:
     """Every pending file's cautions come first, once, and then the files run."""
     heard = Heard()
@@ -325,6 +328,7 @@ def test_the_name_of_what_undoes_another(tmp_path: Path, files: list[str], undon
     assert {version: original.version for version, original in found.items()} == undone
 
 
+@pytest.mark.anyio
 async def test_a_down_file_beside_its_up_file_is_told(database: Database, tmp_path: Path) -> None:
     """It runs like any other file, and whoever runs it is told before."""
     (tmp_path / "0001_a.sql").write_text("CREATE TABLE a ();")

@@ -37,6 +37,7 @@ _HINTS = {
     "42P07": "it exists already: was it made by hand, or by another tool?",
     "25P03": "the file, or a function that it calls, sets idle_in_transaction_session_timeout: raise it",
     "25P04": "the file, or a function that it calls, sets transaction_timeout: raise it",
+    CHARACTER_NOT_IN_REPERTOIRE: "an escape such as \\xff in E'…' names no character of the database's encoding",
     UNTRANSLATABLE_CHARACTER: "the database's encoding has no such character: do without it, or use a UTF8 database",
     "0A000": "this server does not support it: check its version and extensions",
 }

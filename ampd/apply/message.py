@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ampd.sql import scanner
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
 
 _TERMINATOR = "\n;"  # the line break ends whatever the statement ends with
@@ -38,10 +38,6 @@ class Message:
         self._statements.append((self._length, statement.start, len(statement.text)))
         self.add(statement.text)
         self.add(_TERMINATOR)
-
-    def starts(self) -> Iterator[int]:
-        """Yield the offset in the script of each of its statements that is in here."""
-        return (start for _, start, _ in self._statements)
 
     def script_offset(self, position: int, *, counts_bytes: bool = False) -> int | None:
         """Return where in the script a position (from 1) of the message lies; None if in text of our own."""

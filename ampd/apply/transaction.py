@@ -13,7 +13,7 @@ from ampd.plan import Resolution
 from ampd.postgres.failures import ABOUT_THE_CONNECTION, translated_error
 from ampd.postgres.quoting import do_block
 from ampd.postgres.server_error import ServerError
-from ampd.sql import kinds, scanner, splitter
+from ampd.sql import scanner, splitter
 from ampd.sql.slices import in_slices
 
 from . import session_state
@@ -237,9 +237,8 @@ def _leave(message: Message, session: Session, execution: Execution) -> None:
 def refused_error(
     error: ServerError, execution: Execution, message: Message, running: int, *, counts_bytes: bool = False
 ) -> Exception:
-    """Tell apart what the server refused: our own preamble, a statement of the script, or the end."""
-    script = execution
-    refused = partial(migration_error, error, script.migration, statements=script.statements)
+    """Return the error for what the server refused: our own preamble, a statement of the script, or the end."""
+    refused = partial(migration_error, error, execution.migration, statements=execution.statements)
     offset = message.script_offset(error.position, counts_bytes=counts_bytes) if error.position else None
     if error.sqlstate == table.ESCAPED:
         return refused(None, None, aftermath=ROLLED_BACK)
@@ -249,18 +248,15 @@ def refused_error(
             return away
         # Refused while still being read, and without a position.
         if error.sqlstate in (CHARACTER_NOT_IN_REPERTOIRE, UNTRANSLATABLE_CHARACTER):
-            escapes = error.sqlstate == CHARACTER_NOT_IN_REPERTOIRE
-            sent = (script.statements[number] for number in map(script.statements.before, message.starts()))
-            escaped = next(filter(kinds.has_byte_escape, sent), None) if escapes else None
-            return refused(escaped, None, aftermath=ROLLED_BACK)
+            return refused(None, None, aftermath=ROLLED_BACK)
         if error.sqlstate not in (LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED):
             known = translated_error(error)
             ours = type(known) is ConnectionFailed and error.sqlstate[:2] not in ABOUT_THE_CONNECTION
             return refusals.unwritable_error(error, execution.history) if ours else known
-    at_end = running >= len(script.statements)
+    at_end = running >= len(execution.statements)
     if at_end and (harm := refusals.harm(error, execution.history)):
         return harm_error(harm, error, execution, None, aftermath=ROLLED_BACK)
-    statement = None if at_end or running < 0 else script.statements[running]
+    statement = None if at_end or running < 0 else execution.statements[running]
     if error.sqlstate in (LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED):
         return LockUnavailable(refused(statement, offset, aftermath=NOTHING_KEPT))
     return refused(statement, offset, aftermath=ROLLED_BACK)

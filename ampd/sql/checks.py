@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator, Iterator
-from itertools import chain, pairwise
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -15,7 +15,7 @@ from .kinds import (
     ENCODING,
     ENDS,
     READ_ONLY,
-    STRING_MODE,
+    STRINGS_OFF,
     Kind,
     Misplacement,
     Rule,
@@ -73,7 +73,7 @@ def finding_problems(
     certain = chain(
         _misplaced(ruled, transactional),
         unfinished,
-        _misread(statements),
+        _misread(script, ruled),
         _miscoded(script, ruled),
         _not_sql(script, statements),
     )
@@ -144,24 +144,14 @@ def _transactions(ruled: list[_Ruled]) -> Iterator[_Finding]:
         yield begun.start, "this transaction is never committed or rolled back", "add COMMIT where it should end"
 
 
-def _misread(statements: Statements) -> Iterator[_Finding | None]:
-    """Find the first string that the server would read otherwise, for standard_conforming_strings is off by then."""
-    modes = ((number, bool(mode["off"])) for number, mode in _string_modes(statements))
-    for (number, off), (past, _) in pairwise((*modes, (len(statements), False))):
-        for statement in map(statements.__getitem__, range(number + 1, past) if off else ()):
-            yield None
-            for kind, start, end in tokenize(statement.text):
-                if kind == "string" and "\\" in statement.text[start:end]:
-                    message = "a backslash in a plain string while standard_conforming_strings is off"
-                    yield statement.start + start, message, "write the string as E'…', which means the same everywhere"
-                    return
-
-
-def _string_modes(statements: Statements) -> Iterator[tuple[int, re.Match[str]]]:
-    for number in statements.notable():
-        statement = statements[number]
-        if statement.words[:1] in (("SET",), ("RESET",)) and (mode := re.match(STRING_MODE, shape_of(statement.text))):
-            yield number, mode
+def _misread(script: str, ruled: list[_Ruled]) -> Iterator[_Finding]:
+    """Find where the server is told to read plain strings otherwise than ampd does, if that makes a difference."""
+    for statement, _ in ruled:
+        if statement.words[:1] == ("SET",) and re.match(STRINGS_OFF, shape_of(statement.text)):
+            if "\\" in script[statement.end :]:
+                message = "standard_conforming_strings is switched off before a backslash"
+                yield statement.start, message, "remove it, and write strings with a backslash as E'…'"
+            return
 
 
 def _miscoded(script: str, ruled: list[_Ruled]) -> Iterator[_Finding]:

@@ -126,14 +126,6 @@ def is_set_config(statement: Statement) -> bool:
     return statement.words[:1] == ("SELECT",) and bool(re.fullmatch(_SET_CONFIG, shape_of(statement.text)))
 
 
-def has_byte_escape(statement: Statement) -> bool:
-    """Tell whether a string of a statement has an escape such as \\0 or \\xff, which by itself names no character."""
-    return any(
-        kind == "escape" and re.search(_BYTE_ESCAPE, statement.text[start:end])
-        for kind, start, end in tokenize(statement.text)
-    )
-
-
 def index_build(statement: Statement) -> IndexBuild | None:
     """Read what a CREATE INDEX CONCURRENTLY builds; None for any other statement, and where a name is written U&"…"."""
     found = re.match(_INDEX_BUILD, shape_of(statement.text), re.DOTALL)
@@ -249,10 +241,7 @@ _INDEX_DROP = (
 )
 ROUTINE = r"CREATE (?:OR REPLACE )?(?:FUNCTION|PROCEDURE)\b"
 _OFF = r"(?i:'?(?:off?|f|false|no?|0)'?)"  # of a setting
-STRING_MODE = (
-    r"(?:RESET (?:ALL|STANDARD_CONFORMING_STRINGS)"
-    rf"|SET (?:SESSION |LOCAL )?STANDARD_CONFORMING_STRINGS (?:=|TO) (?P<off>{_OFF})?)"
-)
+STRINGS_OFF = rf"SET (?:SESSION |LOCAL )?STANDARD_CONFORMING_STRINGS (?:=|TO) {_OFF}"
 _UTF8 = r"(?i:'?(?:utf[-_]?8|unicode)'?)"
 ENCODING = rf"SET (?:SESSION |LOCAL )?(?:CLIENT_ENCODING (?:=|TO)|NAMES) (?!(?:{_UTF8}|DEFAULT)\Z)"
 _SETTINGS = {  # what need not go by the name it has as a setting
@@ -290,10 +279,6 @@ _CONCURRENT = frozenset(
     }
 )
 _VACUUM_FULL = r"VACUUM(?: \( (?>.*?(?<= )FULL )| FULL(?= |\Z))"
-_BYTE_ESCAPE = (
-    r"(?<!\\)(?:\\\\)*+\\(?:[2-7][0-7]{2}|000|0{1,2}(?![0-7])"
-    r"|x(?:[89A-Fa-f][0-9A-Fa-f]|00|0(?![0-9A-Fa-f])))"
-)
 _MODE = r"SET (?:SESSION |LOCAL )?(?:TRANSACTION|(?i:\"?transaction_(?:isolation|read_only|deferrable)\"?))"
 AS_IT_IS = (  # what changes nothing is accepted at any time
     r"SET (?:SESSION |LOCAL )?(?:TRANSACTION(?: ,| READ WRITE| ISOLATION LEVEL READ COMMITTED)+"
