@@ -368,6 +368,11 @@ OPTIONS = "they are those of asyncpg.create_pool; what metadata_db holds is set 
             OPTIONS,
         ),
         (
+            {"ssl": "perhaps"},
+            "open_pool has ssl='perhaps', which is not one of its values",
+            "use disable, allow, prefer, require, verify-ca, verify-full",
+        ),
+        (
             {"loop": object()},
             "loop= is another event loop",
             "leave it out: the pool belongs to the running one",
@@ -438,6 +443,16 @@ async def test_says_what_the_drivers_options_were_refused_for(configured: Callab
         async with ampd.open_pool(configured(ONE, auto_migrate=True), user="no body"):
             pass
     assert refused.value.message.endswith(': role "no body" does not exist')
+    for given, message, hint in (
+        ({"nonsense": "1"}, 'unrecognized configuration parameter "nonsense"', "remove nonsense from the URL"),
+        ({"work_mem": "x"}, 'invalid value for parameter "work_mem": "x"', "remove x from the URL"),
+        ({"work_mem": 1}, "server_settings is expected to be None or a Dict[str, str]", "correct the database URL"),
+    ):
+        with pytest.raises(ampd.ConfigError) as wrong:
+            async with ampd.open_pool(configured(ONE, auto_migrate=True), server_settings=given, min_size=1):
+                pass
+        assert wrong.value.message.endswith(f": {message}")
+        assert wrong.value.hint == f"{hint}; or correct the option of open_pool that it comes from"
 
 
 async def test_events_tell_the_run_in_order(database: Database) -> None:

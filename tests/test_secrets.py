@@ -313,9 +313,7 @@ async def test_arguments_of_the_wrong_kind(database: Database) -> None:
         lambda: ampd.open_pool(metadata_db, migrations=(), init=fall_over, password=SECRET).__aenter__(),
     ]
     for call in wrong:
-        with pytest.raises(
-            (ampd.AmpdError, TypeError, asyncpg.PostgresError, asyncpg.InterfaceError, ZeroDivisionError)
-        ) as raised:
+        with pytest.raises((ampd.AmpdError, TypeError, ZeroDivisionError)) as raised:
             await call()
         assert_tells_nothing(raised.value)
 

@@ -60,6 +60,9 @@ def unopened_pool(metadata_db: MetadataDb, hidden_options: Hidden[dict[str, Any]
 _OPTIONS = "they are those of asyncpg.create_pool; what metadata_db holds is set there"
 
 
+_SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+
+
 def _check_options(options: Mapping[str, Any]) -> None:
     for name in options:
         if name in _ANOTHER_DATABASE:
@@ -72,6 +75,10 @@ def _check_options(options: Mapping[str, Any]) -> None:
     unknown = sorted(options.keys() - known)
     if unknown and "connect" not in options:  # a function of the caller's may take others
         raise ConfigError(f"open_pool knows no option {', '.join(f'{name}=' for name in unknown)}", hint=_OPTIONS)
+    if isinstance(ssl := options.get("ssl"), str) and ssl not in _SSL_MODES:
+        raise ConfigError(
+            f"open_pool has ssl={ssl!r}, which is not one of its values", hint=f"use {', '.join(_SSL_MODES)}"
+        )
     if options.get("loop") not in (None, asyncio.get_running_loop()):
         raise ConfigError("loop= is another event loop", hint="leave it out: the pool belongs to the running one")
 
@@ -84,17 +91,18 @@ async def connected(pool: Pool, url: DatabaseUrl) -> Pool:
     """
     try:
         return await pool
-    except (OSError, *_REFUSED, *LOST) as error:
-        failure: Exception = connection_error_of(error, url, pool_redact(pool, url))[0]
-    except Exception as error:  # of a callback that the options hold, say
-        failure = without_frames(error, DRIVER)
+    except Exception as error:
+        if _is_refusal(error):
+            failure: Exception = connection_error_of(error, url, pool_redact(pool, url))[0]
+            if isinstance(failure, ConfigError):
+                failure.hint = f"{failure.hint}; or correct the option of open_pool that it comes from"
+        else:
+            failure = without_frames(error, DRIVER)
     pool.terminate()  # what it has got
     raise failure
 
 
-_REFUSED = (
-    asyncpg.TooManyConnectionsError,
-    asyncpg.TargetServerAttributeNotMatched,
-    asyncpg.InvalidAuthorizationSpecificationError,  # `options` may hold another user, password or database
-    asyncpg.InvalidCatalogNameError,
-)
+def _is_refusal(error: Exception) -> bool:
+    """Return whether a connection could not be made, and it is no error of a callback that the options hold, say."""
+    kinds = (OSError, asyncpg.ClientConfigurationError, asyncpg.TargetServerAttributeNotMatched, *LOST)
+    return isinstance(error, kinds) or getattr(error, "severity_en", None) == "FATAL"
