@@ -46,7 +46,7 @@ class Emitter:
         self._raised: Exception | None = None
 
     def __call__(self, event: Event) -> None:
-        """Tell one event."""
+        """Emit one event."""
         if self._ended or self._raised is not None:
             return
         self._ended = isinstance(event, Finished | Stopped)
@@ -104,13 +104,13 @@ class RunningMigration:
         self.started = False
 
     def start(self) -> None:
-        """Tell that it starts, unless an earlier attempt has: one that ends in a lock timeout is made again."""
+        """Emit that it starts, unless an earlier attempt has: one that ends in a lock timeout is made again."""
         if not self.started:
             self.started = True
             self._tell(self.starting)
 
     def statement(self, index: int, line: int) -> None:
-        """Tell that the server has begun a statement; the index counts from 0."""
+        """Emit that the server has begun a statement; the index counts from 0."""
         if self.started and not self._ended:
             this = self.starting
             self._tell(
@@ -126,13 +126,13 @@ class RunningMigration:
             )
 
     def applied(self) -> None:
-        """Tell that it is applied and committed."""
+        """Emit that it is applied and committed."""
         self.start()  # a note of the server may have got lost on the way
         self._ended = True
         self._tell(Applied(**self._facts()))
 
     def failed(self, error: Exception) -> None:
-        """Tell that this run has not applied it, and why; nothing if it has not started."""
+        """Emit that this run has not applied it, and why; nothing if it has not started."""
         if self.started and not self._ended:
             self._ended = True
             self._tell(Failed(**self._facts(), error=as_ampd_error(error)))

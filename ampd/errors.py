@@ -153,7 +153,7 @@ class MigrationConflict(AmpdError):
 class MigrationInterrupted(MigrationConflict):
     """A migration was started and did not finish.
 
-    Raised: for a no-transaction one that cannot be resumed safely without a word from a person. In a `Failed` event
+    Raised: for a no-transaction one that cannot be resumed safely without a person's decision. In a `Failed` event
     also for one that was stopped, or that another runner has gone on with.
     """
 

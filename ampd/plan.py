@@ -154,7 +154,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     @property
     def up_to_date(self) -> bool:
-        """Tell whether files and history agree exactly."""
+        """Return whether files and history agree exactly."""
         return not (self.pending or self.conflicts or self.ahead)
 
 

@@ -90,7 +90,7 @@ class Status(msgspec.Struct, frozen=True):
 
     @property
     def up_to_date(self) -> bool:
-        """Tell whether files and history agree exactly."""
+        """Return whether files and history agree exactly."""
         return self.plan.up_to_date
 
     def json(self) -> bytes:

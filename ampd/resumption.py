@@ -54,10 +54,10 @@ class DoneChecksums:
 
     def of(self, count: int) -> bytes:
         """Return the checksum of the first `count` statements."""
-        return at_once(self.reckoning(count))
+        return at_once(self.computing(count))
 
-    def reckoning(self, count: int) -> Slices[bytes]:
-        """Reckon it in slices; the work of `of`."""
+    def computing(self, count: int) -> Slices[bytes]:
+        """Compute it in slices; the work of `of`."""
         if count == self._before[0]:
             return self._before[1].digest()
         if count != self._at[0]:
@@ -95,13 +95,13 @@ def resuming(migration: Migration, row: AppliedMigration) -> Slices[Resumption |
     if (yield from binding_to_session(statements, done)):
         return None
     checksums = DoneChecksums(statements)
-    if row.done_checksum == (yield from checksums.reckoning(done)):
+    if row.done_checksum == (yield from checksums.computing(done)):
         return Resumption(done, in_doubt=False)
     begun = min(done + 1, len(statements))
     if row.done_checksum is None:
         unchanged = migration.checksum == row.checksum
     else:
-        unchanged = row.done_checksum == (yield from checksums.reckoning(begun))
+        unchanged = row.done_checksum == (yield from checksums.computing(begun))
     if not unchanged or (begun > done and kind(statements[done]) is Kind.NOT_RESUMABLE):
         return None
     return Resumption(done, in_doubt=begun > done)

@@ -102,7 +102,7 @@ class Run:
 
     @asynccontextmanager
     async def sessions(self, count: int = 1) -> AsyncIterator[list[Session]]:
-        """Lend sessions, and read the history; who waits for sessions, or for long for the lock, has none."""
+        """Yield sessions, and read the history; who waits for sessions, or for long for the lock, has none."""
         async with self.source.sessions(count, self.read_history) as (sessions, _):
             yield sessions
 
@@ -164,7 +164,7 @@ class Run:
         self.warn(first_run_warnings(neighbours, home, **circumstances))
 
     def emit_plan(self, todo: Plan) -> None:
-        """Tell what is to be done, unless it is what was told, less what this run has done of it."""
+        """Emit what is to be done, unless it is what was emitted before, less what this run has done of it."""
         done = {each.version for each in self.done}
         planned = Planned(
             applied=sum(info.state is State.APPLIED for info in todo.migrations),

@@ -159,11 +159,11 @@ MARKED = [text.removeprefix("# ").lstrip("- ") for tool, text in SEPARATORS if t
 @example("+goose Down", "---", "", " ", ";", str, "\n")
 @example("migrate:down", "--", "", "\t", ";", str.upper, "\r\n")
 def test_a_separator_is_refused_however_it_is_spelled(
-    marker_sql: str, dashes: str, indent: str, space: str, what_follows: str, case: object, line_end: str
+    marker: str, dashes: str, indent: str, space: str, what_follows: str, case: object, line_end: str
 ) -> None:
     """Dashes, spaces, case, what follows, the line end: none of it hides a separator."""
     assert callable(case)
-    comment = f"{indent.replace(chr(160), ' ')}{dashes}{space}{case(marker_sql)}{what_follows}"
+    comment = f"{indent.replace(chr(160), ' ')}{dashes}{space}{case(marker)}{what_follows}"
     (problem,) = found(comment, before=f"CREATE TABLE t ();{line_end}", after=f"{line_end}DROP TABLE t;{line_end}")
     assert type(problem) is Problem
     assert " begins the down section of " in problem.message

@@ -134,7 +134,7 @@ def _untranslatable(message: str, script: str, statements: splitter.Statements) 
 
 
 def _runs_outside(error: ServerError, migration: Migration, statement: scanner.Statement | None) -> bool:
-    """Tell whether a statement that was refused inside a transaction would be run outside of one."""
+    """Return whether a statement that was refused inside a transaction would be run outside of one."""
     if statement is None or directives(migration.sql).no_transaction:
         return False
     if error.sqlstate == "2D000":

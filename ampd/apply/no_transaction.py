@@ -134,11 +134,11 @@ class StatementRunner:
             await self._write(writing.enter_sql(execution.history, writing.make_room_sql(execution.history)) + begun)
         try:
             settings = await in_slices(finding_in_force(self._statements[: resume.done]))
-            await in_slices(self._checksums.reckoning(resume.done))
+            await in_slices(self._checksums.computing(resume.done))
             await self._prepare_session(resume.done)
             state = State.IN_DOUBT if resume.in_doubt else State.READY
             for unit in units(self._statements, resume.done, settings):
-                await in_slices(self._checksums.reckoning(unit.past))
+                await in_slices(self._checksums.computing(unit.past))
                 self._protocol, state = Protocol(state), State.READY
                 if unit.transactional:
                     await self._with_lock_retries(partial(self._together, unit))

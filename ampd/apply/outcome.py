@@ -156,7 +156,7 @@ class Outcome:
         return MigrationInterrupted(conflict.message, conflicts=(conflict,), hint=first + conflict.hint)
 
     async def check_valid(self, unit: Unit) -> None:
-        """Insist on a valid index after a build: with IF NOT EXISTS the server is content with anything of that name.
+        """Check for a valid index after a build: with IF NOT EXISTS the server is content with anything of that name.
 
         Raises:
             MigrationFailed: there is none.

@@ -121,7 +121,7 @@ class LockMonitor:
             pass
 
     def _is_gone(self, snapshot: LockSnapshot) -> bool:
-        """Tell whether a backend that was seen at work is no longer."""
+        """Return whether a backend that was seen at work is no longer."""
         if snapshot.alive:
             self._seen_alive = snapshot.worker
         return not snapshot.alive and snapshot.worker is not None and snapshot.worker == self._seen_alive

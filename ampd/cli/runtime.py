@@ -37,7 +37,7 @@ def survive(error: OSError) -> None:
 
 
 def wants_json(arguments: Sequence[str]) -> bool:
-    """Tell whether a document was asked for, be the command line a good one or not."""
+    """Return whether a document was asked for, be the command line a good one or not."""
     options = (each.partition("=") for each in takewhile(lambda each: each != "--", arguments))
     values = [value.lower() for name, _, value in options if name == "--json"]
     return bool(values) and values[-1] not in ("no", "n", "0", "false", "f")

@@ -212,7 +212,7 @@ def _hex(checksum: bytes | None) -> str:
 
 
 def resolve_sql(history: History, version: int, migration: Migration | None, statements: int, *, applied: bool) -> str:
-    """Return a part of `enter` that ends an interrupted migration by a person's word: as applied, or as never begun."""
+    """Return a part of `enter` that ends an interrupted migration, as applied or as never begun."""
     this = f"WHERE version = {version} AND finished_at IS NULL"
     if not applied:
         return f"\n    DELETE FROM ONLY {history.name} {this};"

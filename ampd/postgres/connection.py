@@ -38,14 +38,14 @@ Pool: TypeAlias = asyncpg.Pool
 APPLICATION_NAME = "ampd"
 CONNECT_TIMEOUT_SECS = 10.0
 ANSWER_SECS = 15.0  # for a question that takes milliseconds
-CLOSE_TIMEOUT_SECS = 0.7  # for a rollback or a farewell while being cancelled; after that the socket is just closed
+CLOSE_TIMEOUT_SECS = 0.7  # for a rollback, or for closing, while being cancelled; after that the socket is just closed
 _UNLIMITED_SECS = 315_360_000.0  # with no timeout at all the driver takes a pool's command_timeout
 # A dead peer is noticed within IDLE + INTERVAL x COUNT seconds on either side.
 KEEPALIVE = {"idle": 5, "interval": 2, "count": 3}
 
 
 def close_timeout() -> float:
-    """Return how many seconds a rollback or a farewell may take: few while the task is being cancelled."""
+    """Return how many seconds a rollback, or closing, may take: few while the task is being cancelled."""
     task = asyncio.current_task()
     return CLOSE_TIMEOUT_SECS if task is not None and task.cancelling() else ANSWER_SECS
 
@@ -122,7 +122,7 @@ class Session:
 
     @property
     def shared(self) -> bool:
-        """Tell whether others, before us and after us, use the same session of the server."""
+        """Return whether others, before us and after us, use the same session of the server."""
         return self._lent or self.pooled
 
     async def run(
@@ -239,7 +239,7 @@ class Session:
         return True
 
     def is_closed(self) -> bool:
-        """Tell whether the connection is known to be gone."""
+        """Return whether the connection is known to be gone."""
         try:
             return bool(self.connection.is_closed())
         except asyncpg.InterfaceError:  # its pool knew first, and has taken it back

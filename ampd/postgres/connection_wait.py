@@ -21,7 +21,7 @@ class ConnectionsBusy(Exception):
 
 
 class PoolInUse(ConnectionsBusy):
-    """Every connection of the pool is lent."""
+    """Every connection of the pool is in use."""
 
 
 class HungUp(ConnectionsBusy):
@@ -29,7 +29,7 @@ class HungUp(ConnectionsBusy):
 
 
 class ConnectionWait:
-    """The patience of one run with those who have the connections that it needs."""
+    """How long one run has waited for connections that others have, and how it goes on."""
 
     def __init__(self, limit: float, on_event: OnEvent) -> None:
         self._backoff = Backoff(limit, longest_pause=_LONGEST_PAUSE)
@@ -59,7 +59,7 @@ class ConnectionWait:
             self._on_event(WaitingForConnection(reason=self.reason, waited=waited, limit=limit))
 
     async def pause(self, failure: AmpdError) -> None:
-        """Wait, with no connection in hand, for those who have them.
+        """Wait, without a connection, for those who have them.
 
         Raises:
             AmpdError: the failure, when there was time enough.
@@ -67,7 +67,7 @@ class ConnectionWait:
         self.check(failure)
         self.tell()
         self.at_once = min(self.at_once * 2, _AT_ONCE_LONGEST_SECS)
-        # Whoever stands in a pooler's queue, with one connection in hand perhaps, keeps others from having two.
+        # Whoever stands in a pooler's queue, with one connection perhaps, keeps others from having two.
         stood = min(monotonic() - self._attempted, _LONGEST_PAUSE) * random.uniform(0.5, 1.5)
         await anyio.sleep(min(max(stood, self._backoff.next_pause()), self.left))
 

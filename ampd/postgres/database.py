@@ -97,7 +97,7 @@ class Database:
         return self._pool.get_max_size() if self._pool is not None else None
 
     def owns_pid(self, pid: int) -> bool:
-        """Tell whether a backend belongs to the embedding process's own pool."""
+        """Return whether a backend belongs to the embedding process's own pool."""
         # asyncpg offers no public way to the connections that a pool has lent out.
         holders = getattr(self._pool, "_holders", ())
         connections = (getattr(holder, "_con", None) for holder in holders)
@@ -107,7 +107,7 @@ class Database:
     async def sessions(
         self, count: int, look: Callable[[Session], Awaitable[T]]
     ) -> AsyncIterator[tuple[list[Session], T]]:
-        """Lend sessions, and what a first `look` on one of them has found; whoever waits for them has none.
+        """Yield sessions, and what a first `look` on one of them has found; whoever waits for them has none.
 
         On the way out they are closed, or given back to the pool, within two seconds if cancelled.
 
@@ -139,7 +139,7 @@ class Database:
 
     @asynccontextmanager
     async def second_session(self, timeout: float) -> AsyncIterator[Session]:
-        """Lend one more session if it is to be had at once, within `timeout` seconds, for a short time.
+        """Yield one more session if it is to be had at once, within `timeout` seconds, for a short time.
 
         Raises:
             AmpdError: it is not.
@@ -172,7 +172,7 @@ class Database:
     async def _take(
         self, queue: _PoolQueue | None, count: int, look: Callable[[Session], Awaitable[T]]
     ) -> tuple[list[Session], T]:
-        """Wait for sessions with none in hand, and for a pool's behind those who came before."""
+        """Wait for sessions without holding any, and for a pool's behind those who came before."""
         if queue is None:
             return await self._take_in_time(None, count, look)
         failure = self._in_use_error(count, by_runs=True)

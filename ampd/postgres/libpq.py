@@ -294,7 +294,7 @@ def _check_user(url: DatabaseUrl) -> None:
 
 
 def _uses_tls(url: DatabaseUrl, parameters: Mapping[str, str]) -> bool:
-    """Tell whether the driver would look for certificates."""
+    """Return whether the driver would look for certificates."""
     mode = parameters.get("sslmode") or os.environ.get("PGSSLMODE")
     hosts = [host for host, _ in url.hosts] or os.environ.get("PGHOST", "").split(",")
     return mode != "disable" if mode else not all(host.startswith("/") for host in hosts)

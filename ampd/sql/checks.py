@@ -198,12 +198,10 @@ def _undoing(script: str, statements: Statements) -> Iterator[_Judged | None]:
             comments.append(comment)
     for separator in separators(comments):
         if separator.tool:
-            message = f"`{separator.marker_sql}` begins the down section of {separator.tool}, and ampd runs files whole"
+            message = f"`{separator.marker}` begins the down section of {separator.tool}, and ampd runs files whole"
             yield Problem, separator.offset, message, _KEEP_UP
         elif statements and separator.offset < statements[-1].start:
-            message = (
-                f"`{separator.marker_sql}` may begin a section that undoes the migration, and ampd runs files whole"
-            )
+            message = f"`{separator.marker}` may begin a section that undoes the migration, and ampd runs files whole"
             yield Caution, separator.offset, message, f"if it does, {_KEEP_UP}"
 
 

@@ -28,7 +28,7 @@ class Separator(msgspec.Struct, frozen=True):
     """A comment that begins a down section: of which tool, or of none that is known."""
 
     offset: int
-    marker_sql: str
+    marker: str
     tool: str | None
 
 
@@ -103,6 +103,6 @@ def _body(comment: str) -> str | None:
     return comment[opening.end() :].removesuffix("*/") if opening else None
 
 
-def _shown(marker_sql: str) -> str:
-    words = " ".join(marker_sql.split())
+def _shown(marker: str) -> str:
+    words = " ".join(marker.split())
     return words if len(words) <= _SHOWN else f"{words[:_SHOWN]}…"

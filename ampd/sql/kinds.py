@@ -38,22 +38,22 @@ class IndexBuild(msgspec.Struct, frozen=True):
 
 
 def kind(statement: Statement) -> Kind:
-    """Tell how a statement of a no-transaction file can be run and repeated."""
+    """Return how a statement of a no-transaction file can be run and repeated."""
     return rule_of(statement).kind
 
 
 def ends_transaction(statement: Statement) -> bool:
-    """Tell whether a statement ends the transaction it stands in, and begins no other one."""
+    """Return whether a statement ends the transaction it stands in, and begins no other one."""
     return rule_of(statement).label in ENDS
 
 
 def sets_transaction(statement: Statement) -> bool:
-    """Tell whether a statement sets the mode of the transaction it stands in: SET TRANSACTION, before any query."""
+    """Return whether a statement sets the mode of the transaction it stands in: SET TRANSACTION, before any query."""
     return rule_of(statement).misplacement is Misplacement.MODE
 
 
 def resets_path(statement: Statement) -> bool:
-    """Tell whether a statement puts the search path back to what the server has for it."""
+    """Return whether a statement puts the search path back to what the server has for it."""
     return statement.words[:1] in (("SET",), ("RESET",)) and bool(re.match(_PATH_RESET, shape_of(statement.text)))
 
 
@@ -63,18 +63,18 @@ def resets_role(statement: Statement) -> bool:
 
 
 def savepoint(statement: Statement) -> tuple[str, str] | None:
-    """Name the savepoint that a statement sets, after "SAVEPOINT", or goes back to, after "ROLLBACK"; else None."""
+    """Return the savepoint that a statement sets, after "SAVEPOINT", or goes back to, after "ROLLBACK"; else None."""
     found = statement.words[:1] in (("SAVEPOINT",), ("ROLLBACK",)) and re.match(_SAVEPOINT, shape_of(statement.text))
     return (found or None) and (statement.words[0], fold_case(found["name"]))
 
 
 def is_concurrent(statement: Statement) -> bool:
-    """Tell whether a statement waits for its locks without that others queue behind it."""
+    """Return whether a statement waits for its locks without that others queue behind it."""
     return rule_of(statement).label in _CONCURRENT and not re.match(_VACUUM_FULL, shape_of(statement.text))
 
 
 def temporary(statement: Statement) -> str | None:
-    """Name what a statement makes for its session only, until the end of that; None for any other statement."""
+    """Return the name of what a statement makes for its session only; None for any other statement."""
     makes = statement.words[:1] in (("CREATE",), ("SELECT",), ("WITH",)) and "temp" in statement.text.translate(
         TO_LOWER
     )
@@ -84,7 +84,7 @@ def temporary(statement: Statement) -> str | None:
 
 
 def mentions(statement: Statement, name: str) -> bool:
-    """Tell whether a statement has a name in it, if only in a string."""
+    """Return whether a statement has a name in it, if only in a string."""
     for kind, start, end in tokenize(statement.text):
         token = statement.text[start:end]
         if kind in LITERALS and name in token.translate(TO_LOWER):
@@ -95,7 +95,7 @@ def mentions(statement: Statement, name: str) -> bool:
 
 
 def setting(statement: Statement) -> str | None:
-    """Name the setting that a SET, RESET or SELECT set_config changes for the session, `all` for RESET ALL; else None.
+    """Return the setting that a SET, RESET or SELECT set_config changes for the session (`all` for RESET ALL), or None.
 
     SET SESSION CHARACTERISTICS changes several: it goes by its own words, and replaces nothing but its like.
     """
@@ -109,7 +109,7 @@ def setting(statement: Statement) -> str | None:
 
 
 def role(statements: Iterable[Statement]) -> str | None:
-    """Name the role that a script has taken on by the end of these statements; None for that of the login."""
+    """Return the role that a script has taken on by the end of these statements; None for that of the login."""
     name: str | None = None
     for statement in statements:
         shape = shape_of(statement.text) if statement.words[:1] in (("SET",), ("RESET",)) else ""
@@ -122,12 +122,12 @@ def role(statements: Iterable[Statement]) -> str | None:
 
 
 def is_set_config(statement: Statement) -> bool:
-    """Tell whether a statement is SELECT set_config('…', '…', false) and nothing else: a SET in other words."""
+    """Return whether a statement is SELECT set_config('…', '…', false) and nothing else: a SET in other words."""
     return statement.words[:1] == ("SELECT",) and bool(re.fullmatch(_SET_CONFIG, shape_of(statement.text)))
 
 
 def index_build(statement: Statement) -> IndexBuild | None:
-    """Read what a CREATE INDEX CONCURRENTLY builds; None for any other statement, and where a name is written U&"…"."""
+    """Return what CREATE INDEX CONCURRENTLY builds; None for any other statement, and where a name is written U&"…"."""
     found = re.match(_INDEX_BUILD, shape_of(statement.text), re.DOTALL)
     return found and IndexBuild(
         name=fold_case(found["name"]) if found["name"] else None,
@@ -158,13 +158,13 @@ def chosen_name(statement: Statement) -> str | None:
 
 
 def dropped_indexes(statement: Statement) -> tuple[tuple[str, ...], ...]:
-    """Read the names in a DROP INDEX CONCURRENTLY; none for any other statement, and where one is written U&"…"."""
+    """Return the names in a DROP INDEX CONCURRENTLY; none for any other statement, and where one is written U&"…"."""
     found = re.match(_INDEX_DROP, shape_of(statement.text), re.DOTALL)
     return tuple(map(name_parts, found["names"].split(" , "))) if found else ()
 
 
 def code_block(statement: Statement) -> tuple[int, int] | None:
-    """Give where in the script the code of a DO begins and ends; None where its lines are not those of the script."""
+    """Return where in the script the code of a DO begins and ends; None where its lines are not those of the script."""
     if statement.words[:1] != ("DO",):
         return None
     previous = ""

@@ -11,7 +11,7 @@ HEAD = 1000  # characters of a statement, within which its first words are, unle
 
 
 def locate(script: str, offset: int) -> tuple[int, int]:
-    """Give the line and the column of an offset, both counted from 1."""
+    """Return the line and the column of an offset, both counted from 1."""
     offset = max(0, min(offset, len(script)))
     return script.count("\n", 0, offset) + 1, offset - script.rfind("\n", 0, offset)
 

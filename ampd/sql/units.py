@@ -29,12 +29,12 @@ class Unit(msgspec.Struct, frozen=True):
 
     @property
     def transactional(self) -> bool:
-        """Tell whether it can be recorded in the transaction that it runs in."""
+        """Return whether it can be recorded in the transaction that it runs in."""
         return self.kind in (Kind.TRANSACTIONAL, Kind.SESSION, Kind.COMMIT)
 
     @property
     def is_concurrent(self) -> bool:
-        """Tell whether nobody has to queue behind it while it waits for a lock."""
+        """Return whether nobody has to queue behind it while it waits for a lock."""
         return len(self.statements) == 1 and kinds.is_concurrent(self.statements[0])
 
 
