@@ -12,6 +12,8 @@ import asyncpg
 import msgspec
 import pytest
 
+from ampd import run
+from ampd.apply import pooler
 from ampd.events import (
     Applied,
     Event,
@@ -27,6 +29,8 @@ from ampd.events import (
     Warned,
 )
 from ampd.migration import Migration, checksum
+from ampd.postgres import connection
+from ampd.postgres import database as postgres_database
 from tests.servers import Database, Proxy
 
 T = TypeVar("T")
@@ -51,14 +55,18 @@ def folder_of(path: Path, *texts: str) -> Path:
     return path
 
 
-SLOW_SECS = 0.4  # each way: there and back takes longer than a farewell may while being cancelled
+SLOW_SECS = 0.08  # each way: there and back takes longer than a farewell may while being cancelled, as it is here
+FAREWELL_SECS = 0.14
 
 
 @asynccontextmanager
 async def far_away(database: Database) -> AsyncIterator[Database]:
-    """A database as it is seen from the other end of a slow line."""
-    async with Proxy(database.server.host, database.server.port, delay=SLOW_SECS) as line:
-        yield Database(msgspec.structs.replace(database.server, host=line.host, port=line.port), database.name)
+    """A database as it is seen from the other end of a slow line, where farewells are cut short all the sooner."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (connection, postgres_database, pooler, run):
+            patch.setattr(module, "CLOSE_TIMEOUT_SECS", FAREWELL_SECS)
+        async with Proxy(database.server.host, database.server.port, delay=SLOW_SECS) as line:
+            yield Database(msgspec.structs.replace(database.server, host=line.host, port=line.port), database.name)
 
 
 async def until(question: Callable[[], Awaitable[T]]) -> T:

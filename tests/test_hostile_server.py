@@ -38,6 +38,13 @@ GREETING = OK + ENCODING + KEY + READY
 DONE = message(b"C", b"DO\0") + READY
 
 
+@pytest.fixture(autouse=True)
+def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not wait long for an answer that never comes."""
+    monkeypatch.setattr("ampd.postgres.connection.Session.ask.__kwdefaults__", {"timeout": 0.5})
+    monkeypatch.setattr("ampd.postgres.database.CONNECT_TIMEOUT_SECS", 0.5)
+
+
 @asynccontextmanager
 async def hostile(greeting: bytes, answer: Callable[[bytes], bytes] | None = None) -> AsyncIterator[str]:
     """Run such a server and yield its URL; `answer` is given each query, with its mark if it has one."""
@@ -60,7 +67,7 @@ async def hostile(greeting: bytes, answer: Callable[[bytes], bytes] | None = Non
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
-        yield f"postgresql://u:geheim@127.0.0.1:{server.sockets[0].getsockname()[1]}/d?sslmode=disable&connect_timeout=2"
+        yield f"postgresql://u:geheim@127.0.0.1:{server.sockets[0].getsockname()[1]}/d?sslmode=disable"
 
 
 AT_ONCE = ampd.Limits(connect_wait_secs=0, advisory_lock_wait_secs=0.5)
@@ -121,11 +128,8 @@ ANSWERS: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS.keys())
-async def test_whatever_answers_it_is_an_error_of_ours(
-    answer: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_whatever_answers_it_is_an_error_of_ours(answer: Callable[[bytes], bytes]) -> None:
     """What cannot be understood is told as that; what never comes is not waited for beyond the limit."""
-    monkeypatch.setattr("ampd.postgres.connection.Session.ask.__kwdefaults__", {"timeout": 1.0})
     async with hostile(GREETING, answer) as url:
         for run in (ampd.status, ampd.migrate):
             with pytest.raises(ampd.AmpdError) as caught:
@@ -196,11 +200,8 @@ LIARS: dict[str, tuple[bytes, Answer]] = {
 
 
 @pytest.mark.parametrize(("greeting", "answer"), LIARS.values(), ids=LIARS.keys())
-async def test_whatever_it_says_is_shown_as_its_own(
-    greeting: bytes, answer: Answer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_whatever_it_says_is_shown_as_its_own(greeting: bytes, answer: Answer) -> None:
     """No field of a message begins a line of ours, and none that should be a number ends in a traceback."""
-    monkeypatch.setattr("ampd.postgres.connection.Session.ask.__kwdefaults__", {"timeout": 1.0})
     heard = Heard()
     async with hostile(greeting, answer) as url:
         with pytest.raises(ampd.AmpdError) as caught:

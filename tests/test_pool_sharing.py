@@ -15,6 +15,7 @@ from ampd.advisory_lock import lock_key
 from ampd.apply import table_locks
 from ampd.config import Limits
 from ampd.history.table import TABLE as HISTORY
+from tests.repetition import TIMES
 from tests.scenes import GENEROUS, Heard, scripts, transaction, until, waiting_for_a_lock
 from tests.servers import Database, Role, pgbouncer
 
@@ -47,7 +48,7 @@ async def owner(database: Database, limit: int) -> Role:
     return role
 
 
-@pytest.mark.parametrize("tenants", [2, 50])
+@pytest.mark.parametrize("tenants", [2, 12 * TIMES])
 async def test_tenants_share_a_pool_of_two(database: Database, tenants: int) -> None:
     """As many runs as there are tenants take turns at two connections, and each migration is applied."""
     async with pool_of(database, 2) as pool:
@@ -73,7 +74,7 @@ async def test_runs_of_one_schema_share_a_pool_of_two(database: Database) -> Non
     assert {report.current_version for report in reports} == {4}
 
 
-@pytest.mark.parametrize(("limit", "runs"), [(2, 2), (2, 8), (3, 8)])
+@pytest.mark.parametrize(("limit", "runs"), [(2, 2), (2, 5), (3, 5)])
 async def test_runs_share_what_a_role_may_have(database: Database, limit: int, runs: int) -> None:
     """Where a role may have few connections, runs by URL let go of what they have got and try again, all of them."""
     role = await owner(database, limit)
