@@ -822,6 +822,7 @@ def test_what_libpq_reads_and_ampd_cannot_honour_is_refused(
     assert caught.value.hint == f"unset {variable} if you can do without it{hint}"
 
 
+@pytest.mark.anyio
 async def test_what_libpq_reads_is_honoured(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """PGOPTIONS and its like take ampd where they take psql; what the URL says itself goes before them."""
     await database.execute("CREATE SCHEMA app")

@@ -445,7 +445,7 @@ async def test_says_what_the_drivers_options_were_refused_for(configured: Callab
     assert refused.value.message.endswith(': role "no body" does not exist')
     for given, message, hint in (
         ({"nonsense": "1"}, 'unrecognized configuration parameter "nonsense"', "remove nonsense from the URL"),
-        ({"work_mem": "x"}, 'invalid value for parameter "work_mem": "x"', "remove x from the URL"),
+        ({"work_mem": "x"}, 'invalid value for parameter "work_mem": "x"', "remove work_mem from the URL"),
         ({"work_mem": 1}, "server_settings is expected to be None or a Dict[str, str]", "correct the database URL"),
     ):
         with pytest.raises(ampd.ConfigError) as wrong:
@@ -738,7 +738,7 @@ async def test_a_statement_timeout_of_the_file_does_not_end_the_cleaning(databas
         assert sorted(await on_each(pool, "SELECT pg_backend_pid()")) == sorted(before)
 
 
-OPENED = "hint: lend a pool that has been opened, and is closed after the run"
+OPENED = "hint: pass a pool that has been opened, and is closed after the run"
 
 
 async def test_a_pool_that_is_not_open(database: Database) -> None:

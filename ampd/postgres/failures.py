@@ -9,9 +9,10 @@ import ssl
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
+import msgspec
 
 from ampd.database_url import DatabaseUrl
-from ampd.display import folded
+from ampd.display import folded, one_line
 from ampd.errors import (
     AmpdError,
     AuthenticationFailed,
@@ -65,8 +66,93 @@ RUN_AGAIN = "run the command again: what was committed stays, nothing is applied
 DRIVER = "asyncpg"  # whose frames hold the password
 
 
-_VARIABLES = ("PGHOST", "PGPORT", "PGSSLMODE", "PGSSLNEGOTIATION", "PGSSLROOTCERT", "PGSSLMINPROTOCOLVERSION")
-_HBA_HINT = "ask the server's administrator for a pg_hba.conf entry for this role, database and address"
+class _Meaning(msgspec.Struct, frozen=True):
+    """What a failed attempt to connect means: the errors, words that theirs contain, and what is made of them.
+
+    Message and hint are templates. Worth another attempt is whatever can pass by itself: a server that is not there
+    yet, is starting, is full, or is being replaced.
+    """
+
+    errors: tuple[type[BaseException], ...]
+    words: str  # a regular expression
+    kind: type[AmpdError]
+    message: str
+    hint: str
+    worth_retrying: bool = False
+
+
+_REFUSED = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidPasswordError)
+_PARAMETER = (
+    asyncpg.UndefinedObjectError,
+    asyncpg.CantChangeRuntimeParamError,
+    asyncpg.InvalidParameterValueError,
+)
+# A pooler speaks in protocol violations; a server that shuts down or crashes, in these two classes.
+_STOPPED = (asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError)
+_CONFIGURATION = (asyncpg.ClientConfigurationError, ValueError)
+_DRIVER_ERRORS = (asyncpg.InterfaceError, asyncpg.InternalClientError)
+
+_SAID, _UNREACHABLE = "{where}: {text}", "{where} cannot be reached: {reason}"
+_CHECK_HOST = "check host and port, and that the server runs and listens there"
+_CHECK_USER = "check user and password of the URL"
+_CHECK_TLS = "check sslmode, sslrootcert, sslcert and sslkey of the URL against what the server offers"
+_MAKE_ROOM = "close idle connections, or raise max_connections (or the role's or database's CONNECTION LIMIT)"
+_HBA = "ask the server's administrator for a pg_hba.conf entry for this role, database and address"
+_USE_TLS = f"add sslmode=require to the URL if the server insists on TLS; or {_HBA}"
+_FAILOVER = "is a failover under way? check target_session_attrs and the list of hosts in the URL"
+_NO_HOST = "{where}: no host of the URL is what target_session_attrs asks for"
+_MORE_TIME = "check host, port and firewall; or give it more time with connect_timeout in the URL"
+_STARTING = "wait until the server has started"
+_NO_ROOM = "{where} takes no more connections: {text}"
+_HUNG_UP = "{where} cannot be reached: the server closed the connection"
+_CREATE_DATABASE = "create it (CREATE DATABASE {database}), or correct the name in the URL"
+_GRANT_CONNECT = "GRANT CONNECT ON DATABASE {database} TO {role}"
+_CREATE_ROLE = "CREATE ROLE {name} LOGIN, or correct the user of the URL"
+_ALTER_ROLE = "ALTER ROLE {name} LOGIN, or correct the user of the URL"
+_SET_PASSWORD = f"{_CHECK_USER}; with psql: ALTER ROLE {{name}} PASSWORD '...'"
+_REMOVE = "remove {parameter} from the URL"
+_ADD_TO_POOLER = "add it to the pooler's configuration, or correct the URL"
+_OTHER_WAY = "the server asks for a way to authenticate that asyncpg lacks"
+_OPEN_POOL = "pass a pool that has been opened, and is closed after the run"
+
+# The first that fits holds.
+_MEANINGS = tuple(
+    _Meaning(*row)
+    for row in (
+        ((asyncpg.CannotConnectNowError,), "", ConnectionFailed, "{where} is not ready: {text}", _STARTING, True),
+        ((asyncpg.TooManyConnectionsError,), "", ConnectionFailed, _NO_ROOM, _MAKE_ROOM, True),
+        ((asyncpg.ConnectionDoesNotExistError,), "", ConnectionFailed, _HUNG_UP, _CHECK_HOST, True),
+        ((asyncpg.InvalidCatalogNameError,), "", DatabaseMissing, _SAID, _CREATE_DATABASE),
+        ((asyncpg.InsufficientPrivilegeError,), "", PermissionDenied, _SAID, _GRANT_CONNECT),
+        (_REFUSED, "no encryption|SSL off", AuthenticationFailed, _SAID, _USE_TLS),
+        (_REFUSED, "no pg_hba.conf entry", AuthenticationFailed, _SAID, _HBA),
+        (_REFUSED, '^role ".*" does not exist$', AuthenticationFailed, _SAID, _CREATE_ROLE),
+        (_REFUSED, '^role ".*" is not permitted to log in$', AuthenticationFailed, _SAID, _ALTER_ROLE),
+        ((asyncpg.InvalidPasswordError,), 'user ".*"', AuthenticationFailed, _SAID, _SET_PASSWORD),
+        (_REFUSED, "", AuthenticationFailed, _SAID, _CHECK_USER),
+        (_PARAMETER, "", ConfigError, _SAID, _REMOVE),
+        (_STOPPED, 'no such database|database ".*" does not exist', DatabaseMissing, _SAID, _ADD_TO_POOLER),
+        (_STOPPED, "startup parameter", ConfigError, _SAID, _REMOVE),
+        (_STOPPED, "auth|no such user", AuthenticationFailed, _SAID, _CHECK_USER),
+        (_STOPPED, "", ConnectionFailed, _SAID, "is the server shutting down or being replaced?", True),
+        ((asyncpg.PostgresError,), "", ConnectionFailed, _SAID, "see the server's log"),
+        ((asyncpg.TargetServerAttributeNotMatched,), "", ReadOnlyServer, _NO_HOST, _FAILOVER, True),
+        ((ssl.SSLError,), "", TlsFailed, "{where}: TLS failed: {text}", _CHECK_TLS),
+        ((Exception,), "SSL", TlsFailed, "{where}: TLS failed: {text}", _CHECK_TLS),
+        (_CONFIGURATION, "", ConfigError, _SAID, "correct the database URL{variables}"),
+        ((asyncpg.InterfaceError,), "^pool is", ConfigError, "the {text}", _OPEN_POOL),
+        (
+            _DRIVER_ERRORS,
+            "",
+            AuthenticationFailed,
+            _SAID,
+            "the server asks for a way to authenticate that asyncpg lacks",
+        ),
+        ((TimeoutError,), "", NoAnswer, "{where}: no answer in time", _MORE_TIME, True),
+        ((PermissionError,), "", ConnectionFailed, "{where}: {strerror}", "check the permissions of {files}"),
+        ((OSError,), "", ConnectionFailed, _UNREACHABLE, _CHECK_HOST, True),
+    )
+)
 
 
 def connection_error_of(
@@ -82,102 +168,38 @@ def connection_error_of(
 def connection_error(
     error: BaseException, url: DatabaseUrl | None, redact: Callable[[str], str]
 ) -> tuple[AmpdError, bool]:
-    """Return what a failed attempt to connect means, and whether it is worth another attempt.
+    """Return what a failed attempt to connect means, and whether it is worth another attempt."""
+    said = redact(str(getattr(error, "message", None) or error).strip() or type(error).__name__)
+    for meaning in _MEANINGS:
+        if isinstance(error, meaning.errors) and re.search(meaning.words, said, re.DOTALL):
+            facts = _facts(error, said, url)
+            message, hint = meaning.message.format_map(facts), meaning.hint.format_map(facts)
+            return meaning.kind(message, hint=hint, sqlstate=sqlstate_of(error)), meaning.worth_retrying
+    return malformed_error(error), False
 
-    Worth it is whatever can pass by itself: a server that is not there yet, is starting, is full, or is being replaced.
-    """
-    where = url.label if url else "the pool's server"
+
+_VARIABLES = ("PGHOST", "PGPORT", "PGSSLMODE", "PGSSLNEGOTIATION", "PGSSLROOTCERT", "PGSSLMINPROTOCOLVERSION")
+
+
+def _facts(error: BaseException, said: str, url: DatabaseUrl | None) -> dict[str, str]:
+    """Return what the templates of `_Meaning` may name."""
     user = (url.user if url else None) or os.environ.get("PGUSER")
-    role = identifier(user) if user else "the role"
-    database = identifier(url.database_or_default) if url else "the database"
-    text = folded(redact(str(getattr(error, "message", None) or error).strip() or type(error).__name__))
-    sqlstate = sqlstate_of(error)
-    named = text.rpartition('"')[0].rpartition('"')[2] if '"' in text else text.rpartition(":")[2].strip()
-
-    if isinstance(error, asyncpg.PostgresError):
-        match error:
-            case asyncpg.CannotConnectNowError():
-                return _failed(f"{where} is not ready: {text}", "wait until the server has started", sqlstate), True
-            case asyncpg.TooManyConnectionsError():
-                hint = "close idle connections, or raise max_connections (or the role's or database's CONNECTION LIMIT)"
-                return _failed(f"{where} takes no more connections: {text}", hint, sqlstate), True
-            case asyncpg.ConnectionDoesNotExistError():  # the driver's own
-                return _unreachable_error(where, "the server closed the connection"), True
-            case asyncpg.InvalidCatalogNameError():
-                hint = f"create it (CREATE DATABASE {database}), or correct the name in the URL"
-                return DatabaseMissing(f"{where}: {text}", hint=hint, sqlstate=sqlstate), False
-            case asyncpg.InsufficientPrivilegeError():
-                hint = f"GRANT CONNECT ON DATABASE {database} TO {role}"
-                return PermissionDenied(f"{where}: {text}", hint=hint, sqlstate=sqlstate), False
-            case asyncpg.InvalidAuthorizationSpecificationError() | asyncpg.InvalidPasswordError():
-                if "no encryption" in text or "SSL off" in text:
-                    hint = "add sslmode=require to the URL if the server insists on TLS; or " + _HBA_HINT
-                elif "no pg_hba.conf entry" in text:
-                    hint = _HBA_HINT
-                else:
-                    hint = "check user and password of the URL"
-                    if which := re.fullmatch(
-                        'role "(.+)" (does not exist|is not permitted to log in)', text, re.DOTALL
-                    ):
-                        verb = "CREATE" if which[2] == "does not exist" else "ALTER"
-                        hint = f"{verb} ROLE {identifier(which[1])} LOGIN, or correct the user of the URL"
-                    elif user and isinstance(error, asyncpg.InvalidPasswordError):
-                        hint += f"; with psql: ALTER ROLE {identifier(named)} PASSWORD '...'"
-                return AuthenticationFailed(f"{where}: {text}", hint=hint, sqlstate=sqlstate), False
-            case (
-                asyncpg.UndefinedObjectError()
-                | asyncpg.CantChangeRuntimeParamError()
-                | asyncpg.InvalidParameterValueError()
-            ):
-                return ConfigError(f"{where}: {text}", hint=f"remove {named} from the URL", sqlstate=sqlstate), False
-            case asyncpg.PostgresConnectionError() | asyncpg.OperatorInterventionError():
-                # A pooler speaks in protocol violations; a server that shuts down or crashes, in these two classes.
-                if "no such database" in text or ('database "' in text and "does not exist" in text):
-                    return DatabaseMissing(
-                        f"{where}: {text}", hint="add it to the pooler's configuration, or correct the URL"
-                    ), False
-                if "startup parameter" in text:
-                    return ConfigError(
-                        f"{where}: {text}", hint=f"remove {named} from the URL", sqlstate=sqlstate
-                    ), False
-                if "auth" in text or "no such user" in text:
-                    return AuthenticationFailed(
-                        f"{where}: {text}", hint="check user and password of the URL", sqlstate=sqlstate
-                    ), False
-                return _failed(f"{where}: {text}", "is the server shutting down or being replaced?", sqlstate), True
-            case _:
-                return _failed(f"{where}: {text}", "see the server's log", sqlstate), False
-    if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
-        hint = "is a failover under way? check target_session_attrs and the list of hosts in the URL"
-        return ReadOnlyServer(f"{where}: no host of the URL is what target_session_attrs asks for", hint=hint), True
-    if isinstance(error, ssl.SSLError) or "SSL" in text:
-        hint = "check sslmode, sslrootcert, sslcert and sslkey of the URL against what the server offers"
-        return TlsFailed(f"{where}: TLS failed: {text}", hint=hint), False
-    if isinstance(error, asyncpg.ClientConfigurationError | ValueError):
-        variables = [name for name in _VARIABLES if os.environ.get(name)]
-        hint = "correct the database URL" + (f", or what it leaves to {', '.join(variables)}" if variables else "")
-        return ConfigError(f"{where}: {text}", hint=hint), False
-    if isinstance(error, asyncpg.InterfaceError) and text.startswith("pool is"):  # closed, closing, not initialized …
-        return ConfigError(f"the {text}", hint="lend a pool that has been opened, and is closed after the run"), False
-    if isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError):
-        return AuthenticationFailed(
-            f"{where}: {text}", hint="the server asks for a way to authenticate that asyncpg lacks"
-        ), False
-    if isinstance(error, TimeoutError):
-        hint = "check host, port and firewall; or give it more time with connect_timeout in the URL"
-        return NoAnswer(f"{where}: no answer in time", hint=hint), True
-    if isinstance(error, PermissionError):
-        socket_host = url is None or not url.hosts or any(host.startswith("/") for host, _ in url.hosts)
-        what = "the socket folder" if socket_host else "the files that sslrootcert, sslcert, sslkey and sslcrl name"
-        return _failed(f"{where}: {error.strerror}", f"check the permissions of {what}", None), False
-    if not isinstance(error, OSError):
-        return malformed_error(error), False
-    return _unreachable_error(where, _reason(error)), True
-
-
-def _unreachable_error(where: str, reason: str) -> ConnectionFailed:
-    hint = "check host and port, and that the server runs and listens there"
-    return ConnectionFailed(f"{where} cannot be reached: {reason}", hint=hint)
+    after_colon = said.rpartition(":")[2].strip()
+    name, parameter = (re.search(each, said, re.DOTALL) for each in ('"(.*)"', '"(.*?)"'))
+    variables = ", ".join(name for name in _VARIABLES if os.environ.get(name))
+    by_socket = url is None or not url.hosts or any(host.startswith("/") for host, _ in url.hosts)
+    return {
+        "where": url.label if url else "the pool's server",
+        "text": folded(said),
+        "reason": _reason(error),
+        "strerror": str(getattr(error, "strerror", "")),
+        "role": identifier(user) if user else "the role",
+        "database": identifier(url.database_or_default) if url else "the database",
+        "name": one_line(identifier(name[1] if name else after_colon)),
+        "parameter": one_line(parameter[1] if parameter else after_colon),
+        "variables": f", or what it leaves to {variables}" if variables else "",
+        "files": "the socket folder" if by_socket else "the files that sslrootcert, sslcert, sslkey and sslcrl name",
+    }
 
 
 _FULL = (
@@ -191,10 +213,6 @@ _FULL = (
 def is_full(failure: AmpdError) -> bool:
     """Return whether an attempt to connect has failed because others have all the connections that there may be."""
     return failure.sqlstate == "53300" or any(word in failure.message.lower() for word in _FULL)
-
-
-def _failed(message: str, hint: str, sqlstate: str | None) -> ConnectionFailed:
-    return ConnectionFailed(message, hint=hint, sqlstate=sqlstate)
 
 
 def _reason(error: BaseException) -> str:
