@@ -12,16 +12,20 @@ _TELL_EVERY_SECS = 5.0
 class Backoff:
     """A limit on one wait, a growing pause with jitter, and a word now and then; all in seconds."""
 
-    def __init__(self, limit: float, *, longest_pause: float) -> None:
+    def __init__(self, limit: float, *, longest_pause: float, first_pause: float = 0.02) -> None:
         self.limit = limit
-        self._longest = longest_pause
+        self._first, self._longest = first_pause, longest_pause
         self.renew()
 
     def renew(self) -> None:
         """Begin to count anew: what was waited for has come."""
         self._begun: float | None = None
         self._told = 0.0
-        self.pause = 0.02
+        self.pause = self._first
+
+    def begin(self) -> None:
+        """Begin the wait now, unless it has begun."""
+        self._begun = self._begun or monotonic()
 
     @property
     def begun(self) -> bool:
@@ -31,9 +35,9 @@ class Backoff:
     @property
     def waited(self) -> float:
         """Return how long the wait has been; it begins when this is first asked."""
-        now = monotonic()
-        self._begun = self._begun or now
-        return now - self._begun
+        self.begin()
+        assert self._begun is not None
+        return monotonic() - self._begun
 
     def is_worth_a_word(self) -> bool:
         """Return whether to tell of the wait now: not in its first second, and then every few seconds."""

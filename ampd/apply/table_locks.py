@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from time import monotonic
@@ -12,6 +11,7 @@ import anyio
 import msgspec
 
 from ampd import advisory_lock
+from ampd.backoff import Backoff
 from ampd.errors import AmpdError, ConnectionFailed, LockTimeout, NoAnswer
 from ampd.events import Blocked, LockRetry
 from ampd.other_sessions import Blocker
@@ -211,12 +211,14 @@ async def with_lock_retries(
 
     Between two attempts nothing is held and nothing waits, so that whoever queued behind us gets through. An attempt
     that no lock_timeout ends is cancelled when it has been blocked for `lock_retry_secs`, and `at_length` is why. A
-    `spare` session is one to look from when no other can be had.
+    `fallback` session is one to look from when no other can be had.
 
     Raises:
         LockTimeout: no attempt succeeded in time; says who was in the way.
     """
-    limit, begun, pause = execution.limits.lock_retry_secs, monotonic(), _FIRST_PAUSE
+    limit = execution.limits.lock_retry_secs
+    backoff = Backoff(limit, first_pause=_FIRST_PAUSE, longest_pause=_LONGEST_PAUSE)
+    backoff.begin()
     monitor = LockMonitor(source, session, execution, limit, fallback)
     first_look = _QUIET_SECS if at_length else min(_QUIET_SECS, execution.lock_timeout_secs / 2 or _QUIET_SECS)
     with anyio.CancelScope() as scope:
@@ -230,14 +232,12 @@ async def with_lock_retries(
                     await attempt(session, execution)
                     return await monitor.finish_look()
                 except LockUnavailable as busy:
-                    waited = monotonic() - begun
-                    delay = pause * random.uniform(0.5, 1.5)
+                    waited, delay = backoff.waited, backoff.next_pause()
                     if waited + delay >= limit:
                         raise _lock_timeout_error(busy.error, monitor, waited) from busy
                     version = execution.migration.version
                     execution.on_event(LockRetry(version=version, delay=delay, waited=waited, limit=limit))
                 await _stay_awake(session, delay)
-                pause = min(pause * 2, _LONGEST_PAUSE)
     assert at_length is not None
     await session.recover()
     raise _lock_timeout_error(at_length, monitor, monitor.blocked_secs)
