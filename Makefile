@@ -10,6 +10,7 @@ NEWEST_PYTHON = $(shell for python in python3 python3.14 python3.13 python3.12 ~
 	sort -n -k 1,1 -k 2,2 | tail -n 1 | cut -d ' ' -f 3-)
 VENV ?= .venv
 BIN := $(VENV)/bin
+PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist worksteal -rs --durations=10 --durations-min=3
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --require-hashes
 ARGS ?=
 
@@ -29,7 +30,7 @@ format: $(VENV)/ready  ## mend style and format, as far as that needs nobody's j
 check: lint types test test-oldest test-newest  ## what CI runs: what is quick to fail comes first
 
 test: $(VENV)/ready  ## run the tests, ARGS="-k name" to choose
-	@$(BIN)/python -m pytest -n auto -rs $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 lint: $(VENV)/ready  ## check style, format and the direction of imports
 	@$(BIN)/ruff check .
@@ -47,15 +48,15 @@ bench: $(VENV)/ready  ## measure ampd against its peers
 
 test-matrix: test-13 test-14 test-15 test-16 test-17 test-18  ## run the tests on PostgreSQL 13 to 18
 
-test-oldest: ARGS += --server-only
-test-oldest: test-13  ## run the tests on the oldest supported PostgreSQL, but for those of pure code
+test-oldest: ARGS += --server-only --other-version
+test-oldest: test-13  ## run the tests that depend on the server's version on the oldest supported PostgreSQL
 
-test-newest:  ## run the tests on the newest, with the newest Python at hand
-	@$(MAKE) --no-print-directory test-18 VENV=.venv-newest PYTHON="$(NEWEST_PYTHON)"
+test-newest:  ## run the tests that depend on a version on the newest PostgreSQL, with the newest Python at hand
+	@$(MAKE) --no-print-directory test-18 VENV=.venv-newest PYTHON="$(NEWEST_PYTHON)" ARGS="$(ARGS) --other-version"
 
 test-%: $(VENV)/ready .cache/postgres/%/bin
 	@echo "PostgreSQL $*, $$($(BIN)/python --version)"
-	@AMPD_TEST_BINDIR=.cache/postgres/$*/bin $(BIN)/python -m pytest -n auto -rs $(ARGS)
+	@AMPD_TEST_BINDIR=.cache/postgres/$*/bin $(PYTEST) $(ARGS)
 
 .PRECIOUS: .cache/postgres/%/bin
 .cache/postgres/%/bin: .ci/lock/postgres.txt | $(VENV)/ready

@@ -35,14 +35,23 @@ _SERVER = pytest.StashKey[Server]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let a run on another server leave out what no server has a part in."""
-    parser.addoption("--server-only", action="store_true", help="run only the tests that talk to a server")
+    """Let runs on other servers leave out what one run has told already."""
+    parser.addoption("--server-only", action="store_true", help="leave out the tests that talk to no server")
+    parser.addoption("--other-version", action="store_true", help="leave out those that are marked one_version")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Choose those."""
+    """Leave them out."""
     if config.getoption("--server-only"):
         items[:] = [item for item in items if "server" in getattr(item, "fixturenames", ())]
+    if config.getoption("--other-version"):
+        items[:] = [item for item in items if item.get_closest_marker("one_version") is None]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Use a process more than there are cores: many tests wait for a lock or a deadline."""
+    return 1 + (os.cpu_count() or 1)
 
 
 @pytest.hookimpl(optionalhook=True)

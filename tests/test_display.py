@@ -14,7 +14,7 @@ from ampd.other_sessions import Blocker, Holder
 from tests.folders import write
 from tests.servers import Ampd, Database
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_version]
 
 EVIL = "x\x1b]0;owned\x07\x1b[2K\r\napplied 1 migration\n::add-mask::1\n##[add-mask]2\u202e##vso[x]end"
 

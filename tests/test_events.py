@@ -37,7 +37,7 @@ from ampd.report import AppliedNow, PendingMigration, Report
 from tests.scenes import GENEROUS, Heard, assert_no_trace, history, meanwhile, scripts, transaction, until
 from tests.servers import Database
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_version]
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 

@@ -28,7 +28,7 @@ from tests.scenes import (
 )
 from tests.servers import Database, Proxy, pgbouncer
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_version]
 
 ROWS = [f"INSERT INTO t VALUES ({number})" for number in range(1, 40)]
 SCRIPT = ";\n".join(("CREATE TABLE t (a int PRIMARY KEY)", *ROWS))

@@ -19,7 +19,7 @@ from tests.repetition import TIMES
 from tests.scenes import GENEROUS, Heard, scripts, transaction, until, waiting_for_a_lock
 from tests.servers import Database, Role, pgbouncer
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_version]
 
 GATE = "SELECT pg_advisory_xact_lock(1)"
 TABLE = "CREATE TABLE t (id integer)"

@@ -13,7 +13,7 @@ from tests.folders import write
 from tests.scenes import Heard, assert_no_trace, history, scripts
 from tests.servers import Ampd, Database
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_version]
 
 # Run twice, the second run would succeed and be seen.
 RAN = "CREATE TABLE IF NOT EXISTS ran (version int); INSERT INTO ran VALUES ({});\n"

@@ -13,7 +13,7 @@ from tests.folders import write
 from tests.scenes import scripts
 from tests.servers import Ampd, Database, Proxy
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_version]
 
 
 async def test_nothing_pending_costs_one_connection_and_one_round_trip(database: Database) -> None:

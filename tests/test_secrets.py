@@ -22,7 +22,7 @@ from tests.scenes import GENEROUS, scripts, transaction
 from tests.servers import Database, Proxy, free_port
 from tests.test_startup import Door, fatal
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_version]
 
 SECRET = "hunter2/secr@t"
 FORMS = (SECRET, quote(SECRET, safe=""))

@@ -17,7 +17,7 @@ import ampd
 from tests.repetition import TIMES
 from tests.servers import Ampd, Database, free_port
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_version]
 
 ROOT = Path(__file__).parent.parent
 WORKERS = 8

@@ -20,7 +20,7 @@ from ampd.local_server.installation import find_postgres
 from ampd.local_server.server import LocalServer, local_server
 from tests.servers import Ampd, Server
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_version]
 
 PROGRAM = """
 import sys

@@ -7,7 +7,7 @@ import pytest
 from tests import sql_page
 from tests.servers import Database
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.one_version]
 
 
 async def test_the_page_shows_what_is_sent(database: Database) -> None:

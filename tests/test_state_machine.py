@@ -517,6 +517,7 @@ class Game(RuleBasedStateMachine):
         return {row["version"]: row for row in await self.table.pool.fetch(query)}
 
 
+@pytest.mark.one_version
 def test_files_and_runs_in_any_order(database: Database) -> None:
     """Whatever is done to the files, by however many and however rudely, the contract's table says what comes of it."""
     with start_blocking_portal() as portal:
