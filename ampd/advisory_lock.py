@@ -10,6 +10,8 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
+from .other_sessions import readable_sql
+
 if TYPE_CHECKING:
     from .errors import AmpdError
 
@@ -36,18 +38,23 @@ def lock_key(schema: str, table: str) -> int:
     return int.from_bytes(sha256(f"{schema}.{table}".encode()).digest()[:8], "big", signed=True)
 
 
-def holder_sql(key: int) -> str:
-    """Return an expression for who holds the lock, or runs a statement on behalf of a runner that is gone."""
+def holder_sql(key: int, is_runner_sql: str) -> str:
+    """Return an expression for who holds the lock, or runs a statement on behalf of a runner that is gone.
+
+    A statement's label shows that it is a runner's, where `is_runner_sql` holds: a condition for the row a of
+    pg_stat_activity, since anybody can write the label. Wants the search path to be pinned.
+    """
+    query = f"CASE WHEN {is_runner_sql} THEN {readable_sql('left(a.query, 300)')} END"
     return f"""(
     SELECT jsonb_build_object('pid', coalesce(a.pid, l.pid), 'user', a.usename, 'application', a.application_name,
-      'client', coalesce(a.client_hostname, host(a.client_addr)), 'since', a.xact_start, 'query', left(a.query, 300))
+      'client', coalesce(a.client_hostname, host(a.client_addr)), 'since', a.xact_start, 'query', {query})
     FROM pg_stat_activity a FULL JOIN (
         SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1
           AND classid = {(key >> 32) & 0xFFFFFFFF} AND objid = {key & 0xFFFFFFFF}
           AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) l ON l.pid = a.pid
     WHERE l.pid IS NOT NULL
        OR a.state = 'active' AND a.pid <> pg_backend_pid() AND a.datname = current_database()
-          AND starts_with(a.query, '/* ampd {key & _UNSIGNED:x} ')
+          AND starts_with(a.query, '/* ampd {key & _UNSIGNED:x} ') AND {is_runner_sql}
     ORDER BY starts_with(a.query, '/* ampd ') DESC NULLS LAST, l.pid IS NULL LIMIT 1)"""
 
 

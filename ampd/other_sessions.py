@@ -10,6 +10,16 @@ from .display import one_line
 from .redaction import masked
 
 
+def readable_sql(text: str) -> str:
+    """Return an SQL expression for what another session of the database has written, an expression of type text.
+
+    In a database of SQL_ASCII that can be any bytes, which no client could read: they are escaped as those of a bytea.
+    Wants the search path to be pinned.
+    """
+    escaped = f"encode(convert_to({text}, 'SQL_ASCII'), 'escape')"
+    return f"CASE getdatabaseencoding() WHEN 'SQL_ASCII' THEN {escaped} ELSE {text} END"
+
+
 class Holder(msgspec.Struct, frozen=True):
     """The session that holds the advisory lock; what the role may not see is None."""
 

@@ -1,12 +1,20 @@
 """A stranger who may create objects in `public`, and a superuser who migrates: nothing of the stranger's is run."""
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 import anyio
 import asyncpg
 import pytest
 
 import ampd
+from ampd.advisory_lock import lock_key
 from ampd.errors import AmpdError
-from tests.scenes import GENEROUS, history, scripts
+from ampd.history.table import TABLE as NAME
+from ampd.resumption import done_checksum
+from ampd.sql.splitter import split
+from tests.scenes import GENEROUS, Heard, history, scripts, transaction, waiting_for_a_lock
 from tests.servers import Database, Role
 from tests.strangers import FILES, ROW, TABLE, caught, plant
 
@@ -247,3 +255,82 @@ async def test_a_large_migration_takes_no_operator_of_a_stranger(database: Datab
     large = mode + f"DO '/* {'x' * 300_000} */ BEGIN END';\n" * 4 + "COMMIT;\n" * bool(mode)
     await ampd.migrate(database.url, migrations=scripts(large))
     assert await caught(database) == []
+
+
+KEY = lock_key("public", NAME)
+LABEL = f"/* ampd {KEY % 2**64:x} 2 step */"  # that a runner's statements begin with
+BUILD = scripts("CREATE TABLE t (x int)", "-- no-transaction\nCREATE INDEX CONCURRENTLY i ON t (x);")
+
+
+@asynccontextmanager
+async def forging(database: Database, forger: asyncpg.Connection, *, waiting: int = 0) -> AsyncIterator[None]:
+    """Let the forger's session have a forged label, blocked by an innocent one; so many others wait already."""
+    async with database.connect() as innocent:
+        await innocent.execute("BEGIN; SELECT pg_advisory_xact_lock(4711)")
+        blocked = asyncio.ensure_future(forger.execute(f"{LABEL} SELECT pg_advisory_xact_lock(4711)"))
+        try:
+            await waiting_for_a_lock(database, count=waiting + 1)
+            yield
+        finally:
+            await innocent.execute("ROLLBACK")
+            await blocked
+
+
+async def test_a_forged_label_is_not_taken_for_a_build_that_is_blocked(database: Database, stranger: Role) -> None:
+    """A stranger's session that calls itself ours and waits for another makes no build give up, and accuses nobody."""
+    await ampd.migrate(database.url, migrations=BUILD[:1])
+    await database.execute(
+        "CREATE FUNCTION slow(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN "
+        "PERFORM pg_advisory_xact_lock_shared(1); RETURN $1; END $$; INSERT INTO t VALUES (1)"
+    )
+    files = (BUILD[0], *scripts("", BUILD[1].sql.replace("(x)", "(slow(x))"))[1:])
+    heard = Heard()
+
+    async def run() -> None:
+        await ampd.migrate(database.url, migrations=files, on_event=heard)
+
+    with anyio.fail_after(GENEROUS):
+        async with (
+            database.connect(stranger.url) as forger,  # before ours: the server lists it first
+            anyio.create_task_group() as tasks,
+            transaction(database, "SELECT pg_advisory_xact_lock(1)") as gate,
+        ):
+            tasks.start_soon(run)
+            await waiting_for_a_lock(database)
+            async with forging(database, forger, waiting=1):
+                blocked = await heard.first(ampd.Blocked)
+                assert [each.pid for each in blocked.blockers] == [gate.get_server_pid()]
+
+
+async def test_a_forged_label_is_not_taken_for_a_runner(database: Database, stranger: Role) -> None:
+    """An interrupted migration is gone on with, though a stranger's session calls itself its runner."""
+    text = "-- no-transaction\nCREATE TABLE a ();\nCREATE TABLE b ();"
+    files = scripts("SELECT 1", text)
+    await ampd.migrate(database.url, migrations=files[:1])
+    await database.execute(
+        f"ALTER TABLE {NAME} ADD done_checksum bytea;"
+        f"INSERT INTO {NAME} VALUES (2, 'step', '\\x{files[1].checksum.hex()}', now(), NULL, 1, 'x', 'y', "
+        f"'\\x{done_checksum(split(text)[:1]).hex()}')"
+    )
+    async with database.connect(stranger.url) as forger, forging(database, forger):
+        await ampd.migrate(database.url, migrations=files, limits=ampd.Limits(advisory_lock_wait_secs=0.2))
+    assert await database.fetchval("SELECT to_regclass('a') IS NULL AND to_regclass('b') IS NOT NULL")
+
+
+async def test_any_bytes_of_another_session_are_shown(database: Database, stranger: Role) -> None:
+    """In a database of SQL_ASCII a statement need be no text: who holds the lock is named all the same."""
+    ascii_only = Database(database.server, f"{database.name}_ascii")
+    await database.execute(f"CREATE DATABASE {ascii_only.name} ENCODING 'SQL_ASCII' TEMPLATE template0")
+    try:
+        await ampd.migrate(ascii_only.url, migrations=scripts("SELECT 1"))
+        async with ascii_only.connect(database.server.url(ascii_only.name, stranger.name)) as holder:
+            query = f"BEGIN; SELECT pg_advisory_xact_lock({KEY}) -- "
+            await holder.execute(query.ljust(200) + "€" * 100)  # a cut after 300 bytes leaves less than a character
+            with pytest.raises(ampd.AdvisoryLockTimeout, match=f"user {stranger.name}"):
+                await ampd.migrate(
+                    ascii_only.url,
+                    migrations=scripts("SELECT 1", "SELECT 2"),
+                    limits=ampd.Limits(advisory_lock_wait_secs=0.2),
+                )
+    finally:
+        await database.execute(f"DROP DATABASE {ascii_only.name} WITH (FORCE)")

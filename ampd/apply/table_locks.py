@@ -14,7 +14,7 @@ from ampd import advisory_lock
 from ampd.backoff import Backoff
 from ampd.errors import AmpdError, ConnectionFailed, LockTimeout, NoAnswer
 from ampd.events import Blocked, LockRetry
-from ampd.other_sessions import Blocker
+from ampd.other_sessions import Blocker, readable_sql
 from ampd.postgres.quoting import do_block, literal
 from ampd.report import count
 
@@ -137,9 +137,12 @@ class LockMonitor:
         pid = str(self._session.backend_pid)
         if self._session.backend_pid is None:  # until a transaction has told it, only the label tells the backend
             label = literal(advisory_lock.label_sql(self._execution.history.lock_key, self._execution.migration.label))
-            mine = f"starts_with(query, {label}) AND backend_type = 'client backend' AND datname = current_database()"
+            # Anybody can write the label; nobody else can have the login that we, and so this connection, have.
+            login = "usesysid = (SELECT usesysid FROM pg_stat_activity WHERE pid = pg_backend_pid())"
+            mine = f"starts_with(query, {label}) AND {login} AND datname = current_database()"
             pid = f"(SELECT pid FROM pg_stat_activity WHERE {mine} ORDER BY state = 'active' DESC LIMIT 1)"
-        snapshot = """jsonb_build_object('worker', worker,
+        query = readable_sql("left(regexp_replace(a.query, '[[:space:]]+', ' ', 'g'), 60)")
+        snapshot = f"""jsonb_build_object('worker', worker,
     'alive', EXISTS (SELECT FROM pg_stat_activity WHERE pid = worker AND state IS DISTINCT FROM 'idle'),
     'queued', (SELECT count(*) FROM pg_stat_activity
                WHERE wait_event_type = 'Lock' AND worker = ANY (pg_blocking_pids(pid))),
@@ -147,7 +150,7 @@ class LockMonitor:
       SELECT coalesce(jsonb_agg(jsonb_build_object('pid', b.pid, 'user', a.usename, 'application', a.application_name,
         'client', coalesce(a.client_hostname, host(a.client_addr)), 'since', coalesce(a.xact_start, a.state_change),
         'state', CASE b.pid WHEN 0 THEN 'a prepared transaction, see pg_prepared_xacts' ELSE a.state END,
-        'query', left(regexp_replace(a.query, '[[:space:]]+', ' ', 'g'), 60))), '[]')
+        'query', CASE a.datname WHEN current_database() THEN {query} END)), '[]')
       FROM (SELECT DISTINCT unnest(pg_blocking_pids(worker)) AS pid) b
       LEFT JOIN pg_stat_activity a ON a.pid = b.pid))"""
         path = "PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true)"

@@ -236,7 +236,11 @@ def _read_sql(session: Session, schema: str | None, role: str | None, who: str |
     # Nothing may be looked up on the search path before the block has replaced it, types included; and every catalog
     # that a fresh backend need not open saves a tenth of a millisecond.
     places = "pg_catalog.current_schemas(false)" if schema is None else f"ARRAY[{literal(schema)}::pg_catalog.name]"
-    holder = "NULL" if who is None else holder_sql(lock_key(who, TABLE))
+    # A runner is who may write the history, if only as its owner; before there is one, whoever says so.
+    is_runner = (
+        "(home IS NULL OR pg_has_role(a.usesysid, owner, 'MEMBER') OR has_table_privilege(a.usesysid, home, 'INSERT'))"
+    )
+    holder = "NULL" if who is None else holder_sql(lock_key(who, TABLE), is_runner)
     document = f"""jsonb_build_object('rows', applied, 'fit', fit, 'history', jsonb_build_object(
     'database', current_database(), 'user', current_user, 'pid', pg_backend_pid(),
     'host', host(inet_server_addr()), 'port', inet_server_port(),
