@@ -36,7 +36,7 @@ from .message import Message
 from .outcome import UNFINISHED, Outcome, is_undecidable
 from .pooler import Backend, check_no_session, find_backend, restore_settings
 from .protocol import Protocol, State, Step
-from .session_state import own_role_sql, reset, reset_session_sql, save_settings_sql, set_role_sql
+from .session_state import own_role_sql, reset_session_sql, reset_settings_sql, save_settings_sql, set_role_sql
 from .table_locks import alongside, with_lock_retries
 from .transaction import LockUnavailable, StatementTracker, harm_error, note_lock_sql, parts, refused_error
 from .unit_message import Wrapping, again_sql, composing, limits_of, limits_that_differ_sql, wrapping_of
@@ -295,7 +295,9 @@ class StatementRunner:
             await self._withdraw(unit)
             raise
         if dirty_backends:
-            await restore_settings(self._source, self._session, self._execution, reset(shared=True), dirty_backends)
+            await restore_settings(
+                self._source, self._session, self._execution, reset_settings_sql(shared=True), dirty_backends
+            )
         await self._record(Step.FINISH, unit.past, unit.past)
         if statement.words[:2] == ("DISCARD", "ALL"):
             await self._prepare_session(unit.past)

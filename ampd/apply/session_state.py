@@ -45,28 +45,41 @@ _SET = """pg_catalog.pg_settings
     WHERE source OPERATOR(pg_catalog.=) 'session'
       AND name OPERATOR(pg_catalog.<>) ALL ('{transaction_isolation, transaction_read_only, transaction_deferrable}')"""
 
-_REMEMBER = f"""
+
+def save_settings_sql(*, local: bool) -> str:
+    """Return PL/pgSQL that notes what those who share the session with us have set it to, for `reset`; once only."""
+    return f"""
+  IF COALESCE(pg_catalog.current_setting('{_FOUND}', true), '') OPERATOR(pg_catalog.=) '' THEN
   PERFORM pg_catalog.set_config('{_FOUND}', (
     SELECT pg_catalog.jsonb_build_object('role', pg_catalog.current_setting('role'),
       'settings', COALESCE(pg_catalog.jsonb_object_agg(name, setting), '{{}}'))::pg_catalog.text
-    FROM {_SET} AND name OPERATOR(pg_catalog.<>) '{_FOUND}'), %s);"""
-
-_TO_THE_FOUND_ROLE = """
-  IF kept OPERATOR(pg_catalog.->>) 'role' OPERATOR(pg_catalog.<>) 'none' THEN
-    PERFORM pg_catalog.set_config('role', kept OPERATOR(pg_catalog.->>) 'role', %s);
+    FROM {_SET} AND name OPERATOR(pg_catalog.<>) '{_FOUND}'), {_bool(local)});
   END IF;"""
 
-_IF_FOUND = f"""
+
+def _with_found_sql(body: str, *, without: str = "") -> str:
+    """Return a block that runs `body` with what was noted in `kept`; `without`, if nothing was."""
+    return f"""
 DECLARE
   kept pg_catalog.jsonb;
   one pg_catalog.record;
 BEGIN
-  IF COALESCE(pg_catalog.current_setting('{_FOUND}', true), '') OPERATOR(pg_catalog.=) '' THEN%s
+  IF COALESCE(pg_catalog.current_setting('{_FOUND}', true), '') OPERATOR(pg_catalog.=) '' THEN{without}
     RETURN;
   END IF;
-  kept := pg_catalog.current_setting('{_FOUND}')::pg_catalog.jsonb;"""
+  kept := pg_catalog.current_setting('{_FOUND}')::pg_catalog.jsonb;{body}
+END"""
 
-_RESTORE = f"""{_IF_FOUND}
+
+def _found_role_sql(*, local: bool) -> str:
+    return f"""
+  IF kept OPERATOR(pg_catalog.->>) 'role' OPERATOR(pg_catalog.<>) 'none' THEN
+    PERFORM pg_catalog.set_config('role', kept OPERATOR(pg_catalog.->>) 'role', {_bool(local)});
+  END IF;"""
+
+
+def _found_settings_sql() -> str:
+    return f"""
   FOR one IN
     SELECT name, setting, kept OPERATOR(pg_catalog.->) 'settings' OPERATOR(pg_catalog.->>) name AS before
     FROM {_SET} OR kept OPERATOR(pg_catalog.->) 'settings' OPERATOR(pg_catalog.?) name
@@ -77,29 +90,22 @@ _RESTORE = f"""{_IF_FOUND}
     ELSIF one.before OPERATOR(pg_catalog.<>) one.setting THEN
       PERFORM pg_catalog.set_config(one.name, one.before, false);
     END IF;
-  END LOOP;{_TO_THE_FOUND_ROLE % "false"}
-  PERFORM pg_catalog.set_config('{_FOUND}', '', false);
-END"""
-
-_AS_FOUND = f"""{_IF_FOUND % ""}{_TO_THE_FOUND_ROLE % "true"}
-END"""
+  END LOOP;{_found_role_sql(local=False)}
+  PERFORM pg_catalog.set_config('{_FOUND}', '', false);"""
 
 
-def save_settings_sql(*, local: bool) -> str:
-    """Return PL/pgSQL that notes what those who share the session with us have set it to, for `reset`; once only."""
-    return f"""
-  IF COALESCE(pg_catalog.current_setting('{_FOUND}', true), '') OPERATOR(pg_catalog.=) '' THEN{
-        _REMEMBER % str(local).lower()
-    }
-  END IF;"""
+def _bool(value: bool) -> str:
+    return str(value).lower()
 
 
-def reset(*, shared: bool, saved: bool = False) -> str:
+def reset_settings_sql(*, shared: bool, saved: bool = False) -> str:
     """Return the statements that take back role and settings: to the defaults, or to what others had set.
 
-    `remembered` says that it was noted in this very transaction: if the note is gone, a RESET ALL has taken it away.
+    `saved` says that it was noted in this very transaction: if the note is gone, a RESET ALL has taken it away.
     """
-    settings = do_block(_RESTORE % (" EXECUTE 'RESET ALL';" if saved else "")) if shared else "RESET ALL"
+    settings = "RESET ALL"
+    if shared:
+        settings = do_block(_with_found_sql(_found_settings_sql(), without=" EXECUTE 'RESET ALL';" if saved else ""))
     return f"SET LOCAL statement_timeout = 0; SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; {settings}; "
 
 
@@ -110,12 +116,12 @@ def set_role_sql(role: str | None, *, local: bool) -> str:
 
 def own_role_sql(role: str | None, *, shared: bool) -> str:
     """Return the statements by which the rest of a transaction has our own role, whatever its script has set."""
-    found = f"{do_block(_AS_FOUND)}; " if shared else ""
+    found = f"{do_block(_with_found_sql(_found_role_sql(local=True)))}; " if shared else ""
     own = set_role_sql(role, local=True) or f"SET LOCAL ROLE TO DEFAULT; {found}"
     return f"SET LOCAL SESSION AUTHORIZATION DEFAULT; {own}"
 
 
 def reset_session_sql(*, shared: bool, saved: bool = False) -> str:
     """Return the statements that take back whatever a script may have done to the session."""
-    taken_back = reset(shared=shared, saved=saved)
+    taken_back = reset_settings_sql(shared=shared, saved=saved)
     return f"{taken_back}CLOSE ALL; UNLISTEN *; DISCARD TEMP; DISCARD SEQUENCES; {BEYOND_ROLLBACK}"

@@ -18,7 +18,7 @@ from .session_state import (
     NOTICE_A_DEAD_CLIENT,
     RUN_DEFERRED,
     own_role_sql,
-    reset,
+    reset_settings_sql,
     save_settings_sql,
     set_role_sql,
 )
@@ -75,7 +75,7 @@ def wrapping_of(unit: Unit, record: str, session: Session, execution: Execution,
     start = f"{do_block(f'BEGIN {prelude} END')}; {limited}"
     if session.pooled:
         start += set_role_sql(execution.history.role, local=True) + again_sql(unit.settings)
-        ours = reset(shared=True, saved=True)
+        ours = reset_settings_sql(shared=True, saved=True)
     else:
         ours = own_role_sql(execution.history.role, shared=session.shared)
     end = f"{RUN_DEFERRED}{ours}{execution.limits_sql()}{record}; "
