@@ -10,8 +10,8 @@ from ampd.sql.checks import problems
 from ampd.sql.splitter import split
 from tests.repetition import examples
 from tests.servers import Database
+from tests.sql_texts import accepted, assert_split_as_postgresql_does
 from tests.statements import SETTING, STATEMENTS
-from tests.test_sql import accepted, assert_split_as_postgresql_does
 
 OUTSIDE = " cannot run inside a transaction block"
 SEPARATORS = (";", ";\n", " ; ", ";;", "; -- it's;\n", ";/* ; /* ; */ ' */", "\n;\r\n\t")
