@@ -722,3 +722,35 @@ async def test_a_view_in_the_place_of_the_history_is_not_asked_when_a_build_was_
             )
         await holder.execute("COMMIT")
     assert not (open_path / "caught").exists()
+
+
+@pytest.mark.parametrize("what", ["INDEX CONCURRENTLY i", "TABLE CONCURRENTLY t", "(CONCURRENTLY) SCHEMA public"])
+async def test_what_an_interrupted_reindex_has_left_is_told_from_what_others_have(
+    database: Database, stranger: Role, what: str
+) -> None:
+    """Copies go only where they are those of an index that the statement names; nobody else's index is touched."""
+    text = f"-- no-transaction\nREINDEX {what};"
+    files = scripts("CREATE TABLE t (x int); CREATE INDEX i ON t (x); INSERT INTO t VALUES (1), (1)", text)
+    await ampd.migrate(database.url, migrations=files[:1])
+    await database.execute(
+        f"ALTER TABLE {NAME} ADD done_checksum bytea;"
+        f"INSERT INTO {NAME} VALUES (2, 'step', '\\x{files[1].checksum.hex()}', now(), NULL, 0, 'x', 'y', "
+        f"'\\x{done_checksum(split(text)[:1]).hex()}')"
+    )
+    await database.execute(f"CREATE SCHEMA his AUTHORIZATION {stranger.name}")
+    async with database.connect(stranger.url) as connection:
+        await connection.execute(
+            "CREATE TABLE his.p (a int) PARTITION BY RANGE (a); CREATE TABLE his.part PARTITION OF his.p DEFAULT;"
+            "CREATE INDEX i ON ONLY his.p (a); CREATE INDEX i_ccnew ON ONLY his.p (a);"
+            "CREATE TABLE his.u (y int); INSERT INTO his.u VALUES (1), (1)"
+        )
+        with pytest.raises(asyncpg.UniqueViolationError):
+            await connection.execute("CREATE UNIQUE INDEX CONCURRENTLY accounts_ccnew ON his.u (y)")
+    for name in ("i_ccnew", "other_ccnew"):
+        with pytest.raises(asyncpg.UniqueViolationError):
+            await database.execute(f"CREATE UNIQUE INDEX CONCURRENTLY {name} ON t (x)")
+    await ampd.migrate(database.url, migrations=files)
+    left = await database.fetch(
+        "SELECT indexrelid::regclass::text AS name FROM pg_index WHERE NOT indisvalid ORDER BY 1"
+    )
+    assert [row["name"] for row in left] == ["his.accounts_ccnew", "his.i", "his.i_ccnew", "other_ccnew"]

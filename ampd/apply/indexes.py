@@ -59,21 +59,36 @@ def are_there_sql(names: tuple[tuple[str, ...], ...]) -> str:
     return " OR ".join(f"{_relation(name)} IS NOT NULL" for name in names)
 
 
-def invalid_builds_sql(build: IndexBuild, begun_by_sql: str) -> str:
+def invalid_builds_sql(build: IndexBuild, begun_by: str) -> str:
     """Return an expression for what a build has left, as `list[Leftover]`.
 
     Whatever is older than the record that the build was begun was there before, whoever has written that record.
     """
     named = "true" if build.name is None else f"c.relname OPERATOR(pg_catalog.=) {literal(build.name)}"
-    return _invalid(
-        f"i.indrelid OPERATOR(pg_catalog.=) {_relation(build.table)} AND {named} AND {_younger(begun_by_sql)}"
-    )
+    return _invalid(f"i.indrelid OPERATOR(pg_catalog.=) {_relation(build.table)} AND {named} AND {_younger(begun_by)}")
 
 
-def invalid_copies_sql(begun_by_sql: str) -> str:
-    """Return an expression for the copies that a REINDEX CONCURRENTLY has left since then, as `list[Leftover]`."""
-    copies = "n.nspname OPERATOR(pg_catalog.<>) 'pg_toast' AND c.relname OPERATOR(pg_catalog.~) '_cc(new|old)[0-9]*$'"
-    return _invalid(f"{copies} AND {_younger(begun_by_sql)}")
+def invalid_copies_sql(what: str, name: tuple[str, ...], begun_by: str) -> str:
+    """Return an expression for the copies that a REINDEX CONCURRENTLY has left since then, as `list[Leftover]`.
+
+    `what` it names (INDEX, TABLE, SCHEMA, DATABASE) bounds where they are looked for: each on the table of the index
+    that it is a copy of. Whatever is called like a copy elsewhere is somebody else's.
+    """
+    stem = r"pg_catalog.regexp_replace(c.relname::pg_catalog.text, '_cc(new|old)[0-9]*$', '')"
+    tree = f"""(SELECT {_relation(name)}::pg_catalog.oid UNION ALL
+          SELECT relid::pg_catalog.oid FROM pg_catalog.pg_partition_tree({_relation(name)}))"""
+    scope = {
+        "INDEX": f"original.indexrelid OPERATOR(pg_catalog.=) ANY {tree}",
+        "TABLE": f"original.indrelid OPERATOR(pg_catalog.=) ANY {tree}",
+        "SCHEMA": f"n.nspname OPERATOR(pg_catalog.=) {literal('.'.join(name))}",
+    }.get(what, "n.nspname OPERATOR(pg_catalog.<>) 'pg_toast'")
+    return _invalid(f"""c.relname OPERATOR(pg_catalog.~) '_cc(new|old)[0-9]*$' AND EXISTS (
+          SELECT FROM pg_catalog.pg_index original
+          JOIN pg_catalog.pg_class o ON o.oid OPERATOR(pg_catalog.=) original.indexrelid
+          WHERE original.indrelid OPERATOR(pg_catalog.=) i.indrelid
+            AND original.indexrelid OPERATOR(pg_catalog.<>) i.indexrelid
+            AND pg_catalog.starts_with(o.relname::pg_catalog.text, {stem}) AND {scope})
+        AND {_younger(begun_by)}""")
 
 
 _INDEXES = """pg_catalog.pg_index i
@@ -85,7 +100,7 @@ def _invalid(condition: str) -> str:
     return f"""(SELECT COALESCE(pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
             'name', pg_catalog.format('%I.%I', n.nspname, c.relname), 'worker', {_worker_of_sql("i.indrelid")})), '[]')
         FROM {_INDEXES}
-        WHERE NOT i.indisvalid AND {condition})"""
+        WHERE NOT i.indisvalid AND c.relkind OPERATOR(pg_catalog.=) 'i' AND {condition})"""
 
 
 def worker_sql(build: IndexBuild) -> str:
@@ -106,8 +121,8 @@ def _worker_of_sql(table: str) -> str:
           AND a.usesysid IS NOT NULL)"""
 
 
-def _younger(begun_by_sql: str) -> str:
-    return f"pg_catalog.age(i.xmin) OPERATOR(pg_catalog.<=) pg_catalog.age({literal(begun_by_sql)}::pg_catalog.xid)"
+def _younger(begun_by: str) -> str:
+    return f"pg_catalog.age(i.xmin) OPERATOR(pg_catalog.<=) pg_catalog.age({literal(begun_by)}::pg_catalog.xid)"
 
 
 def _relation(name: tuple[str, ...]) -> str:

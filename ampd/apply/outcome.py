@@ -73,10 +73,13 @@ class Outcome:
         """
         statement = unit.statements[0]
         build = kinds.index_build(statement)
-        if build is None and not (statement.words[:1] == ("REINDEX",) and kinds.is_concurrent(statement)):
+        reindexed = kinds.reindexed(statement) if kinds.is_concurrent(statement) else None
+        if build:
+            question = indexes.invalid_builds_sql(build, await self._begun_by())
+        elif reindexed:
+            question = indexes.invalid_copies_sql(*reindexed, await self._begun_by())
+        else:
             return []
-        begun_by = await self._begun_by()
-        question = indexes.invalid_builds_sql(build, begun_by) if build else indexes.invalid_copies_sql(begun_by)
         return await self._ask(question, list[indexes.Leftover], unit)
 
     async def _begun_by(self) -> str:

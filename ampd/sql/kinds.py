@@ -157,6 +157,15 @@ def chosen_name(statement: Statement) -> str | None:
     return "_".join((*map(_clipped, parts, lengths), "idx"))
 
 
+def reindexed(statement: Statement) -> tuple[str, tuple[str, ...]] | None:
+    """Read what a REINDEX names: INDEX, TABLE, SCHEMA, DATABASE or SYSTEM, and the parts of the name, if any.
+
+    None for any other statement, and where the name is written U&"…".
+    """
+    found = re.match(_REINDEX, shape_of(statement.text), re.DOTALL)
+    return found and (found["what"], name_parts(found["name"]) if found["name"] else ())
+
+
 def dropped_indexes(statement: Statement) -> tuple[tuple[str, ...], ...]:
     """Return the names in a DROP INDEX CONCURRENTLY; none for any other statement, and where one is written U&"…"."""
     found = re.match(_INDEX_DROP, shape_of(statement.text), re.DOTALL)
@@ -238,6 +247,9 @@ _INDEX_BUILD = (
 _INDEX_DROP = (
     r"DROP INDEX CONCURRENTLY (?:IF EXISTS )?"
     rf"(?P<names>{_NAME}(?: , {_NAME})*)(?: CASCADE| RESTRICT)?\Z"
+)
+_REINDEX = (
+    rf"REINDEX (?:{_OPTIONS} )?(?P<what>INDEX|TABLE|SCHEMA|DATABASE|SYSTEM)(?: CONCURRENTLY)?(?: (?P<name>{_NAME}))?\Z"
 )
 ROUTINE = r"CREATE (?:OR REPLACE )?(?:FUNCTION|PROCEDURE)\b"
 _OFF = r"(?i:'?(?:off?|f|false|no?|0)'?)"  # of a setting
