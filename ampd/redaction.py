@@ -18,9 +18,9 @@ _IN_QUERY = re.compile(
     r"((?<!hide_)pass(?:w|%77)ord[ \t]{0,9}=[ \t]{0,9})(?:'(?:[^'\\\n]|\\.)*(?:'|$)|[^\s&]+)",
     re.IGNORECASE | re.MULTILINE,
 )
-# PASSWORD '…' of CREATE ROLE and of user mappings; of a statement that was cut the end may be missing.
+# PASSWORD '…' of CREATE ROLE and user mappings, in a statement that was cut without its end; '...' is of a hint.
 _IN_SQL = re.compile(
-    r"(\bpassword\s{0,9})(?:(?:E|N|U&)?'(?:[^'\\]|''|\\.)*(?:'|\Z)|\$(\w{0,63})\$.*?(?:\$\2\$|\Z))",
+    r"(\bpassword\s{0,9})(?!'\.\.\.')(?:(?:E|N|U&)?'(?:[^'\\]|''|\\.)*(?:'|\Z)|\$(\w{0,63})\$.*?(?:\$\2\$|\Z))",
     re.IGNORECASE | re.DOTALL,
 )
 _LONGEST, _SEARCHED = 20_000, 100_000  # characters of a text that are shown; no password is longer than the difference

@@ -11,24 +11,16 @@ if TYPE_CHECKING:
     from .server_error import ServerError
 
 
-# What aclcheck_error() of the server calls each kind, what GRANT calls it, and what a migration wants with it.
-_RELATIONS = ("table", "relation", "view", "materialized view", "foreign table")
-_ROUTINES = ("function", "procedure", "aggregate", "routine")
-_TYPES = ("type", "domain")
+# What aclcheck_error() of the server calls the common kinds, what GRANT calls them, and what a migration needs.
+_RELATIONS = ("table", "view", "materialized view", "foreign table")
+_ROUTINES = ("function", "procedure", "aggregate")
 _GRANTS = {
     **dict.fromkeys(_RELATIONS, ("TABLE", "SELECT, INSERT, UPDATE, DELETE")),
     "sequence": ("SEQUENCE", "USAGE, SELECT, UPDATE"),
     "schema": ("SCHEMA", "USAGE, CREATE"),
     "database": ("DATABASE", "CREATE"),
     **dict.fromkeys(_ROUTINES, ("ROUTINE", "EXECUTE")),
-    **dict.fromkeys(_TYPES, ("TYPE", "USAGE")),
-    "language": ("LANGUAGE", "USAGE"),
-    "foreign server": ("FOREIGN SERVER", "USAGE"),
-    "foreign-data wrapper": ("FOREIGN DATA WRAPPER", "USAGE"),
-    "tablespace": ("TABLESPACE", "CREATE"),
-    "large object": ("LARGE OBJECT", "SELECT, UPDATE"),
 }
-_ALTERED = {"FOREIGN SERVER": "SERVER"}
 _LONGEST_NAME = 63  # characters
 _SEARCHED = 10_000  # characters of a statement: the rest of a long one is data
 
@@ -41,6 +33,8 @@ def grant_hint(error: ServerError, words: tuple[str, ...] = (), statement: str =
     role = identifier(error.role) if error.role else "the role"
     kinds = "|".join(_GRANTS)
     refused = re.fullmatch(f"(permission denied for|must be owner of) ({kinds}) (.+)", error.message, re.DOTALL)
+    if not refused and error.message.startswith("must be owner of"):
+        return f"migrate as its owner, or grant {role} the membership in the role that owns it"
     if not refused:
         return f"grant {role} the privilege that the message names, or migrate as a role that has it"
     what, kind, name = refused.groups()
@@ -51,12 +45,10 @@ def grant_hint(error: ServerError, words: tuple[str, ...] = (), statement: str =
         schema = _schema_of(name, f"{statement[:_SEARCHED]}\n{error.context}")
         name = f"{schema}.{identifier(name)}" if schema else identifier(name)
         where = "" if schema else " (in its schema)"
-    elif kind not in (*_TYPES, "large object"):  # of types the server itself quotes the name
+    else:
         name = identifier(name)
     if what == "must be owner of":
-        return (
-            f"as a superuser{where}: ALTER {_ALTERED.get(word, word)} {name} OWNER TO {role}; or migrate as the owner"
-        )
+        return f"as a superuser{where}: ALTER {word} {name} OWNER TO {role}; or migrate as the owner"
     if kind in _RELATIONS:
         privileges = _on_table(words) or privileges
     return f"as its owner{where}: GRANT {privileges} ON {word} {name} TO {role}"
