@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from ampd import DatabaseUrl, MetadataDb, Migration, Migrations
 from ampd.local_server.server import local_server
 from tests.servers import AdminSession, Ampd, Database, Role, Server
 
@@ -172,3 +173,20 @@ async def stranger(database: Database) -> Role:
         f"ALTER DATABASE {database.name} SET search_path = public, pg_catalog"
     )
     return role
+
+
+@pytest.fixture
+def configured(database: Database, tmp_path: Path) -> Callable[..., MetadataDb]:
+    """A function from migrations and keys to the configuration of a service that has these."""
+
+    def configure(*migrations: Migration, url: str = database.url, **keys: Any) -> MetadataDb:
+        folder = tmp_path / "migrations"
+        folder.mkdir(exist_ok=True)
+        for file in folder.iterdir():
+            file.unlink()
+        for each in migrations:
+            (folder / each.file).write_text(each.sql)
+        files = Migrations(dir=folder, connect_wait_secs=0)
+        return MetadataDb(url=DatabaseUrl(url), migrations=files, **keys)
+
+    return configure
