@@ -943,13 +943,14 @@ async def test_each_failure_to_connect_has_its_own_class_and_hint(
 
 
 async def test_a_pool_whose_password_is_wrong(strict: Strict) -> None:
-    """Of a pool the user is not known: no statement is made up for it."""
+    """Of a pool the user is known by the server's own words."""
     pool = asyncpg.create_pool(strict.url("alice").replace(CODED, "wrong"), min_size=0)
     async with pool:
         with pytest.raises(AuthenticationFailed) as caught:
             await ampd.status(pool, migrations=())
     assert caught.value.message == 'the pool\'s server: password authentication failed for user "alice"'
-    assert caught.value.hint == "check user and password of the URL"
+    hint = """check user and password of the URL; with psql: ALTER ROLE "alice" PASSWORD '...'"""
+    assert caught.value.hint == hint
 
 
 @pytest.mark.parametrize(
