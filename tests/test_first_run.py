@@ -11,7 +11,7 @@ import ampd as library
 from ampd.history.first_run import TOOLS, Neighbours, Table, first_run_error, first_run_warnings, tool_of
 from tests.folders import write
 from tests.scenes import Heard, scripts
-from tests.servers import Ampd, Database
+from tests.servers import Ampd, Database, Role
 
 pytestmark = pytest.mark.anyio
 
@@ -284,3 +284,57 @@ def test_nothing_speaks_against_a_first_run_in_an_empty_database() -> None:
     for packaged in (False, True):
         assert first_run_error(Neighbours(), "public", configured=False, packaged=packaged) is None
         assert not list(first_run_warnings(Neighbours(), "public", configured=False, packaged=packaged))
+
+
+async def test_a_stranger_who_locks_a_table_of_his_does_not_hinder_a_first_run(
+    database: Database, stranger: Role
+) -> None:
+    """Its size is not asked for, which would wait for him."""
+    await database.execute(f"CREATE SCHEMA his AUTHORIZATION {stranger.name}")
+    async with database.connect(stranger.url) as holder:
+        await holder.execute("CREATE TABLE his.ampd_schema_migrations (x int)")
+        await holder.execute("BEGIN; LOCK TABLE his.ampd_schema_migrations")
+        assert len((await library.migrate(database.url, migrations=FILES)).applied) == 1
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_locked_table_is_named_with_who_has_locked_it(
+    database: Database, begun: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The history, or before there is one, another table that would have to be looked at."""
+    monkeypatch.setattr("ampd.history.reading.READ_LOCK_SECS", 0.1)
+    monkeypatch.setattr("ampd.history.first_run.READ_LOCK_SECS", 0.1)
+    if begun:
+        await library.migrate(database.url, migrations=FILES)
+        table = "public.ampd_schema_migrations"
+    else:
+        table = "public.flyway_schema_history"
+        await database.execute(f"CREATE TABLE {table} (installed_rank int, script text, success boolean)")
+    somebody = await database.role("somebody", f"SELECT, UPDATE ON {table}")
+    async with database.connect(somebody.url, server_settings={"application_name": "payroll"}) as holder:
+        await holder.execute(f"BEGIN; LOCK TABLE {table}")
+        with pytest.raises(library.LockTimeout) as refusal:
+            await library.migrate(database.url, migrations=FILES)
+        pid = holder.get_server_pid()
+    what = f"the history table {table}" if begun else table
+    assert refusal.value.message.startswith(
+        f"another session has locked {what}\n  blocked by pid {pid}: user {somebody.name}, application payroll, "
+        "from 127.0.0.1, idle in transaction, since "
+    )
+    assert refusal.value.hint == f"wait for its transaction, or end it (pg_terminate_backend of {pid}), and run again"
+
+
+async def test_a_type_in_the_place_of_the_history_is_named_with_its_owner(database: Database, stranger: Role) -> None:
+    """No table can have the name of an enum or a domain; who has made it can rename it."""
+    async with database.connect(stranger.url) as connection:
+        await connection.execute("CREATE TYPE public.ampd_schema_migrations AS ENUM ('x')")
+    with pytest.raises(library.PermissionDenied) as refusal:
+        await library.migrate(database.url, migrations=FILES)
+    assert refusal.value.message == (
+        'the history table "public".ampd_schema_migrations cannot be made: a type of that name, which belongs to '
+        f"{stranger.name}, is in its place"
+    )
+    assert refusal.value.hint == (
+        'as its owner or a superuser: ALTER TYPE "public".ampd_schema_migrations RENAME TO …; or set '
+        "metadata_db.schema to another schema"
+    )

@@ -391,11 +391,12 @@ async def test_a_locked_history(database: Database, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(reading, "READ_LOCK_SECS", 1)
     files = scripts("CREATE TABLE t ()")
     await library.migrate(database.url, migrations=files)
-    async with transaction(database, "LOCK TABLE ampd_schema_migrations"):
+    async with transaction(database, "LOCK TABLE ampd_schema_migrations") as holder:
         with pytest.raises(LockTimeout, match="another session has locked the history table") as raised:
             await library.status(database.url, migrations=files)
+        pid = holder.get_server_pid()
     assert raised.value.code == "lock_timeout"
-    assert raised.value.hint == "wait for its transaction, or end it (pg_locks shows the session), and run again"
+    assert raised.value.hint == f"wait for its transaction, or end it (pg_terminate_backend of {pid}), and run again"
 
 
 async def test_a_build_on_a_table_at_which_another_is_at_work(table: Database) -> None:

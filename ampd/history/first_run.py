@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ampd.display import one_line
-from ampd.errors import ConfigError, MigrationConflict
+from ampd.errors import ConfigError, LockTimeout, MigrationConflict, PermissionDenied
 from ampd.postgres.quoting import do_block, identifier, literal
 
-from .reading import READ_LOCK_SECS
+from .reading import READ_LOCK_SECS, locked_error
 from .table import TABLE
 from .trust import trusted_owner_sql
 
@@ -50,6 +50,7 @@ class Neighbours(msgspec.Struct, frozen=True):
     histories: tuple[Table, ...] = ()  # of ampd's, with rows, in other schemas
     tools: tuple[Table, ...] = ()  # with rows, and named as the history of another tool is
     tables: tuple[Table, ...] = ()  # of any kind, in the schema; asked for only where it matters
+    type_owner: str | None = None  # of a type in the schema that has the name of the history, which a table cannot have
 
 
 class Tool(msgspec.Struct, frozen=True):
@@ -141,7 +142,11 @@ async def read_neighbours(session: Session, history: History, *, packaged: bool,
         AmpdError: as any question does.
     """
     assert history.schema is not None
-    return await session.ask(_message(session, history.schema, role, tables=packaged), Neighbours)
+    try:
+        return await session.ask(_message(session, history.schema, role, tables=packaged), Neighbours)
+    except LockTimeout as error:
+        names = ", ".join(sorted({literal(TABLE), *(literal(tool.table) for tool in TOOLS)}))
+        raise await locked_error(session, error, f"c.relname = ANY (ARRAY[{names}])") from error
 
 
 def _message(session: Session, home: str, role: str | None, *, tables: bool) -> str:
@@ -156,7 +161,11 @@ def _message(session: Session, home: str, role: str | None, *, tables: bool) -> 
     others = f"""c.relname <> '{TABLE}' AND n.nspname = {literal(home)} AND NOT EXISTS (
         SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')"""
     any_table = _tables(others, role, kinds="'r', 'p', 'f'", filled=False) if tables else "'[]'::jsonb"
-    document = f"jsonb_build_object('histories', {ours}, 'tools', {tools}, 'tables', {any_table})"
+    type_owner = f"""(SELECT pg_get_userbyid(t.typowner) FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
+      WHERE t.typname = '{TABLE}' AND n.nspname = {literal(home)} AND t.typrelid = 0)"""
+    document = (
+        f"jsonb_build_object('histories', {ours}, 'tools', {tools}, 'tables', {any_table}, 'type_owner', {type_owner})"
+    )
     # As in the read of the history: nothing is looked up before the search path has been replaced.
     body = f"""
 BEGIN
@@ -169,11 +178,12 @@ END"""
 
 
 def _tables(which: str, role: str | None, columns: str = "NULL", *, kinds: str = "'r'", filled: bool = True) -> str:
-    """Return an SQL expression for some tables as JSON; `filled` leaves out those without any page.
+    """Return an SQL expression for some tables as JSON; `filled` leaves out trusted owners' without any page.
 
-    OFFSET keeps the server from asking for the size, and so for a lock, of any other table.
+    OFFSET keeps the server from asking for the size, and so for a lock, of any other table; a stranger could hold the
+    lock of his own for as long as he likes.
     """
-    size = "WHERE pg_relation_size(id) > 0" if filled else ""
+    size = "WHERE CASE WHEN trusted THEN pg_relation_size(id) > 0 ELSE true END" if filled else ""
     return f"""(
     SELECT coalesce(jsonb_agg(jsonb_strip_nulls(to_jsonb(few) - 'id')), '[]') FROM (
       SELECT * FROM (
@@ -190,13 +200,20 @@ def first_run_error(found: Neighbours, home: str, *, configured: bool, packaged:
     `configured` says whether the schema was set, and `packaged` whether these are the packaged migrations because no
     folder was named. What a stranger has put there is no reason: else anybody could keep a first run from happening.
     """
-    here = identifier(home)
+    here = one_line(identifier(home))
+    if found.type_owner is not None:
+        return PermissionDenied(
+            f"the history table {here}.{TABLE} cannot be made: a type of that name, which belongs to "
+            f"{one_line(found.type_owner)}, is in its place",
+            hint=f"as its owner or a superuser: ALTER TYPE {here}.{TABLE} RENAME TO …; or set metadata_db.schema to "
+            "another schema",
+        )
     if not configured and (elsewhere := _trusted(found.histories)):
         return ConfigError(
             f"there is no history of migrations in {here}, but one in {_some(elsewhere)}: "
             "everything would be applied again, and recorded in a second history",
-            hint=f'to go on with that history set metadata_db.schema = "{elsewhere[0].schema}", or let the search path '
-            f'lead there; to begin one in {here} all the same set metadata_db.schema = "{home}"',
+            hint=f'to go on with that history set metadata_db.schema = "{one_line(elsewhere[0].schema)}", or let the '
+            f'search path lead there; to begin one in {here} all the same set metadata_db.schema = "{home}"',
         )
     for table, tool in _histories_of_tools(_trusted(found.tools), home):
         return MigrationConflict(

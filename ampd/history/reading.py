@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ampd.advisory_lock import holder_sql, lock_key
-from ampd.errors import ConfigError, PermissionDenied
+from ampd.display import one_line
+from ampd.errors import ConfigError, LockTimeout, PermissionDenied
 from ampd.migration import AppliedMigration
+from ampd.other_sessions import Blocker
 from ampd.postgres.quoting import do_block, identifier, literal
 
 from .table import LOCK, REPLACED, TABLE, History
@@ -89,12 +91,16 @@ async def read(session: Session, schema: str | None, *, role: str | None = None,
 
     Raises:
         ConfigError: the table is not one of ampd's, or no schema of the search path exists.
+        LockTimeout: somebody has locked it.
         PermissionDenied: the owner of the table, or of its schema, is not trusted; or the role may not read the table,
             or use any schema of its search path.
     """
     try:
         answer = await session.ask(_read_sql(session, schema, role, who), _Answer)
         applied = tuple(row.migration() for row in answer.rows or ())
+    except LockTimeout as error:
+        here = f" AND n.nspname = {literal(schema)}" if schema else ""
+        raise await locked_error(session, error, f"c.relname = '{TABLE}'{here}") from error
     except ValueError as error:
         raise _not_ours_error(
             f"{TABLE} in {schema or 'the search path'}", f"a row of it cannot be read: {error}"
@@ -115,6 +121,45 @@ async def read(session: Session, schema: str | None, *, role: str | None = None,
             history.name, f"it has rows of a size, or more than {_MOST_ROWS} rows, that ampd has not written"
         )
     return history
+
+
+class _Lock(msgspec.Struct, frozen=True):
+    """A table's qualified and quoted name, and a session that has locked it against everybody."""
+
+    table: str
+    blocker: Blocker
+
+
+async def locked_error(session: Session, error: LockTimeout, which: str) -> LockTimeout:
+    """Return the error for a table that could not be read since somebody has locked it, with who that is.
+
+    `which` is a condition for the row c of pg_class and the row n of pg_namespace of the tables that it can be.
+    """
+    document = f"""(SELECT coalesce(jsonb_agg(jsonb_build_object('table', format('%I.%I', n.nspname, c.relname),
+      'blocker', jsonb_build_object('pid', l.pid, 'user', a.usename, 'application', a.application_name, 'client',
+        coalesce(a.client_hostname, host(a.client_addr)), 'state', a.state, 'since', a.xact_start, 'query', NULL))),
+      '[]')
+    FROM pg_locks l JOIN pg_class c ON c.oid = l.relation JOIN pg_namespace n ON n.oid = c.relnamespace
+    LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+    WHERE l.locktype = 'relation' AND l.granted AND l.mode = 'AccessExclusiveLock' AND l.pid IS NOT NULL
+      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND {which})"""
+    pin = "PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);"
+    body = do_block(f"BEGIN {pin} {session.note_sql(document)} END")
+    locks = await session.ask(f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {body}; COMMIT", list[_Lock])
+    if not locks:
+        return error
+    blockers = tuple(lock.blocker for lock in locks)
+    pids = ", ".join(str(blocker.pid) for blocker in blockers)
+    table = one_line(locks[0].table)
+    what = "the history table " if table.endswith(f".{TABLE}") else ""
+    return LockTimeout(
+        f"another session has locked {what}{table}"
+        + "".join(f"\n  blocked by {blocker.describe()}" for blocker in blockers),
+        hint=f"wait for its transaction, or end it (pg_terminate_backend of {pids}), and run again",
+        blockers=blockers,
+        sqlstate=error.sqlstate,
+        detail=error.detail,
+    )
 
 
 def _check_trust(history: History, table: Table) -> None:
