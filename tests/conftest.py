@@ -16,6 +16,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from ampd import DatabaseUrl, MetadataDb, Migration, Migrations
 from ampd.local_server.server import local_server
+from tests.folders import memory
 from tests.servers import AdminSession, Ampd, Database, Role, Server
 
 SETTINGS = {
@@ -30,8 +31,6 @@ SETTINGS = {
     "checkpoint_timeout": "1h",
 }
 TEMPLATE = "ampd_template"
-_MEMORY = Path("/dev/shm")  # where Linux has it: making a database takes a tenth of the time
-_ENOUGH = 3 * 2**30  # bytes: WAL, and a few databases per worker
 _SERVER = pytest.StashKey[Server]()
 
 
@@ -73,7 +72,7 @@ def _server(config: pytest.Config) -> Server:
 
 def start_server(stack: ExitStack) -> Server:
     """Start a server that ends with the stack; AMPD_TEST_BINDIR says which PostgreSQL."""
-    folder = Path(tempfile.mkdtemp(prefix="ampd-tests-", dir=_memory()))
+    folder = Path(tempfile.mkdtemp(prefix="ampd-tests-", dir=memory()))
     stack.callback(shutil.rmtree, folder)
     folder.chmod(0o711)
     bindir = os.environ.get("AMPD_TEST_BINDIR")
@@ -83,11 +82,6 @@ def start_server(stack: ExitStack) -> Server:
     installation = local.installation
     portal.call(_make_template, local.url)
     return Server(local.port, str(local.socket_dir), str(local.data_dir), str(installation.bindir), installation.major)
-
-
-def _memory() -> Path | None:
-    usable = os.access(_MEMORY, os.W_OK | os.X_OK) and shutil.disk_usage(_MEMORY).free > _ENOUGH
-    return _MEMORY if usable else None
 
 
 async def _make_template(url: str) -> None:
@@ -152,7 +146,7 @@ async def reader(database: Database) -> Role:
 @pytest.fixture
 def open_path() -> Iterator[Path]:
     """A folder that every user may enter, as pytest's own are not: root runs a server as somebody else."""
-    with tempfile.TemporaryDirectory(prefix="ampd-tests-") as name:
+    with tempfile.TemporaryDirectory(prefix="ampd-tests-", dir=memory()) as name:
         Path(name).chmod(0o755)
         yield Path(name)
 

@@ -21,6 +21,7 @@ from ampd import ConnectionFailed, NoAnswer, Report
 from ampd.apply import guard, session_state, table_locks
 from ampd.config import Limits
 from ampd.local_server.server import local_server
+from tests.folders import memory
 from tests.scenes import (
     GENEROUS,
     Heard,
@@ -135,7 +136,7 @@ async def test_a_terminated_guard(database: Database) -> None:
 @pytest.fixture
 async def fragile(server: Server) -> AsyncIterator[Callable[[], Awaitable[Database]]]:
     """A way to start a server of the test's own again and again, on the same data."""
-    folder = Path(tempfile.mkdtemp(prefix="ampd-fragile-"))
+    folder = Path(tempfile.mkdtemp(prefix="ampd-fragile-", dir=memory()))
     folder.chmod(0o711)
     stop, one_at_a_time = anyio.Event(), anyio.Lock()
     settings = {"max_connections": "30", "shared_buffers": "16MB"}

@@ -17,6 +17,7 @@ import ampd as library
 from ampd import ConnectionFailed, ReadOnlyServer, Report, Retrying
 from ampd.config import Limits
 from ampd.local_server.server import local_server
+from tests.folders import memory
 from tests.scenes import GENEROUS, Heard, folder_of, history, scripts, until, waiting_for_a_lock
 from tests.servers import Ampd, Database, Server, _unprivileged, free_port
 
@@ -55,7 +56,7 @@ async def pair(server: Server) -> AsyncIterator[Pair]:
     basebackup = Path(server.bindir) / "pg_basebackup"
     if not basebackup.exists():
         pytest.skip(f"NOT TESTED: these binaries of PostgreSQL {server.major} have no pg_basebackup")
-    folder = Path(tempfile.mkdtemp(prefix="ampd-pair-"))
+    folder = Path(tempfile.mkdtemp(prefix="ampd-pair-", dir=memory()))
     folder.chmod(0o711)
     settings = {"max_connections": "30", "shared_buffers": "16MB", "wal_level": "replica", "fsync": "off"}
     async with local_server(folder / "primary", bindir=Path(server.bindir), tcp=True, settings=settings) as local:

@@ -173,8 +173,9 @@ async def test_a_run_that_waits_long_says_so(database: Database) -> None:
     )
 
 
-async def test_a_service_that_uses_its_pool_up(database: Database) -> None:
+async def test_a_service_that_uses_its_pool_up(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Connections that the service itself keeps are not waited for as long as those of other runs."""
+    monkeypatch.setattr("ampd.postgres.database.CONNECT_TIMEOUT_SECS", 1.0)
     limits = Limits(connect_wait_secs=0, advisory_lock_wait_secs=600)
     hint = "make the pool larger, or migrate before the service takes connections from it"
     async with pool_of(database, 2) as pool, pool.acquire():

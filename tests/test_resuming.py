@@ -13,6 +13,7 @@ import ampd as library
 from ampd import LockRetry, LockTimeout, MigrationFailed, MigrationInterrupted, Warned
 from ampd.config import Limits
 from ampd.local_server.server import local_server
+from tests.folders import memory
 from tests.scenes import (
     GENEROUS,
     Heard,
@@ -399,7 +400,7 @@ async def test_a_plain_reindex_clears_nothing_away(table: Database) -> None:
 
 async def test_autovacuum_is_not_waited_for(server: Server) -> None:
     """Autovacuum gives way to a build by itself, though a role without privileges cannot see that it is autovacuum."""
-    folder = Path(tempfile.mkdtemp(prefix="ampd-autovacuum-"))
+    folder = Path(tempfile.mkdtemp(prefix="ampd-autovacuum-", dir=memory()))
     folder.chmod(0o711)
     settings = {"autovacuum": "on", "autovacuum_naptime": "1s", "fsync": "off"}
     try:
