@@ -44,7 +44,7 @@ class Holder(msgspec.Struct, frozen=True):
         """Return who it is, as far as the role may see it; what does not say that it is ampd may be anything."""
         facts = [f"pid {self.pid}"]
         if self.user:
-            facts.append(f"user {self.user}")
+            facts.append(f"user {one_line(self.user)}")
         if self.client:
             facts.append(f"on {one_line(self.client)}")
         if self.application:

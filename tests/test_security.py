@@ -12,6 +12,7 @@ import ampd
 from ampd.advisory_lock import lock_key
 from ampd.errors import AmpdError
 from ampd.history.table import TABLE as NAME
+from ampd.other_sessions import Holder
 from ampd.resumption import done_checksum
 from ampd.sql.splitter import split
 from tests.scenes import GENEROUS, Heard, history, scripts, transaction, waiting_for_a_lock
@@ -334,3 +335,37 @@ async def test_any_bytes_of_another_session_are_shown(database: Database, strang
                 )
     finally:
         await database.execute(f"DROP DATABASE {ascii_only.name} WITH (FORCE)")
+
+
+LINE = "x\n::error::forged"
+
+
+async def test_names_that_others_have_chosen_stay_on_their_line(database: Database, stranger: Role) -> None:
+    """What a CI server would take for a command of ours, or a person for a line of ours, is shown as an escape."""
+    await plant(database, stranger, "")
+    await ampd.migrate(database.url, migrations=FILES[:1])
+    await database.execute(
+        f'GRANT ALL ON {NAME} TO {stranger.name}; CREATE ROLE "{database.name}_{LINE}" LOGIN;'
+        f'GRANT {stranger.name} TO "{database.name}_{LINE}"'
+    )
+    undo = {
+        f'CREATE TRIGGER "{LINE}" BEFORE INSERT ON {NAME} FOR EACH ROW EXECUTE FUNCTION snap()': (
+            f'DROP TRIGGER "{LINE}" ON {NAME}'
+        ),
+        f'CREATE TABLE fk (v bigint, CONSTRAINT "{LINE}" FOREIGN KEY (v) REFERENCES {NAME})': "DROP TABLE fk",
+        f'ALTER SCHEMA public OWNER TO "{database.name}_{LINE}"': "ALTER SCHEMA public OWNER TO postgres",
+        f'ALTER TABLE {NAME} OWNER TO "{database.name}_{LINE}"': f"ALTER TABLE {NAME} OWNER TO postgres",
+    }
+    for act, back in undo.items():
+        await database.execute(act)
+        with pytest.raises(AmpdError) as refusal:
+            await ampd.status(database.url, migrations=FILES)
+        await database.execute(back)
+        assert "x\\n::error::forged" in refusal.value.message
+        assert "\n" not in f"{refusal.value.message}{refusal.value.hint}"
+    await database.execute(f'REVOKE {stranger.name} FROM "{database.name}_{LINE}"; DROP ROLE "{database.name}_{LINE}"')
+
+
+def test_a_role_and_its_session_are_described_on_one_line() -> None:
+    """Also where the name is that of whoever holds the advisory lock."""
+    assert "\n" not in Holder(1, user=LINE, application=LINE, client=LINE, query=f"/* ampd 0 {LINE} */").describe()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
+from ampd.display import one_line
 from ampd.errors import AmpdError, LockTimeout, MigrationFailed, MigrationInterrupted
 from ampd.events import Warned
 from ampd.history import writing
@@ -106,7 +107,7 @@ class Outcome:
             if each.worker is not None:
                 raise LockUnavailable(self._busy_error(unit, each.worker))
             self._execution.on_event(
-                Warned(message=f"dropping the INVALID index {each.name} that an interrupted run left")
+                Warned(message=f"dropping the INVALID index {one_line(each.name)} that an interrupted run left")
             )
             await self._session.run(f"{self._label} DROP INDEX CONCURRENTLY IF EXISTS {each.name}")
         return bool(leftovers)

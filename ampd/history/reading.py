@@ -112,7 +112,7 @@ async def read(session: Session, schema: str | None, *, role: str | None = None,
     if (table := history.table) is not None:
         if table.trusted and not table.unaltered:
             alterations = await session.ask(alterations_sql(session, table.oid), list[str])
-            raise _not_ours_error(history.name, f"it {', and '.join(alterations)}")
+            raise _not_ours_error(history.name, f"it {', and '.join(map(one_line, alterations))}")
         _check_trust(history, table)
     if (owner := history.schema_owner) is not None and not owner.trusted:
         raise _exposed_error(history, owner)
@@ -206,7 +206,7 @@ END""")
 def _search_path_error(user: str, path: _SearchPath) -> ConfigError | PermissionDenied:
     """Return the error for a search path on which there is no schema that the role may use."""
     role, otherwise = identifier(user), "or set metadata_db.schema"
-    shown = f"the search path of role {user} ({path.text or 'empty'})"
+    shown = f"the search path of role {user} ({one_line(path.text) or 'empty'})"
     for schema, exists in path.schemas:
         if exists:
             grant = f"GRANT USAGE, CREATE ON SCHEMA {schema} TO {role}"
@@ -227,10 +227,11 @@ def _not_ours_error(name: str, why: str) -> ConfigError:
 
 
 def _stranger_error(history: History, owner: str) -> PermissionDenied:
+    shown = one_line(owner)
     return PermissionDenied(
-        f"the history table {history.name} belongs to {owner}, and so is not trusted: that is neither {history.user}, "
+        f"the history table {history.name} belongs to {shown}, and so is not trusted: that is neither {history.user}, "
         "nor a superuser, nor the owner of the database, nor the role in metadata_db.migrations.role",
-        hint=f"if {owner} is the role that migrates this database, write `role = {_toml(owner)}` under "
+        hint=f"if {shown} is the role that migrates this database, write `role = {_toml(owner)}` under "
         "[metadata_db.migrations]: its history is then believed, and migrations run under SET ROLE to it; "
         "if it is not, somebody has put the table there: find out who, and apply nothing before that",
     )
@@ -238,8 +239,9 @@ def _stranger_error(history: History, owner: str) -> PermissionDenied:
 
 def _exposed_error(history: History, owner: Owner) -> PermissionDenied:
     assert history.schema is not None
-    schema, table = identifier(history.schema), history.table
-    mend = f"ALTER SCHEMA {schema} OWNER TO {identifier(table.owner if table else history.role or history.user)}"
+    schema, table = one_line(identifier(history.schema)), history.table
+    heir = identifier(table.owner if table else history.role or history.user)
+    mend = f"ALTER SCHEMA {schema} OWNER TO {one_line(heir)}"
     if table is None:
         hint = (
             f"as its owner or a superuser: {mend}; or set metadata_db.schema to another schema; if migrations were "
@@ -248,9 +250,9 @@ def _exposed_error(history: History, owner: Owner) -> PermissionDenied:
     else:
         hint = f"find out whether the history is whole; then, as its owner or a superuser: {mend}"
     return PermissionDenied(
-        f"the schema {schema} belongs to {owner.name}, who could replace or hide the history in it, and so is not "
-        f"trusted: that is neither {history.user}, nor a superuser, nor the owner of the database, nor the role in "
-        "metadata_db.migrations.role",
+        f"the schema {schema} belongs to {one_line(owner.name)}, who could replace or hide the history in it, and so "
+        f"is not trusted: that is neither {history.user}, nor a superuser, nor the owner of the database, nor the role "
+        "in metadata_db.migrations.role",
         hint=hint,
     )
 
