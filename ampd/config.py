@@ -194,7 +194,7 @@ def check_schema(schema: str) -> None:
     """Refuse a name that no schema of ours can have.
 
     Raises:
-        ConfigError: an empty name, or one that PostgreSQL keeps for itself, or cuts.
+        ConfigError: an empty name, or one that PostgreSQL reserves, or cuts.
         TypeError: not a text at all.
     """
     if not isinstance(schema, str):
@@ -206,7 +206,7 @@ def check_schema(schema: str) -> None:
 
 def _check_name(what: str, name: str, *, reserved: bool) -> None:
     if reserved:
-        raise ConfigError(f"the {what} {name} is a name that PostgreSQL keeps for itself", hint="choose another name")
+        raise ConfigError(f"the {what} {name} is reserved by PostgreSQL", hint="choose another name")
     if "\0" in name or len(name.encode(errors="replace")) > _LONGEST_NAME:
         raise ConfigError(
             f"the {what}'s name is longer than {_LONGEST_NAME} bytes, or holds a NUL byte", hint="choose another name"

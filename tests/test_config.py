@@ -334,7 +334,7 @@ METADATA_DB_URL = "see the configuration section of the README for metadata_db.u
         *(
             (
                 toml("schema", f'"{name}"'),
-                f"metadata_db.schema: the schema {name} is a name that PostgreSQL keeps for itself",
+                f"metadata_db.schema: the schema {name} is reserved by PostgreSQL",
                 "choose another name",
             )
             for name in ("$user", "pg_catalog", "pg_amp")
