@@ -724,7 +724,7 @@ async def test_a_view_in_the_place_of_the_history_is_not_asked_when_a_build_was_
     assert not (open_path / "caught").exists()
 
 
-@pytest.mark.parametrize("what", ["INDEX CONCURRENTLY i", "TABLE CONCURRENTLY t", "(CONCURRENTLY) SCHEMA public"])
+@pytest.mark.parametrize("what", ["INDEX CONCURRENTLY i", "TABLE CONCURRENTLY t", "SCHEMA CONCURRENTLY public"])
 async def test_what_an_interrupted_reindex_has_left_is_told_from_what_others_have(
     database: Database, stranger: Role, what: str
 ) -> None:
