@@ -18,7 +18,7 @@ from .other_sessions import Blocker, Holder
 from .report import PendingMigration, Report
 
 UNFINISHED = "unfinished: run `ampd migrate` again; it resumes or says what to do"
-UNCONFIRMED = "and the server has not said what became of it: look at `ampd status`"
+UNCONFIRMED = "and the server did not confirm the rollback: run `ampd status`"
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

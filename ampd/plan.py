@@ -261,7 +261,7 @@ def conflict_of(info: MigrationInfo, at_work: str | None = None) -> Conflict:
     """Return a step in conflict, told to a person."""
     if info.state is State.INTERRUPTED and at_work:
         hint = "wait for it; `ampd migrate` does, and goes on where it has stopped"
-        return Conflict(info, f"{info.label} is not finished: a runner is at work ({at_work})", hint)
+        return Conflict(info, f"{info.label} is not finished: a runner is working on it ({at_work})", hint)
     message, hint = _VERDICTS[info.state]
     edited = info.applied and (info.migration is None or info.migration.checksum != info.applied.checksum)
     facts = {

@@ -350,5 +350,5 @@ def _check_target(files: Sequence[Migration], target: int | None) -> None:
         nearest = ", ".join(migration.label for migration in files[-3:])
         raise ConfigError(
             f"there is no migration with version {target}",
-            hint=f"the newest are {nearest}" if nearest else "the folder holds no migrations",
+            hint=f"the newest are {nearest}" if nearest else "the folder contains no migrations",
         )

@@ -153,7 +153,9 @@ def _files(folder: Path | Traversable, shown: str, hint: str) -> list[Path | Tra
         some = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
         passed_over = f"passed over: {os.fsencode(some).decode(errors='backslashreplace')}" if some else "it is empty"
         raise InvalidMigration(
-            f"the migrations folder {shown} holds no file <version>_<name>.sql ({passed_over})", file=shown, hint=hint
+            f"the migrations folder {shown} contains no file <version>_<name>.sql ({passed_over})",
+            file=shown,
+            hint=hint,
         )
     return files
 
@@ -180,9 +182,9 @@ def _unreadable(entry: Path) -> str | None:
 
 
 def _unusable_error(problems: list[tuple[str, str]], shown: str) -> InvalidMigration:
-    first_name, first_offence = problems[0]
+    first_name, first_problem = problems[0]
     if len(problems) == 1:
-        message = f"{shown}/{first_name} {first_offence}"
+        message = f"{shown}/{first_name} {first_problem}"
     else:
         listed = "".join(f"\n  {name} {what}" for name, what in problems)
         message = f"{len(problems)} faults in the files of {shown}:{listed}"

@@ -642,7 +642,9 @@ def test_what_cannot_be_used_is_named(ampd: Ampd, database: Database, arguments:
 def test_a_folder_without_a_migration(ampd: Ampd, tmp_path: Path, command: list[str]) -> None:
     """Nothing is called up to date by a folder that is not mounted, or whose files are of another kind."""
     write(tmp_path / "m", {"README.md": "nothing here", "1_a.down.sql": "DROP TABLE a"})
-    text = "error: the migrations folder m holds no file <version>_<name>.sql (passed over: 1_a.down.sql, README.md)\n"
+    text = (
+        "error: the migrations folder m contains no file <version>_<name>.sql (passed over: 1_a.down.sql, README.md)\n"
+    )
     hint = (
         "hint: give it with --migrations DIR or metadata_db.migrations.dir; "
         "a relative path in the configuration file is relative to that file\n"

@@ -377,7 +377,7 @@ async def test_a_signal_in_a_silent_network(database: Database, ampd: Ampd, tmp_
         await gate.execute("COMMIT")
     assert process.returncode == 143
     told = "SIGTERM: applied 1 step; 2 step was stopped, "
-    told += "and the server has not said what became of it: look at `ampd status`"
+    told += "and the server did not confirm the rollback: run `ampd status`"
     assert stderr.splitlines()[-1] == told
     document = msgspec.json.decode(stdout)
     assert (document["result"], document["current_version"]) == ("failed", 1)

@@ -127,7 +127,7 @@ STOPPED = "nothing was applied; 2 jobs was stopped"
         ),
         (
             Stopped(report=replace(REPORT, applied=()), confirmed=False, running=STARTING),
-            f"{STOPPED}, and the server has not said what became of it: look at `ampd status`",
+            f"{STOPPED}, and the server did not confirm the rollback: run `ampd status`",
         ),
         (
             Stopped(report=replace(REPORT, applied=()), confirmed=True, running=replace(STARTING, transactional=False)),

@@ -105,7 +105,6 @@ async def test_what_a_large_script_sets_holds_until_its_end(database: Database, 
         ("SELECT 1/0", 31, 1),  # of which the server tells no position
         ("INSERT INTO t\n  VALUES (nothing)", 32, 11),
         ("INSERT INTO t VALUES (3)", 31, 1),
-        ("SELECT E'\\xff'", 31, 1),  # refused while it is read
     ],
 )
 @pytest.mark.parametrize("before", ["", "-- no-transaction\nBEGIN;"])
@@ -238,7 +237,7 @@ async def test_what_ends_the_transaction_ends_the_run(
     monkeypatch.setattr("ampd.sql.checks.finding_problems", blind)
     statements = SCRIPT.split(";\n")
     script = ";\n".join((*statements[:10], end, *statements[10:]))
-    with pytest.raises(MigrationFailed, match="ended the transaction that it ran in"):
+    with pytest.raises(MigrationFailed, match="ended its own transaction"):
         await library.migrate(database.url, migrations=scripts(script))
     assert len(await rows(database) or ()) < 20
 

@@ -255,7 +255,7 @@ async def test_a_folder_with_other_files_is_refused(data_dir: Path, bindir: Path
         (lambda data_dir: data_dir.parent.rmdir() or data_dir.parent.touch(), "{data_dir.parent}: File exists"),
         (
             lambda data_dir: data_dir.mkdir() or (data_dir / "PG_VERSION").write_text("fifteen"),
-            "its PG_VERSION holds no version",
+            "its PG_VERSION contains no version",
         ),
     ],
     ids=["file", "folder for a version", "folder for a log", "folder for a lock", "file for a folder", "no version"],

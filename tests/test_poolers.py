@@ -217,8 +217,8 @@ async def test_what_is_temporary_may_be_gone_behind_a_pooler(
         with pytest.raises(ConfigError) as raised:
             await library.migrate(pooled.url, migrations=files)
         assert raised.value.message == (
-            "2_step.sql:3: behind a pooler in transaction mode this may not find t, which is temporary and made in "
-            "line 2"
+            "2_step.sql:3: the temporary t (made in line 2) may be missing here: "
+            "a pooler in transaction mode can run each statement in another session"
         )
     assert await database.fetchval("SELECT to_regclass('t') IS NOT NULL")
     await assert_clean(pooled)

@@ -281,7 +281,7 @@ async def test_a_runner_at_work_is_no_interruption(table: Database) -> None:
 
         await until(at_it)
         (conflict,) = (await library.status(table.url, migrations=files)).plan.conflicts
-        assert conflict.message.startswith("1 step is not finished: a runner is at work (pid ")
+        assert conflict.message.startswith("1 step is not finished: a runner is working on it (pid ")
         assert (await library.status(table.url, migrations=())).plan.ahead
         await gate.execute("COMMIT")
     with anyio.fail_after(GENEROUS):
@@ -336,7 +336,9 @@ async def test_a_build_that_had_to_wait_for_another_was_not_begun(table: Databas
     async with transaction(table, "LOCK TABLE t IN SHARE UPDATE EXCLUSIVE MODE") as other:
         with pytest.raises(LockTimeout) as raised:
             await library.migrate(table.url, migrations=files, limits=Limits(lock_retry_secs=0.5))
-        assert raised.value.message.startswith(f"1_step.sql:2: session {other.get_server_pid()} is at work on the")
+        assert raised.value.message.startswith(
+            f"1_step.sql:2: session {other.get_server_pid()} is building an index (or similar) on the same"
+        )
     await table.execute("CREATE INDEX i ON t (more)")
     if " i " in build:
         with pytest.raises(MigrationFailed, match='relation "i" already exists'):

@@ -78,7 +78,7 @@ def test_a_folder_without_migrations(folder: Path, files: dict[str, bytes | str]
     """A folder in which nothing is left, unmounted for example, is an error that names what was passed over."""
     fill(folder, files)
     error = refusal(folder)
-    assert str(error) == f"the migrations folder {folder} holds no file <version>_<name>.sql ({why})\nhint: {LOOK}"
+    assert str(error) == f"the migrations folder {folder} contains no file <version>_<name>.sql ({why})\nhint: {LOOK}"
     assert error.file == str(folder)
 
 
@@ -305,7 +305,7 @@ def test_an_installation_without_its_migrations(tmp_path: Path, left: str) -> No
     told = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
-    what = "holds no file <version>_<name>.sql (it is empty)" if left == "an empty folder" else "does not exist"
+    what = "contains no file <version>_<name>.sql (it is empty)" if left == "an empty folder" else "does not exist"
     assert told.stdout == (
         f"the migrations folder ampd/migrations {what}\n"
         "hint: install ampd again, with its .sql files, or give a folder of your own with --migrations DIR\n"

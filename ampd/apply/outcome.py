@@ -126,7 +126,7 @@ class Outcome:
     def _busy_error(self, unit: Unit, worker: int) -> LockTimeout:
         file, line = self._migration.file, unit.statements[0].line
         return LockTimeout(
-            f"{file}:{line}: session {worker} is at work on the table, such as building another index",
+            f"{file}:{line}: session {worker} is building an index (or similar) on the same table",
             hint=UNFINISHED,
             **location_of(self._migration, unit.statements[0].start),
         )

@@ -80,8 +80,8 @@ def check_no_session(execution: Execution, backend: Backend) -> Slices[None]:
             yield
             if name := next((name for name in temporary if kinds.mentions(statement, name)), None):
                 raise ConfigError(
-                    f"{file}:{line}: behind a pooler in transaction mode this may not find {name}, which is temporary "
-                    f"and made in line {temporary[name]}",
+                    f"{file}:{line}: the temporary {name} (made in line {temporary[name]}) may be missing here: "
+                    "a pooler in transaction mode can run each statement in another session",
                     hint="connect directly, or to a pooler in session mode; or put both between BEGIN and COMMIT",
                     **location_of(execution.migration, unit.statements.start(0)),
                 )

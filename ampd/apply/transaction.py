@@ -118,7 +118,7 @@ def check_transaction_sql(transaction: str) -> str:
     current = "COALESCE(pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text, '')"
     return do_block(f"""BEGIN
   IF {current} OPERATOR(pg_catalog.<>) '{transaction}' THEN
-    RAISE EXCEPTION 'the migration ended the transaction that it ran in' USING ERRCODE = '{table.ESCAPED}';
+    RAISE EXCEPTION 'the migration ended its own transaction' USING ERRCODE = '{table.ESCAPED}';
   END IF;
 END""")
 

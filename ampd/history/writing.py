@@ -238,7 +238,7 @@ def finish_sql(history: History, migration: Migration, statements: int) -> str:
     UPDATE ONLY {history.name} SET finished_at = clock_timestamp(), statements_done = {statements}
      WHERE version = {migration.version} AND xmin = pg_current_xact_id()::xid AND {there};
     IF NOT FOUND THEN
-      RAISE EXCEPTION 'the migration ended the transaction that it ran in' USING ERRCODE =
+      RAISE EXCEPTION 'the migration ended its own transaction, or deleted its history row' USING ERRCODE =
         CASE WHEN {there} THEN '{ESCAPED}' ELSE '{EMPTIED}' END;
     END IF;
 END""")

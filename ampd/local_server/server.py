@@ -126,7 +126,7 @@ def _made_by(data_dir: Path) -> int | None:
         return None
     except ValueError as error:
         raise ConfigError(
-            f"cannot keep a database in {data_dir}: its PG_VERSION holds no version",
+            f"cannot keep a database in {data_dir}: its PG_VERSION contains no version",
             hint="choose another folder with --amp-dir",
         ) from error
     except PermissionError as error:
