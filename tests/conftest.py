@@ -184,3 +184,15 @@ def configured(database: Database, tmp_path: Path) -> Callable[..., MetadataDb]:
         return MetadataDb(url=DatabaseUrl(url), migrations=files, **keys)
 
     return configure
+
+
+@pytest.fixture(scope="module")
+def bare_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No settings of whoever runs the tests, and none in their home."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("PGHOST", "PGPORT", "PGUSER", "PGDATABASE", "PGPASSWORD", "PGSERVICE", "PGSSLMODE", "PGOPTIONS"):
+            patch.delenv(name, raising=False)
+        nowhere = tmp_path_factory.mktemp("home") / "none"
+        for name in ("PGPASSFILE", "PGSERVICEFILE"):
+            patch.setenv(name, str(nowhere))
+        yield

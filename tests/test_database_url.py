@@ -2,14 +2,12 @@
 
 import ctypes
 import inspect
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from ctypes.util import find_library
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-import asyncpg
 import pytest
 from asyncpg import connect_utils
 from hypothesis import assume, example, given
@@ -17,28 +15,16 @@ from hypothesis import strategies as st
 
 import ampd
 from ampd import ConfigError, DatabaseUrl
-from ampd.postgres import libpq as libpq_module
-from ampd.postgres.libpq import driver_arguments
 from ampd.redaction import Hidden
 from tests.repetition import examples
-from tests.scenes import scripts
-from tests.servers import Database, Server
+from tests.servers import Server
 
 ENCODE = "if the password holds any of : / ? # @ % &, write those percent-encoded (%3A %2F %3F %23 %40 %25 %26)"
 NOT_A_PORT = "the port in the database URL is not a number from 1 to 65535"
 Host = tuple[str, int | None]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _bare_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No settings of whoever runs the tests, and none in their home."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("PGHOST", "PGPORT", "PGUSER", "PGDATABASE", "PGPASSWORD", "PGSERVICE", "PGSSLMODE", "PGOPTIONS"):
-            patch.delenv(name, raising=False)
-        nowhere = tmp_path_factory.mktemp("home") / "none"
-        for name in ("PGPASSFILE", "PGSERVICEFILE"):
-            patch.setenv(name, str(nowhere))
-        yield
+pytestmark = pytest.mark.usefixtures("bare_environment")
 
 
 @pytest.mark.parametrize(
@@ -195,209 +181,6 @@ def test_a_very_short_password_is_hidden_as_a_word_alone(password: str, shown: s
     text = 'password "e" failed: relation "e_mail", host e.example'
     assert DatabaseUrl(f"postgresql://u:{password}@h/db").redact(text) == shown
 
-
-INTEGERS = [
-    ("keepalives", 2147483647),
-    ("keepalives_idle", 32767),
-    ("keepalives_interval", 32767),
-    ("keepalives_count", 127),
-    ("tcp_user_timeout", 2147483647),
-    ("connect_timeout", 2147483647),
-]
-
-
-@pytest.mark.parametrize(("name", "largest"), INTEGERS)
-@pytest.mark.parametrize("value", ["{}", "9999999999", "-9999999999", "1.5", "ten", ""])
-def test_numbers_beyond_what_can_be_had(name: str, largest: int, value: str) -> None:
-    """A number that the kernel or libpq would not take is an error that names the parameter and its bound."""
-    value = value.format(largest + 1)
-    with pytest.raises(ConfigError) as error:
-        driver_arguments(DatabaseUrl(f"postgresql://h/db?{name}={value}"), 10)
-    assert str(error.value) == (
-        f"the database URL has {name}={value}, which is not a whole number up to {largest}\nhint: write {name}=10, say"
-    )
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("value", ["largest", "0", "-1"])
-async def test_numbers_that_can_be_had(database: Database, value: str) -> None:
-    """With each number as large as it may be, or none, there is a connection."""
-    given = "&".join(f"{name}={largest if value == 'largest' else value}" for name, largest in INTEGERS)
-    assert (await ampd.status(f"{database.url}?{given}", migrations=())).up_to_date
-
-
-JDBC = "use sslmode=require for a connection that must be encrypted, or another sslmode"
-
-
-@pytest.mark.parametrize(
-    ("query", "hint"),
-    [
-        ("ssl=false", JDBC),
-        ("ssl=1", JDBC),
-        ("requiressl=1", JDBC),
-        ("service=amp", "write what the service stands for into the URL"),
-        *(
-            (
-                f"{name}=app",
-                f"set metadata_db.schema (or AMP_CONFIG_METADATA_DB__SCHEMA) to app, and remove {name} from the URL",
-            )
-            for name in ("schema", "currentSchema")
-        ),
-        *(
-            (
-                f"{name}=5",
-                f"remove {name} from the URL: the pool of a service is configured under [metadata_db], as pool_size",
-            )
-            for name in ("connection_limit", "pool_timeout", "socket_timeout")
-        ),
-        *(
-            (
-                f"{name}=true",
-                f"remove {name} from the URL: ampd prepares no statements, and works behind a pooler as it is",
-            )
-            for name in (
-                "pgbouncer",
-                "statement_cache_size",
-                "prepared_statement_cache_size",
-                "prepared_statement_name_func",
-                "prepareThreshold",
-                "async_fallback",
-            )
-        ),
-        ("sslaccept=strict", "use sslmode=verify-full in place of strict, or sslmode=require"),
-        ("sslidentity=/id.p12", "use sslcert and sslkey"),
-        ("require_auth=none", "remove require_auth from the URL if you can do without it"),
-        (
-            "channel_binding=require",
-            "remove channel_binding from the URL if you can do without it, or use channel_binding=prefer",
-        ),
-    ],
-)
-def test_parameters_that_cannot_be_honoured(query: str, hint: str) -> None:
-    """A parameter that would be lost is refused by name, and no hint makes the connection less safe unasked."""
-    with pytest.raises(ConfigError) as error:
-        driver_arguments(DatabaseUrl(f"postgresql://h/db?{query}"), 10)
-    assert str(error.value) == f"the database URL asks for {query}, which ampd cannot honour\nhint: {hint}"
-
-
-def test_an_empty_file_name_is_none() -> None:
-    """As to libpq, an empty parameter that names a file is as good as left out."""
-    url = DatabaseUrl("postgresql://h/db?sslrootcert=&sslcert=&sslkey=&sslcrl=&sslmode=require")
-    arguments, _ = driver_arguments(url, 10)
-    assert DatabaseUrl(arguments.reveal()["dsn"]).parameters == {
-        "sslmode": "require",
-        "application_name": "ampd",
-        "standard_conforming_strings": "on",
-    }
-
-
-@pytest.mark.parametrize(
-    ("lines", "password"),
-    [
-        ("h:5433:db:u:plain", "plain"),
-        ("*:*:*:*:any", "any"),
-        ("h:5433:db:u:a\\:b\\\\c", "a:b\\c"),
-        ("h:5433:db:u:ends \r\nh:5433:db:u:second", "ends "),
-        ("# h:5433:db:u:no\n\nshort:line\nh:5433:db:u\nh:1:db:u:no\nh:5433:x:u:no\nh:5433:db:v:no\ni:*:*:*:no", None),
-        ("h:5433:db:u:up to here:not this", "up to here"),
-        ("h:5433:db:u:half\\", "half\\"),
-    ],
-)
-def test_the_password_file_is_read_as_libpq_does(tmp_path: Path, lines: str, password: str | None) -> None:
-    """A colon and a backslash are escaped by a backslash, and a space at the end belongs to the password."""
-    (file := tmp_path / "pgpass").write_bytes(lines.encode())
-    file.chmod(0o600)
-    url = DatabaseUrl(f"postgresql://u@h:5433/db?passfile={file}")
-    assert driver_arguments(url, 1)[0].reveal().get("password") == password
-    file.chmod(0o640)
-    arguments, remarks = driver_arguments(url, 1)
-    loose = f"password file {file} has group or world access and is ignored; chmod 0600 {file}"
-    assert (arguments.reveal()["password"], remarks) == ("", (loose,))
-
-
-DIFFERENT = "h:5433:db:u:one\ni:5433:db:u:two\n*:*:other:u:all\nj:*:db:u:one\nlocalhost:*:db:u:one\n"
-
-
-@pytest.mark.parametrize(
-    ("url", "environ", "password"),
-    [
-        ("postgresql://u@h:5433,i:5433/other", {}, "all"),
-        ("postgresql://u@h:5433,j/db", {}, "one"),
-        ("postgresql://u@k,l/db", {}, ""),  # nothing is left to the driver, which would ask for each host in turn
-        ("postgresql://u@h:5433,i:5433/db", {}, None),
-        ("postgresql://u@i,h/db?port=5433", {}, None),
-        ("postgresql://u@h:5433,k/db", {}, None),
-        ("postgresql://u@/db", {"PGHOST": "h,i", "PGPORT": "5433"}, None),
-        ("postgresql:///db?user=u", {"PGHOST": "h,j", "PGPORT": "5433,1"}, "one"),
-        ("postgresql:///db?user=u&host=/tmp/a,/tmp/b", {}, "one"),
-        ("postgresql://u:url@h:5433,i:5433/db", {}, "url"),
-        ("postgresql://u@h:5433,i:5433/db", {"PGPASSWORD": "environment"}, "environment"),
-    ],
-)
-def test_a_password_goes_to_its_own_host(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, environ: dict[str, str], password: str | None
-) -> None:
-    """What the password file has for one of several hosts is sent to none of the others."""
-    (file := tmp_path / "pgpass").write_text(DIFFERENT)
-    file.chmod(0o600)
-    for name, value in {"PGPASSFILE": str(file), **environ}.items():
-        monkeypatch.setenv(name, value)
-    if password is not None:
-        assert driver_arguments(DatabaseUrl(url), 1)[0].reveal()["password"] == password
-        return
-    with pytest.raises(ConfigError) as error:
-        driver_arguments(DatabaseUrl(url), 1)
-    assert str(error.value) == (
-        f"the password file {file} has not the same password for all hosts of the database URL\n"
-        "hint: ampd cannot give each host its own: name one host, or set PGPASSWORD to a password that all take"
-    )
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize(
-    ("variable", "value", "text"),
-    [
-        (
-            "PGPORT",
-            "abc",
-            "the variable PGPORT is abc, which is not a number from 1 to 65535\nhint: correct it, or unset it",
-        ),
-        (
-            "PGPORT",
-            "1,0",
-            "the variable PGPORT is 1,0, which is not a number from 1 to 65535\nhint: correct it, or unset it",
-        ),
-        (
-            "PGTARGETSESSIONATTRS",
-            "foo",
-            "the variable PGTARGETSESSIONATTRS is foo, which is not one of its values\nhint: use one of any, "
-            "read-write, read-only, primary, standby, prefer-standby, or unset it",
-        ),
-        (
-            "PGSSLMODE",
-            "foo",
-            "h:5432/db: `sslmode` parameter must be one of: disable, allow, prefer, require, verify-ca, verify-full\n"
-            "hint: correct the database URL, or what it leaves to PGSSLMODE",
-        ),
-    ],
-)
-async def test_variables_that_are_wrong(monkeypatch: pytest.MonkeyPatch, variable: str, value: str, text: str) -> None:
-    """What is wrong with a PG* variable that the URL leaves room for is told by the variable's name."""
-    monkeypatch.setenv(variable, value)
-    with pytest.raises(ConfigError) as error:
-        await ampd.status("postgresql://h/db", migrations=())
-    assert str(error.value) == text
-
-
-@pytest.mark.anyio
-async def test_variables_that_the_url_overrides(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wrong variable does no harm where the URL has its own word."""
-    for variable in ("PGTARGETSESSIONATTRS", "PGSSLMODE"):
-        monkeypatch.setenv(variable, "foo")
-    await ampd.status(f"{database.url}?target_session_attrs=any&sslmode=prefer", migrations=())
-
-
-# Laws: URLs from parts, in any of the ways to write them down.
 
 NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=12)
 SECRETS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=4, max_size=16)
@@ -574,59 +357,6 @@ def test_libpq_reads_the_same(libpq: Callable[[str], dict[str, str] | None], mad
     assert theirs == {"user": ours.user, "password": ours.password, "dbname": ours.database} | ours.parameters
 
 
-@pytest.mark.anyio
-async def test_a_server_is_reached_by_every_form(database: Database) -> None:
-    """Names that need every kind of quoting, by TCP and by socket, end in the right database as the right role."""
-    server, odd = database.server, f"{database.name}_" + "o'd %41/@?#&=+:ä"
-    name, folder, at = quote(odd, safe=""), quote(server.socket_dir, safe=""), f"{server.host}:{server.port}"
-    async with database.connect() as admin:
-        await admin.execute(f'CREATE DATABASE "{odd}" TEMPLATE template0')
-        await admin.execute(f'CREATE ROLE "{odd}" LOGIN')
-        try:
-            for form in (
-                f"postgres://{name}:pw@{at}/{name}",
-                f"postgresql:///?dbname={name}&user={name}&host={server.host}&port={server.port}",
-                f"postgresql://{name}@{folder}:{server.port}/{name}",
-                f"postgresql:///{name}?host={folder}&port={server.port}&user={name}&password=a+b",
-                f"postgresql://{name}@{server.host}:1,{at}/{name}",
-                f"postgresql:///{name}?host={folder},{server.host}&port=1,{server.port}&user={name}",
-            ):
-                connection = await asyncpg.connect(DatabaseUrl(form).reveal())
-                try:
-                    reached = await connection.fetchrow("SELECT current_database(), current_user")
-                finally:
-                    await connection.close()
-                assert tuple(reached) == (odd, odd), form
-        finally:
-            await admin.execute(f'DROP DATABASE "{odd}" WITH (FORCE)')
-            await admin.execute(f'DROP ROLE "{odd}"')
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize(
-    ("query", "expected"),
-    [
-        ("", (1, 5, 2, 3, 0)),
-        ("keepalives_idle=7&keepalives_interval=4&keepalives_count=9&tcp_user_timeout=1234", (1, 7, 4, 9, 1234)),
-        ("keepalives=0", (0, None, None, None, 0)),
-    ],
-)
-async def test_a_dead_server_is_noticed_by_the_socket(
-    database: Database, query: str, expected: tuple[int | None, ...]
-) -> None:
-    """Keepalives are on unless the URL says otherwise, with its own numbers where it gives some."""
-    arguments, _ = driver_arguments(DatabaseUrl(f"{database.url}?sslmode=disable&{query}".rstrip("&")), 10)
-    connection = await asyncpg.connect(**arguments.reveal())
-    sock = connection._transport.get_extra_info("socket")
-    tcp = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
-    found = [sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)]
-    found += [sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in tcp]
-    await connection.close()
-    assert [value for value, wanted in zip(found, expected, strict=True) if wanted is not None] == [
-        wanted for wanted in expected if wanted is not None
-    ]
-
-
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres"])
 @pytest.mark.parametrize(
     "driver", ["asyncpg", "psycopg", "psycopg_async", "psycopg2", "psycopg2cffi", "pg8000", "aiopg"]
@@ -713,137 +443,3 @@ async def test_objects_of_sqlalchemy(given: Any, name: str) -> None:
     with pytest.raises(ConfigError) as refused:
         ampd.MetadataDb(url=given)
     assert refused.value.message == f"metadata_db.url: expected `str`, got `{kind}`{way.removeprefix(f'not {kind}')}"
-
-
-@pytest.mark.parametrize(
-    ("parameter", "hint"),
-    [
-        ("ssl_mode=require", "did you mean sslmode?"),
-        ("sslMode=require", "did you mean sslmode?"),
-        ("SSLROOTCERT=x", "did you mean sslrootcert?"),
-        ("Search_Path=x", "did you mean search_path?"),
-        ("shared_buffers=1", "remove it; or if it is a setting of the server, write it as options=-c%20NAME%3DVALUE"),
-    ],
-)
-def test_an_unknown_parameter_is_refused_before_connecting(parameter: str, hint: str) -> None:
-    """A misspelled sslmode would send the password in clear before the server could complain."""
-    name = parameter.partition("=")[0]
-    with pytest.raises(ConfigError) as caught:
-        driver_arguments(DatabaseUrl(f"postgresql://u:geheim@h/d?{parameter}"), 1)
-    assert caught.value.message == f"the database URL has the parameter {name}, which neither libpq nor ampd knows"
-    assert caught.value.hint == hint
-
-
-def test_every_parameter_of_libpq_is_known() -> None:
-    """The list is that of libpq's own documentation: each is honoured, or refused for what it is."""
-    documented = [
-        "host",
-        "hostaddr",
-        "port",
-        "dbname",
-        "user",
-        "password",
-        "passfile",
-        "require_auth",
-        "channel_binding",
-        "connect_timeout",
-        "client_encoding",
-        "options",
-        "application_name",
-        "fallback_application_name",
-        "keepalives",
-        "keepalives_idle",
-        "keepalives_interval",
-        "keepalives_count",
-        "tcp_user_timeout",
-        "replication",
-        "gssencmode",
-        "sslmode",
-        "requiressl",
-        "sslnegotiation",
-        "sslcompression",
-        "sslcert",
-        "sslkey",
-        "sslkeylogfile",
-        "sslpassword",
-        "sslcertmode",
-        "sslrootcert",
-        "sslcrl",
-        "sslcrldir",
-        "sslsni",
-        "requirepeer",
-        "ssl_min_protocol_version",
-        "ssl_max_protocol_version",
-        "min_protocol_version",
-        "max_protocol_version",
-        "krbsrvname",
-        "gsslib",
-        "gssdelegation",
-        "scram_client_key",
-        "scram_server_key",
-        "service",
-        "servicefile",
-        "target_session_attrs",
-        "load_balance_hosts",
-        "oauth_issuer",
-        "oauth_client_id",
-        "oauth_client_secret",
-        "oauth_scope",
-    ]
-    of_the_place = {"host", "port", "dbname", "user", "password"}
-    assert set(documented) - of_the_place - libpq_module._HONOURED - libpq_module._CANNOT_HONOUR == set()
-
-
-@pytest.mark.parametrize(
-    ("variable", "value", "hint"),
-    [
-        ("PGCHANNELBINDING", "require", ", or use prefer"),
-        ("PGCLIENTENCODING", "LATIN1", ", or use UTF-8"),
-        ("PGGSSENCMODE", "require", ", or use allow"),
-        ("PGHOSTADDR", "127.0.0.2", ""),
-        ("PGLOADBALANCEHOSTS", "random", ", or use disable"),
-        ("PGMINPROTOCOLVERSION", "3.2", ", or use 3.0"),
-        ("PGREQUIREAUTH", "scram-sha-256", ""),
-        ("PGREQUIREPEER", "postgres", ""),
-        ("PGREQUIRESSL", "1", ""),
-        ("PGSERVICE", "amp", ""),
-        ("PGSSLCERTMODE", "require", ", or use allow"),
-        ("PGSSLCRLDIR", "/crl", ""),
-    ],
-)
-def test_what_libpq_reads_and_ampd_cannot_honour_is_refused(
-    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, hint: str
-) -> None:
-    """Psql and ampd must not go to two places, nor one of them with less security."""
-    monkeypatch.setenv(variable, value)
-    with pytest.raises(ConfigError) as caught:
-        driver_arguments(DatabaseUrl("postgresql:///d"), 1)
-    assert caught.value.message == f"the variable {variable} asks for {value}, which psql honours and ampd cannot"
-    assert caught.value.hint == f"unset {variable} if you can do without it{hint}"
-
-
-@pytest.mark.anyio
-async def test_what_libpq_reads_is_honoured(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PGOPTIONS and its like take ampd where they take psql; what the URL says itself goes before them."""
-    await database.execute("CREATE SCHEMA app")
-    for variable, value in {
-        "PGOPTIONS": "-c search_path=app -c work_mem=5MB",
-        "PGTZ": "Asia/Tokyo",
-        "PGDATESTYLE": "German",
-        "PGCONNECT_TIMEOUT": "7",
-    }.items():
-        monkeypatch.setenv(variable, value)
-    arguments, _ = driver_arguments(DatabaseUrl(database.url), 1)
-    assert arguments.reveal()["timeout"] == 7
-    connection = await asyncpg.connect(**arguments.reveal())
-    settings = "SELECT current_setting('work_mem'), current_setting('timezone'), current_setting('datestyle')"
-    assert tuple(await connection.fetchrow(settings)) == ("5MB", "Asia/Tokyo", "German, DMY")
-    await connection.close()
-    report = await ampd.migrate(database.url, migrations=scripts("CREATE TABLE t ()"))
-    assert report.schema == "app"
-    psql = await asyncpg.connect(database.url, server_settings={"options": "-c search_path=app"})
-    assert await psql.fetchval("SELECT to_regclass('t') = to_regclass('app.t')")
-    await psql.close()
-    assert (
-        await ampd.status(f"{database.url}?options=-csearch_path%3Dapp", migrations=scripts("SELECT 1"))
-    ).schema == "app"
