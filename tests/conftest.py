@@ -16,7 +16,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from ampd import DatabaseUrl, MetadataDb, Migration, Migrations
 from ampd.local_server.server import local_server
-from tests.folders import memory
+from tests.folders import TWO, memory, write
 from tests.servers import AdminSession, Ampd, Database, Role, Server
 
 SETTINGS = {
@@ -196,3 +196,9 @@ def bare_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         for name in ("PGPASSFILE", "PGSERVICEFILE"):
             patch.setenv(name, str(nowhere))
         yield
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder `m` with two migrations, in the folder that the command runs in."""
+    return write(tmp_path / "m", TWO)

@@ -1,0 +1,136 @@
+"""The streams, locales and terminals that the command line meets."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli_output import plain, seen
+from tests.folders import write
+from tests.servers import Ampd, Database
+
+
+def shell(ampd: Ampd, url: str, redirection: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run ampd in a shell with the streams redirected."""
+    command = f'{sys.executable} -m ampd "$@" {redirection}'
+    return subprocess.run(
+        ["/bin/bash", "-o", "pipefail", "-c", command, "ampd", *arguments],
+        cwd=ampd.folder,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path), "AMP_CONFIG_METADATA_DB__URL": url},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+FULL = "error: the output cannot be written: No space left on device\n"
+NOSUCH = (
+    'unknown command "nosuch". Available commands: migrate, status, resolve, solo\n'
+    "hint: `ampd --help` lists the options\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("redirection", "arguments", "expected"),
+    [
+        (">&-", ["status"], (0, "", "")),
+        (
+            "2>&-",
+            ["status"],
+            (0, "pending  1 first\npending  2 second\n\nDATABASE: no migration applied, 2 pending\n", ""),
+        ),
+        ("2>&-", ["nosuch"], (1, "", "")),
+        (">/dev/full", ["status"], (1, "", FULL)),
+        (">/dev/full", ["status", "--json"], (1, "", FULL)),
+        (">/dev/full", ["--help"], (1, "", FULL)),
+        ("2>/dev/full", ["migrate"], (0, "DATABASE: applied 2 migrations in N s, now at version 2\n", "")),
+        ("2>&-", ["migrate"], (0, "DATABASE: applied 2 migrations in N s, now at version 2\n", "")),
+        ("2>/dev/full", ["nosuch"], (1, "", "")),
+        ("| true", ["status"], (1, "", "")),
+        ("| true", ["status", "--json"], (1, "", "")),
+        ("| true", ["migrate", "--dry-run"], (1, "", "")),
+        ("| true", ["nosuch", "--json"], (1, "", f"error: {NOSUCH}")),
+        (">/dev/full", ["nosuch", "--json"], (1, "", f"{FULL}error: {NOSUCH}")),
+        (">/dev/full 2>/dev/full", ["nosuch", "--json"], (1, "", "")),
+    ],
+)
+@pytest.mark.usefixtures("folder")
+def test_streams_that_are_closed_or_full(
+    ampd: Ampd, database: Database, redirection: str, arguments: list[str], expected: tuple[int, str, str]
+) -> None:
+    """A stream that is closed, full or a broken pipe is no traceback, and no reason to stop a migration."""
+    here = ["--migrations", "m"] if arguments[0] in ("status", "migrate") else []
+    assert seen(shell(ampd, database.url, redirection, *arguments, *here)) == expected
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "C", "PYTHONUTF8": "1", "PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "POSIX"},
+        {"TERM": "dumb", "NO_COLOR": "1"},
+    ],
+)
+def test_any_locale(ampd: Ampd, database: Database, tmp_path: Path, env: dict[str, str]) -> None:
+    """Names beyond the locale are shown as well as it can, the JSON document is UTF-8, and nothing traces back."""
+    write(tmp_path / "m", {"1_größe.sql": "SELECT 1;\n", "2_中文.sql": "SELECT 'ß', 1/0;\n"})
+    process = ampd("status", "--migrations", "m", url=database.url, env=env)
+    assert (process.returncode, process.stderr) == (0, "")
+    document = ampd("status", "--json", "--migrations", "m", url=database.url, env=env)
+    assert [step["name"] for step in json.loads(document.stdout)["migrations"]] == ["größe", "中文"]
+    process = ampd("migrate", "--migrations", "m", url=database.url, env=env)
+    assert process.returncode == 1
+    assert "division by zero" in process.stderr
+    assert "Traceback" not in process.stderr
+    assert ampd("--help", env=env).returncode == 0
+
+
+def on_a_terminal(ampd: Ampd, url: str, *arguments: str, term: str) -> str:
+    """Return what ampd writes to a terminal of 40 columns."""
+    ours, theirs = pty.openpty()
+    os.set_blocking(ours, True)
+    with os.fdopen(theirs, "wb", buffering=0) as terminal:
+        subprocess.run(["stty", "cols", "40"], stdin=terminal, check=True)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ampd", *arguments],
+            cwd=ampd.folder,
+            env={
+                "PATH": os.environ["PATH"],
+                "PYTHONPATH": os.pathsep.join(sys.path),
+                "TERM": term,
+                "AMP_CONFIG_METADATA_DB__URL": url,
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=terminal,
+        )
+    written = b""
+    try:
+        while piece := os.read(ours, 4096):
+            written += piece
+    except OSError:  # the last one to hold the other end has gone
+        pass
+    finally:
+        os.close(ours)
+    assert process.wait(60) == 0
+    return plain(written.decode().replace("\r\n", "\n"))
+
+
+def test_a_terminal_shows_one_live_line(ampd: Ampd, database: Database, tmp_path: Path) -> None:
+    """On a terminal what runs now is one line, no wider than it and erased in the end; a dumb one has none."""
+    write(tmp_path / "m", {f"1_{'long_' * 10}name.sql": "SELECT 1;\n"})
+    erase = "\r\x1b[2K"
+    name = "1 long_long_long_long_long_long_long_long_long_long_name"
+    text = on_a_terminal(ampd, database.url, "migrate", "--migrations", "m", term="xterm")
+    plan = plain(f"{database.server.host}:{database.server.port}/{database.name}: 1 of 1 to apply"[:39])
+    lines = (plan, f"[1/1] {name} …"[:39], f"[1/1] {name}"[:39], f"[1/1] {name}  N ms\n", "")
+    assert text == "".join(f"{erase}{line}" for line in lines)
+    write(tmp_path / "m", {"2_b.sql": "SELECT 1;\n"})
+    text = on_a_terminal(ampd, database.url, "migrate", "--migrations", "m", term="dumb")
+    assert text == "[1/1] 2 b  N ms\n"
