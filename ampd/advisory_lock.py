@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .errors import AmpdError
 
 
-# Raised by the blocks below; the class AM is nobody else's.
+# An SQLSTATE of ampd's own; nobody else uses the class AM.
 BUSY = "AM001"  # another runner holds the lock
 
 _UNSIGNED = 0xFFFF_FFFF_FFFF_FFFF
@@ -39,10 +39,10 @@ def lock_key(schema: str, table: str) -> int:
 
 
 def holder_sql(key: int, is_runner_sql: str) -> str:
-    """Return an expression for who holds the lock, or runs a statement on behalf of a runner that is gone.
+    """Return an expression for who holds the lock, or runs a statement of a runner that is gone, as `Holder`.
 
-    A statement's label shows that it is a runner's, where `is_runner_sql` holds: a condition for the row a of
-    pg_stat_activity, since anybody can write the label. Wants the search path to be pinned.
+    Anybody can write a label: it counts only where `is_runner_sql` holds, a condition on the row a of
+    pg_stat_activity. The search path must be pinned.
     """
     query = f"CASE WHEN {is_runner_sql} THEN {readable_sql('left(a.query, 300)')} END"
     return f"""(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from time import monotonic
 
-QUIET_SECS = 1.0  # a shorter wait is not worth a word
+QUIET_SECS = 1.0  # a shorter wait is not reported
 _TELL_EVERY_SECS = 5.0
 
 
 class Backoff:
-    """A limit on one wait, a growing pause with jitter, and a word now and then; all in seconds."""
+    """A limit on one wait, a growing pause with jitter, and when to report it; all in seconds."""
 
     def __init__(self, limit: float, *, longest_pause: float, first_pause: float = 0.02) -> None:
         self.limit = limit
@@ -18,7 +18,7 @@ class Backoff:
         self.renew()
 
     def renew(self) -> None:
-        """Begin to count anew: what was waited for has come."""
+        """Reset the wait: it is over."""
         self._begun: float | None = None
         self._told = 0.0
         self.pause = self._first
@@ -29,7 +29,7 @@ class Backoff:
 
     @property
     def begun(self) -> bool:
-        """Return whether there is a wait."""
+        """Return whether the wait has begun."""
         return self._begun is not None
 
     @property
@@ -40,7 +40,7 @@ class Backoff:
         return monotonic() - self._begun
 
     def is_worth_a_word(self) -> bool:
-        """Return whether to tell of the wait now: not in its first second, and then every few seconds."""
+        """Return whether to report the wait now: not in its first second, and then every few seconds."""
         worth = self.waited >= QUIET_SECS and monotonic() - self._told >= _TELL_EVERY_SECS
         if worth:
             self._told = monotonic()

@@ -1,6 +1,6 @@
-"""Telling a run: the one place that all its events go through, and the law that they follow.
+"""The one place that all events of a run go through, and the order that they keep.
 
-The callback is somebody else's code. What it raises must neither be taken for an error of ours nor get lost in the
+The callback is the caller's code. What it raises must neither be taken for an error of ours nor get lost in the
 driver's event loop, and must not leave half a migration behind: it ends the run as a cancellation would.
 """
 
@@ -30,7 +30,7 @@ class CallbackRaised(Exception):
 class Emitter:
     """Calls `on_event` with each event of one run, stamped with database and schema, and with nothing after the last.
 
-    As a context manager it lets what the callback raises come out as it is. A callback that has raised hears no more.
+    As a context manager it raises what the callback has raised, unchanged. Such a callback is not called again.
     """
 
     def __init__(self, on_event: OnEvent, where: Callable[[], tuple[str, str | None]]) -> None:
@@ -94,10 +94,10 @@ def check_callback(on_event: object) -> None:
 
 
 class RunningMigration:
-    """One migration as its run tells it: a start once it has the lock, its statements, and one end, whichever way."""
+    """Emits the events of one migration: a start once it has the lock, its statements, and one end."""
 
-    def __init__(self, tell: Emitter, starting: Starting) -> None:
-        self._tell = tell
+    def __init__(self, emit: Emitter, starting: Starting) -> None:
+        self._emit = emit
         self._since = monotonic()
         self._ended = False
         self.starting = starting
@@ -107,13 +107,13 @@ class RunningMigration:
         """Emit that it starts, unless an earlier attempt has: one that ends in a lock timeout is made again."""
         if not self.started:
             self.started = True
-            self._tell(self.starting)
+            self._emit(self.starting)
 
     def statement(self, index: int, line: int) -> None:
         """Emit that the server has begun a statement; the index counts from 0."""
         if self.started and not self._ended:
             this = self.starting
-            self._tell(
+            self._emit(
                 StatementStarted(
                     version=this.version,
                     name=this.name,
@@ -129,17 +129,17 @@ class RunningMigration:
         """Emit that it is applied and committed."""
         self.start()  # a note of the server may have got lost on the way
         self._ended = True
-        self._tell(Applied(**self._facts()))
+        self._emit(Applied(**self._facts()))
 
     def failed(self, error: Exception) -> None:
         """Emit that this run has not applied it, and why; nothing if it has not started."""
         if self.started and not self._ended:
             self._ended = True
-            self._tell(Failed(**self._facts(), error=as_ampd_error(error)))
+            self._emit(Failed(**self._facts(), error=as_ampd_error(error)))
 
     @property
     def duration_ms(self) -> int:
-        """Return for how long it has run, the wait for its lock included."""
+        """Return how long it has run in milliseconds, the wait for its lock included."""
         return round((monotonic() - self._since) * 1000)
 
     def _facts(self) -> dict[str, Any]:
@@ -154,5 +154,5 @@ class RunningMigration:
 
 
 def as_ampd_error(error: Exception) -> AmpdError:
-    """Return an error for an event to carry: one of ours as it is, and what nobody has foreseen in words of its own."""
+    """Return an error of ampd's as it is, and any other as a MigrationInterrupted that names its type."""
     return error if isinstance(error, AmpdError) else MigrationInterrupted(f"{type(error).__name__}: {error}")

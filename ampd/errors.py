@@ -7,14 +7,14 @@
     │   ├── AuthenticationFailed        the server knows no such role, or not this password
     │   ├── TlsFailed                   the URL's TLS mode and the server do not agree
     │   ├── DatabaseMissing             the server has no such database
-    │   ├── NoAnswer                    the server was there and says nothing any more
+    │   ├── NoAnswer                    the server was there and no longer answers
     │   └── ReadOnlyServer              a standby, or a database set to read-only
-    ├── PermissionDenied            the role lacks a privilege; the hint holds the GRANT
+    ├── PermissionDenied            the role lacks a privilege; the hint contains the GRANT
     ├── MigrationConflict           history and files disagree
     │   └── MigrationInterrupted        a no-transaction migration was started and did not finish
     ├── MigrationFailed             PostgreSQL refused a statement
-    ├── LockTimeout                 a table lock could not be had in time
-    └── AdvisoryLockTimeout                 another runner held the advisory lock for too long
+    ├── LockTimeout                 a table lock was not acquired in time
+    └── AdvisoryLockTimeout         another runner held the advisory lock for too long
 
 An error carries its facts as fields, and the command line and the JSON document show those fields; whatever is not
 known is None. `code` is stable and part of the public contract.
@@ -121,7 +121,7 @@ class ReadOnlyServer(ConnectionFailed):
 
 
 class PermissionDenied(AmpdError):
-    """The role lacks a privilege; the hint holds the GRANT to run."""
+    """The role lacks a privilege; the hint contains the GRANT to run."""
 
     code = "permission"
 
@@ -167,7 +167,7 @@ class MigrationFailed(AmpdError):
 
 
 class LockTimeout(AmpdError):
-    """A lock on a table could not be had within `lock_retry_secs`; `blockers` says who held it."""
+    """A lock on a table was not acquired within `lock_retry_secs`; `blockers` says who held it."""
 
     code = "lock_timeout"
 

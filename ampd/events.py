@@ -1,4 +1,4 @@
-"""What a run tells while it runs: typed values for `on_event=`. Pure.
+"""What a run reports while it runs: typed values for `on_event=`. Pure.
 
     Planned                                      once the history is read, and again if another runner has changed it
     Starting … Applied | Failed                  for each migration, one end for each start, whichever way
@@ -43,11 +43,11 @@ class Retrying(Event, frozen=True):
 
 
 class Planned(Event, frozen=True):
-    """What a run is about to do, told once it has read the history, before any file is taken apart.
+    """What a run is about to do, emitted once it has read the history, before any file is split.
 
     Of the `total` migrations at hand so many are applied; `pending` is what this run will apply, and `ahead` are the
-    versions that a newer build has applied. Told again only if another runner, for which this one has waited, has
-    changed what is to be done.
+    versions that a newer build has applied. Emitted again only if another runner, for which this one has waited,
+    has changed what is to be done.
     """
 
     applied: int
@@ -145,7 +145,7 @@ class Blocked(Event, frozen=True):
 
 
 class LockRetry(Event, frozen=True):
-    """A lock could not be had in time: rolled back, and to be tried again after `delay` seconds."""
+    """A lock was not acquired in time: rolled back, and to be tried again after `delay` seconds."""
 
     version: int
     delay: float
@@ -157,7 +157,7 @@ class LockRetry(Event, frozen=True):
 
 
 class Applied(Event, frozen=True):
-    """A migration is applied and committed: the good end of its `Starting`."""
+    """A migration is applied and committed: the successful end of its `Starting`."""
 
     version: int
     name: str
@@ -224,7 +224,7 @@ class ServerMessage(Event, frozen=True):
 
 
 class Warned(Event, frozen=True):
-    """Something is odd and the run goes on."""
+    """Something unusual that does not stop the run."""
 
     message: str
 

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from .postgres.connection import Session
 
 
-_LONGEST_PAUSE = 1.0  # seconds between two looks
-_PAUSE_TO_LET_GO = 0.3
-_COLLISIONS = 5  # with nobody to be seen, after which it was no other runner
+_LONGEST_PAUSE = 1.0  # seconds between two reads of the history
+_PAUSE_TO_DISCONNECT = 0.3
+_COLLISIONS = 5  # refusals without a visible holder, after which it was no other runner
 
 
 class LockWait:
-    """How long one runner has waited for the lock since it last held it, and how it goes on."""
+    """One wait of a runner for the lock: how long so far, and how it goes on."""
 
     def __init__(self, limit: float, on_event: OnEvent) -> None:
         self._backoff = Backoff(limit, longest_pause=_LONGEST_PAUSE)
@@ -37,19 +37,19 @@ class LockWait:
         return self._backoff.begun
 
     def acquired(self) -> None:
-        """Begin to count anew: the lock was ours."""
+        """Reset the wait: the lock was ours."""
         self._backoff.renew()
         self._collisions = 0
-        self.is_taken_by_others = False  # until the next look
+        self.is_taken_by_others = False  # until the next read
         self._why: LockTaken | None = None
 
     @property
     def should_disconnect(self) -> bool:
-        """Return whether the next pause is long enough to let go of the connection, which others may need."""
-        return self._backoff.pause >= _PAUSE_TO_LET_GO
+        """Return whether the next pause is long enough to close the connection, which others may need."""
+        return self._backoff.pause >= _PAUSE_TO_DISCONNECT
 
     def taken(self, history: History, why: LockTaken | None = None) -> None:
-        """Begin to wait, or go on, and tell whom for.
+        """Begin or continue to wait, and emit who holds the lock.
 
         Raises:
             AdvisoryLockTimeout: others have held the lock for too long.
@@ -72,10 +72,10 @@ class LockWait:
         """Read the history; with one that was read `before` also who holds the lock now.
 
         Raises:
-            AmpdError: it was not taken by any other runner.
+            AmpdError: the write was refused several times, and no other runner was there.
         """
         who = before.schema if before else None
-        await session.reopen()  # whoever only waits has nothing to lose with a connection
+        await session.reopen()  # a session that only waits has no state to lose
         try:
             found = await read(session, schema, role=role, who=who)
         except ConnectionFailed:

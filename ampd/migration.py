@@ -35,7 +35,7 @@ class Migration(msgspec.Struct, frozen=True):
 
     @property
     def label(self) -> str:
-        """Return version and name as people say it: `42 create_jobs`."""
+        """Return version and name: `42 create_jobs`."""
         return f"{self.version} {self.name}"
 
 
@@ -84,7 +84,7 @@ def parse_file_name(file_name: str) -> tuple[int, str] | None:
 
 
 def reversals(migrations: Iterable[Migration]) -> dict[int, Migration]:
-    """Return, by the versions of those that by their names undo another migration, that other one.
+    """Return, by the version of each migration whose name says that it undoes another, that other one.
 
     `2_a_down.sql` undoes `1_a.sql` or `1_a_up.sql`, for tools that take the two for a pair.
     """

@@ -73,7 +73,7 @@ async def migrate(
 
 
 async def _apply_all(run: Run) -> Report:
-    """Apply what is pending, with as many sessions as it takes, and with none while waiting for long."""
+    """Apply what is pending, with one session or two, and with none during a long wait."""
     needed = 1
     while True:
         try:
@@ -98,7 +98,7 @@ async def _apply_pending(run: Run, sessions: list[Session]) -> Report | None:
         await run.check_history(session, todo)
         if (todo.pending or todo.interrupted) and run.history.holder:
             run.lock_wait.taken(run.history)
-        elif todo.interrupted and not run.history.holder_known:  # somebody may be at it this very moment
+        elif todo.interrupted and not run.history.holder_known:  # another runner may be applying it now
             await run.read_history(session)
             continue
         else:
@@ -113,7 +113,7 @@ async def _apply_pending(run: Run, sessions: list[Session]) -> Report | None:
             total = len(run.done) + len(todo.pending)
             try:
                 for migration in prepared:
-                    if await session.reopen():  # the last one could not be cleaned
+                    if await session.reopen():  # it could not be reset after the last migration
                         await run.read_history(session)
                         break
                     if migration.directives.no_transaction and not guards:
@@ -153,7 +153,7 @@ async def status(
         async with run.emit, run.sessions() as (session, *_):
             found = await run.planning()
             await run.check_history(session, found)
-            if found.interrupted:  # or is somebody at it this very moment?
+            if found.interrupted:  # unless another runner is applying it now
                 await run.read_history(session)
                 found = await run.planning()
     except AmpdError as error:
@@ -173,13 +173,13 @@ async def resolve(
     limits: Limits | None = None,
     on_event: OnEvent = ignore,
 ) -> Status:
-    """Resolve an interrupted migration as a person says who has looked: writes the history table, runs nothing.
+    """Record what a person has found out about an interrupted migration: writes the history table, runs nothing.
 
     Takes the arguments of `migrate`, and raises the errors of connecting and reading.
 
     Raises:
-        ConfigError: that migration is not interrupted, or these are not the files that it is one of.
-        AdvisoryLockTimeout: its runner, or a statement of it, is still at work.
+        ConfigError: that migration is not interrupted, or does not belong to these files.
+        AdvisoryLockTimeout: its runner, or one of its statements, is still running.
     """
     source = Hidden(database)
     del database
@@ -196,7 +196,7 @@ async def resolve(
 
 
 async def _resolve(run: Run, session: Session, version: int, resolution: Resolution) -> Status | None:
-    """Resolve it as soon as no runner is at it; None when that takes long."""
+    """Resolve it as soon as no runner holds the lock; None when the wait is long."""
     from .apply.transaction import resolve as record_resolution
 
     while True:
@@ -230,7 +230,7 @@ _OTHER_FOLDER = "give the folder that its file is in with --migrations DIR"
 
 
 def _check_its_file(info: MigrationInfo, files: Sequence[Migration]) -> None:
-    """Refuse to record as applied what another folder's file stands for; a file may be gone from a folder of one's own.
+    """Check that an interrupted migration belongs to these files, from which its own may be gone.
 
     Raises:
         ConfigError: it has another name and content, or these are the packaged migrations, which lose none.

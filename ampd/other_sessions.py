@@ -11,10 +11,10 @@ from .redaction import masked
 
 
 def readable_sql(text: str) -> str:
-    """Return an SQL expression for what another session of the database has written, an expression of type text.
+    """Return an SQL expression for a text of another session of the database, itself an expression of type text.
 
     In a database of SQL_ASCII that can be any bytes, which no client could read: they are escaped as those of a bytea.
-    Wants the search path to be pinned.
+    The search path must be pinned.
     """
     escaped = f"encode(convert_to({text}, 'SQL_ASCII'), 'escape')"
     return f"CASE getdatabaseencoding() WHEN 'SQL_ASCII' THEN {escaped} ELSE {text} END"
@@ -41,7 +41,7 @@ class Holder(msgspec.Struct, frozen=True):
         return self.query.removeprefix("/* ampd ").partition(" */")[0].partition(" ")[2] or None
 
     def describe(self) -> str:
-        """Return who it is, as far as the role may see it; what does not say that it is ampd may be anything."""
+        """Return one line for a person, which says so if the session does not call itself ampd."""
         facts = [f"pid {self.pid}"]
         if self.user:
             facts.append(f"user {one_line(self.user)}")

@@ -42,7 +42,7 @@ class Resolution(StrEnum):
 
 
 class MigrationInfo(msgspec.Struct, frozen=True):
-    """One version, as the files and the history know it: at least one of the two is there."""
+    """One version that the files, the history or both contain."""
 
     state: State
     migration: Migration | None
@@ -62,7 +62,7 @@ class MigrationInfo(msgspec.Struct, frozen=True):
 
     @property
     def label(self) -> str:
-        """Return version and name as people say it, on one line whoever has written the name."""
+        """Return version and name on one line."""
         return f"{self.version} {one_line(self.name)}"
 
     @property
@@ -74,7 +74,7 @@ class MigrationInfo(msgspec.Struct, frozen=True):
 
 
 class Conflict(msgspec.Struct, frozen=True):
-    """A step that stops a run, told to a person: what is the matter, and what to do."""
+    """A migration whose state stops a run: what is wrong, and what to do, for a person."""
 
     info: MigrationInfo
     message: str
@@ -97,7 +97,7 @@ class Conflict(msgspec.Struct, frozen=True):
         return "\n".join((f"  file:    {file}", f"  {word}: {by}", *self._in_doubt()))
 
     def _in_doubt(self) -> Iterator[str]:
-        """Yield which statement an interrupted run has begun or was about to begin; a changed file cannot tell."""
+        """Yield which statement an interrupted run has begun or was about to begin; none if the file has changed."""
         migration, applied = self.info.migration, self.info.applied
         if self.info.state is not State.INTERRUPTED or migration is None or applied is None:
             return
@@ -169,8 +169,8 @@ def plan(
 ) -> Plan:
     """Compare files with history: what is pending up to `target`, what is in conflict, what is ahead.
 
-    `at_work` says who holds the lock at the time, if anybody: an unfinished migration is then being worked on.
-    `resumption` is the function of that name, or one that remembers what it returned: of a long file it takes its time.
+    `at_work` says who holds the lock, if anybody: an unfinished migration is then still running.
+    `resumption` is the function of that name, or one that caches its results: for a long file it takes long.
     While the database is ahead of the files nothing is pending: a build that lags must not touch a newer schema.
     """
     files = {migration.version: migration for migration in migrations}
@@ -223,7 +223,7 @@ def is_another_projects(found: Plan) -> bool:
     """Return whether no row of the history belongs to the files at hand, as another project's history has it.
 
     A row belongs to the file that has its version and its name or checksum, and to one with its checksum that was given
-    another version. Without rows or without files there is nothing to tell by.
+    another version. False without rows or without files.
     """
     files = [info.migration for info in found.migrations if info.migration]
     rows = [info.applied for info in found.migrations if info.applied]
@@ -236,7 +236,7 @@ def _belongs(row: AppliedMigration | None, file: Migration | None) -> bool:
     return row is not None and file is not None and (row.name == file.name or row.checksum == file.checksum)
 
 
-_resumption = resumption
+_resumption = resumption  # which the parameter of `plan` hides
 
 
 _RESTORE = "restore the original file (from version control), or reset the database and run all migrations again"
@@ -258,7 +258,7 @@ _VERDICTS: dict[State, tuple[str, str]] = {
 
 
 def conflict_of(info: MigrationInfo, at_work: str | None = None) -> Conflict:
-    """Return a step in conflict, told to a person."""
+    """Return the conflict of a migration in such a state; `at_work` is that of `plan`."""
     if info.state is State.INTERRUPTED and at_work:
         hint = "wait for it; `ampd migrate` does, and goes on where it has stopped"
         return Conflict(info, f"{info.label} is not finished: a runner is working on it ({at_work})", hint)

@@ -114,7 +114,7 @@ Error = TypeVar("Error", bound=BaseException)
 
 
 class Hidden(Generic[T]):
-    """A value that nobody sees who does not ask for it: neither `repr()` nor a list of attributes shows it."""
+    """A value that neither `repr()` nor a list of attributes shows."""
 
     __slots__ = ("reveal",)
 

@@ -182,7 +182,7 @@ def still_pending(plan: Plan) -> tuple[MigrationInfo, ...]:
 
 
 def pending_of(migrations: tuple[MigrationInfo, ...]) -> tuple[PendingMigration, ...]:
-    """Return steps of a plan as the report shows them."""
+    """Return migrations of a plan as the report shows them."""
     return tuple(PendingMigration(info.version, info.name) for info in migrations)
 
 

@@ -46,7 +46,7 @@ def done_checksum(statements: Sequence[Statement]) -> bytes:
 
 
 class DoneChecksums:
-    """The checksums of the first statements of a file, of more and more of them: each goes on from the one before."""
+    """The checksums of the first statements of a file, each computed from the one before."""
 
     def __init__(self, statements: Sequence[Statement]) -> None:
         self._statements = statements
@@ -57,7 +57,7 @@ class DoneChecksums:
         return at_once(self.computing(count))
 
     def computing(self, count: int) -> Slices[bytes]:
-        """Compute it in slices; the work of `of`."""
+        """Return it in slices; the work of `of`."""
         if count == self._before[0]:
             return self._before[1].digest()
         if count != self._at[0]:
@@ -82,7 +82,7 @@ def resumption(migration: Migration, row: AppliedMigration) -> Resumption | None
 
 
 def resuming(migration: Migration, row: AppliedMigration) -> Slices[Resumption | None]:
-    """Find it out in slices; the work of `resumption`."""
+    """Return it in slices; the work of `resumption`."""
     from .sql.kinds import Kind, kind
     from .sql.splitter import splitting
 
@@ -108,9 +108,9 @@ def resuming(migration: Migration, row: AppliedMigration) -> Slices[Resumption |
 
 
 def binding_to_session(statements: Statements, done: int) -> Slices[bool]:
-    """Find out in slices whether what is not done needs what the rest has made for its session.
+    """Return, in slices, whether a remaining statement mentions a temporary object that an executed one created.
 
-    It could mistake another thing of that name for it.
+    In a new session it could find another object of that name.
     """
     from .sql.kinds import mentions, temporary
 
@@ -131,4 +131,4 @@ def _runs_in_a_transaction(migration: Migration) -> bool:
     try:
         return not directives(migration.sql).no_transaction
     except DirectiveError:
-        return False  # nobody can tell; it will be refused for that, with the line
+        return False  # it is refused for that later, with the line

@@ -1,4 +1,4 @@
-"""What one run knows: where to, from which files, how patiently, and what it has seen and done so far."""
+"""The state of one run: database, files, limits, the history as last read, and what was applied."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Source: TypeAlias = str | DatabaseUrl | MetadataDb | Pool
 
 
 class Run:
-    """One run. It keeps the history as last read, the plan as last told, and what it has applied."""
+    """One run: the history as last read, the plan as last emitted, and what it has applied."""
 
     def __init__(
         self,
@@ -75,9 +75,9 @@ class Run:
         self.lock_wait = LockWait(self.limits.advisory_lock_wait_secs, self.emit)
         self.history: History | None = None
         self.done: list[AppliedNow] = []
-        self.planned: Planned | None = None  # as told
+        self.planned: Planned | None = None  # as last emitted
         self.interrupted: Starting | None = None  # by a cancellation
-        self.confirmed = True  # that what is not done has left nothing behind
+        self.confirmed = True  # whether what is not applied is known to have left nothing behind
         self.warned: set[str] = set()
         self._resumptions: dict[AppliedMigration, Resumption | None] = {}
         self._scripts: dict[tuple[int, AppliedMigration | None], PreparedMigration] = {}
@@ -92,7 +92,7 @@ class Run:
         limits: Limits | None,
         on_event: OnEvent,
     ) -> Run:
-        """Return a run of what a caller has given; where that is no migrations, those of the folder are read."""
+        """Return a run from the arguments of `migrate`; without migrations, those of the folder are read."""
         check_event_loop()
         configured = _configuration_in(source)
         folder = configured.migrations.dir
@@ -102,7 +102,7 @@ class Run:
 
     @asynccontextmanager
     async def sessions(self, count: int = 1) -> AsyncIterator[list[Session]]:
-        """Yield sessions, and read the history; who waits for sessions, or for long for the lock, has none."""
+        """Yield sessions, the history read on the first; while waiting for them the run holds none."""
         async with self.source.sessions(count, self.read_history) as (sessions, _):
             yield sessions
 
@@ -119,7 +119,7 @@ class Run:
         return plan(self.files, applied, target=target, order=self.order, at_work=at_work, resumption=self._resumption)
 
     async def planning(self) -> Plan:
-        """Return the plan, having found out in slices how interrupted migrations can go on."""
+        """Return the plan, after computing in slices where interrupted migrations can be resumed."""
         files = {file.version: file for file in self.files}
         for row in self.history.applied if self.history else ():
             if row.finished_at is None and row not in self._resumptions and row.version in files:
@@ -143,17 +143,17 @@ class Run:
         return scripts
 
     async def check_history(self, session: Session, found: Plan) -> None:
-        """Refuse a history that is not that of the files at hand, and to begin one beside another that is.
+        """Check that the history belongs to these files, or that a first run may begin one here.
 
         Raises:
             MigrationConflict: it is another project's; or there is none yet, and another tool has migrated the schema.
-            ConfigError: there is none yet in this schema, and one in another; or nobody has named the folder for a
-                schema with tables in it.
+            ConfigError: there is none yet in this schema, and one in another; or no folder was named and the
+                schema contains tables.
         """
         assert self.history is not None
         check_project(found, history=self.history.name, packaged=self.packaged)
         if self.history.applied or self.history.holder or not self.files:
-            return  # whoever holds the lock is at the first migration, and has looked around
+            return  # a holder has made this check
         from .history.first_run import first_run_error, first_run_warnings, read_neighbours
 
         home, circumstances = self.history.schema, {"configured": self.schema is not None, "packaged": self.packaged}
@@ -164,7 +164,7 @@ class Run:
         self.warn(first_run_warnings(neighbours, home, **circumstances))
 
     def emit_plan(self, todo: Plan) -> None:
-        """Emit what is to be done, unless it is what was emitted before, less what this run has done of it."""
+        """Emit the plan, unless it is the one emitted before without what this run has applied since."""
         done = {each.version for each in self.done}
         planned = Planned(
             applied=sum(info.state is State.APPLIED for info in todo.migrations),
@@ -180,7 +180,7 @@ class Run:
         self.emit(planned)
 
     def stopped(self) -> Stopped:
-        """Return what to tell of a run that is cancelled."""
+        """Return the last event of a run that is cancelled."""
         return Stopped(
             report=self.report(),
             confirmed=self.confirmed,
@@ -201,7 +201,7 @@ class Run:
 
     @property
     def shown(self) -> str:
-        """Return how the database is named to a person."""
+        """Return the name of the database for messages."""
         if self.source.label is None and self.history:
             return self.history.address
         return self.source.label or "the pool's database"
@@ -221,7 +221,7 @@ class Run:
     def warn(self, warnings: Iterable[str]) -> None:
         """Emit each warning once in a run."""
         for message in warnings:
-            if message not in self.warned:  # by the plan before, which another runner has overtaken
+            if message not in self.warned:  # for an earlier plan
                 self.warned.add(message)
                 self.emit(Warned(message=message))
 
@@ -234,7 +234,7 @@ class Run:
         return report
 
     async def apply(self, session: Session, guards: list[Session], script: PreparedMigration, total: int) -> None:
-        """Apply one migration, and add it to the history as known; say how it ended even when cancelled."""
+        """Apply one migration, and add it to the history as known; emit how it ended, even when cancelled."""
         from .apply.no_transaction import apply_no_transaction
         from .apply.table_locks import with_lock_retries
         from .apply.transaction import apply_in_transaction
@@ -314,11 +314,11 @@ def _configuration_in(source: Hidden[Source]) -> MetadataDb:
 
 
 def _in_order(given: Iterable[Migration]) -> tuple[Migration, ...]:
-    """Return migrations that the caller has put together as those of a folder are: in order, each version once.
+    """Return a caller's migrations in the order of their versions, each version once.
 
     Raises:
         InvalidMigration: two have the same version.
-        TypeError: these are no migrations.
+        TypeError: they are paths, not migrations.
     """
     files: tuple[Migration, ...] = () if isinstance(given, str | PurePath) else tuple(given)
     for each in files or (given,):

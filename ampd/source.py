@@ -28,8 +28,8 @@ def read_migrations(directory: str | Path | None = None) -> tuple[Migration, ...
 
     Raises:
         InvalidMigration: no such folder, or no migration in it; or files not named `<version>_<name>.sql`, two with
-            one version, some that are no regular files, cannot be read, are not UTF-8 or hold a NUL byte. All offenders
-            are named at once.
+            one version, some that are no regular files, cannot be read, are not UTF-8 or contain a NUL byte. All are
+            named at once.
     """
     return at_once(reading(directory))
 
@@ -99,7 +99,7 @@ def _read(folder: Path | Traversable, shown: str, hint: str) -> Slices[tuple[Mig
 
 
 class _NotText(Exception):
-    """What is the matter with a file's bytes."""
+    """A file is not UTF-8 text, or contains a NUL byte."""
 
 
 _PIECE = 1 << 18  # bytes
@@ -110,7 +110,7 @@ def _content(entry: Path | Traversable) -> Slices[tuple[str, bytes]]:
 
     Raises:
         OSError: it cannot be read.
-        _NotText: it is not UTF-8, or holds a NUL byte.
+        _NotText: it is not UTF-8, or contains a NUL byte.
     """
     checksum, decoder = Checksum(), getincrementaldecoder("utf-8")()
     texts: list[str] = []
@@ -140,7 +140,7 @@ def _files(folder: Path | Traversable, shown: str, hint: str) -> list[Path | Tra
         if not isinstance(folder, Path) and not folder.is_dir():  # to list it would be a ValueError
             raise FileNotFoundError(ENOENT, "no such folder in the archive")
         entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
-        files = [entry for entry in entries if _has_to_be_one(entry)]
+        files = [entry for entry in entries if _should_be_migration(entry)]
         others = [] if files else [f"{entry.name}{'/' if entry.is_dir() else ''}" for entry in entries]
     except OSError as error:
         what = {ENOENT: "does not exist", ENOTDIR: "is not a folder"}.get(error.errno or 0)
@@ -160,14 +160,14 @@ def _files(folder: Path | Traversable, shown: str, hint: str) -> list[Path | Tra
     return files
 
 
-def _has_to_be_one(entry: Path | Traversable) -> bool:
+def _should_be_migration(entry: Path | Traversable) -> bool:
     name = entry.name.lower()  # in capitals it is no less meant to be one
     passed_over = name.startswith(".") or name.endswith(".down.sql") or not name.endswith(".sql")
     return not passed_over and not entry.is_dir()
 
 
 def _unreadable(entry: Path) -> str | None:
-    """Return why a file is not even opened; None if it may be read.
+    """Return why a file must not be opened; None if it may be read.
 
     A line of a file is shown where it fails, to people who may not be able to read that file.
     """
