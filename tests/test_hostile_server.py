@@ -39,10 +39,11 @@ DONE = message(b"C", b"DO\0") + READY
 
 
 @pytest.fixture(autouse=True)
-def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do not wait long for an answer that never comes."""
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not wait long for an answer that never comes, and take a megabyte for too much."""
     monkeypatch.setattr("ampd.postgres.connection.Session.ask.__kwdefaults__", {"timeout": 0.5})
     monkeypatch.setattr("ampd.postgres.database.CONNECT_TIMEOUT_SECS", 0.5)
+    monkeypatch.setattr("ampd.postgres.connection._LARGEST_NOTE", 2**20)
 
 
 @asynccontextmanager
@@ -109,7 +110,7 @@ ANSWERS: dict[str, Callable[[bytes], bytes]] = {
     "a note of another type": lambda mark: notice(b"N", "INFO", mark + b" []") + DONE,
     "a note that is nested deep": lambda mark: notice(b"N", "INFO", mark + b" " + b"[" * 100_000) + DONE,
     "a note that is not UTF-8": lambda mark: notice(b"N", "INFO", mark + b" \xff") + DONE,
-    "a huge note": lambda mark: notice(b"N", "INFO", mark + b' "' + b"x" * 70_000_000 + b'"') + DONE,
+    "a huge note": lambda mark: notice(b"N", "INFO", mark + b' "' + b"x" * 1_100_000 + b'"') + DONE,
     "rows": lambda _: message(b"T", struct.pack("!H", 1) + b"a\0" + b"\0" * 18) + message(b"D", b"\0\1") + DONE,
     "a description that breaks off": lambda _: message(b"T", b"\0\1a") + DONE,
     "a tag that breaks off": lambda _: message(b"C", b"DO") + READY,
