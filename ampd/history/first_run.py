@@ -1,4 +1,4 @@
-"""What else stands in the database before a first run: so that no history that is merely not seen is taken for none.
+"""What else is in the database before a first run, so that no history is overlooked.
 
 A search path that differs from one role to another, or a schema that was set later, leads a run past the history; then
 it would apply everything again. So where there is no history, and only then, one more question is asked, of the catalog
@@ -32,7 +32,7 @@ _MOST = 20  # tables of each kind that are asked for
 
 
 class Table(msgspec.Struct, frozen=True):
-    """A table of somebody's; `trusted` says whether its owner could harm us anyway."""
+    """A table in the database; `trusted` says whether its owner may own a history."""
 
     schema: str
     name: str
@@ -45,7 +45,7 @@ class Table(msgspec.Struct, frozen=True):
 
 
 class Neighbours(msgspec.Struct, frozen=True):
-    """What the database holds besides: never more than a few of each kind, those of trusted owners first."""
+    """What else the database contains: a limited number of each kind, those of trusted owners first."""
 
     histories: tuple[Table, ...] = ()  # of ampd's, with rows, in other schemas
     tools: tuple[Table, ...] = ()  # with rows, and named as the history of another tool is
@@ -54,7 +54,7 @@ class Neighbours(msgspec.Struct, frozen=True):
 
 
 class Tool(msgspec.Struct, frozen=True):
-    """Another tool, and how its history is recognised; `schema` is the one that it keeps for itself, if any."""
+    """Another tool, and how its history is recognised; `schema` is its own, if it has one."""
 
     name: str
     table: str
@@ -117,7 +117,7 @@ TOOLS = (
 
 
 def tool_of(table: Table) -> Tool | None:
-    """Return whose history a table is, by its name and columns; None for an application's own table of that name.
+    """Return the tool whose history a table is, by name and columns; None for an application's own table of that name.
 
     A history of a single column is only recognised without any other.
     """
@@ -139,28 +139,28 @@ async def read_neighbours(session: Session, history: History, *, packaged: bool,
         role: the role under which migrations are configured to run.
 
     Raises:
-        AmpdError: as any question does.
+        AmpdError: the question could not be answered.
     """
     assert history.schema is not None
     try:
-        return await session.ask(_message(session, history.schema, role, tables=packaged), Neighbours)
+        return await session.ask(_neighbours_sql(session, history.schema, role, tables=packaged), Neighbours)
     except LockTimeout as error:
         names = ", ".join(sorted({literal(TABLE), *(literal(tool.table) for tool in TOOLS)}))
         raise await locked_error(session, error, f"c.relname = ANY (ARRAY[{names}])") from error
 
 
-def _message(session: Session, home: str, role: str | None, *, tables: bool) -> str:
+def _neighbours_sql(session: Session, home: str, role: str | None, *, tables: bool) -> str:
     names = ", ".join(sorted({literal(tool.table) for tool in TOOLS}))
     places = ", ".join(sorted({literal(tool.schema) for tool in TOOLS if tool.schema} | {literal(home)}))
     columns = "(SELECT jsonb_agg(attname) FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped)"
-    ours = _tables(
+    ours = _tables_sql(
         f"c.relname = '{TABLE}' AND n.nspname <> {literal(home)} AND NOT starts_with(n.nspname, 'pg_temp_')", role
     )
-    tools = _tables(f"c.relname = ANY (ARRAY[{names}]) AND n.nspname = ANY (ARRAY[{places}])", role, columns)
+    tools = _tables_sql(f"c.relname = ANY (ARRAY[{names}]) AND n.nspname = ANY (ARRAY[{places}])", role, columns)
     # Extensions bring tables of their own, such as PostGIS its spatial_ref_sys.
     others = f"""c.relname <> '{TABLE}' AND n.nspname = {literal(home)} AND NOT EXISTS (
         SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')"""
-    any_table = _tables(others, role, kinds="'r', 'p', 'f'", filled=False) if tables else "'[]'::jsonb"
+    any_table = _tables_sql(others, role, kinds="'r', 'p', 'f'", filled=False) if tables else "'[]'::jsonb"
     type_owner = f"""(SELECT pg_get_userbyid(t.typowner) FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
       WHERE t.typname = '{TABLE}' AND n.nspname = {literal(home)} AND t.typrelid = 0)"""
     document = (
@@ -177,7 +177,7 @@ END"""
     return f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {do_block(body)}; COMMIT"
 
 
-def _tables(which: str, role: str | None, columns: str = "NULL", *, kinds: str = "'r'", filled: bool = True) -> str:
+def _tables_sql(which: str, role: str | None, columns: str = "NULL", *, kinds: str = "'r'", filled: bool = True) -> str:
     """Return an SQL expression for some tables as JSON; `filled` leaves out trusted owners' without any page.
 
     OFFSET keeps the server from asking for the size, and so for a lock, of any other table; a stranger could hold the
@@ -195,10 +195,10 @@ def _tables(which: str, role: str | None, columns: str = "NULL", *, kinds: str =
 
 
 def first_run_error(found: Neighbours, home: str, *, configured: bool, packaged: bool) -> AmpdError | None:
-    """Return why nothing must be applied from the beginning in the schema `home`; None if nothing speaks against it.
+    """Return the error for a schema `home` in which no first run may begin; None if it may.
 
     `configured` says whether the schema was set, and `packaged` whether these are the packaged migrations because no
-    folder was named. What a stranger has put there is no reason: else anybody could keep a first run from happening.
+    folder was named. Tables of untrusted owners are no reason: else anybody could prevent a first run.
     """
     here = one_line(identifier(home))
     if found.type_owner is not None:
@@ -237,7 +237,7 @@ _NO_FOLDER = (
 
 
 def first_run_warnings(found: Neighbours, home: str, *, configured: bool, packaged: bool) -> Iterator[str]:
-    """Yield what a person should know before a first run that goes ahead all the same."""
+    """Yield warnings before a first run that is allowed."""
     here = identifier(home)
     histories = found.histories if configured else _strangers(found.histories)
     if histories:
@@ -252,7 +252,7 @@ def first_run_warnings(found: Neighbours, home: str, *, configured: bool, packag
 
 
 def _histories_of_tools(tables: Iterable[Table], home: str | None) -> Iterator[tuple[Table, Tool]]:
-    """Yield the histories in one schema, or, for None, in the schemas that tools keep for themselves."""
+    """Yield the histories in one schema, or, for None, in the tools' own schemas."""
     for table in tables:
         tool = tool_of(table)
         if tool and (table.schema == home if home is not None else tool.schema == table.schema):

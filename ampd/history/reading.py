@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from ampd.postgres.connection import Session
 
-    from .table import LOCK, Owner, Table
+    from .table import Owner, Table
 
 
 READ_LOCK_SECS = 10  # nobody locks a history table for so long but by hand
@@ -87,11 +87,11 @@ class _Answer(msgspec.Struct, frozen=True):
 async def read(session: Session, schema: str | None, *, role: str | None = None, who: str | None = None) -> History:
     """Read the history in one round trip, in a read-only transaction; with `who` (a schema) also who holds its lock.
 
-    `role` is the configured one: the history is read as it, by those who may, and is trusted if it owns it.
+    `role` is the configured one: it reads the history if we are a member of it, and may own it.
 
     Raises:
         ConfigError: the table is not one of ampd's, or no schema of the search path exists.
-        LockTimeout: somebody has locked it.
+        LockTimeout: another session has locked it.
         PermissionDenied: the owner of the table, or of its schema, is not trusted; or the role may not read the table,
             or use any schema of its search path.
     """
@@ -163,10 +163,10 @@ async def locked_error(session: Session, error: LockTimeout, which: str) -> Lock
 
 
 def _check_trust(history: History, table: Table) -> None:
-    """Refuse a history table that is not to be believed, or not to be read.
+    """Check that a history table is trusted, and can be read.
 
     Raises:
-        PermissionDenied: its owner is not trusted, or it is not readable for us.
+        PermissionDenied: its owner is not trusted, or we may not read it.
     """
     if not table.trusted:
         raise _stranger_error(history, table.owner)
@@ -178,7 +178,7 @@ def _check_trust(history: History, table: Table) -> None:
             "migrate",
         )
     if table.hidden:
-        raise _hidden(history)
+        raise _hidden_error(history)
 
 
 class _SearchPath(msgspec.Struct, frozen=True):
@@ -262,7 +262,7 @@ def _toml(text: str) -> str:
     return msgspec.json.encode(text).decode().replace("\x7f", "\\u007f")
 
 
-def _hidden(history: History) -> PermissionDenied:
+def _hidden_error(history: History) -> PermissionDenied:
     return PermissionDenied(
         f"row level security on the history table {history.name} would hide its rows from {history.user}",
         hint=f"as its owner: ALTER TABLE {history.name} DISABLE ROW LEVEL SECURITY, or NO FORCE ROW LEVEL SECURITY for "
@@ -271,7 +271,7 @@ def _hidden(history: History) -> PermissionDenied:
 
 
 def remarks(history: History) -> Iterator[str]:
-    """Yield what a person should know of a history that is about to be added to."""
+    """Yield warnings on a history that is about to be added to."""
     if history.table is not None and history.table.row_security:
         yield (
             f"row level security is on for the history table {history.name}: it does not concern this run, and keeps "

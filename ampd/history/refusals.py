@@ -1,4 +1,4 @@
-"""A history that is not to be gone by or written to, and what the server's refusal of a write to it means."""
+"""Checks before a history is followed or written to, and what a refused write to it means."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _COLLISIONS = ("23505", "42P01", "42P07", "42P06")
 
 
 def check_writable(history: History) -> None:
-    """Refuse to write to a server that takes no writes, or without the configured role.
+    """Check that the server takes writes, and that we can take on the configured role.
 
     Raises:
         ReadOnlyServer: a standby, or a database set to read-only.
@@ -47,7 +47,7 @@ def check_writable(history: History) -> None:
 
 
 def refusal_error(error: ServerError, history: History) -> Exception | None:
-    """Return what it means that the history could not be entered; None for any other error."""
+    """Return the exception for a history that could not be entered; None for any other error."""
     if error.sqlstate in (BUSY, MOVED, REPLACED, EXPOSED) or (error.sqlstate == ALTERED and history.table is not None):
         return LockTaken(error.message)  # reading it again tells what has become of it
     if error.sqlstate in _COLLISIONS:
@@ -78,7 +78,7 @@ def harm(error: ServerError, history: History) -> str | None:
 
 
 def unwritable_error(error: ServerError, history: History) -> AmpdError:
-    """Return the error for a server that has refused what it is asked with every migration, whoever is to blame."""
+    """Return the error for a server that has refused a statement of ampd's own."""
     return MigrationFailed(
         f"the history table {history.name} could not be written: {error.message} (SQLSTATE {error.sqlstate})",
         hint="look for an event trigger, a trigger or a type that is in its way, and run again; nothing was kept",
@@ -88,7 +88,7 @@ def unwritable_error(error: ServerError, history: History) -> AmpdError:
 
 
 def check_project(found: Plan, *, history: str, packaged: bool) -> None:
-    """Refuse to go by a history that is another project's, whatever its versions would say.
+    """Check that a history is not that of another project.
 
     Args:
         found: the plan of these files and that history.
@@ -126,7 +126,7 @@ def check_project(found: Plan, *, history: str, packaged: bool) -> None:
 
 
 def _some(migrations: Sequence[Migration | AppliedMigration]) -> str:
-    """Return a few of them as people say them, and how many more there are."""
+    """Return the first three by version and name, and how many more there are."""
     shown = ", ".join(f"{each.version} {one_line(each.name)}" for each in migrations[:3])
     return f"{shown} and {len(migrations) - 3} more" if len(migrations) > 3 else shown
 

@@ -10,6 +10,7 @@ from ampd.other_sessions import Holder
 from ampd.postgres.quoting import identifier
 
 TABLE = "ampd_schema_migrations"
+# SQLSTATEs of ampd's own blocks
 MOVED = "AM002"  # the history is not what the plan was made from
 ESCAPED = "AM003"  # the migration ended the transaction that it ran in
 REPLACED = "AM004"  # the name of the history has come to mean another table, or none
@@ -17,8 +18,7 @@ ALTERED = "AM005"  # the history is not as ampd has made it: another owner, a tr
 EMPTIED = "AM006"  # rows that were in the history are not there any more
 EXPOSED = "AM007"  # the schema of the history belongs to somebody who is not trusted
 
-
-LOCK = "LOCK TABLE ONLY"
+LOCK = "LOCK TABLE ONLY"  # also found in the context of an error of that statement
 
 
 class Owner(msgspec.Struct, frozen=True):
@@ -63,7 +63,7 @@ class History(msgspec.Struct, frozen=True):
     applied: tuple[AppliedMigration, ...] = ()
 
     def with_row(self, row: AppliedMigration) -> History:
-        """Return the history as it is after one more migration, told from our own commit without asking again."""
+        """Return the history after one more migration of ours, without another read."""
         rows = (*(known for known in self.applied if known.version != row.version), row)
         return msgspec.structs.replace(self, applied=rows, table_exists=True, schema_exists=True)
 

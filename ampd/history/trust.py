@@ -1,6 +1,6 @@
-"""Whom ampd trusts with a history table, and what such a table may have on it: SQL that asks the catalog.
+"""Which roles may own a history table, and what such a table may have on it: SQL that asks the catalog.
 
-What is written on one row for ampd runs with the rights of whoever migrates: a trigger, a rule, a default, a check, an
+What is defined on the table runs with the rights of whoever migrates: a trigger, a rule, a default, a check, an
 expression in an index. ampd makes none of these, so that each of them is somebody else's.
 """
 
@@ -18,7 +18,7 @@ def trusted_owner_sql(owner: str, role: str | None = None) -> str:
     """Return an SQL expression for whether a history that belongs to `owner`, an expression of type oid, is trusted.
 
     Trusted are the role that connects or migrates, a superuser, the owner of the database (pg_database_owner is nobody
-    else), and `role`, the configured one; never a role for being a group of ours: that may be a stranger's.
+    else), and `role`, the configured one; never a role just because we are a member of it.
     """
     named = (f"{literal(name)}::pg_catalog.name" for name in ("pg_database_owner", role) if name)
     me = ", ".join(("CURRENT_USER", "SESSION_USER", *named))
@@ -71,13 +71,13 @@ SHAPED = f"""(bool_and(NOT atthasdef AND attinhcount = 0 AND CASE attname {
         = {len(COLUMNS) - 1})"""
 OF_COLUMNS = "pg_attribute WHERE attrelid = {0} AND attnum > 0 AND NOT attisdropped"
 
-# These two stay set until the next VACUUM when the last one is dropped.
+# These flags stay set until the next VACUUM after the last trigger or rule was dropped.
 MAY_FIRE = "(c.relhastriggers OR c.relhasrules)"
 FIRES = "(EXISTS (SELECT FROM pg_trigger WHERE tgrelid = {0}) OR EXISTS (SELECT FROM pg_rewrite WHERE ev_class = {0}))"
 
 
 def alterations_sql(session: Session, oid: int) -> str:
-    """Return the question what on a table is not as ampd has made it, in words, as `list[str]`."""
+    """Return a message that notes what on a table is not as ampd has made it, in words, as `list[str]`."""
     wanted = ", ".join(f"({place}, '{name}', '{kind}')" for place, (name, kind) in enumerate(COLUMNS.items()))
     document = f"""(SELECT coalesce(jsonb_agg(what), '[]') FROM (
       SELECT 'is not a plain table' FROM pg_class

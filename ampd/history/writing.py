@@ -1,4 +1,4 @@
-"""Writing the history: PL/pgSQL for the transactions that make, enter and change it. Runs none of it.
+"""Writing the history: PL/pgSQL for the transactions that create, enter and change it. Runs none of it.
 
 Every transaction locks the table, looks at it by its oid, and only then writes.
 """
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def enter_sql(history: History, *parts: str) -> str:
     """Return PL/pgSQL for the beginning of a transaction that writes the history, under the lock.
 
-    It makes sure that the history is ours to write and as it was when it was read, or makes one where there was none,
-    and runs `parts` of what follows.
+    It checks that the history is ours to write and unchanged since it was read, or creates it where there was none,
+    and then runs `parts`.
     """
     if history.table_exists:
         finished = sum(1 for row in history.applied if row.finished_at is not None)
@@ -37,9 +37,9 @@ def enter_sql(history: History, *parts: str) -> str:
       RAISE EXCEPTION 'the history has moved' USING ERRCODE = '{MOVED}';
     END IF;"""
     else:
-        # A query, and not to_regclass: that may answer from what this session knew before the lock was to be had.
+        # A query, and not to_regclass: that may answer from what this session knew before it had the lock.
         begin = f"""
-    IF EXISTS (SELECT FROM pg_class c WHERE {_is_named(history)}) THEN
+    IF EXISTS (SELECT FROM pg_class c WHERE {_is_named_sql(history)}) THEN
       RAISE EXCEPTION 'the history has moved' USING ERRCODE = '{MOVED}';
     END IF;{_create_sql(history)}{_check_table_sql(history)}"""
     return f"""
@@ -55,7 +55,7 @@ _PIN = """
     PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);"""
 
 
-def _is_named(history: History) -> str:
+def _is_named_sql(history: History) -> str:
     """Return a condition for the row c of pg_class that the history's name stands for."""
     return (
         f"c.relname = '{TABLE}' AND c.relnamespace = (SELECT oid FROM pg_namespace "
@@ -64,10 +64,10 @@ def _is_named(history: History) -> str:
 
 
 def _check_table_sql(history: History) -> str:
-    """Return PL/pgSQL that locks the history against change, and makes sure that it is the one that was read, and ours.
+    """Return PL/pgSQL that locks the history, and checks that it is the one that was read, and ours.
 
-    Whatever could run with a write to it would run with our rights. What follows names it again, and may: nobody but
-    the owner of its schema could let the name stand for another table now. Wants the search path to be pinned.
+    What follows may name it again: nobody but the owner of its schema could give the name to another table now. The
+    search path must be pinned.
     """
     known, owner = history.table, history.schema_owner
     same = "pg_get_userbyid(c.relowner) = CURRENT_USER" if known is None else f"c.relowner = {known.owner_oid}"
@@ -87,7 +87,7 @@ def _check_table_sql(history: History) -> str:
       SELECT c.oid, {same} AND {PLAIN} AND (SELECT {SHAPED} FROM {OF_COLUMNS.format("c.oid")}),
              {MAY_FIRE}, c.relrowsecurity, n.oid, n.nspowner, n.nspowner IN ({owners})
         INTO home, ours, may_fire, may_hide, schema_oid, schema_owner, schema_trusted
-        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE {this}{_is_named(history)};
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE {this}{_is_named_sql(history)};
       IF may_fire THEN
         ours := ours AND NOT {FIRES.format("home")};
       END IF;
@@ -124,18 +124,18 @@ def _create_sql(history: History) -> str:
     COMMENT ON TABLE {history.name} IS 'Which migrations ampd has applied, one row each';""")
 
 
-# The others are words of the grammar, and nobody else's on any path.
+# The other types are keywords, which no search path changes.
 _SPELT = {"text": "pg_catalog.text", "bytea": "pg_catalog.bytea"}
 
 
 def _for_event_triggers_sql(definitions: str) -> str:
-    """Return a part of `enter` that defines something with the search path that others' event triggers may rely on."""
+    """Return a part of `enter_sql` that runs DDL with the original search path, on which event triggers may rely."""
     return f"""
     PERFORM set_config('search_path', path, true);{definitions}{_PIN}"""
 
 
 def insert_sql(history: History, migration: Migration) -> str:
-    """Return a part of `enter` that records a migration as started."""
+    """Return a part of `enter_sql` that records a migration as started."""
     return f"""
     INSERT INTO {history.name} (version, name, checksum, started_at, statements_done, applied_by, ampd_version)
     VALUES ({migration.version}, {literal(migration.name)}, decode('{migration.checksum.hex()}', 'hex'),
@@ -143,17 +143,17 @@ def insert_sql(history: History, migration: Migration) -> str:
 
 
 def make_room_sql(history: History) -> str:
-    """Return a part of `enter` that adds the one column that resuming needs, when the first such migration comes."""
+    """Return a part of `enter_sql` that adds the column that resuming needs, if it is missing."""
     add = f"""
       ALTER TABLE {history.name} ADD COLUMN {LAST} pg_catalog.bytea;
       COMMENT ON COLUMN {history.name}.{LAST} IS
         'SHA-256 of the statements that a no-transaction migration has begun or done; null once it is finished';"""
     return f"""
-    IF NOT {_has_room(history)} THEN{_for_event_triggers_sql(add)}
+    IF NOT {_has_room_sql(history)} THEN{_for_event_triggers_sql(add)}
     END IF;"""
 
 
-def _has_room(history: History) -> str:
+def _has_room_sql(history: History) -> str:
     return f"""EXISTS (SELECT FROM pg_attribute WHERE attrelid = {literal(history.name)}::regclass
                    AND attname = '{LAST}' AND NOT attisdropped)"""
 
@@ -174,10 +174,9 @@ class Checkpoint(msgspec.Struct, frozen=True):
 def advance_sql(history: History, migration: Migration, was: Checkpoint, now: Checkpoint) -> str:
     """Return PL/pgSQL that ends a transaction with the record how far a no-transaction migration has come.
 
-    It fails if another runner has gone on with it. That can be: what a runner has sent may reach the server long after
-    it was given up for dead.
+    It fails if another runner has gone on with it: a message may reach the server long after its runner was given up.
     """
-    return _update_sql(history, migration, was, f"statements_done = {now.done}, {LAST} = {_hex(now.checksum)}")
+    return _update_sql(history, migration, was, f"statements_done = {now.done}, {LAST} = {_hex_sql(now.checksum)}")
 
 
 def finish_no_transaction_sql(history: History, migration: Migration, was: Checkpoint, statements: int) -> str:
@@ -187,7 +186,7 @@ def finish_no_transaction_sql(history: History, migration: Migration, was: Check
         migration,
         was,
         f"finished_at = clock_timestamp(), statements_done = {statements}, "
-        f"name = {literal(migration.name)}, checksum = {_hex(migration.checksum)}, {LAST} = NULL",
+        f"name = {literal(migration.name)}, checksum = {_hex_sql(migration.checksum)}, {LAST} = NULL",
     )
 
 
@@ -199,41 +198,41 @@ def _update_sql(history: History, migration: Migration, was: Checkpoint, change:
        AND statements_done = {was.done} AND COALESCE(encode({LAST}, 'hex'), '') = '{begun}';
     IF NOT FOUND THEN
       RAISE EXCEPTION 'the history has moved' USING ERRCODE =
-        CASE WHEN {_has_row(history, migration.version)} THEN '{MOVED}' ELSE '{EMPTIED}' END;
+        CASE WHEN {_has_row_sql(history, migration.version)} THEN '{MOVED}' ELSE '{EMPTIED}' END;
     END IF;"""
 
 
-def _has_row(history: History, version: int) -> str:
+def _has_row_sql(history: History, version: int) -> str:
     return f"EXISTS (SELECT FROM ONLY {history.name} WHERE version = {version})"
 
 
-def _hex(checksum: bytes | None) -> str:
+def _hex_sql(checksum: bytes | None) -> str:
     return "NULL" if checksum is None else f"decode('{checksum.hex()}', 'hex')"
 
 
 def resolve_sql(history: History, version: int, migration: Migration | None, statements: int, *, applied: bool) -> str:
-    """Return a part of `enter` that ends an interrupted migration, as applied or as never begun."""
+    """Return a part of `enter_sql` that ends an interrupted migration, as applied or as never begun."""
     this = f"WHERE version = {version} AND finished_at IS NULL"
     if not applied:
         return f"\n    DELETE FROM ONLY {history.name} {this};"
     file = (
-        f", name = {literal(migration.name)}, checksum = {_hex(migration.checksum)}, statements_done = {statements}"
+        f", name = {literal(migration.name)}, checksum = {_hex_sql(migration.checksum)}, statements_done = {statements}"
         if migration
         else ""
     )
     return f"""
     UPDATE ONLY {history.name} SET finished_at = clock_timestamp(), applied_by = CURRENT_USER,
       ampd_version = '{VERSION}'{file} {this};
-    IF {_has_room(history)} THEN
+    IF {_has_room_sql(history)} THEN
       UPDATE ONLY {history.name} SET {LAST} = NULL WHERE version = {version};
     END IF;"""
 
 
 def finish_sql(history: History, migration: Migration, statements: int) -> str:
     """Return a statement that records a migration as finished, in the transaction that started it and in no other."""
-    there = _has_row(history, migration.version)
+    there = _has_row_sql(history, migration.version)
     if history.applied:
-        there += f" AND {_has_row(history, max(row.version for row in history.applied))}"
+        there += f" AND {_has_row_sql(history, max(row.version for row in history.applied))}"
     return do_block(f"""BEGIN{_PIN}{_check_table_sql(history)}
     UPDATE ONLY {history.name} SET finished_at = clock_timestamp(), statements_done = {statements}
      WHERE version = {migration.version} AND xmin = pg_current_xact_id()::xid AND {there};
