@@ -1,4 +1,4 @@
-"""From an error of the server to a line of a file: what was sent, where it came from, what to do. Pure."""
+"""An error of the server as an error of ampd, with file, line, caret and hint. Pure."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def migration_error(
     """Return the error for a statement that the server refused: where it stands, what the server said, what to do.
 
     `offset` is the server's own position in the script. Where it gave none, it is the line inside a DO block that its
-    context names, else the beginning of the statement. No statement at all means the end: the COMMIT and its checks.
+    context names, else the beginning of the statement. No statement means the end: the COMMIT and its checks.
     """
     if offset is None and error.sqlstate == UNTRANSLATABLE_CHARACTER:
         offset = _untranslatable(error.message, migration.sql, statements or splitter.split(migration.sql))
@@ -74,11 +74,11 @@ def migration_error(
         offset = _line_in_block(error.context, migration.sql, statement)
     if offset is None and statement is not None:
         offset = statement.start
-    unread = error.sqlstate in (CHARACTER_NOT_IN_REPERTOIRE, UNTRANSLATABLE_CHARACTER)  # nothing was even begun
+    unread = error.sqlstate in (CHARACTER_NOT_IN_REPERTOIRE, UNTRANSLATABLE_CHARACTER)  # nothing was begun
     ended = offset is None and not unread
     when = " at the end of the migration" if ended else error.redact(_in_function(error.context))
-    not_the_file = _not_the_file(error)
-    known = error.hint or not_the_file or _in_parts(error, statement) or _HINTS.get(error.sqlstate, "")
+    not_the_file = _not_the_file_hint(error)
+    known = error.hint or not_the_file or _in_parts_hint(error, statement) or _HINTS.get(error.sqlstate, "")
     hint = known.removesuffix(".")
     if not_the_file and "timeout" not in not_the_file:
         aftermath = aftermath.replace("fix the file and run again", "run again")
@@ -110,8 +110,8 @@ def migration_error(
     return MigrationFailed(message, hint=f"{hint}; {aftermath}" if hint else aftermath, **facts)
 
 
-def _not_the_file(error: ServerError) -> str:
-    """Return what is to be known of an error that no change of the file would mend; "" for any other error."""
+def _not_the_file_hint(error: ServerError) -> str:
+    """Return the hint for an error that no change of the file would mend; "" for any other error."""
     if error.sqlstate == "57014":  # the server says only in words, and maybe not in English, what has cancelled it
         known = {"user request": _CANCELLED, "timeout": _TOO_SLOW}
         return next((hint for word, hint in known.items() if word in error.message), f"{_CANCELLED}; or {_TOO_SLOW}")
@@ -119,7 +119,7 @@ def _not_the_file(error: ServerError) -> str:
 
 
 def _role_at(offset: int, statements: splitter.Statements) -> str | None:
-    """Return the role that a script has taken on by then."""
+    """Return the role that a script has taken on before an offset."""
     before = statements[: statements.before(offset)]
     return kinds.role(map(before.__getitem__, before.notable()))
 
@@ -143,8 +143,8 @@ def _runs_outside(error: ServerError, migration: Migration, statement: scanner.S
     return not too_late and not error.context  # nor may a function run what cannot be in a transaction
 
 
-def _in_parts(error: ServerError, statement: scanner.Statement | None) -> str:
-    """Return what to do where an index of a partitioned table was to be built or dropped concurrently; else nothing."""
+def _in_parts_hint(error: ServerError, statement: scanner.Statement | None) -> str:
+    """Return the hint for an index of a partitioned table to be built or dropped concurrently; else ""."""
     if error.sqlstate != "0A000" or statement is None:
         return ""
 

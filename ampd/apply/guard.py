@@ -37,7 +37,7 @@ class Guard:
         """Take the lock within `timeout` seconds; the transaction stays open and has touched no table.
 
         Raises:
-            LockTaken: somebody else has it.
+            LockTaken: another session has it.
             NoAnswer: there may be a pooler that has no server connection for us.
         """
         enter = f"BEGIN {NO_TRANSACTION_TIMEOUT}{advisory_lock.try_lock_sql(execution.history.lock_key)} END"
@@ -59,7 +59,7 @@ class Guard:
             raise refused_error(error, execution, Message(), -1) from error
 
     async def check(self) -> None:
-        """Make sure that the lock is still ours, and renew the lease.
+        """Check that the lock is still ours, and renew the lease.
 
         Raises:
             ConnectionFailed: it is not; nothing more may be run.
@@ -82,11 +82,11 @@ class Guard:
             try:
                 await self.check()
             except ConnectionFailed:
-                return  # whoever is about to run the next statement will find out
+                return  # `check` before the next unit raises it
 
 
 def check_two_connections(source: Database, label: str) -> None:
-    """Refuse a pool that cannot lend the guard a connection.
+    """Refuse a pool that has no connection for the guard.
 
     Raises:
         ConfigError: the pool has but one.

@@ -1,7 +1,7 @@
-"""What statements that run outside of a transaction do to indexes, as SQL expressions that ask the catalog.
+"""SQL expressions for what statements outside of a transaction have done to indexes, by the catalog.
 
-An index that such a statement leaves INVALID when it fails or is interrupted has to go before the statement can run
-again; and only the catalog tells whether an interrupted one has done its work.
+An index that such a statement leaves INVALID has to be dropped before the statement can run again; and only the
+catalog shows whether an interrupted one has completed.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ class Index(msgspec.Struct, frozen=True):
 
 
 class Worker(msgspec.Struct, frozen=True):
-    """The process id of a session that is at work on a table, or None."""
+    """The process id of a session that builds, rebuilds or drops an index of a table, or None."""
 
     pid: int | None
 
 
 class Leftover(msgspec.Struct, frozen=True):
-    """An INVALID index, and the session that is at work on its table, if there is one."""
+    """An INVALID index, and the `Worker` on its table, if there is one."""
 
     name: str
     worker: int | None
@@ -41,7 +41,7 @@ def index_sql(build: IndexBuild) -> str:
     return f"""(SELECT pg_catalog.jsonb_build_object('valid', pg_catalog.bool_and(i.indisvalid AND i.indisready),
             'name', pg_catalog.min(pg_catalog.format('%I.%I', n.nspname, c.relname)))
         FROM {_INDEXES}
-        WHERE i.indrelid OPERATOR(pg_catalog.=) {_relation(build.table)}
+        WHERE i.indrelid OPERATOR(pg_catalog.=) {_relation_sql(build.table)}
           AND c.relname OPERATOR(pg_catalog.=) {literal(build.name)})"""
 
 
@@ -50,45 +50,47 @@ def is_taken_sql(build: IndexBuild) -> str:
     return f"""EXISTS (
         SELECT FROM pg_catalog.pg_class c
         JOIN pg_catalog.pg_class t ON t.relnamespace OPERATOR(pg_catalog.=) c.relnamespace
-        WHERE t.oid OPERATOR(pg_catalog.=) {_relation(build.table)}
+        WHERE t.oid OPERATOR(pg_catalog.=) {_relation_sql(build.table)}
           AND c.relname OPERATOR(pg_catalog.=) {literal(build.name)})"""
 
 
 def are_there_sql(names: tuple[tuple[str, ...], ...]) -> str:
     """Return an expression for whether any relation of these names exists, as `bool`."""
-    return " OR ".join(f"{_relation(name)} IS NOT NULL" for name in names)
+    return " OR ".join(f"{_relation_sql(name)} IS NOT NULL" for name in names)
 
 
 def invalid_builds_sql(build: IndexBuild, begun_by: str) -> str:
-    """Return an expression for what a build has left, as `list[Leftover]`.
+    """Return an expression for the INVALID indexes that a build has left, as `list[Leftover]`.
 
-    Whatever is older than the record that the build was begun was there before, whoever has written that record.
+    `begun_by` is the transaction of the record that the build was begun: an older index is none of its.
     """
     named = "true" if build.name is None else f"c.relname OPERATOR(pg_catalog.=) {literal(build.name)}"
-    return _invalid(f"i.indrelid OPERATOR(pg_catalog.=) {_relation(build.table)} AND {named} AND {_younger(begun_by)}")
+    return _invalid_sql(
+        f"i.indrelid OPERATOR(pg_catalog.=) {_relation_sql(build.table)} AND {named} AND {_younger_sql(begun_by)}"
+    )
 
 
 def invalid_copies_sql(what: str, name: tuple[str, ...], begun_by: str) -> str:
     """Return an expression for the copies that a REINDEX CONCURRENTLY has left since then, as `list[Leftover]`.
 
     `what` it names (INDEX, TABLE, SCHEMA, DATABASE) bounds where they are looked for: each on the table of the index
-    that it is a copy of. Whatever is called like a copy elsewhere is somebody else's.
+    that it is a copy of. One of such a name elsewhere belongs to somebody else.
     """
     stem = r"pg_catalog.regexp_replace(c.relname::pg_catalog.text, '_cc(new|old)[0-9]*$', '')"
-    tree = f"""(SELECT {_relation(name)}::pg_catalog.oid UNION ALL
-          SELECT relid::pg_catalog.oid FROM pg_catalog.pg_partition_tree({_relation(name)}))"""
+    tree = f"""(SELECT {_relation_sql(name)}::pg_catalog.oid UNION ALL
+          SELECT relid::pg_catalog.oid FROM pg_catalog.pg_partition_tree({_relation_sql(name)}))"""
     scope = {
         "INDEX": f"original.indexrelid OPERATOR(pg_catalog.=) ANY {tree}",
         "TABLE": f"original.indrelid OPERATOR(pg_catalog.=) ANY {tree}",
         "SCHEMA": f"n.nspname OPERATOR(pg_catalog.=) {literal('.'.join(name))}",
     }.get(what, "n.nspname OPERATOR(pg_catalog.<>) 'pg_toast'")
-    return _invalid(f"""c.relname OPERATOR(pg_catalog.~) '_cc(new|old)[0-9]*$' AND EXISTS (
+    return _invalid_sql(f"""c.relname OPERATOR(pg_catalog.~) '_cc(new|old)[0-9]*$' AND EXISTS (
           SELECT FROM pg_catalog.pg_index original
           JOIN pg_catalog.pg_class o ON o.oid OPERATOR(pg_catalog.=) original.indexrelid
           WHERE original.indrelid OPERATOR(pg_catalog.=) i.indrelid
             AND original.indexrelid OPERATOR(pg_catalog.<>) i.indexrelid
             AND pg_catalog.starts_with(o.relname::pg_catalog.text, {stem}) AND {scope})
-        AND {_younger(begun_by)}""")
+        AND {_younger_sql(begun_by)}""")
 
 
 _INDEXES = """pg_catalog.pg_index i
@@ -96,7 +98,7 @@ _INDEXES = """pg_catalog.pg_index i
         JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace"""
 
 
-def _invalid(condition: str) -> str:
+def _invalid_sql(condition: str) -> str:
     return f"""(SELECT COALESCE(pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
             'name', pg_catalog.format('%I.%I', n.nspname, c.relname), 'worker', {_worker_of_sql("i.indrelid")})), '[]')
         FROM {_INDEXES}
@@ -104,8 +106,8 @@ def _invalid(condition: str) -> str:
 
 
 def worker_sql(build: IndexBuild) -> str:
-    """Return an expression for the session that is at work on the table of an index to be built, as `Worker`."""
-    return f"pg_catalog.jsonb_build_object('pid', {_worker_of_sql(_relation(build.table))})"
+    """Return an expression for the session that builds another index on the same table, as `Worker`."""
+    return f"pg_catalog.jsonb_build_object('pid', {_worker_of_sql(_relation_sql(build.table))})"
 
 
 def _worker_of_sql(table: str) -> str:
@@ -121,9 +123,9 @@ def _worker_of_sql(table: str) -> str:
           AND a.usesysid IS NOT NULL)"""
 
 
-def _younger(begun_by: str) -> str:
+def _younger_sql(begun_by: str) -> str:
     return f"pg_catalog.age(i.xmin) OPERATOR(pg_catalog.<=) pg_catalog.age({literal(begun_by)}::pg_catalog.xid)"
 
 
-def _relation(name: tuple[str, ...]) -> str:
+def _relation_sql(name: tuple[str, ...]) -> str:
     return f"pg_catalog.to_regclass({literal('.'.join(map(identifier, name)))})"

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ampd.sql import scanner
 
-if TYPE_CHECKING:
-    pass
-
-
-_TERMINATOR = "\n;"  # the line break ends whatever the statement ends with
+_TERMINATOR = "\n;"  # the line break ends a comment at the end of the statement
 
 
 class Message:
@@ -48,7 +42,7 @@ class Message:
             if start >= position:
                 continue
             end = start + length
-            # What breaks off is refused at the semicolon after it, inside a rule at the next word, and inside a
+            # An incomplete statement is refused at the semicolon after it, inside a rule at the next word, and inside a
             # function's body at the end of everything.
             following = len(text) - len(text[end + len(_TERMINATOR) :].lstrip())
             ours = following < position - 1 < len(text)

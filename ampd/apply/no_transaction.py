@@ -60,8 +60,8 @@ async def apply_no_transaction(source: Database, session: Session, guarding: Ses
     """Apply one no-transaction migration, or what is left of it, on two sessions.
 
     Raises:
-        NotNow: a pooler had no server connections for both; nothing was begun.
-        LockTaken: somebody else is at it.
+        ConnectionsBusy: a pooler had no server connections for both; nothing was begun.
+        LockTaken: another runner has the lock.
         MigrationInterrupted: how far the statement to resume with came cannot be told.
         AmpdError: a statement failed; those before it are done and recorded.
     """
@@ -81,10 +81,10 @@ async def apply_no_transaction(source: Database, session: Session, guarding: Ses
 
 
 async def _check_again(session: Session, execution: Execution) -> None:
-    """Make sure, now that nobody else can begin anything, that what is to be resumed rests where it was seen to rest.
+    """Check, under the lock, that what is to be resumed is as it was when the history was read.
 
     Raises:
-        LockTaken: another runner has gone on with it, or the server still works for one that is gone.
+        LockTaken: another runner has gone on with it, or the server still runs a statement of one that is gone.
     """
     now = await reading.read(session, execution.schema, role=execution.history.role, who=execution.history.schema)
     row = next((row for row in now.applied if row.version == execution.migration.version), None)
@@ -116,8 +116,8 @@ class StatementRunner:
         self._checkpoint = Checkpoint(0, None)  # what the history says
         self._protocol = Protocol(State.READY)  # of the statement to run next
         self._outcome = Outcome(session, execution, self._label)
-        self._dirty_backends = set[int]()  # the backends that we were given
-        self._connections = session.connections  # how many the session had had when it was last prepared
+        self._dirty_backends = set[int]()
+        self._connections = session.connections  # at the time of the last _prepare_session
 
     async def run(self) -> None:
         """Run what is left of the migration, and record each step of it."""
@@ -126,7 +126,7 @@ class StatementRunner:
         if row is None:
             started = writing.insert_sql(execution.history, self._migration)
             room = writing.make_room_sql(execution.history)
-            await self._write(f"{writing.enter_sql(execution.history, started, room)}{self._advance(0, 0)}{begun}")
+            await self._write(f"{writing.enter_sql(execution.history, started, room)}{self._advance_sql(0, 0)}{begun}")
             self._checkpoint = self._checkpoint_at(0, 0)
         else:
             resume = execution.info.resumption or resume
@@ -174,7 +174,7 @@ class StatementRunner:
         )
 
     async def _prepare_again(self) -> None:
-        """Go on with another connection in place of one that was given up.
+        """Prepare the connection that has replaced one that was given up.
 
         Raises:
             ConnectionFailed: what is left to do needs what the file has made for the session that is gone.
@@ -192,7 +192,7 @@ class StatementRunner:
         self._connections = self._session.connections
 
     async def _write(self, body: str, *, after: int = 0) -> None:
-        """Run PL/pgSQL of our own in a transaction, with our own role, after so many of the statements."""
+        """Run PL/pgSQL of our own in a transaction, with our own role; `after` is the number of statements done."""
         await self._with_lock_retries(partial(self._written, body, after))
 
     async def _written(self, body: str, after: int, session: Session, execution: Execution) -> None:
@@ -210,14 +210,14 @@ class StatementRunner:
     def _checkpoint_at(self, done: int, begun: int) -> Checkpoint:
         return Checkpoint(done, self._checksums.of(begun))
 
-    def _advance(self, done: int, begun: int) -> str:
+    def _advance_sql(self, done: int, begun: int) -> str:
         return writing.advance_sql(
             self._execution.history, self._migration, self._checkpoint, self._checkpoint_at(done, begun)
         )
 
     async def _record(self, step: Step, done: int, begun: int) -> None:
-        """Write into the history that so many statements are done and begun, which is a step of the protocol."""
-        await self._write(self._advance(done, begun), after=done)
+        """Record in the history how many statements are done and begun, and take that step of the protocol."""
+        await self._write(self._advance_sql(done, begun), after=done)
         self._checkpoint = self._checkpoint_at(done, begun)
         self._protocol.take(step)
 
@@ -225,7 +225,7 @@ class StatementRunner:
         self._execution.running.statement(unit.first, unit.statements[0].line)
 
     async def _prepare_session(self, done: int) -> None:
-        """Set a session of our own as it would be after the statements that an earlier run has done."""
+        """Set a session of our own as the first `done` statements have left it."""
         in_force = await in_slices(finding_in_force(self._statements[:done]))
         settings = again_sql(statement for _, statement in in_force)
         role = set_role_sql(self._execution.history.role, local=False)
@@ -249,7 +249,7 @@ class StatementRunner:
         await self._guard.check()
         message, tracker = Message(), StatementTracker(session, execution, unit.first)
         pieces = tuple(parts(unit.statements))
-        record = do_block(f"BEGIN {self._advance(unit.past, unit.past)} END")
+        record = do_block(f"BEGIN {self._advance_sql(unit.past, unit.past)} END")
         around = wrapping_of(unit, record, session, execution, several=len(pieces) > 1)
         if unit.kind is Kind.COMMIT:
             self._emit_started(unit)  # no marker can stand before a BEGIN
@@ -303,7 +303,7 @@ class StatementRunner:
             await self._prepare_session(unit.past)
 
     async def _withdraw(self, unit: Unit) -> None:
-        """Take back the record that a statement was begun, where it was never sent or failed as a whole."""
+        """Withdraw the record that a statement was begun, if it was never sent or has left nothing."""
         words, state = unit.statements[0].words, self._protocol.state
         atomic = unit.kind is not Kind.NOT_RESUMABLE or words[:1] in (("CREATE",), ("DROP",))
         if state is State.RECORDED or (state is State.REFUSED and atomic):
@@ -312,7 +312,7 @@ class StatementRunner:
                     await self._record(Step.WITHDRAW, unit.first, unit.first)
 
     async def _set_for_session(self, unit: Unit) -> set[int]:
-        """Set what must hold for a unit that no transaction of ours is around, and return what a pooler has lent."""
+        """Set what a unit outside of our transactions needs, and return the backends of a pooler that were changed."""
         session, execution, settings = self._session, self._execution, ""
         told, path = session.note_pid_sql(), ""
         if session.pooled:
@@ -341,7 +341,7 @@ class StatementRunner:
             self._dirty_backends.add(self._session.backend_pid)
 
     async def _alone(self, unit: Unit, session: Session, execution: Execution) -> None:
-        """Run a unit as it stands, unless it was begun before and turns out to be done."""
+        """Run a unit as it stands, unless it is in doubt and turns out to be done."""
         await self._guard.check()
         message = Message(f"{self._label} ")
         if len(unit.statements) > 1:

@@ -1,4 +1,4 @@
-"""What a statement outside of a transaction has left behind, or done: what the catalog tells of it."""
+"""What a statement outside of a transaction has left behind, or done, by the catalog."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def is_undecidable(unit: Unit) -> bool:
 
 
 class Outcome:
-    """Asks the database about the statements of one migration, with the role and search path that they run with."""
+    """Queries about the statements of one migration, with the role and search path that they run with."""
 
     def __init__(self, session: Session, execution: Execution, label: str) -> None:
         self._session = session
@@ -92,7 +92,7 @@ class Outcome:
         try:
             return await session.ask(f"{begin}{question}; ROLLBACK", str)
         except AmpdError as error:
-            if isinstance(error.__cause__, ServerError):  # for whoever knows what the history has suffered
+            if isinstance(error.__cause__, ServerError):  # for `refusals.harm`
                 raise error.__cause__ from None
             raise
 
@@ -100,7 +100,7 @@ class Outcome:
         """Drop what a statement has left behind, and return whether there was anything.
 
         Raises:
-            LockUnavailable: another session works on the table; an index of its own is INVALID while it is built.
+            LockUnavailable: another session builds an index on the table, which is INVALID until it is built.
         """
         leftovers = await self.leftovers(unit)
         for each in leftovers:
@@ -113,10 +113,10 @@ class Outcome:
         return bool(leftovers)
 
     async def check_no_other_build(self, unit: Unit) -> None:
-        """Let whoever builds an index on the same table finish: two such builds would wait for one another.
+        """Check that nobody else builds an index on the same table: two such builds would wait for one another.
 
         Raises:
-            LockUnavailable: another session is at it.
+            LockUnavailable: another session does.
         """
         if build := kinds.index_build(unit.statements[0]):
             worker = await self._ask(indexes.worker_sql(build), indexes.Worker, unit)
@@ -135,7 +135,7 @@ class Outcome:
         """Return whether the statement in doubt has done its work.
 
         Raises:
-            MigrationInterrupted: that cannot be told.
+            MigrationInterrupted: the catalog cannot show it.
         """
         statement = unit.statements[0]
         if cleared:
@@ -188,7 +188,7 @@ class Outcome:
         )
 
     async def _ask(self, expression: str, kind: type[T], unit: Unit) -> T:
-        """Ask what a unit would find, with the role and the search path that the file has set."""
+        """Return the value of an expression, with the role and the search path that the file has set."""
         session = self._session
         if session.pooled:
             there = set_role_sql(self._execution.history.role, local=True)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 _FIRST_PAUSE_SECS = 0.05
-_PROBES = 5  # at which server connection we are given
+_PROBES = 5  # messages that find out whether each is given another server connection
 
 
 class Backend(msgspec.Struct, frozen=True):
@@ -45,9 +45,13 @@ class Backend(msgspec.Struct, frozen=True):
 
 
 async def find_backend(session: Session, execution: Execution, timeout: float = ANSWER_SECS) -> Backend:
-    """Return where we are; behind a pooler, insist that we stay there if the migration depends on it.
+    """Return the backend of a session; behind a pooler that changes it, refuse a migration that depends on one.
 
     A pooler in transaction mode gives the guard what we had, and us another server connection; `timeout` in seconds.
+
+    Raises:
+        ConfigError: as `check_no_session`.
+        NoAnswer: the pooler has no server connection for us.
     """
     document = (
         "pg_catalog.jsonb_build_object('pid', pg_catalog.pg_backend_pid(), 'schema', pg_catalog.current_schema())"
@@ -112,9 +116,9 @@ _WHO_AND_WHERE = ("search_path", "role", "session_authorization")
 async def restore_settings(
     source: Database, session: Session, execution: Execution, resets: str, dirty_backends: set[int]
 ) -> None:
-    """Clean a session; behind a pooler, each of its server connections that we have touched and can get in time.
+    """Run `resets` on a session; behind a pooler, on each dirty backend that we are given in time.
 
-    It hands out first what was given back last, which hides the others, and some may be in other hands by now.
+    A pooler hands out first what was given back last, which hides the others, and some may be in use by now.
     """
     deadline = anyio.current_time() + close_timeout()
     with anyio.CancelScope(deadline=deadline), suppress(ServerError, AmpdError):
@@ -130,7 +134,7 @@ async def restore_settings(
         while dirty_backends:
             with anyio.move_on_after(window), suppress(ServerError, AmpdError):
                 await _search(source, session, execution, resets, dirty_backends, window)
-            if dirty_backends:  # let those through who wait for what we have held
+            if dirty_backends:  # for others who wait for the connections that were held
                 await anyio.sleep(pause)
                 pause, window = pause * 2, window * 2
     if dirty_backends:
@@ -142,7 +146,7 @@ async def restore_settings(
 async def _search(
     source: Database, session: Session, execution: Execution, resets: str, dirty_backends: set[int], window: float
 ) -> None:
-    """Clean the touched ones among a pooler's idle server connections, and hold the others until all are found."""
+    """Run `resets` on the dirty backends among a pooler's idle ones, and hold the others until all are found."""
     alive = f"""(SELECT COALESCE(pg_catalog.jsonb_agg(pid), '[]') FROM pg_catalog.pg_stat_activity
         WHERE pid OPERATOR(pg_catalog.=) ANY (ARRAY{sorted(dirty_backends)}))"""
     question = do_block(f"BEGIN {session.note_sql(alive)} END")

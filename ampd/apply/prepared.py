@@ -1,4 +1,4 @@
-"""Pending migrations, split and checked before anything runs; and the job of applying one."""
+"""Pending migrations, split and checked before anything runs; and the execution of one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class PreparedMigration(msgspec.Struct, frozen=True):
-    """A pending migration, its file taken apart and found fit to run."""
+    """A pending migration, its script split and checked."""
 
     info: MigrationInfo
     migration: Migration
@@ -42,7 +42,7 @@ class PreparedMigration(msgspec.Struct, frozen=True):
         on_event: OnEvent,
         running: RunningMigration,
     ) -> Execution:
-        """Return it with the history that it is to be added to, and how; without a `schema` the search path stays."""
+        """Return it with the history to add it to, limits and callbacks; without a `schema` the search path stays."""
         return Execution(
             self.info,
             self.migration,
@@ -58,7 +58,7 @@ class PreparedMigration(msgspec.Struct, frozen=True):
 
 
 class Execution(PreparedMigration, frozen=True, kw_only=True):
-    """A prepared migration that is being applied: to which history, within which limits, and who is told."""
+    """A prepared migration that is being applied, with history, limits and callbacks."""
 
     history: History
     schema: str | None  # as configured; None leaves the search path alone
@@ -124,8 +124,6 @@ def preparing(pending: Iterable[MigrationInfo]) -> Slices[list[PreparedMigration
     from ampd.sql.splitter import splitting
 
     yield
-
-    yield
     scripts = []
     problems: list[tuple[Migration, Problem]] = []
     for info in pending:
@@ -145,12 +143,12 @@ def preparing(pending: Iterable[MigrationInfo]) -> Slices[list[PreparedMigration
         problems.extend((migration, problem) for problem in found if not isinstance(problem, Caution))
         scripts.append(PreparedMigration(info, migration, statements, given, cautions))
     if problems:
-        raise _invalid(problems)
+        raise _invalid_error(problems)
     return scripts
 
 
 def warnings(todo: Plan, scripts: Iterable[PreparedMigration]) -> Iterator[str]:
-    """Yield what a person should know of pending scripts before they run, a line each."""
+    """Yield warnings on pending scripts before they run, a line each."""
     undone = reversals(info.migration for info in todo.migrations if info.migration)
     for script in scripts:
         file = script.migration.file
@@ -163,10 +161,10 @@ def warnings(todo: Plan, scripts: Iterable[PreparedMigration]) -> Iterator[str]:
             yield f"{file}:{caution.line}: {caution.message}; {caution.hint}"
 
 
-_LISTED = 20  # places of an error that has many
+_LISTED = 20  # problems that one error lists
 
 
-def _invalid(problems: list[tuple[Migration, Problem]]) -> InvalidMigration:
+def _invalid_error(problems: list[tuple[Migration, Problem]]) -> InvalidMigration:
     migration, problem = problems[0]
     message, found = f"{migration.file}:{problem.line}: {problem.message}", location_of(migration, problem.offset)
     if len(problems) > 1:

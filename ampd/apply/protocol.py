@@ -11,7 +11,7 @@ recorded first; and whoever finds such a record asks the database how far the st
     SENT      n done, n + 1 begun       it was sent, and there is no answer yet
     REFUSED   n done, n + 1 begun       the server has said that it failed; it may have left something behind
     TRIED     n done, n begun           it was sent without a record: the server is bound to refuse it, or to leave
-                                        things as they are, and what a later run found would be another's work
+                                        things as they are, and what a later run found would not be its work
     IN_DOUBT  n done, n + 1 begun       an earlier run has recorded it, and nobody saw it end
     DONE      n + 1 done, n + 1 begun   it has done its work
 
@@ -91,6 +91,6 @@ class Protocol:
         """Go on to the next state.
 
         Raises:
-            KeyError: there is no such step in this state; a fault of ampd's.
+            KeyError: there is no such step in this state; a bug of ampd.
         """
         self.state = TRANSITIONS[self.state, step]

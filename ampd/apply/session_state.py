@@ -6,7 +6,7 @@ from ampd.postgres.quoting import do_block, identifier
 
 LEASE_SECS = 20  # a client that is silent for so long in a transaction that waits for it is lost
 
-# A server that loses its client in the middle of a statement finishes it first, locks held, unless told to look up.
+# A server that loses its client in the middle of a statement finishes it first, locks held, unless told to check.
 NOTICE_A_DEAD_CLIENT = """
   BEGIN
     PERFORM pg_catalog.set_config('client_connection_check_interval', '1s', true);
@@ -25,7 +25,7 @@ NO_TRANSACTION_TIMEOUT = """
 # Deferred constraints and triggers are a part of the script: they see the session as the script has left it.
 RUN_DEFERRED = "SET CONSTRAINTS ALL IMMEDIATE; "
 
-# Not DEALLOCATE ALL: the driver of a lent connection has prepared statements of its own.
+# Not DEALLOCATE ALL: the driver of a connection of the caller's pool has prepared statements of its own.
 _DEALLOCATE = """
 DECLARE
   made pg_catalog.text;
@@ -47,7 +47,7 @@ _SET = """pg_catalog.pg_settings
 
 
 def save_settings_sql(*, local: bool) -> str:
-    """Return PL/pgSQL that notes what those who share the session with us have set it to, for `reset`; once only."""
+    """Return PL/pgSQL that saves the settings of those who share the session, unless they are saved already."""
     return f"""
   IF COALESCE(pg_catalog.current_setting('{_FOUND}', true), '') OPERATOR(pg_catalog.=) '' THEN
   PERFORM pg_catalog.set_config('{_FOUND}', (
@@ -58,7 +58,7 @@ def save_settings_sql(*, local: bool) -> str:
 
 
 def _with_found_sql(body: str, *, without: str = "") -> str:
-    """Return a block that runs `body` with what was noted in `kept`; `without`, if nothing was."""
+    """Return a block that runs `body` with the saved settings in `kept`; `without`, if there are none."""
     return f"""
 DECLARE
   kept pg_catalog.jsonb;
@@ -101,7 +101,7 @@ def _bool(value: bool) -> str:
 def reset_settings_sql(*, shared: bool, saved: bool = False) -> str:
     """Return the statements that take back role and settings: to the defaults, or to what others had set.
 
-    `saved` says that it was noted in this very transaction: if the note is gone, a RESET ALL has taken it away.
+    `saved` says that this very transaction has saved it: if it is gone, the script has run RESET ALL.
     """
     settings = "RESET ALL"
     if shared:
@@ -122,6 +122,6 @@ def own_role_sql(role: str | None, *, shared: bool) -> str:
 
 
 def reset_session_sql(*, shared: bool, saved: bool = False) -> str:
-    """Return the statements that take back whatever a script may have done to the session."""
+    """Return the statements that take back what a script may have changed in the session."""
     taken_back = reset_settings_sql(shared=shared, saved=saved)
     return f"{taken_back}CLOSE ALL; UNLISTEN *; DISCARD TEMP; DISCARD SEQUENCES; {BEYOND_ROLLBACK}"

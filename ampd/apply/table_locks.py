@@ -1,4 +1,4 @@
-"""Locks under live traffic: short attempts, rests between them, and the names of those who stand in the way."""
+"""Table locks under live traffic: short attempts, pauses between them, and who blocks them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_QUIET_SECS = 1.0  # a shorter wait is not worth a second connection, nor a word
+_QUIET_SECS = 1.0  # a shorter wait is not worth a second connection, nor reported
 _LOOK_EVERY_SECS = 1.0
 _TELL_EVERY_SECS = 5.0
 _ANSWER_SECS = 5.0
@@ -50,7 +50,7 @@ class LockSnapshot(msgspec.Struct, frozen=True):
 
 
 class LockMonitor:
-    """A look over the running migration's shoulder, from a second connection that is opened only when it takes long."""
+    """Watches the running migration from a second connection, which is opened only when it takes long."""
 
     def __init__(
         self, source: Database, session: Session, execution: Execution, limit: float, fallback: Session | None
@@ -61,7 +61,7 @@ class LockMonitor:
         self._limit = limit
         self._fallback = fallback
         self._begun = self._looked = monotonic()
-        self._told = 0.0
+        self._reported = 0.0
         self._seen_alive: int | None = None
         self._looking = anyio.Lock()  # from the guard
         self.blockers: tuple[Blocker, ...] = ()
@@ -76,14 +76,14 @@ class LockMonitor:
         silent_since: float | None = None
         missed = 0
         while True:
-            if self._session.is_closed():  # it is about to have another one, which there may be no second of
+            if self._session.is_closed():  # it needs another one, which may be the last there is
                 await anyio.sleep(interval)
                 continue
             try:
                 async with self._source.second_session(_ANSWER_SECS) as observer:
                     if self._source.pool_size is None:
                         silent_since = None  # the server has greeted: without an answer we stand in a pooler's queue
-                    snapshot = await observer.ask(self._question(observer), LockSnapshot, timeout=_ANSWER_SECS)
+                    snapshot = await observer.ask(self._question_sql(observer), LockSnapshot, timeout=_ANSWER_SECS)
                 silent_since = None
                 missed = missed + 1 if self._session.busy and self._is_gone(snapshot) else 0
                 if missed >= _LOOKS_TO_BE_CERTAIN:
@@ -98,13 +98,13 @@ class LockMonitor:
                 silent_since = silent_since or monotonic()
                 if monotonic() - silent_since >= _SILENCE_SECS:
                     return self._session.give_up(f"the server has not answered for {_SILENCE_SECS:g} s")
-            except AmpdError:  # no second connection to be had, which says nothing about the first
+            except AmpdError:  # no second connection is free, which says nothing about the first
                 pass
             await self._look_from_fallback()
             await anyio.sleep(_LOOK_EVERY_SECS)
 
     async def _look_from_fallback(self) -> None:
-        """Look on the guard's connection, for want of another one."""
+        """Look from the guard's connection, where no other is free."""
         if self._fallback is not None:
             with suppress(AmpdError):
                 # The savepoint gives back the locks on catalogs, for which the migration itself might wait.
@@ -116,7 +116,7 @@ class LockMonitor:
                 self._take_in(snapshot)
 
     async def finish_look(self) -> None:
-        """Let a look from the guard be answered: cut off, it would end the guard's transaction and the lock with it."""
+        """Wait for a look from the guard: cancelled, it would end the guard's transaction and the lock with it."""
         async with self._looking:
             pass
 
@@ -126,7 +126,7 @@ class LockMonitor:
             self._seen_alive = snapshot.worker
         return not snapshot.alive and snapshot.worker is not None and snapshot.worker == self._seen_alive
 
-    def _question(self, observer: Session) -> str:
+    def _question_sql(self, observer: Session) -> str:
         preamble = (
             "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL search_path = pg_catalog, pg_temp; "
             "SET LOCAL statement_timeout = '5s'"
@@ -168,8 +168,8 @@ class LockMonitor:
         )
         self.queued = snapshot.queued
         now = monotonic()
-        if now - self._begun >= _QUIET_SECS and now - self._told >= _TELL_EVERY_SECS:
-            self._told = now
+        if now - self._begun >= _QUIET_SECS and now - self._reported >= _TELL_EVERY_SECS:
+            self._reported = now
             self._execution.on_event(
                 Blocked(
                     version=self._execution.migration.version,
@@ -183,7 +183,7 @@ class LockMonitor:
             self.on_limit()
 
     def blockers_text(self) -> str:
-        """Return who was in the way when last seen, a line each."""
+        """Return the blockers as last seen, a line each."""
         if not self.blockers:
             return ""
         lines = [f"blocked by {blocker.describe()}" for blocker in self.blockers]
@@ -213,11 +213,11 @@ async def with_lock_retries(
     """Make attempts, each under `lock_timeout_secs`, until one succeeds or `lock_retry_secs` have passed.
 
     Between two attempts nothing is held and nothing waits, so that whoever queued behind us gets through. An attempt
-    that no lock_timeout ends is cancelled when it has been blocked for `lock_retry_secs`, and `at_length` is why. A
-    `fallback` session is one to look from when no other can be had.
+    that no lock_timeout ends is cancelled when it has been blocked for `lock_retry_secs`, with `at_length` as the
+    error; without it there is no such limit. A `fallback` session is one to look from when no other is free.
 
     Raises:
-        LockTimeout: no attempt succeeded in time; says who was in the way.
+        LockTimeout: no attempt succeeded in time; the error names the blockers.
     """
     limit = execution.limits.lock_retry_secs
     backoff = Backoff(limit, first_pause=_FIRST_PAUSE, longest_pause=_LONGEST_PAUSE)
@@ -247,7 +247,7 @@ async def with_lock_retries(
 
 
 async def _stay_awake(session: Session, secs: float) -> None:
-    """Rest, with a word every second: the server may end sessions that are idle for longer."""
+    """Pause, with a query every second: the server may end sessions that are idle for longer."""
     while secs > 1:
         await anyio.sleep(1)
         with suppress(ConnectionFailed):  # the next attempt has another

@@ -52,7 +52,7 @@ ROLLED_BACK = f"{NOTHING_KEPT}: fix the file and run again"
 
 
 class LockUnavailable(Exception):
-    """A lock could not be had in time, or a deadlock went against us; the transaction is rolled back."""
+    """A lock was not acquired in time, or there was a deadlock; the transaction is rolled back."""
 
     def __init__(self, error: AmpdError) -> None:
         super().__init__(error.message)
@@ -63,7 +63,7 @@ async def apply_in_transaction(session: Session, execution: Execution) -> None:
     """Apply one migration in one round trip; a large one in several messages of one transaction.
 
     Raises:
-        LockTaken: somebody else is at it; nothing was done.
+        LockTaken: another runner has the lock; nothing was done.
         LockUnavailable: worth another attempt; nothing was done.
         AmpdError: the migration failed; nothing of it is left.
     """
@@ -99,7 +99,7 @@ def parts(statements: splitter.Statements) -> Iterator[range]:
 
 
 def stay_in_transaction_sql() -> str:
-    """Return a PL/pgSQL statement that lets the client be slow between two messages, but not be gone."""
+    """Return a PL/pgSQL statement that limits how long the client may be silent between two messages."""
     lease = f"{session_state.LEASE_SECS}s"
     return f"PERFORM pg_catalog.set_config('idle_in_transaction_session_timeout', '{lease}', true);"
 
@@ -108,12 +108,12 @@ RESET_CLIENT_ENCODING = "SET LOCAL client_encoding = 'UTF8'; "  # whatever the s
 
 
 def note_transaction_sql(session: Session) -> str:
-    """Return a PL/pgSQL statement that tells `Course` which transaction it is."""
+    """Return a PL/pgSQL statement that tells `StatementTracker` which transaction it is."""
     return session.note_sql("pg_catalog.concat('transaction ', pg_catalog.pg_current_xact_id())")
 
 
 def check_transaction_sql(transaction: str) -> str:
-    """Return a statement that begins a further message: what the one before has ended must not go on outside of it."""
+    """Return a statement that begins a further message: it fails if the script has ended the transaction."""
     # IS DISTINCT FROM would take the operator of the search path that the script has left.
     current = "COALESCE(pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text, '')"
     return do_block(f"""BEGIN
@@ -127,7 +127,7 @@ async def resolve(session: Session, history: History, info: MigrationInfo, resol
     """Record, under the lock, what became of an interrupted migration.
 
     Raises:
-        LockTaken: somebody else is at it.
+        LockTaken: another runner has the lock.
     """
     refusals.check_writable(history)
     statements = len(await in_slices(splitter.splitting(info.migration.sql))) if info.migration else 0
@@ -148,7 +148,7 @@ LOCK_HAD = "lock"
 
 
 def note_lock_sql(session: Session) -> str:
-    """Return a PL/pgSQL statement that tells `Course` that the lock is ours and the migration begun."""
+    """Return a PL/pgSQL statement that tells `StatementTracker` that the lock is ours and the migration begun."""
     return session.note_sql(f"'{LOCK_HAD}'")
 
 
@@ -156,7 +156,7 @@ _LONGEST_NOTE = 40  # characters: no number of ours has more digits
 
 
 class StatementTracker:
-    """Where the server is in a message, by the notes that it sends on its way."""
+    """Which statement of a message the server is at, by the notes that it sends."""
 
     def __init__(self, session: Session, execution: Execution, running: int = -1) -> None:
         self._session = session
@@ -165,7 +165,7 @@ class StatementTracker:
         self.transaction: str | None = None  # which one it is, where that was asked for
 
     def __call__(self, note: str) -> None:
-        """Take one note; what is none of ours is a server's or a function's that knows the mark, and is passed over."""
+        """Take one note; what is none of ours, from somebody who knows the nonce, is ignored."""
         if len(note) > _LONGEST_NOTE:
             return
         match note.split(" "):
@@ -265,14 +265,14 @@ def refused_error(
 def harm_error(
     harm: str, error: ServerError, execution: Execution, statement: scanner.Statement | None, *, aftermath: str
 ) -> MigrationFailed:
-    """Return the error for a migration after which our own history is not what it was.
+    """Return the error for a migration that has changed the history table.
 
-    Where it is not known which statement did that, it is the one that names the history, if there is such a one.
+    If `statement` is None, the error shows the only one that names the table, if there is one.
     """
     migration = execution.migration
     if statement is None:
         places = (found.start() for found in re.finditer(table.TABLE, migration.sql, re.IGNORECASE))
-        naming = {number for backend in places if (number := execution.statements.at(backend)) is not None}
+        naming = {number for place in places if (number := execution.statements.at(place)) is not None}
         statement = execution.statements[naming.pop()] if len(naming) == 1 else None
     found = location_of(migration, statement.start if statement else None)
     line = f":{found['line']}" if statement else ""

@@ -1,4 +1,4 @@
-"""The message that runs a unit of a no-transaction file: what has to hold for it, its statements, its record."""
+"""The message that runs a unit of a no-transaction file: its settings, its statements, its record."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _opening(unit: Unit) -> int:
 
 
 def limits_of(unit: Unit, execution: Execution) -> dict[str, float]:
-    """Return the limits that a unit is held to; what the file has set by then is not ours to set."""
+    """Return the limits that a unit is held to; what the file has set itself is left out."""
     # lock_timeout inside a concurrent build would leave an INVALID index: such waiting is watched instead.
     wait = 0.0 if unit.is_concurrent else execution.lock_timeout_secs
     limits = {"lock_timeout": wait, "statement_timeout": execution.statement_timeout_secs}
@@ -63,7 +63,7 @@ def limits_of(unit: Unit, execution: Execution) -> dict[str, float]:
 
 
 def wrapping_of(unit: Unit, record: str, session: Session, execution: Execution, *, several: bool) -> Wrapping:
-    """Return what has to hold for a transactional unit, and the statement of its record; `several` messages take it."""
+    """Return what is added to a transactional unit: settings and its `record`; `several` messages take it."""
     prelude, limits = session.note_pid_sql() + NOTICE_A_DEAD_CLIENT, limits_of(unit, execution)
     if limits.pop("transaction_timeout", None) is not None:
         prelude += NO_TRANSACTION_TIMEOUT
@@ -122,12 +122,12 @@ def composing(
 
 
 def again_sql(settings: Iterable[scanner.Statement]) -> str:
-    """Return statements of the file that set its session, to be run again."""
+    """Return the SQL of statements that set the session, to be run again."""
     return "".join(f"{each.text}\n; " for each in settings)
 
 
 def limits_that_differ_sql(limits: Mapping[str, float], told: str) -> str:
-    """Return PL/pgSQL that sets limits beyond the transaction, and tells it, only where they differ.
+    """Return PL/pgSQL that sets limits for the session where they differ, each after the PL/pgSQL `told`.
 
     Each that is set has to be taken back, which behind a pooler takes a search.
     """
