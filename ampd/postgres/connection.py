@@ -51,7 +51,7 @@ def close_timeout() -> float:
 
 
 def check_event_loop() -> None:
-    """Refuse to be run by anything but asyncio; trio can be a guest of an asyncio loop, and has no task of it then.
+    """Refuse any event loop but asyncio's; trio as a guest of one has no asyncio task.
 
     Raises:
         ConfigError: this is not a task of asyncio's.
@@ -69,7 +69,7 @@ def check_event_loop() -> None:
 
 
 class Session:
-    """One connection at a time, spoken to in whole messages."""
+    """One connection at a time, over which whole messages are sent."""
 
     def __init__(
         self,
@@ -88,9 +88,9 @@ class Session:
         self._nonce = token_hex(8)
         self._on_note: Callable[[str], None] | None = None
         self._on_event: OnEvent = ignore
-        self._speech = anyio.CancelScope()  # around the message that is being answered
-        self._raised: Exception | None = None  # by whom its notices were told to
-        self._sending = anyio.Lock()  # one message at a time: a guard is spoken to by two tasks
+        self._answering = anyio.CancelScope()  # around the message that is being answered
+        self._raised: Exception | None = None  # by a callback
+        self._sending = anyio.Lock()  # one message at a time: two tasks use a guard
         self.busy = False
         self.released = False
         self.connections = 0  # how many it has had so far
@@ -105,14 +105,14 @@ class Session:
         self._given_up: str | None = None
         self.has_answered = False  # to any message since its greeting
         self._unanswered = False  # cancelled: only the next answer tells where the transaction stands
-        self.backend_pid: int | None = None  # of the running transaction: behind a pooler not that of the connection
+        self.backend_pid: int | None = None  # of the running transaction: behind a pooler not `server_pid`
         connection.add_log_listener(self._on_message)
 
     async def reopen(self) -> bool:
-        """Open another connection if this one is gone, and return whether it was; nothing of its session is left.
+        """Open another connection if this one is gone, and return whether it was; its session is lost.
 
         Raises:
-            AmpdError: none is to be had.
+            AmpdError: no connection could be made.
         """
         if not self.is_closed():
             return False
@@ -131,7 +131,7 @@ class Session:
         """Send one message of any number of statements and wait for its end.
 
         Raises:
-            ServerError: for `translate()` or a better-informed caller to turn into an AmpdError.
+            ServerError: the message was refused; `translated_error` makes an AmpdError of it.
             ConnectionFailed: the connection was lost.
             Exception: whatever `on_note` or `on_event` has raised; the message is cancelled.
         """
@@ -140,7 +140,7 @@ class Session:
             self.busy = self._unanswered = True
             self._raised = None
             try:
-                with anyio.CancelScope() as self._speech:
+                with anyio.CancelScope() as self._answering:
                     await self.connection.execute(message, timeout=_UNLIMITED_SECS)
                     self._unanswered, self.has_answered = False, True
             except (*BROKEN, *LOST) as error:
@@ -159,7 +159,7 @@ class Session:
                 self._unanswered, self.has_answered = False, True
                 tells = self._redact(str(error)) != str(error)  # a traceback would show the driver's own words as well
                 raise ServerError(error, self._redact, self.role) from (None if tells else error)
-            except Exception as error:  # what the driver falls over in an answer that no PostgreSQL gives
+            except Exception as error:  # the driver fails in other ways on an answer that no PostgreSQL gives
                 terminate(self.connection)
                 raise malformed_error(error) from error
             finally:
@@ -191,7 +191,7 @@ class Session:
         """Send a message that notes one JSON document and return that document; timeout in seconds.
 
         Raises:
-            AmpdError: what `translate()` makes of a refusal; NoAnswer after the timeout.
+            AmpdError: what `translated_error` makes of a refusal; NoAnswer after the timeout.
         """
         answers: list[str] = []
         try:
@@ -210,7 +210,7 @@ class Session:
             raise malformed_error(error) from error
 
     async def greet(self, timeout: float) -> None:
-        """Make sure that a server stands behind the connection.
+        """Check that a server answers on the connection.
 
         Raises:
             NoAnswer: none has answered within `timeout` seconds.
@@ -242,11 +242,11 @@ class Session:
         """Return whether the connection is known to be gone."""
         try:
             return bool(self.connection.is_closed())
-        except asyncpg.InterfaceError:  # its pool knew first, and has taken it back
+        except asyncpg.InterfaceError:  # its pool has taken it back already
             return True
 
     def ignore_messages(self) -> None:
-        """Stop hearing notices: a pool wants its connections back as they were."""
+        """Remove the listener for notices, before the connection goes back to its pool."""
         if not self.is_closed():
             self.connection.remove_log_listener(self._on_message)
 
@@ -263,13 +263,13 @@ class Session:
                 self._on_event(ServerMessage(severity=one_line(severity), message=folded(self._redact(text))))
         except Exception as error:  # the driver calls from the event loop, which would do no more than log it
             self._raised = self._raised or error
-            self._speech.cancel()
+            self._answering.cancel()
 
 
 _LARGEST_NOTE = 64 * 2**20  # characters of what the server notes: a history of the largest size fits in
 
 
 def terminate(connection: Any) -> None:
-    """Close a connection at once; one that its pool has taken back is closed already, and no longer answers to us."""
+    """Close a connection at once; one that its pool has taken back is closed already."""
     with suppress(asyncpg.InterfaceError):
         connection.terminate()

@@ -25,11 +25,11 @@ class PoolInUse(ConnectionsBusy):
 
 
 class HungUp(ConnectionsBusy):
-    """The server has let us in and closed the connection, which is no better than letting nobody in."""
+    """The server has accepted the connection and closed it at once."""
 
 
 class ConnectionWait:
-    """How long one run has waited for connections that others have, and how it goes on."""
+    """One wait of a run for connections that others have: how long so far, and how it goes on."""
 
     def __init__(self, limit: float, on_event: OnEvent) -> None:
         self._backoff = Backoff(limit, longest_pause=_LONGEST_PAUSE)
@@ -38,14 +38,14 @@ class ConnectionWait:
         self.acquired()
 
     def acquired(self) -> None:
-        """Begin to count anew: the run has the connections that it needs."""
+        """Reset the wait: the run has the connections that it needs."""
         self._backoff.renew()
-        self.at_once = _AT_ONCE_SECS  # how long to hold one connection while waiting for a word on another
+        self.at_once = _AT_ONCE_SECS  # seconds to hold one connection while waiting for another to answer
         self.reason: str | None = None
 
     @property
     def left(self) -> float:
-        """Return for how many more seconds to wait."""
+        """Return how many more seconds to wait."""
         return max(0, self._backoff.limit - self._backoff.waited)
 
     def begin(self) -> None:
@@ -53,16 +53,16 @@ class ConnectionWait:
         self._attempted = monotonic()
 
     def tell(self) -> None:
-        """Say what is waited for, if it takes long."""
+        """Emit what is waited for, if it takes long."""
         if self.reason is not None and self._backoff.is_worth_a_word():
             waited, limit = self._backoff.waited, self._backoff.limit
             self._on_event(WaitingForConnection(reason=self.reason, waited=waited, limit=limit))
 
     async def pause(self, failure: AmpdError) -> None:
-        """Wait, without a connection, for those who have them.
+        """Wait, without a connection, before the next attempt.
 
         Raises:
-            AmpdError: the failure, when there was time enough.
+            AmpdError: the failure, once the limit is reached.
         """
         self.check(failure)
         self.tell()
@@ -72,17 +72,17 @@ class ConnectionWait:
         await anyio.sleep(min(max(stood, self._backoff.next_pause()), self.left))
 
     def check(self, failure: AmpdError) -> None:
-        """Take note of what is waited for.
+        """Note what is waited for.
 
         Raises:
-            AmpdError: the failure, when there was time enough.
+            AmpdError: the failure, once the limit is reached.
         """
         self.reason = failure.message
         if not self.left:
             raise self.over(failure)
 
     def over(self, failure: AmpdError) -> AmpdError:
-        """Return the error that says how long was waited."""
+        """Return the failure, its message with how long was waited."""
         if waited := round(self._backoff.waited):
             failure.message = f"{failure.message}, for {waited} s"
             failure.args = (failure.message,)

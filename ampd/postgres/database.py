@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class _PoolQueue:
-    """The runs of this process that want connections of one pool: they stand in line, and each takes all it needs."""
+    """The runs of this process that need connections of one pool: one after the other takes all it needs."""
 
     def __init__(self) -> None:
         self.head = asyncio.Lock()
@@ -43,11 +43,11 @@ _QUEUES: dict[int, _PoolQueue] = {}  # by the pool's id, while there are runs: a
 
 @discreet
 def _source(hidden: Hidden[Any]) -> DatabaseUrl | Pool:
-    """Return where a caller has said that the database is.
+    """Return the URL or pool that a caller has given.
 
     Raises:
-        ConfigError: a URL that is none.
-        TypeError: something else.
+        ConfigError: the URL is malformed, or missing in the configuration.
+        TypeError: it is of another type.
     """
     source = hidden.reveal()
     if isinstance(source, MetadataDb):
@@ -81,10 +81,10 @@ class Database:
             self._role = source.user or os.environ.get("PGUSER")
         else:
             self._url, self._pool, self.label, self._role = None, source, None, None
-        # Knows the password that is used, wherever it comes from, once there was an attempt to connect.
+        # After the first attempt to connect it knows the password, wherever that comes from.
         self.redact: Callable[[str], str] = source.redact if isinstance(source, DatabaseUrl) else str
         self._connect_wait_secs = connect_wait_secs
-        # Of a pool that the service itself uses up, as before of a server.
+        # for a pool that the service itself uses up
         self._service_wait_secs = connect_wait_secs + CONNECT_TIMEOUT_SECS
         least = connect_wait_secs if self._pool is None else self._service_wait_secs
         self.connection_wait = ConnectionWait(max(advisory_lock_wait_secs, least), on_event)
@@ -107,12 +107,12 @@ class Database:
     async def sessions(
         self, count: int, look: Callable[[Session], Awaitable[T]]
     ) -> AsyncIterator[tuple[list[Session], T]]:
-        """Yield sessions, and what a first `look` on one of them has found; whoever waits for them has none.
+        """Yield sessions, and what `look` returns for the first of them; while waiting for them the run holds none.
 
         On the way out they are closed, or given back to the pool, within two seconds if cancelled.
 
         Raises:
-            AmpdError: they are not to be had, or what `look` raises.
+            AmpdError: there were none in time, or what `look` raises.
         """
         with self._queue() as queue:
             self.connection_wait.reason = None
@@ -139,10 +139,10 @@ class Database:
 
     @asynccontextmanager
     async def second_session(self, timeout: float) -> AsyncIterator[Session]:
-        """Yield one more session if it is to be had at once, within `timeout` seconds, for a short time.
+        """Yield one more session, for a short time, if one can be opened within `timeout` seconds.
 
         Raises:
-            AmpdError: it is not.
+            AmpdError: none can.
         """
         try:
             session = await self._open(0, timeout)
@@ -238,10 +238,10 @@ class Database:
         return taken, found
 
     async def _answered(self, session: Session, look: Awaitable[T]) -> T:
-        """Return what is answered on a new session; a pooler accepts clients and lets them wait for their server.
+        """Return what `look` does; a pooler accepts clients before it has a server connection for them.
 
         Raises:
-            NotNow: nothing is; or the server has hung up at once.
+            ConnectionsBusy: there is no answer, or the server has closed the connection at once.
         """
         try:
             return await look
@@ -256,8 +256,8 @@ class Database:
             raise HungUp(error) from error
 
     async def _leave(self, taking: asyncio.Future[tuple[list[Session], Any]]) -> None:
-        """Give up taking sessions, and give back what was taken."""
-        taking.add_done_callback(_terminate_all)  # should we be cancelled once more
+        """Stop taking sessions, and release those that were taken."""
+        taking.add_done_callback(_terminate_all)  # in case we are cancelled again
         with anyio.CancelScope(shield=True):
             while not taking.done():
                 taking.cancel()
@@ -282,14 +282,14 @@ class Database:
         return Session(connection, self._another, self.redact, self._role, lent=self._pool is not None)
 
     async def _connection(self, wait: float, timeout: float) -> Any:
-        """Return a connection that stands: connect, or take one from the pool; try again for `wait` seconds.
+        """Return an open connection, new or from the pool; retry for `wait` seconds.
 
         Raises:
-            NotNow: others have all that there may be.
-            AmpdError: it is not to be had.
+            ConnectionsBusy: others have all connections.
+            AmpdError: the last attempt failed.
         """
         attempt = self._attempts(timeout)
-        # The driver falls over answers that no PostgreSQL gives; of a pool it may also be the service's own callback.
+        # The driver fails in any way on answers that no PostgreSQL gives; with a pool, so may a callback of its owner.
         refusals = (Exception,) if self._pool is None else (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
         begun = told = monotonic()
         delay = 0.05
@@ -312,7 +312,7 @@ class Database:
             delay = min(delay * 1.6, _LONGEST_DELAY_SECS)
 
     async def _remembering(self, attempt: Callable[[], Awaitable[Any]]) -> Any:
-        """Make an attempt, after which it is known what the password of somebody else's pool is."""
+        """Make an attempt, and afterwards read the password of a pool that was passed in."""
         try:
             return await attempt()
         finally:
@@ -320,10 +320,10 @@ class Database:
                 self.redact = pool_redact(self._pool)
 
     def _attempts(self, timeout: float) -> Callable[[], Awaitable[Any]]:
-        """Return how to make an attempt, `timeout` seconds long.
+        """Return a function that makes an attempt of at most `timeout` seconds.
 
         Raises:
-            ConfigError: none is worth making.
+            ConfigError: the URL cannot be used.
         """
         if (pool := self._pool) is not None:
             return lambda: _acquired(pool, timeout)
@@ -337,7 +337,7 @@ class Database:
         return lambda: _connect(arguments)
 
     def _meaning(self, error: Exception) -> tuple[Exception, bool]:
-        """Return what a failed attempt is raised as, and whether it is worth another one."""
+        """Return the exception for a failed attempt, and whether another attempt is worth making."""
         if isinstance(error, TimeoutError) and self._is_used_up():
             return PoolInUse(ConnectionFailed("no connection of the pool is free")), False
         failure, worth_retrying = connection_error_of(error, self._url, self.redact)
@@ -348,10 +348,10 @@ class Database:
         return pool is not None and not pool.get_idle_size() and pool.get_size() >= pool.get_max_size()
 
     async def _another(self) -> Any:
-        """Return a connection in place of one that is gone, whose server may not have noticed yet.
+        """Return a connection in place of one that is gone, which the server may still count.
 
         Raises:
-            AmpdError: none is to be had.
+            AmpdError: there was none in time.
         """
         backoff = Backoff(self._service_wait_secs, longest_pause=1)
         while True:
@@ -363,7 +363,7 @@ class Database:
             await anyio.sleep(backoff.next_pause())
 
     async def release(self, session: Session) -> None:
-        """Close a session, or give it back to its pool, within a second; once is enough."""
+        """Close a session, or release it to its pool, within a second; a second call does nothing."""
         if not session.released:
             session.released = True
             session.ignore_messages()
@@ -372,7 +372,7 @@ class Database:
     async def _close(self, session: Session) -> None:
         connection, secs, released = session.connection, close_timeout(), False
         try:
-            if self._pool is None:  # the server needs no more than to be told
+            if self._pool is None:  # sending Terminate is enough
                 with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_TIMEOUT_SECS):
                     await connection.close()
                 return
@@ -408,7 +408,7 @@ async def _acquired(pool: Pool, timeout: float) -> Any:
 
 
 async def _connect(arguments: Hidden[dict[str, Any]]) -> asyncpg.Connection:
-    """Connect; cancelled, let the attempt come to its end: asyncpg leaves an error behind that nobody retrieves."""
+    """Connect; when cancelled, wait for the attempt: else asyncpg leaves an error that nobody retrieves."""
     attempt = asyncio.ensure_future(asyncpg.connect(**arguments.reveal()))
     try:
         return await asyncio.shield(attempt)

@@ -1,4 +1,4 @@
-"""What the driver and the server say, as errors of ampd: class, hint, and whether to try again."""
+"""Errors of the driver and the server as errors of ampd: class, hint, and whether to retry."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ DRIVER = "asyncpg"  # whose frames hold the password
 
 
 class _Meaning(msgspec.Struct, frozen=True):
-    """What a failed attempt to connect means: the errors, words that theirs contain, and what is made of them.
+    """How a failed attempt to connect is reported: for which errors, with which words in them, and as what.
 
-    Message and hint are templates. Worth another attempt is whatever can pass by itself: a server that is not there
+    Message and hint are templates. Worth retrying is what can pass by itself: a server that is not there
     yet, is starting, is full, or is being replaced.
     """
 
@@ -115,7 +115,7 @@ _ADD_TO_POOLER = "add it to the pooler's configuration, or correct the URL"
 _OTHER_WAY = "the server asks for a way to authenticate that asyncpg lacks"
 _OPEN_POOL = "pass a pool that has been opened, and is closed after the run"
 
-# The first that fits holds.
+# The first that fits is taken.
 _MEANINGS = tuple(
     _Meaning(*row)
     for row in (
@@ -146,7 +146,7 @@ _MEANINGS = tuple(
             "",
             AuthenticationFailed,
             _SAID,
-            "the server asks for a way to authenticate that asyncpg lacks",
+            _OTHER_WAY,
         ),
         ((TimeoutError,), "", NoAnswer, "{where}: no answer in time", _MORE_TIME, True),
         ((PermissionError,), "", ConnectionFailed, "{where}: {strerror}", "check the permissions of {files}"),
@@ -158,7 +158,7 @@ _MEANINGS = tuple(
 def connection_error_of(
     error: Exception, url: DatabaseUrl | None, redact: Callable[[str], str]
 ) -> tuple[AmpdError, bool]:
-    """Return what `connection_error` does, the error as its cause unless that shows a password."""
+    """Return what `connection_error` does, with the driver's error as its cause unless that shows a password."""
     failure, worth_retrying = connection_error(error, url, redact)
     if redact(str(error)) == str(error) and not isinstance(failure, ConfigError):
         failure.__cause__ = without_frames(error, DRIVER)
@@ -168,7 +168,7 @@ def connection_error_of(
 def connection_error(
     error: BaseException, url: DatabaseUrl | None, redact: Callable[[str], str]
 ) -> tuple[AmpdError, bool]:
-    """Return what a failed attempt to connect means, and whether it is worth another attempt."""
+    """Return the error for a failed attempt to connect, and whether another attempt is worth making."""
     said = redact(str(getattr(error, "message", None) or error).strip() or type(error).__name__)
     for meaning in _MEANINGS:
         if isinstance(error, meaning.errors) and re.search(meaning.words, said, re.DOTALL):
@@ -182,7 +182,7 @@ _VARIABLES = ("PGHOST", "PGPORT", "PGSSLMODE", "PGSSLNEGOTIATION", "PGSSLROOTCER
 
 
 def _facts(error: BaseException, said: str, url: DatabaseUrl | None) -> dict[str, str]:
-    """Return what the templates of `_Meaning` may name."""
+    """Return the values for the templates of `_Meaning`."""
     user = (url.user if url else None) or os.environ.get("PGUSER")
     after_colon = said.rpartition(":")[2].strip()
     name, parameter = (re.search(each, said, re.DOTALL) for each in ('"(.*)"', '"(.*?)"'))
@@ -211,7 +211,7 @@ _FULL = (
 
 
 def is_full(failure: AmpdError) -> bool:
-    """Return whether an attempt to connect has failed because others have all the connections that there may be."""
+    """Return whether an attempt to connect has failed because others have all connections."""
     return failure.sqlstate == "53300" or any(word in failure.message.lower() for word in _FULL)
 
 
@@ -232,7 +232,7 @@ def _reason(error: BaseException) -> str:
 
 
 def reason_lost(error: BaseException) -> str:
-    """Return why a connection cannot be used any more, without the driver's words for its own states."""
+    """Return why a connection was lost, without the driver's words for its own states."""
     text = str(error)
     if isinstance(error, asyncpg.InternalClientError) or "another operation" in text:
         return "the driver cannot tell any more what the server is doing"
@@ -242,7 +242,7 @@ def reason_lost(error: BaseException) -> str:
 
 
 def lost_error(reason: str, redact: Callable[[str], str], sqlstate: str | None = None) -> ConnectionFailed:
-    """Return what it means that an established connection broke."""
+    """Return the error for an established connection that was lost."""
     text = folded(redact(reason)) or "closed by the server"
     return ConnectionFailed(f"the connection to the server was lost: {text}", hint=RUN_AGAIN, sqlstate=sqlstate)
 
@@ -251,7 +251,7 @@ ABOUT_THE_CONNECTION = ("08", "53", "57", "58")  # classes of SQLSTATE: lost, ou
 
 
 def translated_error(error: ServerError) -> AmpdError:
-    """Return what an error of the server means outside of a migration's own statements."""
+    """Return the error of ampd for an error of the server outside of a migration's statements."""
     facts: dict[str, Any] = {"sqlstate": error.sqlstate, "detail": error.detail}
     if lacking := plpgsql_error(error):
         return lacking
@@ -267,7 +267,7 @@ def translated_error(error: ServerError) -> AmpdError:
 
 
 def plpgsql_error(error: ServerError) -> AmpdError | None:
-    """Return the error for a database in which ampd's own blocks cannot run; None if that is not what was refused."""
+    """Return the error for a database without a usable plpgsql, which ampd needs; None for any other error."""
     needs, name = "ampd needs the language plpgsql, which", "plpgsql"
     if name in error.message and error.sqlstate == "42704":
         hint = "CREATE EXTENSION plpgsql, as the database's owner"

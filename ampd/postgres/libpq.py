@@ -122,10 +122,10 @@ _LARGEST_INTEGER = 2_147_483_647
 def driver_arguments(
     url: DatabaseUrl, default_timeout: float, options: Mapping[str, Any] | None = None
 ) -> tuple[Hidden[dict[str, Any]], tuple[str, ...]]:
-    """Return what to call `asyncpg.connect` with for a libpq URL, and remarks for the person.
+    """Return what to call `asyncpg.connect` with for a libpq URL, and warnings.
 
-    Whatever password is going to be used is among the arguments, unless the caller's own `options` for the driver,
-    which go before the URL, hold another one.
+    The password that will be used is among the arguments, unless the caller's own `options` for the driver, which
+    take precedence over the URL, contain one.
 
     Raises:
         ConfigError: a parameter that cannot be honoured, a private key that others may read, or a password file that
@@ -202,7 +202,7 @@ def driver_arguments(
     return Hidden(arguments), tuple(remarks)
 
 
-# What libpq reads from the environment and the driver does not, or not as libpq does; the URL goes before it.
+# What libpq reads from the environment and the driver does not, or not as libpq does; the URL takes precedence.
 _VARIABLES_OF_LIBPQ = {
     "PGCHANNELBINDING": "channel_binding",
     "PGCLIENTENCODING": "client_encoding",
@@ -229,10 +229,10 @@ _VARIABLES_OF_LIBPQ = {
 
 
 def _check_known(parameters: Mapping[str, str]) -> None:
-    """Refuse what is no parameter at all, before a password is sent by the rules of one that was misspelled.
+    """Refuse unknown parameters: a misspelled sslmode must not send the password without TLS.
 
     Raises:
-        ConfigError: names it, and the nearest that there is.
+        ConfigError: names it, and the nearest known one.
     """
     known = _HONOURED | _CANNOT_HONOUR | _SETTINGS
     for name in sorted(parameters.keys() - known):
@@ -281,7 +281,7 @@ def _check_variables(parameters: Mapping[str, str]) -> None:
 
 
 def _check_user(url: DatabaseUrl) -> None:
-    """Refuse to guess a user where there is none: the driver would fall over it."""
+    """Refuse a URL without a user where the machine has no name for ours: the driver would fail."""
     if url.user or os.environ.get("PGUSER"):
         return
     try:
@@ -312,7 +312,7 @@ def _closed_home() -> Path | None:
 
 
 def _without_tls(closed: Path, parameters: dict[str, str]) -> str:
-    """Go on without TLS where libpq does, which has no way to look for certificates either, and say so.
+    """Switch TLS off where libpq would, which cannot look for certificates either, and return a warning.
 
     Raises:
         ConfigError: the connection must be encrypted.
@@ -354,7 +354,7 @@ def _password(url: DatabaseUrl, options: Mapping[str, Any]) -> tuple[str | None,
         if path.stat().st_mode & 0o077:
             return "", f"password file {path} has group or world access and is ignored; chmod 0600 {path}"
         text = path.read_text(errors="surrogateescape")
-    except OSError:  # out of reach: to psql too it is none
+    except OSError:  # psql, too, ignores one that it cannot reach
         return None, None
     places = _places(url)
     passwords = {_password_in(text, url, options.get("user"), *place) for place in places}
@@ -406,7 +406,7 @@ _PASSWORD_LINE = r"((?:\\.|[^:\\])*):" * 4 + r"((?:\\.|[^:\r])*)"
 
 
 def pool_redact(pool: asyncpg.Pool, url: DatabaseUrl | None = None) -> Callable[[str], str]:
-    """Return what takes out of a text whatever may be the password of a pool, to which there is no public way."""
+    """Return a function that redacts every possible password of a pool: asyncpg does not tell which one it uses."""
     options: dict[str, Any] = getattr(pool, "_connect_kwargs", None) or {}
     secrets = forms(os.environ.get("PGPASSWORD")) | (url.secrets if url else set())
     with suppress(ConfigError, TypeError):

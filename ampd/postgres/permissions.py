@@ -1,4 +1,4 @@
-"""The GRANT that would lift a "permission denied", read off the server's own words."""
+"""The GRANT for a "permission denied", from the server's message."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SEARCHED = 10_000  # characters of a statement: the rest of a long one is data
 
 
 def grant_hint(error: ServerError, words: tuple[str, ...] = (), statement: str = "") -> str:
-    """Return the GRANT that would lift a "permission denied", read off the server's own words.
+    """Return the GRANT for a "permission denied", from the server's message.
 
     `words` are the first ones of the statement: the server names a table, but neither its schema nor what was wanted.
     """
@@ -55,7 +55,7 @@ def grant_hint(error: ServerError, words: tuple[str, ...] = (), statement: str =
 
 
 def _schema_of(name: str, text: str) -> str | None:
-    """Return the schema that SQL gives a table, quoted where the SQL quotes it; None where it does not always do so."""
+    """Return the schema that SQL names with a table, quoted as there; None if it names none, or several."""
     spelt = rf"{re.escape(identifier(name))}|\b{re.escape(name)}(?![\w$])"
     schema = rf'"(?:[^"]|""){{1,{_LONGEST_NAME}}}"|\b[^\W\d][\w$]{{0,{_LONGEST_NAME}}}'
     found = re.findall(rf"(?:({schema})\s{{0,9}}\.\s{{0,9}})?(?:{spelt})", text)  # bounded, so that it is linear
@@ -63,7 +63,7 @@ def _schema_of(name: str, text: str) -> str | None:
 
 
 def _on_table(words: tuple[str, ...]) -> str | None:
-    """Return the privileges on another's table that a statement needs, where those are none of the usual ones."""
+    """Return the privileges on a table that a statement needs, where they are not the usual ones."""
     match words:
         case ("TRUNCATE", *_):
             return "TRUNCATE"

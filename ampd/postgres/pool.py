@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .connection import Pool
 
 
-# What would open the pool on another database than the one that is migrated.
+# Options that would open the pool on another database than the one that is migrated.
 _ANOTHER_DATABASE = ("dsn", "host", "port", "database", "service", "servicefile")
 
 
@@ -87,7 +87,7 @@ async def connected(pool: Pool, url: DatabaseUrl) -> Pool:
     """Return a pool with its first connections.
 
     Raises:
-        AmpdError: they are not to be had.
+        AmpdError: they could not be made.
     """
     try:
         return await pool
@@ -98,11 +98,11 @@ async def connected(pool: Pool, url: DatabaseUrl) -> Pool:
                 failure.hint = f"{failure.hint}; or correct the option of open_pool that it comes from"
         else:
             failure = without_frames(error, DRIVER)
-    pool.terminate()  # what it has got
+    pool.terminate()  # with the connections that it has
     raise failure
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Return whether a connection could not be made, and it is no error of a callback that the options hold, say."""
+    """Return whether an error is of connecting, and not of a callback in the options."""
     kinds = (OSError, asyncpg.ClientConfigurationError, asyncpg.TargetServerAttributeNotMatched, *LOST)
     return isinstance(error, kinds) or getattr(error, "severity_en", None) == "FATAL"

@@ -1,4 +1,4 @@
-"""An error of the server, with passwords taken out of its words, and each of them bounded: they may be a stranger's."""
+"""An error of the server, without passwords, and each text of it bounded: anybody may have written it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _INTERNAL_ERROR = "XX000"
 
 
 class ServerError(Exception):
-    """What the server said of a message that it refused; `position` counts from 1 in the whole message."""
+    """The server's error for a message that it refused; `position` counts from 1 in the whole message."""
 
     def __init__(self, error: Any, redact: Callable[[str], str], role: str | None) -> None:
         self.role = role
         self.redact = redact
         self.message = folded(redact(error.message or str(error)))
         super().__init__(self.message)
-        self.sqlstate = sqlstate_of(error) or _INTERNAL_ERROR  # which a server that has bugs would say
+        self.sqlstate = sqlstate_of(error) or _INTERNAL_ERROR  # as of a server that has a bug
         self.detail = folded(redact(error.detail)) if error.detail else None
         self.hint = folded(redact(error.hint)) if error.hint else None
         self.position = int(error.position) if re.fullmatch("[0-9]{1,9}", error.position or "") else None
@@ -30,7 +30,7 @@ class ServerError(Exception):
 
 
 def sqlstate_of(error: object) -> str | None:
-    """Return the SQLSTATE of an error of the driver's, if it has one that is one."""
+    """Return the SQLSTATE of an error of the driver's, if it has a valid one."""
     sqlstate = getattr(error, "sqlstate", None)
     return sqlstate if sqlstate and re.fullmatch("[0-9A-Z]{5}", sqlstate) else None
 
