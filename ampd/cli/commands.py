@@ -74,7 +74,7 @@ def _path(_: object, tokens: Sequence[Token]) -> Path:
 
 
 def _folder(_: object, tokens: Sequence[Token]) -> Path:
-    return Path(tokens[0].value or _AMP_DIR)  # an empty variable is as good as none
+    return Path(tokens[0].value or _AMP_DIR)  # an empty variable counts as unset
 
 
 _AMP_DIR = ".amp"
@@ -274,7 +274,7 @@ def _launch(
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit code; whatever a person can provoke ends in a message."""
+    """Run one command line and return its exit code; no error of a user's ends in a traceback."""
     prepare_streams()
     learn_passwords((*arguments, *(value for name, value in os.environ.items() if name.startswith("AMP_"))))
     code = _outcome(arguments)
@@ -334,7 +334,7 @@ def _configure(
 
 
 def _examined(found: Status, *, check: bool, json: bool) -> int:
-    """Print what `--check` and `--dry-run` have found, by the very plan that a run would follow."""
+    """Print what `--check` and `--dry-run` have found, from the plan that a run would follow."""
     from ampd.apply.prepared import prepare, warnings
     from ampd.history.refusals import check_conflicts
     from ampd.report import Report, dry_run_text, examined_json, pending_of, still_pending

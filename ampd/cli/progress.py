@@ -26,7 +26,7 @@ _ERASE = "\r\x1b[2K"
 
 
 class Progress:
-    """The listener of the command line; remembers how far a run has come, in case it cannot say so in the end."""
+    """The callback of the command line; remembers how far a run has come, in case it emits no last event."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
@@ -72,7 +72,7 @@ class Progress:
                 self._line(str(event))
 
     def clear(self) -> None:
-        """Take the live line away, before something else is printed."""
+        """Erase the live line, before something else is printed."""
         if self._live:
             self._write(_ERASE)
 
@@ -85,7 +85,7 @@ class Progress:
             self._write(_ERASE + shown(text)[: self._columns() - 1])
 
     def _write(self, text: str) -> None:
-        with suppress(OSError):  # that nobody listens any more is no reason to stop a migration
+        with suppress(OSError):  # a closed stderr is no reason to stop a migration
             self._stream.write(text)
             self._stream.flush()
 

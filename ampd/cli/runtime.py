@@ -28,23 +28,23 @@ _NOWHERE_TO_WRITE = (errno.EPIPE, errno.ENOSPC, errno.EBADF, errno.EIO)
 
 
 def survive(error: OSError) -> None:
-    """Go on without a stdout that takes nothing any more; raise any other error again."""
+    """Go on without a stdout that can no longer be written to; raise any other error again."""
     if error.errno not in _NOWHERE_TO_WRITE:
         raise error
     abandon(sys.stdout)
-    if error.errno != errno.EPIPE:  # else whoever read our output has heard enough
+    if error.errno != errno.EPIPE:  # else the reader of our output has closed it
         say(f"error: the output cannot be written: {error.strerror}")
 
 
 def wants_json(arguments: Sequence[str]) -> bool:
-    """Return whether a document was asked for, be the command line a good one or not."""
+    """Return whether a document was asked for, also by a wrong command line."""
     options = (each.partition("=") for each in takewhile(lambda each: each != "--", arguments))
     values = [value.lower() for name, _, value in options if name == "--json"]
     return bool(values) and values[-1] not in ("no", "n", "0", "false", "f")
 
 
 class Signalled(Exception):
-    """A signal has ended the command: which one, what there is to say, and how far a run had come by then."""
+    """A signal has ended the command: its number, the message to print, and how far the run had come."""
 
     def __init__(self, number: int, told: str, report: Report | None) -> None:
         super().__init__(number)
@@ -57,7 +57,7 @@ _LAST_CALL_SECS = 0.9
 
 
 def run_to_end(progress: Progress, work: Callable[[], Awaitable[T]], *, stopping: bool = False) -> T:
-    """Run the command's coroutine; the first SIGINT or SIGTERM cancels it, and what was done is told.
+    """Run the command's coroutine; the first SIGINT or SIGTERM cancels it, and `Signalled` is raised.
 
     With `stopping` a signal is how the command is meant to end, once nothing is running any more. Without, whatever
     keeps it from ending in time is left behind: a script being read, a name server that says nothing, a dead network.
@@ -113,12 +113,12 @@ def run_to_end(progress: Progress, work: Callable[[], Awaitable[T]], *, stopping
 
 
 def end_signalled(signalled: Signalled, *, json: bool) -> int:
-    """Say that a signal has ended the command, and return its exit code."""
+    """Print that a signal has ended the command, and return its exit code."""
     say(signalled.told)
     if json:
         known = signalled.report
         facts = (known.current_version, known.applied, known.pending) if known else ()
-        with suppress(OSError):  # that nobody listens changes nothing
+        with suppress(OSError):  # stdout may be closed
             print_failure(MigrationInterrupted(signalled.told, conflicts=()), *facts)
     return 128 + signalled.number
 
@@ -131,7 +131,7 @@ def new_progress() -> Progress:
 
 
 def prepare_streams() -> None:
-    """See to it that both streams are there, and take any text, whatever the locale."""
+    """Make sure that both streams exist, and accept any text, whatever the locale."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
         if isinstance(stream, io.TextIOWrapper):
@@ -140,7 +140,7 @@ def prepare_streams() -> None:
 
 
 def abandon(stream: TextIO) -> None:
-    """Let what is still buffered go nowhere."""
+    """Discard what is still buffered."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
@@ -168,8 +168,8 @@ def complain(error: AmpdError) -> None:
 
 
 def say(text: str) -> None:
-    """Print a line on stderr; if nobody listens any more, go on."""
-    with suppress(OSError):  # that nobody listens changes nothing
+    """Print a line on stderr, which may be closed."""
+    with suppress(OSError):
         print(visible(text), file=sys.stderr, flush=True)
 
 

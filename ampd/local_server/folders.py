@@ -1,4 +1,4 @@
-"""Folders that no stranger can put anything into: whose each one on the way is, and who may write to it."""
+"""Folders that no other user can write to: the owner and the permissions of each one on the path."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ampd.errors import ConfigError
 
-_MOST_LINKS = 40  # on one way, as the kernel has it
+_MOST_LINKS = 40  # on one path, as in the kernel
 _ELSEWHERE = "choose another folder with --amp-dir"
 
 
@@ -33,7 +33,7 @@ def usable(folder: Path) -> Iterator[None]:
 
 
 def beside(data_dir: Path, suffix: str) -> Path:
-    """Return the path of what lies beside a data folder."""
+    """Return the path of a neighbour of a data folder."""
     return data_dir.with_name(f"{data_dir.name}.{suffix}")
 
 
@@ -53,13 +53,13 @@ def make_folder(folder: Path) -> None:
 
 
 def check_path(path: Path, use: str) -> None:
-    """Refuse a path, of which the end need not exist, if somebody else could put something of his own there.
+    """Refuse a path, of which the end need not exist, if another user could replace something on it.
 
     Every folder and link on the way, and what is at the end, belongs to us or to root. No other user may write to what
     is at the end, nor to a folder on the way, unless its sticky bit keeps what it contains from being replaced.
 
     Raises:
-        ConfigError: names what is not so, and whose it is.
+        ConfigError: names what is not so, and its owner.
     """
     for at, status, is_end in _way(path):
         what = f"cannot {use} {path}: {'it' if at == path.absolute() else at}"
@@ -120,7 +120,7 @@ def _is_private(uid: int, gid: int) -> bool:
 
 
 def user_name(uid: int) -> str:
-    """Return the name of a user, or his number."""
+    """Return the name of a user, or the number."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -136,7 +136,7 @@ def group_name(gid: int) -> str:
 
 
 def closed_folder(folder: Path, uid: int) -> Path | None:
-    """Return the outermost folder on the way to one that a user of no group may not enter; None if there is none."""
+    """Return the outermost folder on a path that a user of no group may not enter; None if there is none."""
     way = (*reversed(folder.parents), folder)
     statuses = ((path, path.stat()) for path in way)
     return next((path for path, at in statuses if not at.st_mode & (0o100 if at.st_uid == uid else 0o001)), None)

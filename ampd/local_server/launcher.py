@@ -1,4 +1,4 @@
-"""As whom the server runs: an ordinary user, with no environment of the caller's."""
+"""How the server is started: as an ordinary user, with no environment of the caller's."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Launcher(msgspec.Struct, frozen=True):
 
     @classmethod
     def choose(cls, data_dir: Path) -> Launcher:
-        """Return as whom to run the server of a data folder."""
+        """Return how to run the server of a data folder."""
         setpriv = shutil.which("setpriv")
         if setpriv and Path(setpriv).resolve().name != "setpriv":  # busybox's knows nothing of what follows
             setpriv = None
@@ -69,7 +69,7 @@ class Launcher(msgspec.Struct, frozen=True):
         return Installation(folder / installation.bindir.name, installation.major)
 
     def give(self, folder: Path) -> None:
-        """Hand a folder to the account."""
+        """Make the account the owner of a folder."""
         if self.account:
             give_folder(folder, self.account)
 
@@ -91,7 +91,7 @@ class Launcher(msgspec.Struct, frozen=True):
             )
 
     async def run(self, program: Path, *arguments: str | Path, log: Path, stdin: bytes = b"") -> None:
-        """Run a program to its end, which must be a good one."""
+        """Run a program to its end; if it fails, raise ConnectionFailed with the end of its log."""
         with tempfile.TemporaryFile() as script:
             script.write(stdin)
             script.seek(0)

@@ -64,16 +64,16 @@ class LocalServer(msgspec.Struct, frozen=True):
 
     @property
     def url(self) -> str:
-        """The database `amp` by Unix socket."""
+        """Return the URL of the database `amp` by Unix socket."""
         return f"postgresql:///{DATABASE}?host={quote(str(self.socket_dir))}&port={self.port}&user={SUPERUSER}"
 
     @property
     def tcp_url(self) -> str | None:
-        """The same database by TCP, where the server listens there."""
+        """Return the URL of the same database by TCP; None if the server does not listen there."""
         return f"postgresql://{SUPERUSER}@127.0.0.1:{self.port}/{DATABASE}" if self.tcp else None
 
     async def ended(self) -> None:
-        """Wait until the server has ended by itself, and raise what it said last."""
+        """Wait until the server has ended by itself, and raise ConnectionFailed with the end of its log."""
         await wait_while(partial(is_running, self.process), interval=0.2)
         raise startup_error("the local PostgreSQL server has ended", beside(self.data_dir, "log"))
 

@@ -43,13 +43,13 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class Caution(Problem, frozen=True):
-    """A problem that may be none: the script runs, and whoever runs it is told before."""
+    """A problem that may be none: the script runs, after a warning."""
 
 
 def problems(script: str, *, transactional: bool, statements: Statements | None = None) -> tuple[Problem, ...]:
-    """Find everything in a script that cannot work, in order of position; whoever has split it, hands it over.
+    """Find everything in a script that cannot work, in order of position; `statements` are those of `split`, if known.
 
-    What may be meant as it stands is a `Caution`; any other `Problem` is certain.
+    What may be intended is a `Caution`; any other `Problem` is certain.
     """
     return at_once(finding_problems(script, transactional=transactional, statements=statements))
 
@@ -92,9 +92,9 @@ def finding_problems(
     )
 
 
-# Findings: (offset, message, hint) each, one generator for each sort of problem.
+# One generator for each sort of problem; where one yields None the search can be interrupted.
 
-_Finding = tuple[int, str, str]  # None in its place: here the search can be interrupted
+_Finding = tuple[int, str, str]  # offset, message, hint
 _Judged = tuple[type[Problem], int, str, str]  # with whether it is certain
 _Ruled = tuple[Statement, Rule]
 _UNRECORDED = ("a READ ONLY transaction, in which the migration cannot be recorded", "remove READ ONLY")
@@ -145,7 +145,7 @@ def _transactions(ruled: list[_Ruled]) -> Iterator[_Finding]:
 
 
 def _misread(script: str, ruled: list[_Ruled]) -> Iterator[_Finding]:
-    """Find where the server is told to read plain strings otherwise than ampd does, if that makes a difference."""
+    """Find where a script switches off standard_conforming_strings, if a string with a backslash follows."""
     for statement, _ in ruled:
         if statement.words[:1] == ("SET",) and re.match(STRINGS_OFF, shape_of(statement.text)):
             if "\\" in script[statement.end :]:
@@ -155,7 +155,7 @@ def _misread(script: str, ruled: list[_Ruled]) -> Iterator[_Finding]:
 
 
 def _miscoded(script: str, ruled: list[_Ruled]) -> Iterator[_Finding]:
-    """Find where the server is told to read what follows in another encoding, if that makes a difference."""
+    """Find where a script sets another client_encoding, if it contains characters beyond ASCII."""
     for statement, _ in ruled:
         if statement.words[:1] == ("SET",) and re.match(ENCODING, shape_of(statement.text)):
             if not script.isascii():
@@ -189,7 +189,7 @@ _KEEP_UP = "keep only the up part in the file"
 
 
 def _undoing(script: str, statements: Statements) -> Iterator[_Judged | None]:
-    """Find where a section begins that would undo the migration; what may be one counts if any statement follows."""
+    """Find where a down section begins; what may be one counts if a statement follows."""
     comments: list[Comment] = []
     for comment in _comments(script, statements):
         if comment is None:
@@ -206,7 +206,7 @@ def _undoing(script: str, statements: Statements) -> Iterator[_Judged | None]:
 
 
 def _nameless(ruled: list[_Ruled]) -> Iterator[_Judged]:
-    """Find the indexes of which nobody could tell, after an interruption, whether they are those of the file."""
+    """Find index builds without a name: after an interruption nobody could tell which index is theirs."""
     for statement, rule in ruled:
         if rule.kind is Kind.CREATE_INDEX_CONCURRENTLY and (build := index_build(statement)) and build.name is None:
             name = chosen_name(statement) or ""
@@ -216,7 +216,7 @@ def _nameless(ruled: list[_Ruled]) -> Iterator[_Judged]:
 
 
 def _is_suspicious(script: str, statements: Statements) -> Generator[None, None, bool]:
-    """Return whether any piece of a script may hold a separator."""
+    """Return, in slices, whether any piece of a script may contain a separator."""
     for start, end, _ in _pieces(script, statements):
         commented = False
         for begin in range(start, end, STRIDE):
@@ -229,7 +229,7 @@ def _is_suspicious(script: str, statements: Statements) -> Generator[None, None,
 
 
 def _comments(script: str, statements: Statements) -> Iterator[Comment | None]:
-    """Yield the comments among which separators may be: none at all where no word of one is in any."""
+    """Yield the comments that may be separators; none if no comment contains a word of one."""
     if not (yield from _is_suspicious(script, statements)):
         return
     for first, last, between in _pieces(script, statements):

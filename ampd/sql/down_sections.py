@@ -1,7 +1,7 @@
-"""Where the down section of another tool's file begins: the comments by which tools part its two directions. Pure.
+"""Where the down section of another tool's file begins: the comments that separate its two directions. Pure.
 
-Each tool has a parser of its own; what is refused here is what any of them takes for its separator, and what a person
-takes for it: in any case, with any dashes and spaces, whatever follows. ampd runs files whole, and such a section would
+Each tool has a parser of its own; what is refused here is what any of them takes for its separator, or a person
+would: in any case, with any dashes and spaces, whatever follows. ampd runs files whole, and such a section would
 undo what the file has just done.
 """
 
@@ -25,7 +25,7 @@ class Comment(msgspec.Struct, frozen=True):
 
 
 class Separator(msgspec.Struct, frozen=True):
-    """A comment that begins a down section: of which tool, or of none that is known."""
+    """A comment that begins a down section: of which tool, if that is known."""
 
     offset: int
     marker: str
@@ -33,7 +33,7 @@ class Separator(msgspec.Struct, frozen=True):
 
 
 _SOME = "another tool"
-_TOOLS = (  # the first that fits counts
+_TOOLS = (  # the first that fits is taken
     ("goose", r"\+\s*goose\s+down"),
     ("sql-migrate", r"\+\s*migrate\s+down"),  # migra as well
     ("micrate", r"\+\s*micrate\s+down"),
@@ -64,14 +64,14 @@ _SHOWN = 60  # characters of a marker
 
 
 def suspicious(text: str) -> bool:
-    """Return whether a piece of a script may hold a separator: cheap, and true rather once too often."""
+    """Return whether a piece of a script may contain a separator: cheap, with false positives."""
     return ("--" in text or "/*" in text) and _SUSPICIOUS.search(text) is not None
 
 
 def separators(comments: Iterable[Comment]) -> Iterator[Separator]:
     """Yield the comments that begin a down section, `tool` being None for those that may mean something else.
 
-    What stands bare (`-- down`) is taken for a separator beyond doubt only beside an `-- up`.
+    A bare `-- down` is certainly a separator only if there is an `-- up`.
     """
     bare: list[tuple[Separator, bool]] = []
     prose: list[Separator] = []
@@ -98,7 +98,7 @@ def separators(comments: Iterable[Comment]) -> Iterator[Separator]:
 
 
 def _body(comment: str) -> str | None:
-    """Return what a comment says, without its dashes; None for one of several lines, which holds what it says."""
+    """Return what a comment says, without its dashes; None for one of several lines, which is no separator."""
     opening = None if "\n" in comment or "\r" in comment else _OPENING.match(comment)
     return comment[opening.end() :].removesuffix("*/") if opening else None
 

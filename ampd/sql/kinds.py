@@ -26,12 +26,12 @@ class Kind(enum.Enum):
     CREATE_INDEX_CONCURRENTLY = enum.auto()
     DROP_INDEX_CONCURRENTLY = enum.auto()
     IDEMPOTENT = enum.auto()  # harmless to run twice
-    NOT_RESUMABLE = enum.auto()  # nobody can tell how far it came when it was interrupted
+    NOT_RESUMABLE = enum.auto()  # the catalog does not show how far it came when it was interrupted
     SESSION = enum.auto()  # changes the session, and so whatever follows
 
 
 class IndexBuild(msgspec.Struct, frozen=True):
-    """What CREATE INDEX CONCURRENTLY builds, in names as the catalog holds them; no name means PostgreSQL picks one."""
+    """What CREATE INDEX CONCURRENTLY builds, in names as the catalog has them; without one PostgreSQL chooses it."""
 
     name: str | None
     table: tuple[str, ...]
@@ -69,12 +69,12 @@ def savepoint(statement: Statement) -> tuple[str, str] | None:
 
 
 def is_concurrent(statement: Statement) -> bool:
-    """Return whether a statement waits for its locks without that others queue behind it."""
+    """Return whether nobody queues behind a statement while it waits for its locks."""
     return rule_of(statement).label in _CONCURRENT and not re.match(_VACUUM_FULL, shape_of(statement.text))
 
 
 def temporary(statement: Statement) -> str | None:
-    """Return the name of what a statement makes for its session only; None for any other statement."""
+    """Return the name of the temporary object that a statement creates; None for any other statement."""
     makes = statement.words[:1] in (("CREATE",), ("SELECT",), ("WITH",)) and "temp" in statement.text.translate(
         TO_LOWER
     )
@@ -84,7 +84,7 @@ def temporary(statement: Statement) -> str | None:
 
 
 def mentions(statement: Statement, name: str) -> bool:
-    """Return whether a statement has a name in it, if only in a string."""
+    """Return whether a statement contains a name, if only in a string."""
     for kind, start, end in tokenize(statement.text):
         token = statement.text[start:end]
         if kind in LITERALS and name in token.translate(TO_LOWER):
@@ -97,7 +97,7 @@ def mentions(statement: Statement, name: str) -> bool:
 def setting(statement: Statement) -> str | None:
     """Return the setting that a SET, RESET or SELECT set_config changes for the session (`all` for RESET ALL), or None.
 
-    SET SESSION CHARACTERISTICS changes several: it goes by its own words, and replaces nothing but its like.
+    SET SESSION CHARACTERISTICS changes several: its name is its own words, so that it replaces only its like.
     """
     if is_set_config(statement):
         literals = (statement.text[start:end] for kind, start, end in tokenize(statement.text) if kind in LITERALS)
@@ -122,7 +122,7 @@ def role(statements: Iterable[Statement]) -> str | None:
 
 
 def is_set_config(statement: Statement) -> bool:
-    """Return whether a statement is SELECT set_config('…', '…', false) and nothing else: a SET in other words."""
+    """Return whether a statement is SELECT set_config('…', '…', false) and nothing else."""
     return statement.words[:1] == ("SELECT",) and bool(re.fullmatch(_SET_CONFIG, shape_of(statement.text)))
 
 
@@ -136,7 +136,7 @@ def index_build(statement: Statement) -> IndexBuild | None:
 
 
 def chosen_name(statement: Statement) -> str | None:
-    """Return the name that PostgreSQL would choose for a CREATE INDEX CONCURRENTLY, as far as nothing else has it.
+    """Return the name that PostgreSQL would choose for a CREATE INDEX CONCURRENTLY, unless it is taken.
 
     None for any other statement. An expression counts as `expr`, of which the server may make more.
     """
@@ -158,7 +158,7 @@ def chosen_name(statement: Statement) -> str | None:
 
 
 def reindexed(statement: Statement) -> tuple[str, tuple[str, ...]] | None:
-    """Read what a REINDEX names: INDEX, TABLE, SCHEMA, DATABASE or SYSTEM, and the parts of the name, if any.
+    """Return what a REINDEX names: INDEX, TABLE, SCHEMA, DATABASE or SYSTEM, and the parts of the name, if any.
 
     None for any other statement, and where the name is written U&"…".
     """
@@ -193,7 +193,7 @@ def _clipped(name: str, length: int) -> str:
 
 
 def _indexed(tokens: list[str]) -> Iterator[str]:
-    """Yield the names that PostgreSQL has for what an index is on, from what follows the table in its shape."""
+    """Yield the names that PostgreSQL gives to what an index is on, from its shape after the table."""
     depth, begins, names = 0, False, True
     for number, token in enumerate(tokens):
         if names and begins and depth == 1 and token not in "(,":
@@ -224,7 +224,7 @@ class Misplacement(enum.Enum):
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """What holds for statements of one shape: those that begin with this pattern, or else with the label itself."""
+    """What applies to statements whose shape begins with the pattern, or without one with the label."""
 
     label: str
     kind: Kind
@@ -256,7 +256,7 @@ _OFF = r"(?i:'?(?:off?|f|false|no?|0)'?)"  # of a setting
 STRINGS_OFF = rf"SET (?:SESSION |LOCAL )?STANDARD_CONFORMING_STRINGS (?:=|TO) {_OFF}"
 _UTF8 = r"(?i:'?(?:utf[-_]?8|unicode)'?)"
 ENCODING = rf"SET (?:SESSION |LOCAL )?(?:CLIENT_ENCODING (?:=|TO)|NAMES) (?!(?:{_UTF8}|DEFAULT)\Z)"
-_SETTINGS = {  # what need not go by the name it has as a setting
+_SETTINGS = {  # what SET takes by another name than that of the setting
     "TIME ZONE": "timezone",
     "SESSION AUTHORIZATION": "session_authorization",
     "ROLE": "role",
@@ -299,7 +299,7 @@ AS_IT_IS = (  # what changes nothing is accepted at any time
 READ_ONLY = rf" READ ONLY(?= |\Z)|(?i:transaction_read_only\"?) (?:=|TO) (?!(?:{_OFF}|DEFAULT)\Z)"
 
 _PLAIN = Rule("", Kind.TRANSACTIONAL, Misplacement.NONE)
-_RULES = (  # the first that fits counts
+_RULES = (  # the first that fits is taken
     Rule("PREPARE TRANSACTION", Kind.NOT_RESUMABLE, Misplacement.CONTROL, r"PREPARE TRANSACTION(?! (?:AS|\() )"),
     Rule("COMMIT PREPARED", Kind.NOT_RESUMABLE, Misplacement.CONTROL),
     Rule("ROLLBACK PREPARED", Kind.NOT_RESUMABLE, Misplacement.CONTROL),

@@ -1,4 +1,4 @@
-"""Where in a script something is: line, column, and a picture of the line with a caret. Pure."""
+"""Where in a script something is: line, column, and an excerpt with a caret. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def locate(script: str, offset: int) -> tuple[int, int]:
 
 
 def locations(script: str, offsets: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Yield line and column of ascending offsets; each line break is counted once, however many they are."""
+    """Yield line and column of ascending offsets; each line break is counted once, for all of them."""
     line, start, counted = 1, 0, 0
     for offset in offsets:
         if breaks := script.count("\n", counted, offset):
@@ -34,7 +34,7 @@ def excerpt(
     hide: Callable[[str], str] = str,
     place: tuple[int, int] | None = None,
 ) -> str:
-    """Draw the line of an offset with a caret below it; for the blank end of a script, its last visible line.
+    """Return the line of an offset with a caret below it; for the blank end of a script, its last visible line.
 
     `hide` takes secrets out of a text; `place` is what `locate` returns for the offset, if that is known.
     """

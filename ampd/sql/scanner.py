@@ -45,21 +45,21 @@ _OTHER = r"[\0-\x08\x0e-\x1f!\#%&*+:<>?@[\]^`{|}~\x7f]"
 _TAG = rf"\$(?:{_LETTER}{_ALPHANUMERIC}*+)?\$"
 _FRAME = rf"(?ai:begin|atomic|end)(?!{_IDENTIFIER})"
 WORD = rf"(?![eE]'){_LETTER}{_IDENTIFIER}*+"
-# A string goes on after a doubled quote, and after white space with a line break in it and another quote.
+# A string is continued after a doubled quote, and after white space with a line break in it and another quote.
 _GOES_ON = r"'(?:'|(?>(?:[ \t\f\v]++|--[^\n\r]*+)*)[\n\r](?>(?:[ \t\f\v\n\r]++|--[^\n\r]*+[\n\r])*)')"
-# What a string may hold is not repeated without a limit: each turn of a repeated group takes memory.
+# The content of a string is not repeated without a limit: each repetition of a group takes memory.
 _ESCAPED = rf"(?>(?:[^'\\]{{1,4000}}+|\\.|{_GOES_ON}){{1,200}})"
 
 
 @cache
 def _token_pattern(*, coarse: bool) -> re.Pattern[str]:
-    """Compile the scanner when first needed: a start with nothing pending has no use for it.
+    """Compile the scanner when first needed: a run with nothing pending does not need it.
 
     The coarse one takes in one go what cannot end a statement: with it a long script takes a third of the time.
 
     Python before 3.11.5 mismatches `(?:…)*+` around anything that backtracks; `(?>(?:…)*)` stands for it.
     """
-    # In a run the parts of a string that goes on are as good as strings of their own.
+    # In a run the parts of a continued string count as strings of their own.
     simple = (
         rf"""(?!{_FRAME}){WORD}|[0-9]++|'[^']*+'|"[^"]*+"|[.,=]|{_OTHER}++"""
         r"|-(?!-)|/(?!\*)|\$(?=[0-9])"
@@ -190,6 +190,6 @@ def name_parts(shape: str) -> tuple[str, ...]:
 
 
 def fold_case(token: str) -> str:
-    """Turn a name in a shape into the catalog's: unquoted, or else in lower case, and cut after 63 bytes."""
+    """Return a name in a shape as the catalog has it: unquoted, or else in lower case, and cut after 63 bytes."""
     name = token[1:-1].replace('""', '"').replace("\0", " ") if token[0] == '"' else token.translate(TO_LOWER)
     return name.encode(errors="replace")[:63].decode(errors="ignore")

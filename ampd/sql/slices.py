@@ -1,4 +1,4 @@
-"""Long computations in slices, so that an event loop goes on in between. Pure but for the clock.
+"""Long computations in slices, so that the event loop goes on in between. Pure but for the clock.
 
 A thread would not do: it shares the interpreter's lock, and could not be stopped.
 """

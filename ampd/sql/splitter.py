@@ -1,4 +1,4 @@
-"""A script, split into its statements, each of them made when it is asked for. Pure."""
+"""A script, split into its statements. Pure."""
 
 from __future__ import annotations
 
@@ -88,9 +88,9 @@ class Statements(Sequence[Statement]):
         return zip(self._starts, self._ends, strict=True)
 
     def notable(self, start: int = 0) -> Iterator[int]:
-        """Yield the numbers, from `start` on, of the statements that are more to ampd than a text to be run.
+        """Yield the numbers, from `start` on, of the statements that ampd has to look at.
 
-        All others have no `setting`, `savepoint`, or kind but TRANSACTIONAL; in a long script that is most of them.
+        All others, in a long script most, are TRANSACTIONAL, and have neither a `setting` nor a `savepoint`.
         """
         while (start := self._noted.find(1, start)) >= 0:
             yield start
@@ -106,7 +106,7 @@ STRIDE = 1 << 20  # characters that are searched without a break
 
 
 def splitting(script: str) -> Slices[Statements]:
-    """Split a script in slices."""
+    """Split a script in slices; the work of `split`."""
     rules, word = rules_by_word(), compiled(WORD)
     wide = len(script) >= 1 << 31
     starts, ends, lines = (array("Q" if wide else "I") for _ in range(3))
@@ -134,7 +134,7 @@ def splitting(script: str) -> Slices[Statements]:
 def _spans(script: str) -> Iterator[tuple[int, int] | None]:
     """Yield where each statement starts and ends: at a semicolon outside parentheses and outside a routine's body.
 
-    None in between says that here the search can be interrupted.
+    None in between: here the search can be interrupted.
     """
     start, end, depth, in_body, text = -1, 0, 0, False, ""
     routine: bool | None = None  # whether the statement creates one, as soon as it matters

@@ -34,11 +34,11 @@ class Unit(msgspec.Struct, frozen=True):
 
     @property
     def is_concurrent(self) -> bool:
-        """Return whether nobody has to queue behind it while it waits for a lock."""
+        """Return whether nobody queues behind it while it waits for a lock."""
         return len(self.statements) == 1 and kinds.is_concurrent(self.statements[0])
 
 
-Settings = list[tuple[str | None, scanner.Statement]]  # by which a session was set, each with the name of what it sets
+Settings = list[tuple[str | None, scanner.Statement]]  # statements that set the session, with what they set
 
 
 def units(statements: splitter.Statements, first: int, settings: Settings) -> Iterator[Unit]:
@@ -54,12 +54,12 @@ def units(statements: splitter.Statements, first: int, settings: Settings) -> It
 
 
 def in_force(statements: splitter.Statements) -> Settings:
-    """Return the statements by which a file has set its session, as far as no later one has taken them back."""
+    """Return the statements by which a file has set its session, unless a later one has reset them."""
     return at_once(finding_in_force(statements))
 
 
 def finding_in_force(statements: splitter.Statements) -> Slices[Settings]:
-    """Find them in slices; the work of `in_force`."""
+    """Return them in slices; the work of `in_force`."""
     settings: Settings = []
     first = next(statements.notable(), None)
     while first is not None:
