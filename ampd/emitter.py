@@ -34,7 +34,7 @@ class Emitter:
     """
 
     def __init__(self, on_event: OnEvent, where: Callable[[], tuple[str, str | None]]) -> None:
-        """Take the callback, and a function that returns database and schema as far as they are known.
+        """Keep the callback, and a function that returns database and schema as far as they are known.
 
         Raises:
             TypeError: it cannot be called, or calling it would only make a coroutine.

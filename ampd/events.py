@@ -251,4 +251,4 @@ OnEvent = Callable[[Event], None]
 
 
 def ignore(_: Event) -> None:
-    """Take an event and do nothing: the default of `on_event=`."""
+    """Ignore an event: the default of `on_event=`."""

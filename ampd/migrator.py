@@ -51,7 +51,7 @@ async def migrate(
             is not called again.
 
     Raises:
-        AmpdError: whichever of its subclasses applies; its `report` says what was applied all the same.
+        AmpdError: whichever of its subclasses applies; its `report` says what was applied before.
         TypeError: an argument is of the wrong type; `on_event`, say, is an `async def`.
     """
     source = Hidden(database)

@@ -88,6 +88,6 @@ class Blocker(msgspec.Struct, frozen=True):
 
 
 def _mask_query(session: Holder | Blocker) -> None:
-    """Take passwords out of what another session has run last, before it is shown anywhere."""
+    """Redact passwords in the last query of another session."""
     if session.query is not None:
         msgspec.structs.force_setattr(session, "query", masked(session.query))

@@ -43,7 +43,7 @@ _of_arguments = set[str]()
 
 
 def learn_passwords(arguments: Iterable[str]) -> None:
-    """Let `masked` find the password of an argument, whatever it looks like in a message that repeats the argument.
+    """Make `masked` know the password of an argument, in whatever form a message repeats the argument.
 
     In a text nobody can tell where the password of a malformed URL ends; in an argument it is at the last @.
     """
@@ -126,7 +126,7 @@ class Hidden(Generic[T]):
 
 
 def without_frames(error: Error, *packages: str) -> Error:
-    """Take the frames of packages, or all of them, out of an error and of whatever has led to it, and return it."""
+    """Return an error after removing the frames of packages, or all, from it and from its causes."""
     left: list[BaseException | None] = [error]
     seen = set[int]()
     while left:
@@ -151,7 +151,7 @@ def _without(traceback: TracebackType | None, packages: tuple[str, ...]) -> Trac
 
 
 def discreet(function: Callable[P, T]) -> Callable[P, T]:
-    """Let a function raise its errors without the frames that its arguments have been through."""
+    """Make a function raise its errors without the frames that its arguments were in."""
 
     @wraps(function)
     def call(*arguments: P.args, **options: P.kwargs) -> T:

@@ -80,7 +80,7 @@ class Run:
         self.confirmed = True  # whether what is not applied is known to have left nothing behind
         self.warned: set[str] = set()
         self._resumptions: dict[AppliedMigration, Resumption | None] = {}
-        self._scripts: dict[tuple[int, AppliedMigration | None], PreparedMigration] = {}
+        self._prepared: dict[tuple[int, AppliedMigration | None], PreparedMigration] = {}
 
     @classmethod
     async def of(
@@ -132,15 +132,15 @@ class Run:
         return self._resumptions[row]
 
     async def prepared(self, todo: Plan) -> list[PreparedMigration]:
-        """Return the pending scripts, prepared in slices, each of them once."""
+        """Return the pending migrations, prepared in slices, each of them once."""
         from .apply.prepared import preparing, warnings
 
-        fresh = [info for info in todo.pending if (info.version, info.applied) not in self._scripts]
-        for script in await in_slices(preparing(fresh)):
-            self._scripts[script.info.version, script.info.applied] = script
-        scripts = [self._scripts[info.version, info.applied] for info in todo.pending]
-        self.warn(warnings(todo, scripts))
-        return scripts
+        fresh = [info for info in todo.pending if (info.version, info.applied) not in self._prepared]
+        for each in await in_slices(preparing(fresh)):
+            self._prepared[each.info.version, each.info.applied] = each
+        migrations = [self._prepared[info.version, info.applied] for info in todo.pending]
+        self.warn(warnings(todo, migrations))
+        return migrations
 
     async def check_history(self, session: Session, found: Plan) -> None:
         """Check that the history belongs to these files, or that a first run may begin one here.
@@ -188,13 +188,13 @@ class Run:
             waiting=self.lock_wait.waiting,
         )
 
-    def check_connections(self, scripts: list[PreparedMigration]) -> None:
+    def check_connections(self, migrations: list[PreparedMigration]) -> None:
         """Refuse a pool that is too small for a no-transaction migration.
 
         Raises:
             ConfigError: it has but one connection.
         """
-        if no_transaction := [script for script in scripts if script.directives.no_transaction]:
+        if no_transaction := [each for each in migrations if each.directives.no_transaction]:
             from .apply.guard import check_two_connections
 
             check_two_connections(self.source, no_transaction[0].migration.label)
@@ -233,7 +233,7 @@ class Run:
             self.emit(Warned(message=message))
         return report
 
-    async def apply(self, session: Session, guards: list[Session], script: PreparedMigration, total: int) -> None:
+    async def apply(self, session: Session, guards: list[Session], prepared: PreparedMigration, total: int) -> None:
         """Apply one migration, and add it to the history as known; emit how it ended, even when cancelled."""
         from .apply.no_transaction import apply_no_transaction
         from .apply.table_locks import with_lock_retries
@@ -241,25 +241,25 @@ class Run:
 
         history = self.history
         assert history is not None
-        version, name, file = script.migration.version, script.migration.name, script.migration.file
+        version, name, file = prepared.migration.version, prepared.migration.name, prepared.migration.file
         starting = Starting(
             version=version,
             name=name,
             number=len(self.done) + 1,
             total=total,
-            statements=len(script.statements),
-            transactional=not script.directives.no_transaction,
-            resumed_at=script.info.applied.statements_done if script.info.applied else 0,
+            statements=len(prepared.statements),
+            transactional=not prepared.directives.no_transaction,
+            resumed_at=prepared.info.applied.statements_done if prepared.info.applied else 0,
         )
         running, begun = RunningMigration(self.emit, starting), datetime.now(UTC)
-        execution = script.execution(history, self.schema, self.limits, self.emit, running)
+        execution = prepared.execution(history, self.schema, self.limits, self.emit, running)
 
         def applied() -> None:
             self.done.append(AppliedNow(version, name, running.duration_ms))
             running.applied()
 
         try:
-            if script.directives.no_transaction:
+            if prepared.directives.no_transaction:
                 await apply_no_transaction(self.source, session, guards[0], execution)
             else:
                 await with_lock_retries(self.source, session, execution, apply_in_transaction)
@@ -276,10 +276,10 @@ class Run:
             else:
                 if running.started or not self.confirmed:
                     self.interrupted = starting
-                running.failed(_interrupted_error(script, was_stopped(starting, confirmed=self.confirmed)))
+                running.failed(_interrupted_error(prepared, was_stopped(starting, confirmed=self.confirmed)))
             raise
         except LockTaken:
-            running.failed(_interrupted_error(script, f"another runner has gone on with {starting.label}"))
+            running.failed(_interrupted_error(prepared, f"another runner has gone on with {starting.label}"))
             raise
         except Exception as error:
             if isinstance(error, ConnectionFailed) and error.version is None:
@@ -292,19 +292,19 @@ class Run:
             AppliedMigration(
                 version=version,
                 name=name,
-                checksum=script.migration.checksum,
+                checksum=prepared.migration.checksum,
                 started_at=begun,
                 finished_at=datetime.now(UTC),
-                statements_done=len(script.statements),
+                statements_done=len(prepared.statements),
                 applied_by=history.user,
                 ampd_version=VERSION,
             )
         )
 
 
-def _interrupted_error(script: PreparedMigration, message: str) -> MigrationInterrupted:
+def _interrupted_error(prepared: PreparedMigration, message: str) -> MigrationInterrupted:
     error = MigrationInterrupted(message)
-    error.version, error.file = script.migration.version, script.migration.file
+    error.version, error.file = prepared.migration.version, prepared.migration.file
     return error
 
 

@@ -62,7 +62,7 @@ async def apply_no_transaction(source: Database, session: Session, guarding: Ses
     Raises:
         ConnectionsBusy: a pooler had no server connections for both; nothing was begun.
         LockTaken: another runner has the lock.
-        MigrationInterrupted: how far the statement to resume with came cannot be told.
+        MigrationInterrupted: the catalog does not show whether the statement in doubt has completed.
         AmpdError: a statement failed; those before it are done and recorded.
     """
     guard = Guard(guarding)
@@ -314,13 +314,13 @@ class StatementRunner:
     async def _set_for_session(self, unit: Unit) -> set[int]:
         """Set what a unit outside of our transactions needs, and return the backends of a pooler that were changed."""
         session, execution, settings = self._session, self._execution, ""
-        told, path = session.note_pid_sql(), ""
+        before, path = session.note_pid_sql(), ""
         if session.pooled:
-            told += save_settings_sql(local=False)
+            before += save_settings_sql(local=False)
             settings = set_role_sql(execution.history.role, local=False) + again_sql(unit.settings)
-            path = told + execution.search_path_sql(local=False) if settings or execution.schema is not None else ""
+            path = before + execution.search_path_sql(local=False) if settings or execution.schema is not None else ""
         session.backend_pid = None  # unless something is set
-        limits = limits_that_differ_sql(limits_of(unit, execution), "" if path else told)
+        limits = limits_that_differ_sql(limits_of(unit, execution), "" if path else before)
         prelude = do_block(f"BEGIN {path} {limits} END")
         try:
             await session.run(f"{self._label} {prelude}; {settings}", on_note=StatementTracker(session, execution))

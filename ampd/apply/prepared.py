@@ -124,7 +124,7 @@ def preparing(pending: Iterable[MigrationInfo]) -> Slices[list[PreparedMigration
     from ampd.sql.splitter import splitting
 
     yield
-    scripts = []
+    prepared = []
     problems: list[tuple[Migration, Problem]] = []
     for info in pending:
         migration = info.migration
@@ -141,23 +141,23 @@ def preparing(pending: Iterable[MigrationInfo]) -> Slices[list[PreparedMigration
         )
         cautions = tuple(problem for problem in found if isinstance(problem, Caution))
         problems.extend((migration, problem) for problem in found if not isinstance(problem, Caution))
-        scripts.append(PreparedMigration(info, migration, statements, given, cautions))
+        prepared.append(PreparedMigration(info, migration, statements, given, cautions))
     if problems:
         raise _invalid_error(problems)
-    return scripts
+    return prepared
 
 
-def warnings(todo: Plan, scripts: Iterable[PreparedMigration]) -> Iterator[str]:
-    """Yield warnings on pending scripts before they run, a line each."""
+def warnings(todo: Plan, prepared: Iterable[PreparedMigration]) -> Iterator[str]:
+    """Yield warnings on pending migrations before they run, a line each."""
     undone = reversals(info.migration for info in todo.migrations if info.migration)
-    for script in scripts:
-        file = script.migration.file
-        if original := undone.get(script.migration.version):
+    for each in prepared:
+        file = each.migration.file
+        if original := undone.get(each.migration.version):
             yield (
                 f"{file} has the name of what undoes {original.file}, and ampd runs it like any other migration; "
                 f"name it {original.version}_{original.name}.down.sql, which ampd ignores, if it does"
             )
-        for caution in script.cautions:
+        for caution in each.cautions:
             yield f"{file}:{caution.line}: {caution.message}; {caution.hint}"
 
 

@@ -135,7 +135,7 @@ class LockMonitor:
 
     def _body(self, note: Callable[[str], str]) -> str:
         pid = str(self._session.backend_pid)
-        if self._session.backend_pid is None:  # until a transaction has told it, only the label tells the backend
+        if self._session.backend_pid is None:  # until a transaction has sent it, only the label shows the backend
             label = literal(advisory_lock.label_sql(self._execution.history.lock_key, self._execution.migration.label))
             # Anybody can write the label; nobody else can have the login that we, and so this connection, have.
             login = "usesysid = (SELECT usesysid FROM pg_stat_activity WHERE pid = pg_backend_pid())"

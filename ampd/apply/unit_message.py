@@ -126,14 +126,14 @@ def again_sql(settings: Iterable[scanner.Statement]) -> str:
     return "".join(f"{each.text}\n; " for each in settings)
 
 
-def limits_that_differ_sql(limits: Mapping[str, float], told: str) -> str:
-    """Return PL/pgSQL that sets limits for the session where they differ, each after the PL/pgSQL `told`.
+def limits_that_differ_sql(limits: Mapping[str, float], before: str) -> str:
+    """Return PL/pgSQL that sets limits for the session where they differ, each after the PL/pgSQL `before`.
 
     Each that is set has to be taken back, which behind a pooler takes a search.
     """
     return " ".join(
         f"IF (SELECT setting OPERATOR(pg_catalog.<>) '{milliseconds(secs)}' FROM pg_catalog.pg_settings "
         f"WHERE name OPERATOR(pg_catalog.=) '{name}') THEN "
-        f"{told}PERFORM pg_catalog.set_config('{name}', '{milliseconds(secs)}', false); END IF;"
+        f"{before}PERFORM pg_catalog.set_config('{name}', '{milliseconds(secs)}', false); END IF;"
         for name, secs in limits.items()
     )

@@ -55,7 +55,7 @@ app = App(
 app.meta.version_flags = ()
 
 _Flag = Parameter(negative=(), show_default=False)
-_Hidden = Parameter(parse=False)
+_Unparsed = Parameter(parse=False)  # `_launch` passes it
 
 
 def _version(_: object, tokens: Sequence[Token]) -> int:
@@ -94,7 +94,7 @@ def migrate(
     target: Version | None = None,
     json: JsonOption = False,
     migrations: MigrationsOption = None,
-    config: Annotated[Path | None, _Hidden] = None,
+    config: Annotated[Path | None, _Unparsed] = None,
 ) -> int:
     """Apply the pending migrations in order, and exit.
 
@@ -132,7 +132,7 @@ def status(
     *,
     json: JsonOption = False,
     migrations: MigrationsOption = None,
-    config: Annotated[Path | None, _Hidden] = None,
+    config: Annotated[Path | None, _Unparsed] = None,
 ) -> int:
     """Show what is applied, pending and in conflict.
 
@@ -160,7 +160,7 @@ def resolve(
     applied: Annotated[bool, _Flag] = False,
     rolled_back: Annotated[bool, _Flag] = False,
     migrations: MigrationsOption = None,
-    config: Annotated[Path | None, _Hidden] = None,
+    config: Annotated[Path | None, _Unparsed] = None,
 ) -> int:
     """Resolve a `-- no-transaction` migration that was interrupted and cannot be resumed by itself.
 
@@ -198,7 +198,7 @@ def solo(
     *,
     amp_dir: Annotated[Path, Parameter(env_var="AMP_DIR", converter=_folder)] = Path(_AMP_DIR),
     once: Annotated[bool, _Flag] = False,
-    config: Annotated[Path | None, _Hidden] = None,
+    config: Annotated[Path | None, _Unparsed] = None,
 ) -> int:
     """Start a managed local PostgreSQL, migrate it, and keep it up until Ctrl+C.
 

@@ -16,6 +16,7 @@ from ampd.errors import ConfigError, LockTimeout, MigrationConflict, PermissionD
 from ampd.postgres.quoting import do_block, identifier, literal
 
 from .reading import READ_LOCK_SECS, locked_error
+from .refusals import NO_FOLDER
 from .table import TABLE
 from .trust import trusted_owner_sql
 
@@ -180,8 +181,8 @@ END"""
 def _tables_sql(which: str, role: str | None, columns: str = "NULL", *, kinds: str = "'r'", filled: bool = True) -> str:
     """Return an SQL expression for some tables as JSON; `filled` leaves out trusted owners' without any page.
 
-    OFFSET keeps the server from asking for the size, and so for a lock, of any other table; a stranger could hold the
-    lock of his own for as long as he likes.
+    OFFSET keeps the server from asking for the size, and so for a lock, of any other table; its owner could hold one
+    for as long as he likes.
     """
     size = "WHERE CASE WHEN trusted THEN pg_relation_size(id) > 0 ELSE true END" if filled else ""
     return f"""(
@@ -218,22 +219,16 @@ def first_run_error(found: Neighbours, home: str, *, configured: bool, packaged:
     for table, tool in _histories_of_tools(_trusted(found.tools), home):
         return MigrationConflict(
             f"{here} is migrated by {tool.name}: its history {table} has entries, and ampd has none there",
-            hint=(f"{_NO_FOLDER}; " if packaged else "") + "ampd would run every file from the beginning: "
+            hint=(f"{NO_FOLDER}; " if packaged else "") + "ampd would run every file from the beginning: "
             f"if {tool.name} has applied them, go on with {tool.name}; if they are others, give them a schema of their "
             f"own with metadata_db.schema; if {tool.name} is no longer used here, rename its table",
         )
     if packaged and (tables := _trusted(_tables_of_applications(found, home))):
         return ConfigError(
             f"{here} already contains tables: {_some(tables)}; amp's own would be created among them",
-            hint=f"{_NO_FOLDER}; to have amp's schema in this database as well, set metadata_db.schema to another one",
+            hint=f"{NO_FOLDER}; to have amp's schema in this database as well, set metadata_db.schema to another one",
         )
     return None
-
-
-_NO_FOLDER = (
-    "no folder was named, so these are the migrations packaged with ampd: give the folder of your project with "
-    "--migrations DIR or metadata_db.migrations.dir"
-)
 
 
 def first_run_warnings(found: Neighbours, home: str, *, configured: bool, packaged: bool) -> Iterator[str]:

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 # unique_violation, undefined_table, duplicate_table, duplicate_schema.
 _COLLISIONS = ("23505", "42P01", "42P07", "42P06")
 
+NO_FOLDER = (
+    "no folder was named, so these are the migrations packaged with ampd: give the folder of your project with "
+    "--migrations DIR or metadata_db.migrations.dir"
+)
+
 
 def check_writable(history: History) -> None:
     """Check that the server takes writes, and that we can take on the configured role.
@@ -106,11 +111,7 @@ def check_project(found: Plan, *, history: str, packaged: bool) -> None:
     folders = {file.file.rpartition("/")[0] for file in files}
     place = f" of {folders.pop()}" if len(folders) == 1 and all(folders) else " at hand"
     if packaged:
-        hint = (
-            "no folder was named, so these are the migrations packaged with ampd: give the folder of your project with "
-            "--migrations DIR or metadata_db.migrations.dir; to have amp's schema in this database as well, "
-            "set metadata_db.schema to another schema"
-        )
+        hint = f"{NO_FOLDER}; to have amp's schema in this database as well, set metadata_db.schema to another schema"
     else:
         hint = (
             "give the folder of that project with --migrations DIR, or the database or schema (metadata_db.schema) "

@@ -14,7 +14,7 @@ PostgreSQL refuses to run as root, so root runs it as the data folder's owner, e
 rights of that user and no others: SQL can read and write whatever the server may. A data folder that this user may not
 enter (in /root, say) is refused; binaries that it may not enter (in a virtual environment there) are copied. Nothing of
 the caller's environment reaches the server. What lies beside the data is opened without following links, in a folder
-that no stranger can write to.
+that no other user can write to.
 """
 
 from __future__ import annotations

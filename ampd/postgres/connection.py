@@ -82,7 +82,7 @@ class Session:
     ) -> None:
         self._connect = connect
         self._lent = lent
-        self.pooled = False  # whether a pooler stands before the server; known once a backend has told its process id
+        self.pooled = False  # whether a pooler stands before the server; known once a backend has sent its process id
         self._redact = redact
         self.role = role
         self._nonce = token_hex(8)

@@ -1,4 +1,4 @@
-"""Where sessions come from: a URL, or a pool that belongs to somebody else; and waiting for them."""
+"""Where sessions come from: a URL, or a caller's pool; and waiting for them."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _source(hidden: Hidden[Any]) -> DatabaseUrl | Pool:
 
 
 class Database:
-    """Where sessions come from: a URL, or a pool that belongs to somebody else."""
+    """Opens sessions, by a URL or from a caller's pool."""
 
     def __init__(
         self,

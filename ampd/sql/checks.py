@@ -47,7 +47,7 @@ class Caution(Problem, frozen=True):
 
 
 def problems(script: str, *, transactional: bool, statements: Statements | None = None) -> tuple[Problem, ...]:
-    """Find everything in a script that cannot work, in order of position; `statements` are those of `split`, if known.
+    """Return what in a script cannot work, in order of position; `statements` are those of `split`, if known.
 
     What may be intended is a `Caution`; any other `Problem` is certain.
     """
@@ -57,7 +57,7 @@ def problems(script: str, *, transactional: bool, statements: Statements | None 
 def finding_problems(
     script: str, *, transactional: bool, statements: Statements | None = None
 ) -> Slices[tuple[Problem, ...]]:
-    """Find them in slices; the work of `problems`."""
+    """Return it in slices; the work of `problems`."""
     if statements is None:
         statements = yield from splitting(script)
     ruled: list[_Ruled] = []
@@ -145,7 +145,7 @@ def _transactions(ruled: list[_Ruled]) -> Iterator[_Finding]:
 
 
 def _misread(script: str, ruled: list[_Ruled]) -> Iterator[_Finding]:
-    """Find where a script switches off standard_conforming_strings, if a string with a backslash follows."""
+    """Yield where a script switches off standard_conforming_strings, if a string with a backslash follows."""
     for statement, _ in ruled:
         if statement.words[:1] == ("SET",) and re.match(STRINGS_OFF, shape_of(statement.text)):
             if "\\" in script[statement.end :]:
@@ -155,7 +155,7 @@ def _misread(script: str, ruled: list[_Ruled]) -> Iterator[_Finding]:
 
 
 def _miscoded(script: str, ruled: list[_Ruled]) -> Iterator[_Finding]:
-    """Find where a script sets another client_encoding, if it contains characters beyond ASCII."""
+    """Yield where a script sets another client_encoding, if it contains characters beyond ASCII."""
     for statement, _ in ruled:
         if statement.words[:1] == ("SET",) and re.match(ENCODING, shape_of(statement.text)):
             if not script.isascii():
@@ -189,7 +189,7 @@ _KEEP_UP = "keep only the up part in the file"
 
 
 def _undoing(script: str, statements: Statements) -> Iterator[_Judged | None]:
-    """Find where a down section begins; what may be one counts if a statement follows."""
+    """Yield where a down section begins; what may be one counts if a statement follows."""
     comments: list[Comment] = []
     for comment in _comments(script, statements):
         if comment is None:
@@ -206,7 +206,7 @@ def _undoing(script: str, statements: Statements) -> Iterator[_Judged | None]:
 
 
 def _nameless(ruled: list[_Ruled]) -> Iterator[_Judged]:
-    """Find index builds without a name: after an interruption nobody could tell which index is theirs."""
+    """Yield index builds without a name: after an interruption nobody could tell which index is theirs."""
     for statement, rule in ruled:
         if rule.kind is Kind.CREATE_INDEX_CONCURRENTLY and (build := index_build(statement)) and build.name is None:
             name = chosen_name(statement) or ""
