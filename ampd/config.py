@@ -40,7 +40,7 @@ def _decode(kind: type, value: object) -> object:
 
 
 class _Checked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Values of which each is what a configuration file may give, whoever has put them together.
+    """Values that are checked as those of a configuration file, also if made in Python.
 
     Raises:
         ConfigError: one is not; the message begins with its key path.
@@ -52,7 +52,7 @@ class _Checked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def __post_init__(self) -> None:
         for field in _fields(type(self)):
             value = getattr(self, field.name)
-            # Until it is found good no frame of a subclass shows it: a URL holds a password.
+            # Until it is checked no frame of a subclass shows it: a URL contains a password.
             msgspec.structs.force_setattr(self, field.name, None)
             try:
                 value = msgspec.convert(value, field.type, dec_hook=_decode)
@@ -66,7 +66,7 @@ class _Checked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     @contextmanager
     def _under(self, key: str) -> Iterator[None]:
-        """Put the path of a key before what is wrong with its value."""
+        """Put the path of a key before the message of an error with its value."""
         try:
             yield
         except ConfigError as error:
@@ -85,7 +85,7 @@ def _wrong_error(path: str, problem: str) -> ConfigError:
 
 
 class ResolvedLimits(_Checked, frozen=True, kw_only=True):
-    """How long a run waits for what; all times in seconds."""
+    """The time limits of a run, in seconds."""
 
     _at = "metadata_db.migrations"
 
@@ -97,7 +97,7 @@ class ResolvedLimits(_Checked, frozen=True, kw_only=True):
 
 
 class Migrations(ResolvedLimits, frozen=True, kw_only=True):
-    """`[metadata_db.migrations]`: where the files are, as whom and in which order they run, and how patiently.
+    """`[metadata_db.migrations]`: where the files are, as whom and in which order they run, and the time limits.
 
     All times are in seconds.
     """
@@ -114,7 +114,7 @@ class Migrations(ResolvedLimits, frozen=True, kw_only=True):
 
 
 class Limits(_Checked, frozen=True, kw_only=True):
-    """How patient one run is, in seconds; what is None stays as configured."""
+    """The time limits of one run, in seconds; None stays as configured."""
 
     _at = "limits"
 
@@ -126,10 +126,10 @@ class Limits(_Checked, frozen=True, kw_only=True):
 
 
 def resolved_limits(configured: Migrations, limits: Limits | None) -> ResolvedLimits:
-    """Return how patient a run is: as `limits` have it, and as configured where they have None.
+    """Return the time limits of a run: those given, else as configured.
 
     Raises:
-        TypeError: the limits are something else, such as a Migrations, which is folder and policy as well.
+        TypeError: the limits are of another type, such as Migrations, which has folder and policy as well.
     """
     if isinstance(limits, Migrations):
         untouched = Migrations()
@@ -151,7 +151,7 @@ _LIMITS = Limits.__struct_fields__
 
 
 class MetadataDb(_Checked, frozen=True, kw_only=True):
-    """`[metadata_db]`: where the database is, and the pool that services hold to it."""
+    """`[metadata_db]`: where the database is, and the sizes and lifetimes of services' pools."""
 
     _at = "metadata_db"
 
@@ -191,11 +191,11 @@ class MetadataDb(_Checked, frozen=True, kw_only=True):
 
 
 def check_schema(schema: str) -> None:
-    """Refuse a name that no schema of ours can have.
+    """Refuse a name that a schema cannot have.
 
     Raises:
         ConfigError: an empty name, or one that PostgreSQL reserves, or cuts.
-        TypeError: not a text at all.
+        TypeError: not a str.
     """
     if not isinstance(schema, str):
         raise TypeError(f"the name of a schema is a str, not {type(schema).__name__}")
@@ -214,7 +214,7 @@ def _check_name(what: str, name: str, *, reserved: bool) -> None:
 
 
 class Config(_Checked, frozen=True):
-    """What ampd reads of amp's configuration; the sections of other programs are not looked at."""
+    """What ampd reads of amp's configuration; the sections of other programs are ignored."""
 
     _at = "config"
 
@@ -239,7 +239,7 @@ def load_config(path: str | Path | None = None) -> Config:
 def read_config(
     path: str | Path | None, environ: Mapping[str, str], *, defaults: Mapping[str, Any] | None = None
 ) -> tuple[Config, tuple[Warning, ...]]:
-    """Return the configuration and remarks on it; `defaults` for `[metadata_db]` stand below the file."""
+    """Return the configuration and warnings; the file wins over `defaults` for `[metadata_db]`."""
     path = path or environ.get("AMP_CONFIG") or None
     file = Path(path) if path else None
     document = _read_toml(file) if file else {}

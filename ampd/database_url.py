@@ -32,8 +32,8 @@ class DatabaseUrl:
     (`postgresql+asyncpg://`) are ignored.
 
     Raises:
-        ConfigError: not such a URL. The message never repeats it, for it may hold a password.
-        TypeError: not a text at all.
+        ConfigError: not such a URL. The message never repeats it, for it may contain a password.
+        TypeError: not a str.
     """
 
     __slots__ = ("_hidden", "database", "hosts", "user")
@@ -154,11 +154,11 @@ class DatabaseUrl:
 
     @property
     def secrets(self) -> set[str]:
-        """Return every form of what `redact` takes out."""
+        """Return what `redact` replaces, in every form."""
         return set(self._hidden.reveal()[2])
 
     def hiding(self, password: str | None) -> DatabaseUrl:
-        """Return the same URL, which takes a password that it does not hold itself out of texts as well."""
+        """Return the same URL, whose `redact` replaces another password as well."""
         url = self.with_parameters(self.parameters)
         url._hidden = Hidden((self.password, self.parameters, self._hidden.reveal()[2] | forms(password)))
         return url

@@ -14,17 +14,17 @@ _LONGEST, _LONGEST_NAME = 10_000, 200  # characters
 
 
 def visible(text: str) -> str:
-    """Return a text with each character that would do something, or nothing that one sees, written as an escape."""
+    """Return a text with control characters and invisible ones written as escapes."""
     return _UNSEEN.sub(_escape, text)
 
 
 def folded(text: str) -> str:
-    """Return what somebody else has written as part of a message: each further line is marked as one of his."""
+    """Return a text by others as part of a message: its further lines are marked."""
     return _cut(visible(text.replace("\r\n", "\n")), _LONGEST).replace("\n", "\n  | ")
 
 
 def one_line(text: str) -> str:
-    """Return a name or a statement that somebody else has written on one line, cut where it is long."""
+    """Return a name or a statement by others on one line, cut where it is long."""
     return _cut(visible(text).replace("\n", r"\n").replace("\t", " "), _LONGEST_NAME)
 
 

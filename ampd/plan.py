@@ -167,7 +167,7 @@ def plan(
     at_work: str | None = None,
     resumption: Callable[[Migration, AppliedMigration], Resumption | None] | None = None,
 ) -> Plan:
-    """Compare files with history: what is pending up to `target`, what is in conflict, what is ahead.
+    """Return what of files and history is pending up to `target`, what is in conflict, and what is ahead.
 
     `at_work` says who holds the lock, if anybody: an unfinished migration is then still running.
     `resumption` is the function of that name, or one that caches its results: for a long file it takes long.

@@ -1,4 +1,4 @@
-"""The pool that a service holds: migrated first, or certain to be up to date."""
+"""A service's pool, on a database that is migrated first, or checked to be up to date."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def open_pool(
 
     The pool prepares no statements, and so works behind any pooler; where there is none, `statement_cache_size=100`
     saves a round trip per query. That and any other `options` go to `asyncpg.create_pool`, and win over the sizes and
-    lifetimes of the configuration; which database it is, the configuration alone says.
+    lifetimes of the configuration, but not over its database.
 
     Raises:
         ConfigError: an option is none of asyncpg's, or would lead to another database; nothing was migrated.

@@ -27,10 +27,10 @@ _LONGEST, _SEARCHED = 20_000, 100_000  # characters of a text that are shown; no
 
 
 def masked(text: str) -> str:
-    """Return a text without the password of anything in it that looks like a URL: one may stand where none belongs.
+    """Return a text without the password of anything that looks like a URL, even where none belongs.
 
-    What is longer than a person reads is cut. The time it takes grows with the length alone: what stands in a message
-    of the server may be a stranger's.
+    What is longer than a person reads is cut. The time it takes grows with the length alone: a message of the
+    server can contain what anybody has written.
     """
     text = text[:_SEARCHED]
     for password in _of_arguments:
@@ -56,12 +56,12 @@ def learn_passwords(arguments: Iterable[str]) -> None:
 
 
 def shown(text: str) -> str:
-    """Return a text as it may be shown: without passwords, and with nothing in it that is not seen."""
+    """Return a text as it may be shown: without passwords and invisible characters."""
     return visible(masked(text))
 
 
 def _without_passwords(text: str) -> str:
-    """Replace what stands between the colon and the @ of each URL: a password may hold anything, an @ or space too."""
+    """Replace what stands between the colon and the @ of each URL: a password may contain an @ or a space."""
     # A password ends at the last @ before white space, else at the last one before a quote or the end of the line.
     word, line = _LastAt(text, r"\s"), _LastAt(text, r"""[\n'"]""")
     parts, done = list[str](), 0

@@ -109,7 +109,7 @@ def milliseconds(seconds: float) -> int:
 
 
 def prepare(pending: Iterable[MigrationInfo]) -> list[PreparedMigration]:
-    """Split and check every pending script before anything runs.
+    """Return the pending migrations, split and checked before anything runs.
 
     Raises:
         InvalidMigration: names each thing that cannot work, with file and line.
@@ -118,7 +118,7 @@ def prepare(pending: Iterable[MigrationInfo]) -> list[PreparedMigration]:
 
 
 def preparing(pending: Iterable[MigrationInfo]) -> Slices[list[PreparedMigration]]:
-    """Split and check them in slices; the work of `prepare`."""
+    """Return them in slices; the work of `prepare`."""
     yield  # an import takes its time as well
     from ampd.sql.checks import Caution, Problem, finding_problems
     from ampd.sql.splitter import splitting

@@ -183,7 +183,7 @@ class StatementTracker:
 
 
 def _composing(session: Session, execution: Execution, part: range, transaction: str) -> Slices[Message]:
-    """Compose, in slices, the message that runs a part of the script: the first opens a transaction, the last commits.
+    """Return, in slices, the message that runs a part of the script: the first opens a transaction, the last commits.
 
     In between, `transaction` is the one that it must still be.
     """

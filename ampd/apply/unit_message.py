@@ -94,7 +94,7 @@ def composing(
     *,
     transaction: str = "",
 ) -> Slices[Message]:
-    """Compose, in slices, the message that runs a part of a unit, each statement behind a marker.
+    """Return, in slices, the message that runs a part of a unit, each statement behind a marker.
 
     SET TRANSACTION wants to be the first after BEGIN: not even a marker may stand before it. In a further message
     `transaction` is the one that it must still be.

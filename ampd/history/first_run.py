@@ -131,7 +131,7 @@ def tool_of(table: Table) -> Tool | None:
 
 
 async def read_neighbours(session: Session, history: History, *, packaged: bool, role: str | None = None) -> Neighbours:
-    """Ask what else there is, in one round trip and in a read-only transaction; nothing but the catalog is read.
+    """Read what else there is, from the catalog alone, in one round trip and in a read-only transaction.
 
     Args:
         session: a connection, outside of any transaction.

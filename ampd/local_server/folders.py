@@ -19,7 +19,7 @@ _ELSEWHERE = "choose another folder with --amp-dir"
 
 @contextmanager
 def usable(folder: Path) -> Iterator[None]:
-    """Turn what the file system refuses into an error that names the folder.
+    """Raise errors of the file system as one that names the folder.
 
     Raises:
         ConfigError: it, or something in it or beside it, is not what it should be.

@@ -47,7 +47,7 @@ SUPERUSER = "postgres"
 
 _PORT = 5432
 _LONGEST_SOCKET_PATH = 103  # bytes: 104 on macOS and 108 on Linux hold the closing zero too
-_STOPPING = ((signal.SIGINT, 60.0), (signal.SIGQUIT, 10.0), (signal.SIGKILL, 10.0))  # fast, immediate, and never mind
+_STOPPING = ((signal.SIGINT, 60.0), (signal.SIGQUIT, 10.0), (signal.SIGKILL, 10.0))  # fast, immediate, then a kill
 _PASSING = ("pre-existing shared memory block", "Address already in use")  # backends still dying; a port lost to a race
 _PASSING_PATIENCE = 10.0
 

@@ -409,7 +409,7 @@ def rule_of(statement: Statement) -> Rule:
 
 @cache
 def rules_by_word() -> dict[str, list[tuple[str, Rule]]]:
-    """Sort the rules by the word that their statements begin with, uncompiled: a script needs few of them."""
+    """Return the rules by the word that their statements begin with, uncompiled: a script needs few of them."""
     by_word: dict[str, list[tuple[str, Rule]]] = {}
     for rule in _RULES:
         pattern = rule.pattern or rule.label

@@ -53,7 +53,7 @@ _ESCAPED = rf"(?>(?:[^'\\]{{1,4000}}+|\\.|{_GOES_ON}){{1,200}})"
 
 @cache
 def _token_pattern(*, coarse: bool) -> re.Pattern[str]:
-    """Compile the scanner when first needed: a run with nothing pending does not need it.
+    """Return the scanner, compiled when first needed: a run with nothing pending does not need it.
 
     The coarse one takes in one go what cannot end a statement: with it a long script takes a third of the time.
 
@@ -90,7 +90,7 @@ def _token_pattern(*, coarse: bool) -> re.Pattern[str]:
 
 @cache
 def compiled(pattern: str) -> re.Pattern[str]:
-    """Compile a pattern in which a dot matches line breaks."""
+    """Return a pattern, compiled, in which a dot matches line breaks."""
     return re.compile(pattern, re.DOTALL)
 
 
@@ -164,7 +164,7 @@ def leading_words(text: str) -> tuple[str, ...]:
 
 @cache
 def _plain_words() -> re.Pattern[str]:
-    """Compile what finds leading words where no comment stands among them."""
+    """Return the pattern of leading words with no comment among them."""
     word = rf"[{_SPACES}]*+(?![eE]'){_LETTER}{_IDENTIFIER}*+"
     return re.compile(rf"((?:{word}){{0,8}})[{_SPACES}]*+(--|/\*)?")
 

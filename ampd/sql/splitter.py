@@ -98,7 +98,7 @@ class Statements(Sequence[Statement]):
 
 
 def split(script: str) -> Statements:
-    """Split a script into its statements; what lies between them is white space, comments and semicolons."""
+    """Return the statements of a script; between them are white space, comments and semicolons."""
     return at_once(splitting(script))
 
 
@@ -106,7 +106,7 @@ STRIDE = 1 << 20  # characters that are searched without a break
 
 
 def splitting(script: str) -> Slices[Statements]:
-    """Split a script in slices; the work of `split`."""
+    """Return them in slices; the work of `split`."""
     rules, word = rules_by_word(), compiled(WORD)
     wide = len(script) >= 1 << 31
     starts, ends, lines = (array("Q" if wide else "I") for _ in range(3))
