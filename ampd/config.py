@@ -229,9 +229,9 @@ def load_config(path: str | Path | None = None) -> Config:
     """
     import warnings
 
-    config, remarks = read_config(path, os.environ)
-    for remark in remarks:
-        warnings.warn(remark, stacklevel=2)
+    config, found = read_config(path, os.environ)
+    for warning in found:
+        warnings.warn(warning, stacklevel=2)
     return config
 
 
@@ -243,17 +243,17 @@ def read_config(
     path = path or environ.get("AMP_CONFIG") or None
     file = Path(path) if path else None
     document = _read_toml(file) if file else {}
-    remarks: list[Warning] = []
+    warnings: list[Warning] = []
     variables: dict[tuple[str, ...], str] = {}
 
     section = dict(defaults or {}) | _table(document, "metadata_db", "metadata_db", file)
     section["migrations"] = _table(section, "migrations", "metadata_db.migrations", file)
     if value := environ.get(_FLAT_VARIABLE):
-        remarks.append(FutureWarning(f"{_FLAT_VARIABLE} is deprecated: set {PREFIX}METADATA_DB__URL"))
+        warnings.append(FutureWarning(f"{_FLAT_VARIABLE} is deprecated: set {PREFIX}METADATA_DB__URL"))
         if "url" not in section:
             section["url"], variables["url",] = value, _FLAT_VARIABLE
     if FLAT_URL in document:
-        remarks.append(FutureWarning(f"{FLAT_URL} is deprecated: write url = … under [metadata_db]"))
+        warnings.append(FutureWarning(f"{FLAT_URL} is deprecated: write url = … under [metadata_db]"))
     flat = FLAT_URL in document and "url" not in section
     if flat:
         section["url"] = document[FLAT_URL]
@@ -267,11 +267,11 @@ def read_config(
     metadata_db = _convert(section, file, variables, flat=flat)
     from_file = file is not None and ("url",) not in variables
     if file and from_file and metadata_db.url and metadata_db.url.password and _is_open(file):
-        remarks.append(UserWarning(f"{file} holds a password, and others may read or write it: chmod 0600 {file}"))
+        warnings.append(UserWarning(f"{file} holds a password, and others may read or write it: chmod 0600 {file}"))
     directory = metadata_db.migrations.dir
     if directory is not None and file is not None and ("migrations", "dir") not in variables:
         metadata_db = with_directory(metadata_db, file.parent / directory)
-    return Config(metadata_db), tuple(remarks)
+    return Config(metadata_db), tuple(warnings)
 
 
 def _is_open(file: Path) -> bool:

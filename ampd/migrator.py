@@ -12,7 +12,7 @@ from .display import one_line
 from .emitter import as_ampd_error
 from .errors import AmpdError, ConfigError
 from .events import Finished, OnEvent, ignore
-from .history.reading import remarks
+from .history.reading import history_warnings
 from .history.refusals import check_conflicts, check_writable
 from .migration import Migration
 from .plan import MigrationInfo, Resolution, State
@@ -107,7 +107,7 @@ async def _apply_pending(run: Run, sessions: list[Session]) -> Report | None:
             if not todo.pending:
                 return run.warn_if_ahead(run.report(todo if run.target is None else None))
             check_writable(run.history)
-            run.warn(remarks(run.history))
+            run.warn(history_warnings(run.history))
             prepared = await run.prepared(todo)
             run.check_connections(prepared)
             total = len(run.done) + len(todo.pending)

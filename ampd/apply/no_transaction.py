@@ -162,7 +162,7 @@ class StatementRunner:
                 )
 
     async def _with_lock_retries(
-        self, attempt: Callable[[Session, Execution], Awaitable[None]], *, at_length: AmpdError | None = None
+        self, attempt: Callable[[Session, Execution], Awaitable[None]], *, blocked: AmpdError | None = None
     ) -> None:
         async def prepared(session: Session, execution: Execution) -> None:
             if session.connections != self._connections:
@@ -170,7 +170,7 @@ class StatementRunner:
             await attempt(session, execution)
 
         await with_lock_retries(
-            self._source, self._session, self._execution, prepared, at_length=at_length, fallback=self._guard.session
+            self._source, self._session, self._execution, prepared, blocked=blocked, fallback=self._guard.session
         )
 
     async def _prepare_again(self) -> None:
@@ -290,7 +290,7 @@ class StatementRunner:
 
         try:
             watched = unit.is_concurrent or unit.kind is not Kind.NOT_RESUMABLE
-            await self._with_lock_retries(alone, at_length=blocked if watched else None)
+            await self._with_lock_retries(alone, blocked=blocked if watched else None)
         except AmpdError:
             await self._withdraw(unit)
             raise

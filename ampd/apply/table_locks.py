@@ -207,13 +207,13 @@ async def with_lock_retries(
     execution: Execution,
     attempt: Callable[[Session, Execution], Awaitable[None]],
     *,
-    at_length: AmpdError | None = None,
+    blocked: AmpdError | None = None,
     fallback: Session | None = None,
 ) -> None:
     """Make attempts, each under `lock_timeout_secs`, until one succeeds or `lock_retry_secs` have passed.
 
     Between two attempts nothing is held and nothing waits, so that whoever queued behind us gets through. An attempt
-    that no lock_timeout ends is cancelled when it has been blocked for `lock_retry_secs`, with `at_length` as the
+    that no lock_timeout ends is cancelled when it has been blocked for `lock_retry_secs`, with `blocked` as the
     error; without it there is no such limit. A `fallback` session is one to look from when no other is free.
 
     Raises:
@@ -223,9 +223,9 @@ async def with_lock_retries(
     backoff = Backoff(limit, first_pause=_FIRST_PAUSE, longest_pause=_LONGEST_PAUSE)
     backoff.begin()
     monitor = LockMonitor(source, session, execution, limit, fallback)
-    first_look = _QUIET_SECS if at_length else min(_QUIET_SECS, execution.lock_timeout_secs / 2 or _QUIET_SECS)
+    first_look = _QUIET_SECS if blocked else min(_QUIET_SECS, execution.lock_timeout_secs / 2 or _QUIET_SECS)
     with anyio.CancelScope() as scope:
-        if at_length is not None:
+        if blocked is not None:
             monitor.on_limit = scope.cancel
         async with alongside(partial(monitor.run, first_look)):
             while True:
@@ -241,9 +241,9 @@ async def with_lock_retries(
                     version = execution.migration.version
                     execution.on_event(LockRetry(version=version, delay=delay, waited=waited, limit=limit))
                 await _stay_awake(session, delay)
-    assert at_length is not None
+    assert blocked is not None
     await session.recover()
-    raise _lock_timeout_error(at_length, monitor, monitor.blocked_secs)
+    raise _lock_timeout_error(blocked, monitor, monitor.blocked_secs)
 
 
 async def _stay_awake(session: Session, secs: float) -> None:

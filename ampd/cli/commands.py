@@ -325,9 +325,9 @@ def _configure(
 ) -> MetadataDb:
     from ampd.config import read_config, with_directory
 
-    found, remarks = read_config(config, os.environ, defaults=defaults)
-    for remark in remarks:
-        say(f"warning: {remark}")
+    found, found_warnings = read_config(config, os.environ, defaults=defaults)
+    for warning in found_warnings:
+        say(f"warning: {warning}")
     if url_needed:
         found.metadata_db.require_url()
     return with_directory(found.metadata_db, migrations)

@@ -270,7 +270,7 @@ def _hidden_error(history: History) -> PermissionDenied:
     )
 
 
-def remarks(history: History) -> Iterator[str]:
+def history_warnings(history: History) -> Iterator[str]:
     """Yield warnings on a history that is about to be added to."""
     if history.table is not None and history.table.row_security:
         yield (

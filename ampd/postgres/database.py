@@ -88,7 +88,7 @@ class Database:
         self._service_wait_secs = connect_wait_secs + CONNECT_TIMEOUT_SECS
         least = connect_wait_secs if self._pool is None else self._service_wait_secs
         self.connection_wait = ConnectionWait(max(advisory_lock_wait_secs, least), on_event)
-        self._remarked = False
+        self._warned = False
         self._on_event = on_event
 
     @property
@@ -328,12 +328,12 @@ class Database:
         if (pool := self._pool) is not None:
             return lambda: _acquired(pool, timeout)
         assert self._url is not None
-        arguments, remarks = driver_arguments(self._url, timeout)
+        arguments, warnings = driver_arguments(self._url, timeout)
         self.redact = self._url.hiding(arguments.reveal().get("password")).redact
-        if not self._remarked:
-            self._remarked = True
-            for remark in remarks:
-                self._on_event(Warned(message=remark))
+        if not self._warned:
+            self._warned = True
+            for warning in warnings:
+                self._on_event(Warned(message=warning))
         return lambda: _connect(arguments)
 
     def _meaning(self, error: Exception) -> tuple[Exception, bool]:

@@ -185,21 +185,21 @@ def driver_arguments(
             hint=f"use one of {', '.join(_SESSION_ATTRIBUTES)}",
         )
 
-    remarks = []
+    warnings = []
     if _uses_tls(url, parameters) and (closed := _closed_home()):
-        remarks.append(_without_tls(closed, parameters))
+        warnings.append(_without_tls(closed, parameters))
     arguments: dict[str, Any] = {
         "dsn": url.with_parameters(parameters).reveal(),
         "timeout": default_timeout if timeout is None else timeout if timeout > 0 else None,
         "statement_cache_size": 0,
         "connection_class": kept_alive_connection(keepalive if switched_on else None, user_timeout),
     }
-    password, remark = _password(url, options or {})
+    password, warning = _password(url, options or {})
     if password is not None:
         arguments["password"] = password
-    if remark:
-        remarks.append(remark)
-    return Hidden(arguments), tuple(remarks)
+    if warning:
+        warnings.append(warning)
+    return Hidden(arguments), tuple(warnings)
 
 
 # What libpq reads from the environment and the driver does not, or not as libpq does; the URL takes precedence.
@@ -338,7 +338,7 @@ def _check_key(path: str | None) -> None:
 
 
 def _password(url: DatabaseUrl, options: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """Return the password that libpq would use, and a remark on a password file that it would ignore.
+    """Return the password that libpq would use, and a warning on a password file that it would ignore.
 
     The driver has a reader of its own for that file, which takes no escapes, drops a space at the end, and sends to the
     first of several hosts the password of any.
