@@ -58,7 +58,7 @@ class Holder(msgspec.Struct, frozen=True):
 
 
 class Blocker(msgspec.Struct, frozen=True):
-    """A session that stands in the way of a lock, as `pg_stat_activity` shows it; times in seconds."""
+    """A session that blocks a lock, as `pg_stat_activity` shows it."""
 
     pid: int
     user: str | None

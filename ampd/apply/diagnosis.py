@@ -119,7 +119,7 @@ def _not_the_file_hint(error: ServerError) -> str:
 
 
 def _role_at(offset: int, statements: splitter.Statements) -> str | None:
-    """Return the role that a script has taken on before an offset."""
+    """Return the role that a script has set before an offset."""
     before = statements[: statements.before(offset)]
     return kinds.role(map(before.__getitem__, before.notable()))
 

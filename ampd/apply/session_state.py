@@ -110,7 +110,7 @@ def reset_settings_sql(*, shared: bool, saved: bool = False) -> str:
 
 
 def set_role_sql(role: str | None, *, local: bool) -> str:
-    """Return the statement that takes on the configured role, for a transaction or for the session."""
+    """Return the statement that sets the configured role, for a transaction or for the session."""
     return "" if role is None else f"SET {'LOCAL ' if local else ''}ROLE {identifier(role)}; "
 
 

@@ -88,8 +88,8 @@ class LockMonitor:
                 missed = missed + 1 if self._session.busy and self._is_gone(snapshot) else 0
                 if missed >= _LOOKS_TO_BE_CERTAIN:
                     return self._session.give_up("the server no longer works for this connection")
-                self._take_in(snapshot)
-                # Others may need the connection: it is given back, and asked for less often while nothing happens.
+                self._record(snapshot)
+                # Others may need the connection: it is given back, and asked for less often while nothing is blocked.
                 longest = _LOOK_EVERY_SECS * (1 if snapshot.blockers or missed else 5)
                 interval = min(interval * 1.2, longest)
                 await anyio.sleep(interval)
@@ -113,7 +113,7 @@ class LockMonitor:
                 )
                 async with self._looking:
                     snapshot = await self._fallback.ask(look, LockSnapshot)
-                self._take_in(snapshot)
+                self._record(snapshot)
 
     async def finish_look(self) -> None:
         """Wait for a look from the guard: cancelled, it would end the guard's transaction and the lock with it."""
@@ -157,7 +157,7 @@ class LockMonitor:
         return f"""DECLARE worker integer; BEGIN {path};
   PERFORM pg_stat_clear_snapshot(); worker := {pid}; {note(snapshot)} END"""
 
-    def _take_in(self, snapshot: LockSnapshot) -> None:
+    def _record(self, snapshot: LockSnapshot) -> None:
         since, self._looked = self._looked, monotonic()
         if not snapshot.blockers:
             return

@@ -144,12 +144,12 @@ async def resolve(session: Session, history: History, info: MigrationInfo, resol
         raise refusals.refusal_error(error, history) or translated_error(error) from error
 
 
-LOCK_HAD = "lock"
+LOCK_ACQUIRED = "lock"
 
 
 def note_lock_sql(session: Session) -> str:
     """Return a PL/pgSQL statement that tells `StatementTracker` that the lock is ours and the migration begun."""
-    return session.note_sql(f"'{LOCK_HAD}'")
+    return session.note_sql(f"'{LOCK_ACQUIRED}'")
 
 
 _LONGEST_NOTE = 40  # characters: no number of ours has more digits
@@ -178,7 +178,7 @@ class StatementTracker:
                 statements = self._execution.statements
                 if self.running < len(statements):
                     self._execution.running.statement(self.running, statements.line(self.running))
-            case _ if note == LOCK_HAD:
+            case _ if note == LOCK_ACQUIRED:
                 self._execution.running.start()
 
 

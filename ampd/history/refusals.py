@@ -35,7 +35,7 @@ NO_FOLDER = (
 
 
 def check_writable(history: History) -> None:
-    """Check that the server takes writes, and that we can take on the configured role.
+    """Check that the server takes writes, and that we may SET ROLE to the configured one.
 
     Raises:
         ReadOnlyServer: a standby, or a database set to read-only.

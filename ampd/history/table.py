@@ -57,7 +57,7 @@ class History(msgspec.Struct, frozen=True):
     schema_owner: Owner | None  # None where there is no schema yet
     holder_known: bool
     holder: Holder | None
-    role_refused: str | None = None  # why the configured role could not be taken on, in the server's words
+    role_refused: str | None = None  # why SET ROLE to the configured one failed, in the server's words
     role: str | None = None  # as configured
     table: Table | None = None  # as it was read; None also where it was made since
     applied: tuple[AppliedMigration, ...] = ()

@@ -33,7 +33,7 @@ _PUBLIC = 2200  # the oid of the schema public that a database is made with
 
 
 def trusted_schema_sql(schema: str, owner: str, role: str | None = None) -> str:
-    """Return an SQL expression for whether a history may stand in a schema; both arguments are expressions of type oid.
+    """Return an SQL expression for whether a schema may contain a history; both arguments are expressions of type oid.
 
     Whoever owns a schema can rename or drop it, whatever is in it, and put another in its place. So its owner must be
     trusted as that of the table is. On some managed platforms the schema public belongs to the administrators' role,

@@ -78,10 +78,10 @@ class Session:
         redact: Callable[[str], str],
         role: str | None,
         *,
-        lent: bool,
+        from_pool: bool,
     ) -> None:
         self._connect = connect
-        self._lent = lent
+        self._from_pool = from_pool
         self.pooled = False  # whether a pooler stands before the server; known once a backend has sent its process id
         self._redact = redact
         self.role = role
@@ -123,7 +123,7 @@ class Session:
     @property
     def shared(self) -> bool:
         """Return whether others, before us and after us, use the same session of the server."""
-        return self._lent or self.pooled
+        return self._from_pool or self.pooled
 
     async def run(
         self, message: str, *, on_note: Callable[[str], None] | None = None, on_event: OnEvent = ignore

@@ -98,7 +98,7 @@ class Database:
 
     def owns_pid(self, pid: int) -> bool:
         """Return whether a backend belongs to the embedding process's own pool."""
-        # asyncpg offers no public way to the connections that a pool has lent out.
+        # asyncpg offers no public way to the connections of a pool that are in use.
         holders = getattr(self._pool, "_holders", ())
         connections = (getattr(holder, "_con", None) for holder in holders)
         return any(c is not None and not c.is_closed() and c.get_server_pid() == pid for c in connections)
@@ -279,7 +279,7 @@ class Database:
 
     async def _open(self, wait: float, timeout: float) -> Session:
         connection = await self._connection(wait, timeout)
-        return Session(connection, self._another, self.redact, self._role, lent=self._pool is not None)
+        return Session(connection, self._another, self.redact, self._role, from_pool=self._pool is not None)
 
     async def _connection(self, wait: float, timeout: float) -> Any:
         """Return an open connection, new or from the pool; retry for `wait` seconds.

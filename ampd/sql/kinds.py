@@ -43,12 +43,12 @@ def kind(statement: Statement) -> Kind:
 
 
 def ends_transaction(statement: Statement) -> bool:
-    """Return whether a statement ends the transaction it stands in, and begins no other one."""
+    """Return whether a statement ends its transaction, and begins no other one."""
     return rule_of(statement).label in ENDS
 
 
 def sets_transaction(statement: Statement) -> bool:
-    """Return whether a statement sets the mode of the transaction it stands in: SET TRANSACTION, before any query."""
+    """Return whether a statement sets the mode of its transaction: SET TRANSACTION, before any query."""
     return rule_of(statement).misplacement is Misplacement.MODE
 
 
@@ -109,7 +109,7 @@ def setting(statement: Statement) -> str | None:
 
 
 def role(statements: Iterable[Statement]) -> str | None:
-    """Return the role that a script has taken on by the end of these statements; None for that of the login."""
+    """Return the role that these statements of a script have set; None for that of the login."""
     name: str | None = None
     for statement in statements:
         shape = shape_of(statement.text) if statement.words[:1] in (("SET",), ("RESET",)) else ""
