@@ -95,7 +95,7 @@ async def _apply_pending(run: Run, sessions: list[Session]) -> Report | None:
         todo = await run.planning()
         if run.planned is None:
             run.emit_plan(todo)
-        await run.check_history(session, todo)
+        todo = await run.check_history(session, todo)
         if (todo.pending or todo.interrupted) and run.history.holder:
             run.lock_wait.taken(run.history)
         elif todo.interrupted and not run.history.holder_known:  # another runner may be applying it now
@@ -152,7 +152,7 @@ async def status(
     try:
         async with run.emit, run.sessions() as (session, *_):
             found = await run.planning()
-            await run.check_history(session, found)
+            found = await run.check_history(session, found)
             if found.interrupted:  # unless another runner is applying it now
                 await run.read_history(session)
                 found = await run.planning()
@@ -200,9 +200,10 @@ async def _resolve(run: Run, session: Session, version: int, resolution: Resolut
     from .apply.transaction import resolve as record_resolution
 
     while True:
-        history = await run.read_history(session)
-        found = await run.planning()
-        await run.check_history(session, found)
+        await run.read_history(session)
+        found = await run.check_history(session, await run.planning())
+        assert run.history is not None
+        history = run.history
         info = next((info for info in found.migrations if info.version == version), None)
         if info is None or info.state is not State.INTERRUPTED:
             state = f"is {info.state.value.replace('_', ' ')}" if info else "is unknown"

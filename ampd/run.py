@@ -142,8 +142,10 @@ class Run:
         self.warn(warnings(todo, migrations))
         return migrations
 
-    async def check_history(self, session: Session, found: Plan) -> None:
+    async def check_history(self, session: Session, found: Plan) -> Plan:
         """Check that the history belongs to these files, or that a first run may begin one here.
+
+        Return the plan, or the one of what another runner has begun meanwhile.
 
         Raises:
             MigrationConflict: it is another project's; or there is none yet, and another tool has migrated the schema.
@@ -153,15 +155,22 @@ class Run:
         assert self.history is not None
         check_project(found, history=self.history.name, packaged=self.packaged)
         if self.history.applied or self.history.holder or not self.files:
-            return  # a holder has made this check
+            return found  # a holder has made this check
         from .history.first_run import first_run_error, first_run_warnings, read_neighbours
 
         home, circumstances = self.history.schema, {"configured": self.schema is not None, "packaged": self.packaged}
         assert home is not None
         neighbours = await read_neighbours(session, self.history, packaged=self.packaged, role=self.role)
-        if error := first_run_error(neighbours, home, **circumstances):
+        error = first_run_error(neighbours, home, **circumstances)
+        warnings = tuple(first_run_warnings(neighbours, home, **circumstances))
+        if error or warnings:  # unless what is there has been made since the history was read, by another runner
+            await self.read_history(session)
+            if self.history.applied or self.history.holder:
+                return await self.check_history(session, await self.planning())
+        if error:
             raise error
-        self.warn(first_run_warnings(neighbours, home, **circumstances))
+        self.warn(warnings)
+        return found
 
     def emit_plan(self, todo: Plan) -> None:
         """Emit the plan, unless it is the one emitted before without what this run has applied since."""

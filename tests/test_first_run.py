@@ -3,11 +3,13 @@
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 import ampd as library
+from ampd.history import first_run
 from ampd.history.first_run import TOOLS, Neighbours, Table, first_run_error, first_run_warnings, tool_of
 from tests.folders import write
 from tests.scenes import Heard, scripts
@@ -338,3 +340,23 @@ async def test_a_type_in_the_place_of_the_history_is_named_with_its_owner(databa
         'as its owner or a superuser: ALTER TYPE "public".ampd_schema_migrations RENAME TO …; or set '
         "metadata_db.schema to another schema"
     )
+
+
+@pytest.mark.parametrize("command", ["migrate", "status"])
+async def test_what_another_runner_has_made_meanwhile_is_no_reason(
+    database: Database, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """A runner whose first read was before another's first migration finds its tables, and then its history as well."""
+    ask = first_run.read_neighbours
+
+    async def late(*arguments: Any, **options: Any) -> first_run.Neighbours:
+        monkeypatch.setattr(first_run, "read_neighbours", ask)
+        await library.migrate(database.url)
+        return await ask(*arguments, **options)
+
+    monkeypatch.setattr(first_run, "read_neighbours", late)
+    if command == "status":
+        assert (await library.status(database.url)).up_to_date
+    else:
+        report = await library.migrate(database.url)
+        assert (report.applied, report.pending, report.result) == ((), (), library.Result.UP_TO_DATE)
