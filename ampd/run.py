@@ -153,7 +153,7 @@ class Run:
                 schema contains tables.
         """
         assert self.history is not None
-        check_project(found, history=self.history.name, packaged=self.packaged)
+        check_project(found, history=self.history.shown_name, packaged=self.packaged)
         if self.history.applied or self.history.holder or not self.files:
             return found  # a holder has made this check
         from .history.first_run import first_run_error, first_run_warnings, read_neighbours

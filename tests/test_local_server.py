@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -546,3 +547,34 @@ def test_a_configuration_that_others_can_write_to_is_not_read(ampd: Ampd, open_t
         f"error: cannot read the configuration {what}: it can be written to by everybody\n"
         f"hint: chmod go-w {ampd.folder / open_to_others}, or choose another folder with --amp-dir\n"
     )
+
+
+def test_a_path_that_must_exist_is_no_path_before(open_path: Path) -> None:
+    """What is looked for and then checked is not somebody else's who has put it there in between."""
+    folders.check_path(open_path / "amp" / "config.toml", "read")
+    with pytest.raises(FileNotFoundError):
+        folders.check_path(open_path / "amp" / "config.toml", "read", must_exist=True)
+
+
+def test_a_pipe_for_a_version_does_not_keep_anybody_waiting(open_path: Path) -> None:
+    """The server's own user can put one there, and root would read it."""
+    (open_path / "metadb").mkdir(mode=0o755)
+    os.mkfifo(open_path / "metadb" / "PG_VERSION")
+    with pytest.raises(ConfigError, match="its PG_VERSION contains no version"):
+        server_module._made_by(open_path / "metadb")
+
+
+@pytest.mark.skipif(not hasattr(os, "setxattr"), reason="access control lists that Python can write")
+def test_an_access_control_list_is_more_than_the_mode_shows(open_path: Path) -> None:
+    """A group's bits are a mask then, and stand for whoever the list names."""
+    folder = open_path / "shared"
+    folder.mkdir()
+    entries = ((1, 7, -1), (2, 7, 65534), (4, 7, -1), (16, 7, -1), (32, 5, -1))  # owner, a user, group, mask, others
+    packed = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
+    try:
+        os.setxattr(folder, "system.posix_acl_access", packed)
+    except OSError:
+        pytest.skip("a file system without access control lists")
+    (folder / "amp").mkdir(mode=0o700)
+    with pytest.raises(ConfigError, match="can be written to by the group"):
+        folders.check_path(folder / "amp", "keep a database in")

@@ -220,8 +220,8 @@ def solo(
 
         with usable(amp_dir):
             if (found := amp_dir / "config.toml").is_file():
-                check_path(amp_dir, "read the configuration in")
-                check_path(found, "read the configuration")
+                check_path(amp_dir, "read the configuration in", must_exist=True)
+                check_path(found, "read the configuration", must_exist=True)
                 config = found
     metadata_db = _configure(config, None, defaults={"auto_migrate": True}, url_needed=False)
 

@@ -214,7 +214,7 @@ def first_run_error(found: Neighbours, home: str, *, configured: bool, packaged:
             f"there is no history of migrations in {here}, but one in {_some(elsewhere)}: "
             "everything would be applied again, and recorded in a second history",
             hint=f'to go on with that history set metadata_db.schema = "{one_line(elsewhere[0].schema)}", or let the '
-            f'search path lead there; to begin one in {here} all the same set metadata_db.schema = "{home}"',
+            f'search path lead there; to begin one in {here} all the same set metadata_db.schema = "{one_line(home)}"',
         )
     for table, tool in _histories_of_tools(_trusted(found.tools), home):
         return MigrationConflict(

@@ -108,17 +108,17 @@ async def read(session: Session, schema: str | None, *, role: str | None = None,
     history = msgspec.structs.replace(answer.history, role=role, applied=applied)
     session.role, session.pooled = history.user, history.pid != session.server_pid
     if history.schema is None:
-        raise _search_path_error(history.user, await session.ask(_path_sql(session), _SearchPath))
+        raise _search_path_error(one_line(history.user), await session.ask(_path_sql(session), _SearchPath))
     if (table := history.table) is not None:
         if table.trusted and not table.unaltered:
             alterations = await session.ask(alterations_sql(session, table.oid), list[str])
-            raise _not_ours_error(history.name, f"it {', and '.join(map(one_line, alterations))}")
+            raise _not_ours_error(history.shown_name, f"it {', and '.join(map(one_line, alterations))}")
         _check_trust(history, table)
     if (owner := history.schema_owner) is not None and not owner.trusted:
         raise _exposed_error(history, owner)
     if answer.fit is False or len(history.applied) > _MOST_ROWS:
         raise _not_ours_error(
-            history.name, f"it has rows of a size, or more than {_MOST_ROWS} rows, that ampd has not written"
+            history.shown_name, f"it has rows of a size, or more than {_MOST_ROWS} rows, that ampd has not written"
         )
     return history
 
@@ -174,8 +174,8 @@ def _check_trust(history: History, table: Table) -> None:
         me = identifier(history.user)
         raise PermissionDenied(
             f"permission denied for table {TABLE}",
-            hint=f"as its owner: GRANT SELECT ON TABLE {history.name} TO {me}; and INSERT, UPDATE, DELETE, if it is to "
-            "migrate",
+            hint=f"as its owner: GRANT SELECT ON TABLE {history.shown_name} TO {me}; and INSERT, UPDATE, DELETE, if "
+            "it is to migrate",
         )
     if table.hidden:
         raise _hidden_error(history)
@@ -227,9 +227,9 @@ def _not_ours_error(name: str, why: str) -> ConfigError:
 
 
 def _stranger_error(history: History, owner: str) -> PermissionDenied:
-    shown = one_line(owner)
+    shown, me = one_line(owner), one_line(history.user)
     return PermissionDenied(
-        f"the history table {history.name} belongs to {shown}, and so is not trusted: that is neither {history.user}, "
+        f"the history table {history.shown_name} belongs to {shown}, and so is not trusted: that is neither {me}, "
         "nor a superuser, nor the owner of the database, nor the role in metadata_db.migrations.role",
         hint=f"if {shown} is the role that migrates this database, write `role = {_toml(owner)}` under "
         "[metadata_db.migrations]: its history is then believed, and migrations run under SET ROLE to it; "
@@ -249,9 +249,10 @@ def _exposed_error(history: History, owner: Owner) -> PermissionDenied:
         )
     else:
         hint = f"find out whether the history is whole; then, as its owner or a superuser: {mend}"
+    me = one_line(history.user)
     return PermissionDenied(
         f"the schema {schema} belongs to {one_line(owner.name)}, who could replace or hide the history in it, and so "
-        f"is not trusted: that is neither {history.user}, nor a superuser, nor the owner of the database, nor the role "
+        f"is not trusted: that is neither {me}, nor a superuser, nor the owner of the database, nor the role "
         "in metadata_db.migrations.role",
         hint=hint,
     )
@@ -263,9 +264,10 @@ def _toml(text: str) -> str:
 
 
 def _hidden_error(history: History) -> PermissionDenied:
+    name = history.shown_name
     return PermissionDenied(
-        f"row level security on the history table {history.name} would hide its rows from {history.user}",
-        hint=f"as its owner: ALTER TABLE {history.name} DISABLE ROW LEVEL SECURITY, or NO FORCE ROW LEVEL SECURITY for "
+        f"row level security on the history table {name} would hide its rows from {one_line(history.user)}",
+        hint=f"as its owner: ALTER TABLE {name} DISABLE ROW LEVEL SECURITY, or NO FORCE ROW LEVEL SECURITY for "
         f"the owner itself; or as a superuser: ALTER ROLE {identifier(history.user)} BYPASSRLS",
     )
 
@@ -273,8 +275,9 @@ def _hidden_error(history: History) -> PermissionDenied:
 def history_warnings(history: History) -> Iterator[str]:
     """Yield warnings on a history that is about to be added to."""
     if history.table is not None and history.table.row_security:
+        name = history.shown_name
         yield (
-            f"row level security is on for the history table {history.name}: it does not concern this run, and keeps "
+            f"row level security is on for the history table {name}: it does not concern this run, and keeps "
             "the history from roles that are neither its owner nor have BYPASSRLS"
         )
 

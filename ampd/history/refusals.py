@@ -44,7 +44,7 @@ def check_writable(history: History) -> None:
     if history.role is not None and history.role_refused is not None:
         role, me = identifier(history.role), identifier(history.user)
         raise PermissionDenied(
-            f"{history.user} cannot take on the role in metadata_db.migrations.role: {history.role_refused}",
+            f"{one_line(history.user)} cannot take on the role in metadata_db.migrations.role: {history.role_refused}",
             hint=f"as a superuser: GRANT {role} TO {me}; or correct metadata_db.migrations.role",
         )
     if history.read_only:
@@ -72,20 +72,20 @@ def harm(error: ServerError, history: History) -> str | None:
     what = known.get(code)
     if what is None and f"{LOCK} {history.name} " in error.context:
         what = {
-            "42501": f"may not be written by {history.user} any more",
+            "42501": f"may not be written by {one_line(history.user)} any more",
             "42P01": gone,
             "3F000": gone,
             "42809": gone,
         }.get(code)
     if what is None:
         return None
-    return f"ampd's history table {history.name} {what} while this migration ran"
+    return f"ampd's history table {history.shown_name} {what} while this migration ran"
 
 
 def unwritable_error(error: ServerError, history: History) -> AmpdError:
     """Return the error for a server that has refused a statement of ampd's own."""
     return MigrationFailed(
-        f"the history table {history.name} could not be written: {error.message} (SQLSTATE {error.sqlstate})",
+        f"the history table {history.shown_name} could not be written: {error.message} (SQLSTATE {error.sqlstate})",
         hint="look for an event trigger, a trigger or a type that is in its way, and run again; nothing was kept",
         sqlstate=error.sqlstate,
         detail=error.detail,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from ampd.advisory_lock import lock_key
+from ampd.display import one_line
 from ampd.migration import AppliedMigration
 from ampd.other_sessions import Holder
 from ampd.postgres.quoting import identifier
@@ -70,7 +71,8 @@ class History(msgspec.Struct, frozen=True):
     @property
     def address(self) -> str:
         """Return `host:port/database` as the server sees itself."""
-        return f"{self.host}:{self.port}/{self.database}" if self.host else f"local/{self.database}"
+        database = one_line(self.database)
+        return f"{self.host}:{self.port}/{database}" if self.host else f"local/{database}"
 
     @property
     def lock_key(self) -> int:
@@ -83,3 +85,8 @@ class History(msgspec.Struct, frozen=True):
         """Return the history table's qualified and quoted name."""
         assert self.schema is not None
         return f"{identifier(self.schema)}.{TABLE}"
+
+    @property
+    def shown_name(self) -> str:
+        """Return the name as a person is shown it, on one line."""
+        return one_line(self.name)

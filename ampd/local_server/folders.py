@@ -47,21 +47,37 @@ def make_folder(folder: Path) -> None:
     mode = 0o711 if os.geteuid() == 0 else 0o700  # root's server runs as another user, who has to pass
     for each in (*reversed(folder.parents), folder):
         if not each.is_dir():
-            each.mkdir(mode, exist_ok=True)
-            each.chmod(mode)
-    check_path(folder, "keep a database in")
+            try:
+                each.mkdir(mode)
+            except FileExistsError:
+                if not each.is_dir():
+                    raise
+            else:
+                _set_mode(each, mode)
+    check_path(folder, "keep a database in", must_exist=True)
 
 
-def check_path(path: Path, use: str) -> None:
-    """Refuse a path, of which the end need not exist, if another user could replace something on it.
+def _set_mode(folder: Path, mode: int) -> None:
+    """Set the mode of a folder that was just made, whatever the umask; not that of what has taken its place since."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        if os.fstat(descriptor).st_uid == os.geteuid():
+            os.fchmod(descriptor, mode)
+    finally:
+        os.close(descriptor)
+
+
+def check_path(path: Path, use: str, *, must_exist: bool = False) -> None:
+    """Refuse a path if another user could replace something on it; unless it must exist, its end need not.
 
     Every folder and link on the way, and what is at the end, belongs to us or to root. No other user may write to what
     is at the end, nor to a folder on the way, unless its sticky bit keeps what it contains from being replaced.
 
     Raises:
         ConfigError: names what is not so, and its owner.
+        FileNotFoundError: it must exist, and does not: whatever comes there after this check was not checked.
     """
-    for at, status, is_end in _way(path):
+    for at, status, is_end in _way(path, must_exist=must_exist):
         what = f"cannot {use} {path}: {'it' if at == path.absolute() else at}"
         if status.st_uid not in (0, os.geteuid()):
             hint = _ELSEWHERE if stat.S_ISDIR(status.st_mode) else f"remove it, or {_ELSEWHERE}"
@@ -70,13 +86,13 @@ def check_path(path: Path, use: str) -> None:
         if (
             not stat.S_ISLNK(status.st_mode)
             and (is_end or not sticky)
-            and (writers := _other_writers(status, strict=is_end))
+            and (writers := _other_writers(at, status, strict=is_end))
         ):
             hint = _ELSEWHERE if sticky else f"chmod go-w {at}, or {_ELSEWHERE}"
             raise ConfigError(f"{what} can be written to by {writers}", hint=hint)
 
 
-def _way(path: Path) -> Iterator[tuple[Path, os.stat_result, bool]]:
+def _way(path: Path, *, must_exist: bool) -> Iterator[tuple[Path, os.stat_result, bool]]:
     """Yield each folder and link on the way to a path, outermost first, as far as they exist; and which is its end."""
     at, left, links = Path("/"), [*reversed(path.absolute().parts[1:])], 0
     yield at, at.lstat(), not left
@@ -88,6 +104,8 @@ def _way(path: Path) -> Iterator[tuple[Path, os.stat_result, bool]]:
         try:
             status = (at / part).lstat()
         except (FileNotFoundError, NotADirectoryError):
+            if must_exist:
+                raise
             return
         if not stat.S_ISLNK(status.st_mode):
             at /= part
@@ -102,20 +120,29 @@ def _way(path: Path) -> Iterator[tuple[Path, os.stat_result, bool]]:
         left += [each for each in reversed(target.parts) if each != "/"]
 
 
-def _other_writers(status: os.stat_result, *, strict: bool) -> str | None:
+def _other_writers(path: Path, status: os.stat_result, *, strict: bool) -> str | None:
     """Return who besides the owner may write; unless `strict`, a group of the owner's alone is nobody else."""
     if status.st_mode & stat.S_IWOTH:
         return "everybody"
-    if status.st_mode & stat.S_IWGRP and (strict or not _is_private(status.st_uid, status.st_gid)):
+    if status.st_mode & stat.S_IWGRP and (strict or _has_acl(path) or not _is_private(status.st_uid, status.st_gid)):
         return f"the group {group_name(status.st_gid)}"
     return None
+
+
+def _has_acl(path: Path) -> bool:
+    """Return whether an access control list grants more than the mode shows, in which the group's bits are a mask."""
+    try:
+        return "system.posix_acl_access" in os.listxattr(path, follow_symlinks=False)
+    except (AttributeError, OSError):  # another operating system, or a file system without any
+        return False
 
 
 def _is_private(uid: int, gid: int) -> bool:
     """Return whether a group is one that was made for a single user, as many systems do, and has no other member."""
     with suppress(KeyError):
         user, group = pwd.getpwuid(uid), grp.getgrgid(gid)
-        return user.pw_gid == gid and group.gr_name == user.pw_name and {*group.gr_mem} <= {user.pw_name}
+        own = user.pw_gid == gid and group.gr_name == user.pw_name and {*group.gr_mem} <= {user.pw_name}
+        return own and all(each.pw_name == user.pw_name for each in pwd.getpwall() if each.pw_gid == gid)
     return False
 
 

@@ -24,6 +24,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -121,7 +122,10 @@ async def _up(
 
 def _made_by(data_dir: Path) -> int | None:
     try:
-        return int((data_dir / "PG_VERSION").read_text())
+        # It may be a pipe: the server's own user can put one there.
+        flags = os.O_NOFOLLOW | os.O_NONBLOCK
+        with open(data_dir / "PG_VERSION", "rb", opener=lambda path, mode: os.open(path, mode | flags)) as file:
+            return int(file.read(20) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b"")
     except FileNotFoundError:
         return None
     except ValueError as error:
