@@ -213,7 +213,7 @@ def _columns(info: MigrationInfo) -> tuple[str, str, str, str]:
     when = f"{applied.finished_at:%Y-%m-%d %H:%M:%S%z}" if applied and applied.finished_at else ""
     took = f"{applied.duration_ms} ms" if applied and applied.duration_ms is not None else ""
     if applied and info.state is State.INTERRUPTED:
-        when, took = f"{applied.started_at:%Y-%m-%d %H:%M:%S%z}", f"{applied.statements_done} statements done"
+        when, took = f"{applied.started_at:%Y-%m-%d %H:%M:%S%z}", f"{count(applied.statements_done, 'statement')} done"
     return info.state.value.replace("_", " "), info.label, when, took
 
 

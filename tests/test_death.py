@@ -44,7 +44,7 @@ pytestmark = pytest.mark.anyio
 GATE = "SELECT pg_advisory_xact_lock(1)"
 FIRST = "CREATE TABLE t (id integer); INSERT INTO t VALUES (1)"
 SECOND = f"INSERT INTO t VALUES (2); {GATE}; INSERT INTO t VALUES (3)"
-both_ways = pytest.mark.parametrize("directive", ["", "-- no-transaction\n"], ids=["transactional", "stepwise"])
+both_ways = pytest.mark.parametrize("directive", ["", "-- no-transaction\n"], ids=["transactional", "no_transaction"])
 
 
 async def assert_complete(database: Database, files: tuple[str, ...]) -> None:

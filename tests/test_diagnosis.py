@@ -247,7 +247,7 @@ m/1_x.sql:1:1
   |
 1 | DELETE FROM ampd_schema_migrations;
   | ^
-hint: leave that table to ampd, also where a statement goes over all tables; \
+hint: leave that table and its schema as they are, also where a statement goes over all tables; \
 nothing of this migration was kept: fix the file and run again""",
         id="its own row removed",
     ),

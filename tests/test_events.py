@@ -224,7 +224,7 @@ async def test_a_callback_that_returns_a_coroutine(database: Database) -> None:
 FIRST, SECOND = "CREATE TABLE t (id int)", "INSERT INTO t VALUES (1); DROP TABLE IF EXISTS nothing; SELECT 1"
 
 
-@pytest.mark.parametrize("directive", ["", "-- no-transaction\n"], ids=["transactional", "stepwise"])
+@pytest.mark.parametrize("directive", ["", "-- no-transaction\n"], ids=["transactional", "no_transaction"])
 @pytest.mark.parametrize("source", ["url", "pool"])
 @pytest.mark.parametrize("error", [ValueError("mine"), ampd.ConnectionFailed("mine")], ids=["theirs", "ours"])
 async def test_a_callback_that_raises(database: Database, directive: str, source: str, error: Exception) -> None:
@@ -294,7 +294,7 @@ async def test_a_callback_that_raises_stops_the_running_statement(database: Data
 
 
 @pytest.mark.parametrize("source", ["url", "pool"])
-@pytest.mark.parametrize("directive", ["", "-- no-transaction\n"], ids=["transactional", "stepwise"])
+@pytest.mark.parametrize("directive", ["", "-- no-transaction\n"], ids=["transactional", "no_transaction"])
 async def test_runners_that_race(database: Database, source: str, directive: str) -> None:
     """Of six that start at once on an empty database each one's events add up, and whoever has started has applied."""
     files = scripts("CREATE TABLE a ()", f"{directive}CREATE TABLE b (); SELECT 1", "CREATE TABLE c ()")

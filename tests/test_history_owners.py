@@ -131,8 +131,10 @@ async def test_no_history_is_begun_in_the_schema_of_a_stranger(
         "metadata_db.migrations.role"
     )
     assert refusal.value.hint == (
-        'as its owner or a superuser: ALTER SCHEMA "amp" OWNER TO "postgres"; or set metadata_db.schema to another '
-        "schema; if migrations were applied here before, find out first what has become of their history"
+        f'if {keeper.name} is the role that migrates this database, write `role = "{keeper.name}"` under '
+        '[metadata_db.migrations]; else, as its owner or a superuser: ALTER SCHEMA "amp" OWNER TO "postgres"; or '
+        "set metadata_db.schema to another schema; if migrations were applied here before, find out first what has "
+        "become of their history"
     )
     assert await database.fetchval("SELECT to_regclass('victims')") is None
     await database.execute('ALTER SCHEMA amp OWNER TO "postgres"')

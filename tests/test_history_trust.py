@@ -412,7 +412,7 @@ async def test_a_migration_that_harms_the_history_is_stopped(database: Database,
         f'2_step.sql:{line}: ampd\'s history table "public".{NAME} {said.format(user=owner.name)} '
         "while this migration ran"
     )
-    assert "leave that table to ampd" in str(failure.value.hint)
+    assert "leave that table and its schema as they are" in str(failure.value.hint)
     assert await database.fetchval("SELECT to_regclass('never')") is None
     assert await history(database) == ([(1, True, 1), (2, False, 1)] if mode else [(1, True, 1)])
 

@@ -37,7 +37,7 @@ AT_THE_GATE = f"-- lock-timeout: 0\nCREATE TABLE t (id integer); {GATE}"
 
 
 @pytest.mark.parametrize(
-    "script", [AT_THE_GATE, f"-- no-transaction\n{AT_THE_GATE}"], ids=["transactional", "stepwise"]
+    "script", [AT_THE_GATE, f"-- no-transaction\n{AT_THE_GATE}"], ids=["transactional", "no_transaction"]
 )
 async def test_a_waiter_says_whom_it_waits_for(database: Database, script: str) -> None:
     """Whoever waits for over a second names pid, host, application, migration and since when; then it is done."""

@@ -75,14 +75,26 @@ async def test_no_right_to_read_the_history(database: Database) -> None:
 @pytest.mark.parametrize(
     ("path", "said", "hint"),
     [
-        ("amp", "(amp) names no schema that exists", 'CREATE SCHEMA amp AUTHORIZATION "{role}"'),
-        ('"A mp"', '("A mp") names no schema that exists', 'CREATE SCHEMA "A mp" AUTHORIZATION "{role}"'),
-        ('"$user", amp', '("$user", amp) names no schema that exists', 'CREATE SCHEMA amp AUTHORIZATION "{role}"'),
-        ("pg_temp", "(pg_temp) names no schema that exists", None),
-        ("''", '("") names no schema that exists', None),
+        (
+            "amp",
+            "the search path of role {role} (amp) names no schema that exists",
+            'CREATE SCHEMA amp AUTHORIZATION "{role}"',
+        ),
+        (
+            '"A mp"',
+            'the search path of role {role} ("A mp") names no schema that exists',
+            'CREATE SCHEMA "A mp" AUTHORIZATION "{role}"',
+        ),
+        (
+            '"$user", amp',
+            'the search path of role {role} ("$user", amp) names no schema that exists',
+            'CREATE SCHEMA amp AUTHORIZATION "{role}"',
+        ),
+        ("pg_temp", "the search path of role {role} (pg_temp) names no schema that exists", None),
+        ("''", 'the search path of role {role} ("") names no schema that exists', None),
         (
             '"$user", amp, closed',
-            '("$user", amp, closed) names no schema that it may use',
+            'role {role} may not use any schema on its search path ("$user", amp, closed)',
             'as its owner: GRANT USAGE, CREATE ON SCHEMA closed TO "{role}"',
         ),
     ],
@@ -95,8 +107,8 @@ async def test_a_search_path_that_leads_nowhere(database: Database, path: str, s
         await ampd.status(role.url, migrations=())
     error = caught.value
     assert (error.code, error.message) == (
-        "permission" if "may use" in said else "config",
-        f"the search path of role {role.name} {said}",
+        "permission" if "may not use" in said else "config",
+        said.format(role=role.name),
     )
     statement = hint.format(role=role.name) if hint else f'ALTER ROLE "{role.name}" SET search_path = public'
     assert error.hint == f"{statement}; or set metadata_db.schema"

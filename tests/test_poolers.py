@@ -263,7 +263,7 @@ async def test_fifteen_processes_race(pooled: Database, database: Database, ampd
     await assert_clean(pooled)
 
 
-@pytest.mark.parametrize("directive", ["", "-- no-transaction\n"], ids=["transactional", "stepwise"])
+@pytest.mark.parametrize("directive", ["", "-- no-transaction\n"], ids=["transactional", "no_transaction"])
 async def test_a_kill_in_mid_statement(
     pooled: Database, database: Database, ampd: Ampd, tmp_path: Path, directive: str
 ) -> None:

@@ -14,7 +14,7 @@ import ampd as library
 from ampd.apply.protocol import AFTER_A_CRASH, TRANSITIONS, Protocol, State, Step
 from ampd.resumption import done_checksum
 from ampd.sql.splitter import split
-from tests.scenes import folder_of, scripts, transaction, waiting_for_a_lock
+from tests.scenes import Heard, end_backend, folder_of, scripts, transaction, waiting_for_a_lock
 from tests.servers import Database
 
 pytestmark = pytest.mark.anyio
@@ -154,3 +154,21 @@ async def test_a_crash_after_each_step(database: Database, tmp_path: Path, row: 
     assert await database.fetchval("SELECT count(*) FROM calls") == (row.step is Step.FINISH and row.sql == CALL)
     if row.then == APPLIED and row.sql in (INDEX, UNIQUE):
         assert await database.fetchval("SELECT indisvalid FROM pg_index WHERE indexrelid = 'i'::regclass")
+
+
+async def test_a_statement_lost_at_a_later_attempt_stays_in_doubt(database: Database) -> None:
+    """The refusal of an earlier attempt says nothing of the one that was lost with its connection."""
+    await database.execute("CREATE TABLE t ()")
+    files, heard, limits = scripts("-- no-transaction\nVACUUM FULL t"), Heard(), library.Limits(lock_timeout_secs=0.5)
+    async with transaction(database, BLOCKED), anyio.create_task_group() as tasks:
+
+        async def lose() -> None:
+            await heard.first(library.LockRetry)
+            (pid,) = await waiting_for_a_lock(database)
+            await end_backend(database, pid)
+
+        tasks.start_soon(lose)
+        with pytest.raises(library.ConnectionFailed):
+            await library.migrate(database.url, migrations=files, limits=limits, on_event=heard)
+    recorded = await database.fetchval("SELECT done_checksum FROM ampd_schema_migrations")
+    assert recorded == done_checksum(split(files[0].sql))

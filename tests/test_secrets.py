@@ -110,7 +110,7 @@ USELESS = {
 FAILING = {
     "invalid": "SELECT 'unclosed",
     "failing": "SELECT 1/0",
-    "failing_stepwise": "-- no-transaction\nSELECT 1/0",
+    "failing_no_transaction": "-- no-transaction\nSELECT 1/0",
     "lost": "SELECT pg_terminate_backend(pg_backend_pid())",
 }
 REFUSING = ("refused", "tls", "no_database", "no_role", "wrong_password", "hung_up", "setting", "silent")

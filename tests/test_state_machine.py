@@ -65,7 +65,7 @@ class File(msgspec.Struct, frozen=True):
     identity: int
     edition: int = 0
     broken: bool = False
-    stepwise: bool = False
+    no_transaction: bool = False
 
     def path(self, folder: Path) -> Path:
         """Return where it lies."""
@@ -73,9 +73,9 @@ class File(msgspec.Struct, frozen=True):
 
     def text(self) -> str:
         """Return what it says: a line for the ledger, a table, and an end that may fail or be interrupted."""
-        end = f"CREATE INDEX CONCURRENTLY m{self.identity}_i ON m{self.identity} (id);" if self.stepwise else ""
+        end = f"CREATE INDEX CONCURRENTLY m{self.identity}_i ON m{self.identity} (id);" if self.no_transaction else ""
         return (
-            f"{'-- no-transaction' if self.stepwise else '--'}\n"
+            f"{'-- no-transaction' if self.no_transaction else '--'}\n"
             f"INSERT INTO public.ledger VALUES (current_schema(), {self.identity} /* edition {self.edition} */);\n"
             f"CREATE TABLE m{self.identity} (id int);\n"
             f"{'SELECT 1 / 0;' if self.broken else end}\n"
@@ -221,9 +221,9 @@ class Game(RuleBasedStateMachine):
 
     def release(self, new: list[tuple[bool, bool]]) -> None:
         """Write new files, above all others, with room between them."""
-        for broken, stepwise in new:
+        for broken, no_transaction in new:
             version = max([*self.files, *self.rows], default=0) + 2
-            self._write(File(version, "new", self.table.number(), broken=broken, stepwise=stepwise))
+            self._write(File(version, "new", self.table.number(), broken=broken, no_transaction=no_transaction))
 
     @precondition(lambda self: self.files)
     @rule(which=st.integers(0, 9), how=st.sampled_from(TAMPERINGS))
@@ -315,7 +315,7 @@ class Game(RuleBasedStateMachine):
         unfinished = {version: row["statements_done"] for version, row in history.items() if not row["finished"]}
         for version in unfinished.keys() - self.rows.keys():
             assert version == expected.pending[len(outcome.told)]
-            assert self.files[version].stepwise
+            assert self.files[version].no_transaction
         for version in unfinished.keys() & set(expected.pending):
             self.rows[version] = self._unfinished_row(version, done=unfinished[version], killed=True)
 
@@ -407,7 +407,7 @@ class Game(RuleBasedStateMachine):
 
     def _remember(self, applied: tuple[int, ...], failing: int | None) -> None:
         self.rows |= {version: Row(self.files[version]) for version in applied}
-        if failing is not None and self.files[failing].stepwise:
+        if failing is not None and self.files[failing].no_transaction:
             self.rows[failing] = self._unfinished_row(failing, done=2)
 
     def _unfinished_row(self, version: int, *, done: int, killed: bool = False) -> Row:

@@ -66,7 +66,7 @@ async def test_a_busy_table_is_tried_again_until_it_is_free(table: Database) -> 
     heard.assert_adds_up()
 
 
-@pytest.mark.parametrize("directive", ["", "-- no-transaction\nSELECT 1; "], ids=["transactional", "stepwise"])
+@pytest.mark.parametrize("directive", ["", "-- no-transaction\nSELECT 1; "], ids=["transactional", "no_transaction"])
 async def test_a_busy_table_is_tried_again_over_a_slow_line(table: Database, directive: str) -> None:
     """A rollback that takes longer than a farewell may does not end the attempts."""
     heard = Heard()
@@ -86,7 +86,7 @@ async def test_a_busy_table_is_tried_again_over_a_slow_line(table: Database, dir
     assert [each.version for each in report.applied] == [1, 2]
 
 
-@pytest.mark.parametrize("directive", ["", "-- no-transaction\n"], ids=["transactional", "stepwise"])
+@pytest.mark.parametrize("directive", ["", "-- no-transaction\n"], ids=["transactional", "no_transaction"])
 @pytest.mark.parametrize("lent", [False, True], ids=["url", "pool"])
 async def test_a_connection_that_does_not_roll_back_is_replaced(
     table: Database, monkeypatch: pytest.MonkeyPatch, directive: str, lent: bool
@@ -339,7 +339,7 @@ async def test_a_listener_that_raises(table: Database) -> None:
     await assert_no_trace(table)
 
 
-@pytest.mark.parametrize("directive", ["", "-- no-transaction\n"], ids=["transactional", "stepwise"])
+@pytest.mark.parametrize("directive", ["", "-- no-transaction\n"], ids=["transactional", "no_transaction"])
 async def test_a_server_that_tells_nothing_of_its_sessions(
     table: Database, monkeypatch: pytest.MonkeyPatch, directive: str
 ) -> None:

@@ -278,7 +278,7 @@ def harm_error(
     line = f":{found['line']}" if statement else ""
     return MigrationFailed(
         f"{migration.file}{line}: {harm}",
-        hint=f"leave that table to ampd, also where a statement goes over all tables; {aftermath}",
+        hint=f"leave that table and its schema as they are, also where a statement goes over all tables; {aftermath}",
         sqlstate=error.sqlstate,
         **found,
     )

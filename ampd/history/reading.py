@@ -206,16 +206,19 @@ END""")
 def _search_path_error(user: str, path: _SearchPath) -> ConfigError | PermissionDenied:
     """Return the error for a search path on which there is no schema that the role may use."""
     role, otherwise = identifier(user), "or set metadata_db.schema"
-    shown = f"the search path of role {user} ({one_line(path.text) or 'empty'})"
+    shown = one_line(path.text) or "empty"
     for schema, exists in path.schemas:
         if exists:
             grant = f"GRANT USAGE, CREATE ON SCHEMA {schema} TO {role}"
             return PermissionDenied(
-                f"{shown} names no schema that it may use", hint=f"as its owner: {grant}; {otherwise}"
+                f"role {user} may not use any schema on its search path ({shown})",
+                hint=f"as its owner: {grant}; {otherwise}",
             )
     make = f"CREATE SCHEMA {path.schemas[-1][0]} AUTHORIZATION {role}" if path.schemas else ""
     hint = make or f"ALTER ROLE {role} SET search_path = public"
-    return ConfigError(f"{shown} names no schema that exists", hint=f"{hint}; {otherwise}")
+    return ConfigError(
+        f"the search path of role {user} ({shown}) names no schema that exists", hint=f"{hint}; {otherwise}"
+    )
 
 
 def _not_ours_error(name: str, why: str) -> ConfigError:
@@ -240,18 +243,19 @@ def _stranger_error(history: History, owner: str) -> PermissionDenied:
 def _exposed_error(history: History, owner: Owner) -> PermissionDenied:
     assert history.schema is not None
     schema, table = one_line(identifier(history.schema)), history.table
+    shown, me = one_line(owner.name), one_line(history.user)
     heir = identifier(table.owner if table else history.role or history.user)
     mend = f"ALTER SCHEMA {schema} OWNER TO {one_line(heir)}"
     if table is None:
         hint = (
-            f"as its owner or a superuser: {mend}; or set metadata_db.schema to another schema; if migrations were "
-            "applied here before, find out first what has become of their history"
+            f"if {shown} is the role that migrates this database, write `role = {_toml(owner.name)}` under "
+            f"[metadata_db.migrations]; else, as its owner or a superuser: {mend}; or set metadata_db.schema to "
+            "another schema; if migrations were applied here before, find out first what has become of their history"
         )
     else:
         hint = f"find out whether the history is whole; then, as its owner or a superuser: {mend}"
-    me = one_line(history.user)
     return PermissionDenied(
-        f"the schema {schema} belongs to {one_line(owner.name)}, who could replace or hide the history in it, and so "
+        f"the schema {schema} belongs to {shown}, who could replace or hide the history in it, and so "
         f"is not trusted: that is neither {me}, nor a superuser, nor the owner of the database, nor the role "
         "in metadata_db.migrations.role",
         hint=hint,
