@@ -55,13 +55,13 @@ def folder_of(path: Path, *texts: str) -> Path:
     return path
 
 
-SLOW_SECS = 0.08  # each way: there and back takes longer than a farewell may while being cancelled, as it is here
+SLOW_SECS = 0.08  # each way: there and back takes longer than closing may while being cancelled, as it is here
 FAREWELL_SECS = 0.14
 
 
 @asynccontextmanager
 async def far_away(database: Database) -> AsyncIterator[Database]:
-    """A database as it is seen from the other end of a slow line, where farewells are cut short all the sooner."""
+    """A database as it is seen from the other end of a slow line, where closing is cut short all the sooner."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (connection, postgres_database, pooler, run):
             patch.setattr(module, "CLOSE_TIMEOUT_SECS", FAREWELL_SECS)

@@ -253,7 +253,7 @@ class _Recording(Conversation):
             self._pending += data
             while len(self._pending) > 4 and len(self._pending) > (length := int.from_bytes(self._pending[1:5])):
                 message, self._pending = self._pending[: length + 1], self._pending[length + 1 :]
-                assert message[:1] in (b"Q", b"X"), f"neither a simple query nor a farewell: {message!r}"
+                assert message[:1] in (b"Q", b"X"), f"neither a simple query nor the end of the session: {message!r}"
                 if message[:1] == b"Q":
                     self._messages.append(message[5:-1].decode())
 

@@ -232,7 +232,7 @@ async def test_fifteen_runners_take_turns(database: Database) -> None:
 
 @pytest.mark.parametrize("lent", [False, True], ids=["url", "pool"])
 async def test_runners_take_turns_over_a_slow_line(database: Database, lent: bool) -> None:
-    """A rollback that takes longer than a farewell may is waited for: all runners end well, and say nothing of it."""
+    """A rollback that takes longer than closing may is waited for: all runners end well, and say nothing of it."""
     files = scripts("CREATE TABLE a ()", "-- no-transaction\nCREATE TABLE b ()", "CREATE TABLE c ()")
     reports, heard = list[Report](), Heard()
 

@@ -345,7 +345,7 @@ async def test_a_waiter_behind_a_pooler_gives_its_connection_back(pooled: Databa
 
 
 async def test_runners_take_turns_over_a_slow_line(pooled: Database, database: Database) -> None:
-    """A rollback that takes longer than a farewell may is waited for: all end well, and leave nothing behind."""
+    """A rollback that takes longer than closing may is waited for: all end well, and leave nothing behind."""
     files, heard, reports = scripts(*FILES), Heard(), list[Report]()
 
     async def run(far: Database) -> None:

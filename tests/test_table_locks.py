@@ -44,19 +44,21 @@ async def table(database: Database) -> Database:
     return database
 
 
+async def free_after(retries: int, heard: Heard, blocker: asyncpg.Connection) -> None:
+    """End a transaction that is in the way once so many attempts have ended at it."""
+
+    async def tried() -> bool:
+        return len(heard.of(LockRetry)) >= retries
+
+    await until(tried)
+    await blocker.execute("COMMIT")
+
+
 async def test_a_busy_table_is_tried_again_until_it_is_free(table: Database) -> None:
     """A lock that cannot be had in time is tried for again and again, and the migration is applied once in the end."""
     heard = Heard()
     async with transaction(table, "SELECT FROM t") as reader, anyio.create_task_group() as tasks:
-
-        async def free_it() -> None:
-            async def tried_thrice() -> bool:
-                return len(heard.of(LockRetry)) >= 3
-
-            await until(tried_thrice)
-            await reader.execute("COMMIT")
-
-        tasks.start_soon(free_it)
+        tasks.start_soon(free_after, 3, heard, reader)
         report = await library.migrate(table.url, migrations=scripts(ADD), limits=BRIEF, on_event=heard)
     assert [each.version for each in report.applied] == [1]
     assert await history(table) == [(1, True, 1)]
@@ -68,18 +70,10 @@ async def test_a_busy_table_is_tried_again_until_it_is_free(table: Database) -> 
 
 @pytest.mark.parametrize("directive", ["", "-- no-transaction\nSELECT 1; "], ids=["transactional", "no_transaction"])
 async def test_a_busy_table_is_tried_again_over_a_slow_line(table: Database, directive: str) -> None:
-    """A rollback that takes longer than a farewell may does not end the attempts."""
+    """A rollback that takes longer than closing may does not end the attempts."""
     heard = Heard()
     async with transaction(table, "SELECT FROM t") as reader, anyio.create_task_group() as tasks:
-
-        async def free_it() -> None:
-            async def tried_twice() -> bool:
-                return len(heard.of(LockRetry)) >= 2
-
-            await until(tried_twice)
-            await reader.execute("COMMIT")
-
-        tasks.start_soon(free_it)
+        tasks.start_soon(free_after, 2, heard, reader)
         async with far_away(table) as far:
             files = scripts(f"{directive}{ADD}", "CREATE TABLE u ()")
             report = await library.migrate(far.url, migrations=files, limits=BRIEF, on_event=heard)
@@ -102,15 +96,7 @@ async def test_a_connection_that_does_not_roll_back_is_replaced(
         Proxy(table.server.host, table.server.port, delay=0.05) as line,
         anyio.create_task_group() as tasks,
     ):
-
-        async def free_it() -> None:
-            async def tried_thrice() -> bool:
-                return len(heard.of(LockRetry)) >= 3
-
-            await until(tried_thrice)
-            await reader.execute("COMMIT")
-
-        tasks.start_soon(free_it)
+        tasks.start_soon(free_after, 3, heard, reader)
         url = table.url.replace(str(table.server.port), str(line.port))
         if lent:
             async with asyncpg.create_pool(url, min_size=0, max_size=2) as pool:

@@ -24,13 +24,13 @@ from ampd.postgres.quoting import do_block, identifier, literal
 from .table import LOCK, REPLACED, TABLE, History
 from .trust import (
     COLUMNS,
-    FIRES,
     LAST,
     MAY_FIRE,
-    OF_COLUMNS,
     PLAIN,
     SHAPED,
     alterations_sql,
+    columns_sql,
+    fires_sql,
     trusted_owner_sql,
     trusted_schema_sql,
 )
@@ -371,12 +371,12 @@ BEGIN{set_role_sql if role else ""}
   IF home IS NOT NULL THEN
     SELECT {PLAIN}, {MAY_FIRE}, c.relrowsecurity, c.relnamespace, c.relowner, pg_get_userbyid(c.relowner) = current_user
       INTO unaltered, may_fire, secured, schema_oid, owner, trusted FROM pg_class c WHERE c.oid = home;
-    SELECT unaltered AND {SHAPED}, bool_or(attname = '{LAST}') INTO unaltered, roomy FROM {OF_COLUMNS.format("home")};
+    SELECT unaltered AND {SHAPED}, bool_or(attname = '{LAST}') INTO unaltered, roomy FROM {columns_sql("home")};
     IF NOT trusted THEN  -- a question that is seldom worth its price
       trusted := {trusted_owner_sql("owner", role)};
     END IF;
     IF may_fire THEN
-      unaltered := unaltered AND NOT {FIRES.format("home")};
+      unaltered := unaltered AND NOT {fires_sql("home")};
     END IF;
     IF secured THEN
       hidden := row_security_active(home);

@@ -63,17 +63,28 @@ LAST = "done_checksum"
 # Whether a table c is as ampd makes it, as far as that does not concern its columns, rules and triggers.
 PLAIN = """(c.relkind = 'r' AND c.relpersistence = 'p' AND c.relchecks = 0 AND NOT c.relispartition
       AND NOT EXISTS (SELECT FROM pg_index WHERE indrelid = c.oid AND (indexprs IS NOT NULL OR indpred IS NOT NULL)))"""
-# The same of its columns, as an aggregate over OF_COLUMNS: those of a parent are inherited as well.
+# The same of its columns, as an aggregate over `columns_sql`: those of a parent are inherited as well.
 SHAPED = f"""(bool_and(NOT atthasdef AND attinhcount = 0 AND CASE attname {
     " ".join(f"WHEN '{name}' THEN atttypid = {_OIDS[kind]}" for name, kind in COLUMNS.items())
 } ELSE atttypid < 16384 END)
       AND count(*) FILTER (WHERE attname IN ({", ".join(f"'{name}'" for name in COLUMNS if name != LAST)}))
         = {len(COLUMNS) - 1})"""
-OF_COLUMNS = "pg_attribute WHERE attrelid = {0} AND attnum > 0 AND NOT attisdropped"
 
 # These flags stay set until the next VACUUM after the last trigger or rule was dropped.
 MAY_FIRE = "(c.relhastriggers OR c.relhasrules)"
-FIRES = "(EXISTS (SELECT FROM pg_trigger WHERE tgrelid = {0}) OR EXISTS (SELECT FROM pg_rewrite WHERE ev_class = {0}))"
+
+
+def columns_sql(table: str) -> str:
+    """Return what stands after FROM for the columns of a table, an expression of type oid."""
+    return f"pg_attribute WHERE attrelid = {table} AND attnum > 0 AND NOT attisdropped"
+
+
+def fires_sql(table: str) -> str:
+    """Return an SQL expression for whether a table, an expression of type oid, has a trigger or a rule."""
+    return (
+        f"(EXISTS (SELECT FROM pg_trigger WHERE tgrelid = {table}) "
+        f"OR EXISTS (SELECT FROM pg_rewrite WHERE ev_class = {table}))"
+    )
 
 
 def alterations_sql(session: Session, oid: int) -> str:

@@ -13,7 +13,7 @@ from ampd.postgres.quoting import do_block, identifier, literal
 from ampd.version import VERSION
 
 from .table import ALTERED, EMPTIED, ESCAPED, EXPOSED, LOCK, MOVED, REPLACED, TABLE
-from .trust import COLUMNS, FIRES, LAST, MAY_FIRE, OF_COLUMNS, PLAIN, SHAPED, trusted_schema_sql
+from .trust import COLUMNS, LAST, MAY_FIRE, PLAIN, SHAPED, columns_sql, fires_sql, trusted_schema_sql
 
 if TYPE_CHECKING:
     from ampd.migration import Migration
@@ -84,12 +84,12 @@ def _check_table_sql(history: History) -> str:
       schema_owner pg_catalog.oid;
       schema_trusted pg_catalog.bool;
     BEGIN
-      SELECT c.oid, {same} AND {PLAIN} AND (SELECT {SHAPED} FROM {OF_COLUMNS.format("c.oid")}),
+      SELECT c.oid, {same} AND {PLAIN} AND (SELECT {SHAPED} FROM {columns_sql("c.oid")}),
              {MAY_FIRE}, c.relrowsecurity, n.oid, n.nspowner, n.nspowner IN ({owners})
         INTO home, ours, may_fire, may_hide, schema_oid, schema_owner, schema_trusted
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE {this}{_is_named_sql(history)};
       IF may_fire THEN
-        ours := ours AND NOT {FIRES.format("home")};
+        ours := ours AND NOT {fires_sql("home")};
       END IF;
       IF may_hide THEN
         ours := ours AND NOT row_security_active(home);
