@@ -92,25 +92,25 @@ async def _apply_pending(run: Run, sessions: list[Session]) -> Report | None:
     session, *guards = sessions
     while True:
         assert run.history is not None
-        todo = await run.planning()
+        plan = await run.planning()
         if run.planned is None:
-            run.emit_plan(todo)
-        todo = await run.check_history(session, todo)
-        if (todo.pending or todo.interrupted) and run.history.holder:
+            run.emit_plan(plan)
+        plan = await run.check_history(session, plan)
+        if (plan.pending or plan.interrupted) and run.history.holder:
             run.lock_wait.taken(run.history)
-        elif todo.interrupted and not run.history.holder_known:  # another runner may be applying it now
+        elif plan.interrupted and not run.history.holder_known:  # another runner may be applying it now
             await run.read_history(session)
             continue
         else:
-            run.emit_plan(todo)
-            check_conflicts(todo)
-            if not todo.pending:
-                return run.warn_if_ahead(run.report(todo if run.target is None else None))
+            run.emit_plan(plan)
+            check_conflicts(plan)
+            if not plan.pending:
+                return run.warn_if_ahead(run.report(plan if run.target is None else None))
             check_writable(run.history)
             run.warn(history_warnings(run.history))
-            prepared = await run.prepared(todo)
+            prepared = await run.prepared(plan)
             run.check_connections(prepared)
-            total = len(run.done) + len(todo.pending)
+            total = len(run.done) + len(plan.pending)
             try:
                 for migration in prepared:
                     if await session.reopen():  # it could not be reset after the last migration
@@ -151,16 +151,16 @@ async def status(
     run = await Run.of(source, migrations, schema, target, limits, on_event)
     try:
         async with run.emit, run.sessions() as (session, *_):
-            found = await run.planning()
-            found = await run.check_history(session, found)
-            if found.interrupted:  # unless another runner is applying it now
+            plan = await run.planning()
+            plan = await run.check_history(session, plan)
+            if plan.interrupted:  # unless another runner is applying it now
                 await run.read_history(session)
-                found = await run.planning()
+                plan = await run.planning()
     except AmpdError as error:
         error.report = run.report()
         raise
     assert run.history is not None
-    return Status(run.shown, run.history.schema, found)
+    return Status(run.shown, run.history.schema, plan)
 
 
 async def resolve(
@@ -201,10 +201,10 @@ async def _resolve(run: Run, session: Session, version: int, resolution: Resolut
 
     while True:
         await run.read_history(session)
-        found = await run.check_history(session, await run.planning())
+        plan = await run.check_history(session, await run.planning())
         assert run.history is not None
         history = run.history
-        info = next((info for info in found.migrations if info.version == version), None)
+        info = next((info for info in plan.migrations if info.version == version), None)
         if info is None or info.state is not State.INTERRUPTED:
             state = f"is {info.state.value.replace('_', ' ')}" if info else "is unknown"
             lacking = info is not None and info.state is State.AHEAD

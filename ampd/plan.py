@@ -158,19 +158,19 @@ class Plan(msgspec.Struct, frozen=True):
         return not (self.pending or self.conflicts or self.ahead)
 
 
-def plan(
+def make_plan(
     migrations: Sequence[Migration],
     applied: Iterable[AppliedMigration],
     *,
     target: int | None = None,
     order: Order = Order.STRICT,
     at_work: str | None = None,
-    resumption: Callable[[Migration, AppliedMigration], Resumption | None] | None = None,
+    find_resumption: Callable[[Migration, AppliedMigration], Resumption | None] = resumption,
 ) -> Plan:
     """Return what of files and history is pending up to `target`, what is in conflict, and what is ahead.
 
     `at_work` says who holds the lock, if anybody: an unfinished migration is then still running.
-    `resumption` is the function of that name, or one that caches its results: for a long file it takes long.
+    `find_resumption` may cache what `resumption` returns: for a long file it takes long.
     While the database is ahead of the files nothing is pending: a build that lags must not touch a newer schema.
     """
     files = {migration.version: migration for migration in migrations}
@@ -180,7 +180,7 @@ def plan(
     def info_of(version: int) -> MigrationInfo:
         file, row = files.get(version), rows.get(version)
         state = _state(file, row, newest_file, newest_applied, order)
-        resume = (resumption or _resumption)(file, row) if state is State.INTERRUPTED and file and row else None
+        resume = find_resumption(file, row) if state is State.INTERRUPTED and file and row else None
         return MigrationInfo(state, file, row, newest_applied, resume)
 
     infos = tuple(map(info_of, sorted(files.keys() | rows.keys())))
@@ -219,24 +219,21 @@ def _state(
     return State.APPLIED if file.checksum == row.checksum else State.CHANGED
 
 
-def is_another_projects(found: Plan) -> bool:
+def is_another_projects(plan: Plan) -> bool:
     """Return whether no row of the history belongs to the files at hand, as another project's history has it.
 
     A row belongs to the file that has its version and its name or checksum, and to one with its checksum that was given
     another version. False without rows or without files.
     """
-    files = [info.migration for info in found.migrations if info.migration]
-    rows = [info.applied for info in found.migrations if info.applied]
-    if not files or not rows or any(_belongs(info.applied, info.migration) for info in found.migrations):
+    files = [info.migration for info in plan.migrations if info.migration]
+    rows = [info.applied for info in plan.migrations if info.applied]
+    if not files or not rows or any(_belongs(info.applied, info.migration) for info in plan.migrations):
         return False
     return {row.checksum for row in rows}.isdisjoint(file.checksum for file in files)
 
 
 def _belongs(row: AppliedMigration | None, file: Migration | None) -> bool:
     return row is not None and file is not None and (row.name == file.name or row.checksum == file.checksum)
-
-
-_resumption = resumption  # which the parameter of `plan` hides
 
 
 _RESTORE = "restore the original file (from version control), or reset the database and run all migrations again"
@@ -258,7 +255,7 @@ _VERDICTS: dict[State, tuple[str, str]] = {
 
 
 def conflict_of(info: MigrationInfo, at_work: str | None = None) -> Conflict:
-    """Return the conflict of a migration in such a state; `at_work` is that of `plan`."""
+    """Return the conflict of a migration in such a state; `at_work` is that of `make_plan`."""
     if info.state is State.INTERRUPTED and at_work:
         hint = "wait for it; `ampd migrate` does, and goes on where it has stopped"
         return Conflict(info, f"{info.label} is not finished: a runner is working on it ({at_work})", hint)

@@ -22,7 +22,7 @@ from .history.refusals import check_project
 from .history.table import History
 from .lock_wait import LockWait
 from .migration import AppliedMigration, Migration
-from .plan import Order, Plan, State, plan
+from .plan import Order, Plan, State, make_plan
 from .postgres.connection import CLOSE_TIMEOUT_SECS, Pool, Session, check_event_loop
 from .postgres.database import Database
 from .redaction import Hidden
@@ -116,7 +116,14 @@ class Run:
         applied, holder = (self.history.applied, self.history.holder) if self.history else ((), None)
         at_work = holder.describe() if holder else None
         target = None if whole else self.target
-        return plan(self.files, applied, target=target, order=self.order, at_work=at_work, resumption=self._resumption)
+        return make_plan(
+            self.files,
+            applied,
+            target=target,
+            order=self.order,
+            at_work=at_work,
+            find_resumption=self._resumption,
+        )
 
     async def planning(self) -> Plan:
         """Return the plan, after computing in slices where interrupted migrations can be resumed."""
@@ -131,18 +138,18 @@ class Run:
             self._resumptions[row] = at_once(resuming(migration, row))
         return self._resumptions[row]
 
-    async def prepared(self, todo: Plan) -> list[PreparedMigration]:
+    async def prepared(self, plan: Plan) -> list[PreparedMigration]:
         """Return the pending migrations, prepared in slices, each of them once."""
         from .apply.prepared import preparing, warnings
 
-        fresh = [info for info in todo.pending if (info.version, info.applied) not in self._prepared]
+        fresh = [info for info in plan.pending if (info.version, info.applied) not in self._prepared]
         for each in await in_slices(preparing(fresh)):
             self._prepared[each.info.version, each.info.applied] = each
-        migrations = [self._prepared[info.version, info.applied] for info in todo.pending]
-        self.warn(warnings(todo, migrations))
+        migrations = [self._prepared[info.version, info.applied] for info in plan.pending]
+        self.warn(warnings(plan, migrations))
         return migrations
 
-    async def check_history(self, session: Session, found: Plan) -> Plan:
+    async def check_history(self, session: Session, plan: Plan) -> Plan:
         """Check that the history belongs to these files, or that a first run may begin one here.
 
         Return the plan, or the one of what another runner has begun meanwhile.
@@ -153,9 +160,9 @@ class Run:
                 schema contains tables.
         """
         assert self.history is not None
-        check_project(found, history=self.history.shown_name, packaged=self.packaged)
+        check_project(plan, history=self.history.shown_name, packaged=self.packaged)
         if self.history.applied or self.history.holder or not self.files:
-            return found  # a holder has made this check
+            return plan  # a holder has made this check
         from .history.first_run import first_run_error, first_run_warnings, read_neighbours
 
         home, circumstances = self.history.schema, {"configured": self.schema is not None, "packaged": self.packaged}
@@ -170,15 +177,15 @@ class Run:
         if error:
             raise error
         self.warn(warnings)
-        return found
+        return plan
 
-    def emit_plan(self, todo: Plan) -> None:
+    def emit_plan(self, plan: Plan) -> None:
         """Emit the plan, unless it is the one emitted before without what this run has applied since."""
         done = {each.version for each in self.done}
         planned = Planned(
-            applied=sum(info.state is State.APPLIED for info in todo.migrations),
-            pending=pending_of(todo.pending),
-            ahead=tuple(info.version for info in todo.ahead),
+            applied=sum(info.state is State.APPLIED for info in plan.migrations),
+            pending=pending_of(plan.pending),
+            ahead=tuple(info.version for info in plan.ahead),
             total=len(self.files),
         )
         if (told := self.planned) is not None:

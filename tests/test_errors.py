@@ -14,7 +14,7 @@ import ampd
 from ampd import AmpdError, LockTimeout, MigrationConflict, MigrationFailed, MigrationInterrupted, errors, redaction
 from ampd.migration import AppliedMigration, Migration
 from ampd.other_sessions import Blocker
-from ampd.plan import plan
+from ampd.plan import make_plan
 from ampd.report import Report
 from tests.repetition import examples
 
@@ -132,7 +132,7 @@ def conflicts() -> MigrationConflict:
         AppliedMigration(1, "jobs", b"\x02" * 32, NOON, NOON, 1, "amp", "0.1.0"),
         AppliedMigration(2, "gone", b"\x03" * 32, NOON, NOON, 1, "deploy", "0.1.0"),
     )
-    found = plan([file, Migration(3, "new", "sql/3_new.sql", "", b"")], rows).conflicts
+    found = make_plan([file, Migration(3, "new", "sql/3_new.sql", "", b"")], rows).conflicts
     return MigrationConflict("2 migrations are in conflict", conflicts=found, hint="resolve each")
 
 

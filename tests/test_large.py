@@ -14,7 +14,7 @@ import benchmarks.large
 from ampd import ConnectionFailed, Event, InvalidMigration, MigrationFailed, StatementStarted
 from ampd.apply.prepared import prepare
 from ampd.apply.transaction import parts
-from ampd.plan import plan
+from ampd.plan import make_plan
 from ampd.sql import checks, slices, splitter
 from tests.scenes import (
     GENEROUS,
@@ -319,7 +319,7 @@ def test_what_a_large_file_costs_a_service(
 
 def test_the_last_of_many_statements_is_found_at_once(large_files: dict[str, str]) -> None:
     """A finding at the end of a file of 170,000 statements is told with its line and column."""
-    (step,) = plan(scripts(large_files["refused"]), ()).migrations
+    (step,) = make_plan(scripts(large_files["refused"]), ()).migrations
     with pytest.raises(InvalidMigration, match="COMMIT in a migration") as refused:
         prepare([step])
     assert (refused.value.line, refused.value.column) == (170_002, 1)

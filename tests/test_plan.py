@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from ampd.errors import MigrationConflict
 from ampd.history.refusals import check_project
 from ampd.migration import AppliedMigration, Migration, checksum
-from ampd.plan import Conflict, MigrationInfo, Order, Plan, State, conflict_of, is_another_projects, plan
+from ampd.plan import Conflict, MigrationInfo, Order, Plan, State, conflict_of, is_another_projects, make_plan
 from ampd.resumption import DoneChecksums, Resumption, done_checksum, resumption, summary
 from ampd.sql.splitter import split
 from tests.repetition import examples
@@ -105,10 +105,10 @@ def test_the_table_of_conflicts(
     files: str, rows: str, states: list[str], pending: str, conflicts: str, up_to_date: bool
 ) -> None:
     """Each version stands where the contract's table puts it, and all conflicts are there at once."""
-    found = plan(*scene(files, rows))
-    assert [step.state.value for step in found.migrations] == states
-    assert (told(found.pending), told(found.conflicts)) == (pending, conflicts)
-    assert found.up_to_date is up_to_date
+    plan = make_plan(*scene(files, rows))
+    assert [step.state.value for step in plan.migrations] == states
+    assert (told(plan.pending), told(plan.conflicts)) == (pending, conflicts)
+    assert plan.up_to_date is up_to_date
 
 
 @pytest.mark.parametrize(
@@ -123,9 +123,9 @@ def test_the_table_of_conflicts(
 )
 def test_out_of_order_where_it_is_allowed(files: str, rows: str, states: list[str], pending: str) -> None:
     """With `allow_out_of_order` a late migration is simply pending; nothing else changes."""
-    found = plan(*scene(files, rows), order=Order.ALLOW_OUT_OF_ORDER)
-    assert [step.state.value for step in found.migrations] == states
-    assert told(found.pending) == pending
+    plan = make_plan(*scene(files, rows), order=Order.ALLOW_OUT_OF_ORDER)
+    assert [step.state.value for step in plan.migrations] == states
+    assert told(plan.pending) == pending
 
 
 @pytest.mark.parametrize(
@@ -142,8 +142,8 @@ def test_out_of_order_where_it_is_allowed(files: str, rows: str, states: list[st
 )
 def test_a_target_bounds_what_is_pending(files: str, rows: str, target: int, pending: str, conflicts: str) -> None:
     """Nothing beyond the target is pending, and no conflict is hidden by it."""
-    found = plan(*scene(files, rows), target=target)
-    assert (told(found.pending), told(found.conflicts)) == (pending, conflicts)
+    plan = make_plan(*scene(files, rows), target=target)
+    assert (told(plan.pending), told(plan.conflicts)) == (pending, conflicts)
 
 
 @pytest.mark.parametrize(
@@ -151,14 +151,14 @@ def test_a_target_bounds_what_is_pending(files: str, rows: str, target: int, pen
 )
 def test_the_current_version(rows: str, current: int | None) -> None:
     """The current version is the highest that is applied and finished, whether or not it has a file."""
-    assert plan(*scene("0 1 2", rows)).current_version == current
+    assert make_plan(*scene("0 1 2", rows)).current_version == current
 
 
 def test_what_the_properties_select() -> None:
     """A plan knows which of its steps are ahead and which of its conflicts are interruptions."""
-    found = plan(*scene("1 2", "1* 2~ 3 4"))
-    assert told(found.ahead) == "3 4"
-    assert told(found.interrupted) == "2"
+    plan = make_plan(*scene("1 2", "1* 2~ 3 4"))
+    assert told(plan.ahead) == "3 4"
+    assert told(plan.interrupted) == "2"
 
 
 OTHER = checksum(b"SELECT 'other';").hex()
@@ -244,7 +244,7 @@ OWN = checksum(b"SELECT 2;").hex()
 )
 def test_what_a_conflict_tells(files: str, rows: str, expected: dict[str, object], evidence: str) -> None:
     """A conflict has version, name, both checksums, when and by whom it was applied, and what to do."""
-    (conflict,) = plan(*scene(files, rows)).conflicts
+    (conflict,) = make_plan(*scene(files, rows)).conflicts
     assert conflict.fields() == expected
     assert conflict.evidence == evidence
 
@@ -285,8 +285,8 @@ def theirs(version: int, *, sql: str = "SELECT 'theirs';", finished: bool = True
 )
 def test_another_projects_history(files: list[int], rows: list[AppliedMigration], expected: bool, order: Order) -> None:
     """No row belongs to a file: whatever the versions say, out of order or ahead, it is another project's."""
-    found = plan([migration(version) for version in files], rows, order=order)
-    assert is_another_projects(found) is expected
+    plan = make_plan([migration(version) for version in files], rows, order=order)
+    assert is_another_projects(plan) is expected
 
 
 def test_what_another_projects_history_tells() -> None:
@@ -295,7 +295,7 @@ def test_what_another_projects_history_tells() -> None:
     rows = [theirs(version, finished=version < 24) for version in (21, 22, 23, 24, 25)]
     rows[1] = replace(rows[1], finished_at=NOON + timedelta(days=1), applied_by="shop")
     with pytest.raises(MigrationConflict) as error:
-        check_project(plan(files, rows), history='"app".ampd_schema_migrations', packaged=False)
+        check_project(make_plan(files, rows), history='"app".ampd_schema_migrations', packaged=False)
     assert str(error.value) == (
         '"app".ampd_schema_migrations is the history of another project: none of the migrations in it is among the '
         "files of sql\n"
@@ -306,7 +306,7 @@ def test_what_another_projects_history_tells() -> None:
     )
     assert error.value.fields()["conflicts"] == []
     with pytest.raises(MigrationConflict) as error:
-        check_project(plan([replace(files[0], file="1.sql")], rows[4:]), history="h", packaged=True)
+        check_project(make_plan([replace(files[0], file="1.sql")], rows[4:]), history="h", packaged=True)
     assert str(error.value) == (
         "h is the history of another project: none of the migrations in it is among the files at hand\n"
         "  history: 25 theirs25, last at 2026-01-02 12:00:00+0000 by amp\n"
@@ -387,16 +387,16 @@ def test_where_an_interrupted_migration_goes_on(
     """It goes on where every statement done or begun is unchanged, and nothing is in doubt that leaves no trace."""
     applied = row(FILE, finished=False, done=done, begun=checksum_of)
     assert resumption(file, applied) == expected
-    found = plan([file], [applied])
-    assert [step.resumption for step in found.migrations] == [expected]
-    assert bool(found.pending) is (expected is not None)
+    plan = make_plan([file], [applied])
+    assert [step.resumption for step in plan.migrations] == [expected]
+    assert bool(plan.pending) is (expected is not None)
 
 
 def test_only_what_was_interrupted_is_resumable() -> None:
     """A migration without a file, without a row or with an end has nothing to be resumed."""
-    assert [step.resumption for step in plan([], [row(FILE, finished=False)]).migrations] == [None]
-    assert [step.resumption for step in plan([FILE], []).migrations] == [None]
-    assert [step.resumption for step in plan([FILE], [row(FILE)]).migrations] == [None]
+    assert [step.resumption for step in make_plan([], [row(FILE, finished=False)]).migrations] == [None]
+    assert [step.resumption for step in make_plan([FILE], []).migrations] == [None]
+    assert [step.resumption for step in make_plan([FILE], [row(FILE)]).migrations] == [None]
 
 
 def test_the_done_checksum_is_told_apart_by_statements() -> None:
@@ -434,7 +434,7 @@ def made(given_scene: Scene) -> tuple[list[Migration], list[AppliedMigration]]:
 
 def planned(given_scene: Scene) -> Plan:
     """Return the plan for a scene."""
-    return plan(*made(given_scene), target=given_scene[3], order=given_scene[2])
+    return make_plan(*made(given_scene), target=given_scene[3], order=given_scene[2])
 
 
 @given(SCENES)
@@ -442,9 +442,9 @@ def planned(given_scene: Scene) -> Plan:
 def test_each_version_stands_once_where_the_contract_says(given_scene: Scene) -> None:
     """Every version of either side is one step, in order, with the state that the contract's table gives it."""
     files, rows, order, _ = given_scene
-    found = planned(given_scene)
-    assert [step.version for step in found.migrations] == sorted(files.keys() | rows.keys())
-    for step in found.migrations:
+    plan = planned(given_scene)
+    assert [step.version for step in plan.migrations] == sorted(files.keys() | rows.keys())
+    for step in plan.migrations:
         version = step.version
         if version in rows and all(version > other for other in files):
             expected = State.AHEAD
@@ -466,15 +466,15 @@ def test_each_version_stands_once_where_the_contract_says(given_scene: Scene) ->
 def test_what_is_pending(given_scene: Scene) -> None:
     """Pending is in order, has files, lies within the target, and is nothing while the database is ahead."""
     _, _, _, target = given_scene
-    found = planned(given_scene)
-    versions = [step.version for step in found.pending]
+    plan = planned(given_scene)
+    versions = [step.version for step in plan.pending]
     assert versions == sorted(versions)
-    assert all(step.migration is not None for step in found.pending)
-    assert {step.state for step in found.pending} <= {State.PENDING, State.INTERRUPTED}
+    assert all(step.migration is not None for step in plan.pending)
+    assert {step.state for step in plan.pending} <= {State.PENDING, State.INTERRUPTED}
     assert target is None or all(version <= target for version in versions)
-    assert not (found.ahead and found.pending)
-    if not found.ahead:
-        waiting = {step.version for step in found.migrations if step.state is State.PENDING}
+    assert not (plan.ahead and plan.pending)
+    if not plan.ahead:
+        waiting = {step.version for step in plan.migrations if step.state is State.PENDING}
         assert waiting - set(versions) == {version for version in waiting if target is not None and version > target}
 
 
@@ -482,13 +482,13 @@ def test_what_is_pending(given_scene: Scene) -> None:
 @examples(80)
 def test_what_is_in_conflict(given_scene: Scene) -> None:
     """Conflicts are in order, never pending too, and the whole of what is changed, missing, late or interrupted."""
-    found = planned(given_scene)
-    versions = [conflict.version for conflict in found.conflicts]
-    pending = {step.version for step in found.pending}
+    plan = planned(given_scene)
+    versions = [conflict.version for conflict in plan.conflicts]
+    pending = {step.version for step in plan.pending}
     bad = (State.CHANGED, State.MISSING, State.OUT_OF_ORDER, State.INTERRUPTED)
-    assert versions == [step.version for step in found.migrations if step.state in bad and step.version not in pending]
-    assert [conflict_of(conflict.info) for conflict in found.conflicts] == list(found.conflicts)
-    assert all(re.match(rf"{each.version} m{each.version} (was|is not) ", each.message) for each in found.conflicts)
+    assert versions == [step.version for step in plan.migrations if step.state in bad and step.version not in pending]
+    assert [conflict_of(conflict.info) for conflict in plan.conflicts] == list(plan.conflicts)
+    assert all(re.match(rf"{each.version} m{each.version} (was|is not) ", each.message) for each in plan.conflicts)
 
 
 @given(SCENES, st.randoms(use_true_random=False))
@@ -498,26 +498,26 @@ def test_the_order_of_what_is_given_does_not_matter(given_scene: Scene, random: 
     folder, history = made(given_scene)
     random.shuffle(folder)
     random.shuffle(history)
-    assert plan(folder, history, target=given_scene[3], order=given_scene[2]) == planned(given_scene)
+    assert make_plan(folder, history, target=given_scene[3], order=given_scene[2]) == planned(given_scene)
 
 
 @given(SCENES)
 @examples(80)
 def test_applying_what_is_pending_leaves_nothing_pending(given_scene: Scene) -> None:
     """Once what was pending is applied nothing more is to be done, and no conflict has come of it on the way."""
-    found = planned(given_scene)
-    assume(not found.conflicts)
+    plan = planned(given_scene)
+    assume(not plan.conflicts)
     folder, history = made(given_scene)
     rows = {each.version: each for each in history}
-    for step in found.pending:
+    for step in plan.pending:
         assert step.migration is not None
         rows[step.version] = row(step.migration)
-        again = plan(folder, rows.values(), target=given_scene[3], order=given_scene[2])
+        again = make_plan(folder, rows.values(), target=given_scene[3], order=given_scene[2])
         assert not again.conflicts
         assert [each.version for each in again.pending] == [
-            each.version for each in found.pending if each.version > step.version
+            each.version for each in plan.pending if each.version > step.version
         ]
-    after = plan(folder, rows.values(), target=given_scene[3], order=given_scene[2])
+    after = make_plan(folder, rows.values(), target=given_scene[3], order=given_scene[2])
     assert not after.pending
     assert after.up_to_date is not bool(after.ahead)
 
@@ -531,8 +531,8 @@ def test_a_history_is_ours_as_long_as_one_row_is(given_scene: Scene, renamed: se
     contents = {each.checksum for each in folder}
     named = {(each.version, each.name) for each in folder}
     ours = [each for each in history if (each.version, each.name) in named or each.checksum in contents]
-    found = plan(folder, history, target=given_scene[3], order=given_scene[2])
-    assert is_another_projects(found) is bool(folder and history and not ours)
+    plan = make_plan(folder, history, target=given_scene[3], order=given_scene[2])
+    assert is_another_projects(plan) is bool(folder and history and not ours)
 
 
 @given(SCENES)

@@ -9,7 +9,7 @@ import pytest
 from ampd import ConfigError, LockTimeout, Migration, MigrationConflict, MigrationFailed, Report, Status
 from ampd.migration import AppliedMigration, checksum
 from ampd.other_sessions import Blocker
-from ampd.plan import plan
+from ampd.plan import make_plan
 from ampd.report import (
     AppliedNow,
     PendingMigration,
@@ -45,7 +45,7 @@ LATER = migration(40, "later", "SELECT 40;")
 
 def status(files: list[Migration], rows: list[AppliedMigration], *, target: int | None = None) -> Status:
     """Return where a database with this history stands."""
-    return Status("h:5432/amp", "public", plan(files, rows, target=target))
+    return Status("h:5432/amp", "public", make_plan(files, rows, target=target))
 
 
 EVERYTHING = status(
@@ -148,7 +148,7 @@ def test_the_document_of_status() -> None:
 
 def test_the_document_of_an_empty_status() -> None:
     """Without migrations on either side the document is laid out for people too, with null where nothing is known."""
-    assert Status("h:5432/amp", None, plan([], [])).json().decode() == (
+    assert Status("h:5432/amp", None, make_plan([], [])).json().decode() == (
         '{\n  "database": "h:5432/amp",\n  "schema": null,\n  "current_version": null,\n'
         '  "up_to_date": true,\n  "migrations": []\n}'
     )

@@ -147,9 +147,9 @@ def preparing(pending: Iterable[MigrationInfo]) -> Slices[list[PreparedMigration
     return prepared
 
 
-def warnings(todo: Plan, prepared: Iterable[PreparedMigration]) -> Iterator[str]:
+def warnings(plan: Plan, prepared: Iterable[PreparedMigration]) -> Iterator[str]:
     """Yield warnings on pending migrations before they run, a line each."""
-    undone = reversals(info.migration for info in todo.migrations if info.migration)
+    undone = reversals(info.migration for info in plan.migrations if info.migration)
     for each in prepared:
         file = each.migration.file
         if original := undone.get(each.migration.version):

@@ -92,21 +92,21 @@ def unwritable_error(error: ServerError, history: History) -> AmpdError:
     )
 
 
-def check_project(found: Plan, *, history: str, packaged: bool) -> None:
+def check_project(plan: Plan, *, history: str, packaged: bool) -> None:
     """Check that a history is not that of another project.
 
     Args:
-        found: the plan of these files and that history.
+        plan: the plan of these files and that history.
         history: the name of the history table.
         packaged: these are the packaged migrations, because no folder was named.
 
     Raises:
         MigrationConflict: none of its rows belongs to a file at hand.
     """
-    if not is_another_projects(found):
+    if not is_another_projects(plan):
         return
-    files = [info.migration for info in found.migrations if info.migration]
-    rows = [info.applied for info in found.migrations if info.applied]
+    files = [info.migration for info in plan.migrations if info.migration]
+    rows = [info.applied for info in plan.migrations if info.applied]
     last = max(rows, key=lambda row: row.finished_at or row.started_at)
     folders = {file.file.rpartition("/")[0] for file in files}
     place = f" of {folders.pop()}" if len(folders) == 1 and all(folders) else " at hand"
@@ -132,20 +132,20 @@ def _some(migrations: Sequence[Migration | AppliedMigration]) -> str:
     return f"{shown} and {len(migrations) - 3} more" if len(migrations) > 3 else shown
 
 
-def check_conflicts(found: Plan) -> None:
+def check_conflicts(plan: Plan) -> None:
     """Raise for every conflict of a plan at once.
 
     Raises:
         MigrationInterrupted: nothing but interrupted migrations stand in the way.
         MigrationConflict: anything else does.
     """
-    if not found.conflicts:
+    if not plan.conflicts:
         return
-    kind = MigrationInterrupted if len(found.interrupted) == len(found.conflicts) else MigrationConflict
-    if len(found.conflicts) == 1:
-        raise kind(found.conflicts[0].message, conflicts=found.conflicts, hint=found.conflicts[0].hint)
+    kind = MigrationInterrupted if len(plan.interrupted) == len(plan.conflicts) else MigrationConflict
+    if len(plan.conflicts) == 1:
+        raise kind(plan.conflicts[0].message, conflicts=plan.conflicts, hint=plan.conflicts[0].hint)
     raise kind(
-        f"{len(found.conflicts)} migrations are in conflict with the history of the database; nothing is applied",
-        conflicts=found.conflicts,
+        f"{len(plan.conflicts)} migrations are in conflict with the history of the database; nothing is applied",
+        conflicts=plan.conflicts,
         hint="resolve each as it says; `ampd status` shows them all",
     )
