@@ -11,13 +11,11 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from .other_sessions import readable_sql
+from .sqlstates import BUSY
 
 if TYPE_CHECKING:
     from .errors import AmpdError
 
-
-# An SQLSTATE of ampd's own; nobody else uses the class AM.
-BUSY = "AM001"  # another runner holds the lock
 
 _UNSIGNED = 0xFFFF_FFFF_FFFF_FFFF
 

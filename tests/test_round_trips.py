@@ -88,6 +88,7 @@ NEEDED = {
     "ampd.source",
     "ampd.sql",
     "ampd.sql.slices",
+    "ampd.sqlstates",
     "ampd.version",
 }
 

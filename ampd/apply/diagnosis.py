@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from ampd import sqlstates
 from ampd.errors import AmpdError, LockTimeout, MigrationFailed, PermissionDenied
 from ampd.migration import directives
 from ampd.postgres.failures import plpgsql_error, read_only_error
@@ -19,36 +20,37 @@ if TYPE_CHECKING:
     from ampd.postgres.server_error import ServerError
 
 
-LOCK_NOT_AVAILABLE = "55P03"
-DEADLOCK_DETECTED = "40P01"
-CHARACTER_NOT_IN_REPERTOIRE = "22021"
-UNTRANSLATABLE_CHARACTER = "22P05"
 _OUTSIDE = "the server will not run it in a transaction: make `-- no-transaction` the first line of the file"
 _ENUM = "commit the new enum value before it is used: put it in a migration of its own, before this one"
+_LIMIT = "the file, or a function that it calls, sets {}: raise it"
+_ESCAPE = "an escape such as \\xff in E'…' names no character of the database's encoding"
+_CHARACTER = "the database's encoding has no such character: do without it, or use a UTF8 database"
 _BUILD_IN_PARTS = (
     "an index on a partitioned table is built in parts: CREATE INDEX … ON ONLY the table, then for each partition "
     "CREATE INDEX CONCURRENTLY and ALTER INDEX … ATTACH PARTITION"
 )
 _DROP_WHOLE = "an index on a partitioned table is dropped with those of its partitions, and only without CONCURRENTLY"
 _HINTS = {
-    "25001": _OUTSIDE,
-    "2D000": _OUTSIDE,
-    "55P04": _ENUM,
-    "42P07": "it exists already: was it made by hand, or by another tool?",
-    "25P03": "the file, or a function that it calls, sets idle_in_transaction_session_timeout: raise it",
-    "25P04": "the file, or a function that it calls, sets transaction_timeout: raise it",
-    CHARACTER_NOT_IN_REPERTOIRE: "an escape such as \\xff in E'…' names no character of the database's encoding",
-    UNTRANSLATABLE_CHARACTER: "the database's encoding has no such character: do without it, or use a UTF8 database",
-    "0A000": "this server does not support it: check its version and extensions",
+    sqlstates.ACTIVE_SQL_TRANSACTION: _OUTSIDE,
+    sqlstates.INVALID_TRANSACTION_TERMINATION: _OUTSIDE,
+    sqlstates.UNSAFE_NEW_ENUM_VALUE_USAGE: _ENUM,
+    sqlstates.DUPLICATE_TABLE: "it exists already: was it made by hand, or by another tool?",
+    sqlstates.IDLE_IN_TRANSACTION_SESSION_TIMEOUT: _LIMIT.format("idle_in_transaction_session_timeout"),
+    sqlstates.TRANSACTION_TIMEOUT: _LIMIT.format("transaction_timeout"),
+    sqlstates.CHARACTER_NOT_IN_REPERTOIRE: _ESCAPE,
+    sqlstates.UNTRANSLATABLE_CHARACTER: _CHARACTER,
+    sqlstates.FEATURE_NOT_SUPPORTED: "this server does not support it: check its version and extensions",
 }
+# Refused while still being read: nothing was begun.
+UNREAD = (sqlstates.CHARACTER_NOT_IN_REPERTOIRE, sqlstates.UNTRANSLATABLE_CHARACTER)
 # What no change of the file would mend: an SQLSTATE, or a class of them.
 _NOT_THE_FILE = {
-    "40001": "another transaction was in its way",
-    "53100": "the server's disk is full: make room",
-    "53": "the server is out of memory or of another resource",
-    "57": "the server was told to stop it",
-    "58": "the server's own storage or system has failed: see its log",
-    "XX": "the server's own data are damaged, or it has a bug: see its log",
+    sqlstates.SERIALIZATION_FAILURE: "another transaction was in its way",
+    sqlstates.DISK_FULL: "the server's disk is full: make room",
+    sqlstates.INSUFFICIENT_RESOURCES: "the server is out of memory or of another resource",
+    sqlstates.OPERATOR_INTERVENTION: "the server was told to stop it",
+    sqlstates.SYSTEM_ERROR: "the server's own storage or system has failed: see its log",
+    sqlstates.INTERNAL: "the server's own data are damaged, or it has a bug: see its log",
 }
 _CANCELLED = "a person or a program has cancelled it (pg_cancel_backend)"
 _TOO_SLOW = "if it needs longer, raise statement_timeout_secs or begin the file with `-- statement-timeout: 10min`"
@@ -68,14 +70,13 @@ def migration_error(
     `offset` is the server's own position in the script. Where it gave none, it is the line inside a DO block that its
     context names, else the beginning of the statement. No statement means the end: the COMMIT and its checks.
     """
-    if offset is None and error.sqlstate == UNTRANSLATABLE_CHARACTER:
+    if offset is None and error.sqlstate == sqlstates.UNTRANSLATABLE_CHARACTER:
         offset = _untranslatable(error.message, migration.sql, statements or splitter.split(migration.sql))
     if offset is None and statement is not None:
         offset = _line_in_block(error.context, migration.sql, statement)
     if offset is None and statement is not None:
         offset = statement.start
-    unread = error.sqlstate in (CHARACTER_NOT_IN_REPERTOIRE, UNTRANSLATABLE_CHARACTER)  # nothing was begun
-    ended = offset is None and not unread
+    ended = offset is None and error.sqlstate not in UNREAD
     when = " at the end of the migration" if ended else error.redact(_in_function(error.context))
     not_the_file = _not_the_file_hint(error)
     known = error.hint or not_the_file or _in_parts_hint(error, statement) or _HINTS.get(error.sqlstate, "")
@@ -95,7 +96,7 @@ def migration_error(
     if lacking := plpgsql_error(error):
         return MigrationFailed(f"{where}: {lacking.message} after it", hint=aftermath, **facts)
     match error.sqlstate:
-        case "42501":
+        case sqlstates.INSUFFICIENT_PRIVILEGE:
             if statement is not None and (
                 role := _role_at(statement.start, statements or splitter.split(migration.sql))
             ):
@@ -103,16 +104,17 @@ def migration_error(
             grant = grant_hint(error, *((statement.words, statement.text) if statement else ()))
             after_it = aftermath.replace("fix the file and run again", "run again after that")  # the file is all right
             return PermissionDenied(message, hint=f"{grant}; {after_it}", **facts)
-        case "25006":
+        case sqlstates.READ_ONLY_SQL_TRANSACTION:
             return read_only_error(message, **facts)
-        case "55P03" | "40P01":
+        case sqlstates.LOCK_NOT_AVAILABLE | sqlstates.DEADLOCK_DETECTED:
             return LockTimeout(message, hint=aftermath, **facts)
     return MigrationFailed(message, hint=f"{hint}; {aftermath}" if hint else aftermath, **facts)
 
 
 def _not_the_file_hint(error: ServerError) -> str:
     """Return the hint for an error that no change of the file would mend; "" for any other error."""
-    if error.sqlstate == "57014":  # the server says only in words, and maybe not in English, what has cancelled it
+    if error.sqlstate == sqlstates.QUERY_CANCELED:
+        # The server says only in words, and maybe not in English, what has cancelled it.
         known = {"user request": _CANCELLED, "timeout": _TOO_SLOW}
         return next((hint for word, hint in known.items() if word in error.message), f"{_CANCELLED}; or {_TOO_SLOW}")
     return _NOT_THE_FILE.get(error.sqlstate) or _NOT_THE_FILE.get(error.sqlstate[:2], "")
@@ -137,7 +139,7 @@ def _runs_outside(error: ServerError, migration: Migration, statement: scanner.S
     """Return whether a statement that was refused inside a transaction would be run outside of one."""
     if statement is None or directives(migration.sql).no_transaction:
         return False
-    if error.sqlstate == "2D000":
+    if error.sqlstate == sqlstates.INVALID_TRANSACTION_TERMINATION:
         return statement.words[:1] in (("DO",), ("CALL",))  # a function may end a transaction nowhere
     too_late = kinds.sets_transaction(statement) or "before any query" in error.message
     return not too_late and not error.context  # nor may a function run what cannot be in a transaction
@@ -145,7 +147,7 @@ def _runs_outside(error: ServerError, migration: Migration, statement: scanner.S
 
 def _in_parts_hint(error: ServerError, statement: scanner.Statement | None) -> str:
     """Return the hint for an index of a partitioned table to be built or dropped concurrently; else ""."""
-    if error.sqlstate != "0A000" or statement is None:
+    if error.sqlstate != sqlstates.FEATURE_NOT_SUPPORTED or statement is None:
         return ""
 
     def named(name: tuple[str, ...]) -> bool:  # the words around it, and the quotes, are of the server's language

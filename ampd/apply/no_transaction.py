@@ -19,7 +19,7 @@ import anyio
 from ampd import advisory_lock
 from ampd.advisory_lock import LockTaken
 from ampd.errors import AmpdError, ConnectionFailed, LockTimeout, MigrationFailed, NoAnswer
-from ampd.history import reading, refusals, table, writing
+from ampd.history import reading, refusals, writing
 from ampd.history.writing import Checkpoint
 from ampd.postgres.connection_wait import ConnectionsBusy
 from ampd.postgres.quoting import do_block
@@ -28,6 +28,7 @@ from ampd.resumption import DoneChecksums, Resumption, binding_to_session
 from ampd.sql.kinds import Kind
 from ampd.sql.slices import in_slices
 from ampd.sql.units import Unit, finding_in_force, units
+from ampd.sqlstates import MOVED
 
 from .diagnosis import migration_error
 from .guard import Guard
@@ -203,7 +204,7 @@ class StatementRunner:
             await session.run(message, on_note=StatementTracker(session, execution))
         except ServerError as error:
             await session.recover()
-            if after and error.sqlstate != table.MOVED and (harm := refusals.harm(error, execution.history)):
+            if after and error.sqlstate != MOVED and (harm := refusals.harm(error, execution.history)):
                 raise harm_error(harm, error, execution, self._statements[after - 1], aftermath=HALTED) from error
             raise refused_error(error, execution, Message(), -1) from error
 
@@ -373,7 +374,7 @@ class StatementRunner:
             raise
 
     async def _failed_error(self, error: ServerError, message: Message, running: int, aftermath: str) -> Exception:
-        if error.sqlstate == table.MOVED:
+        if error.sqlstate == MOVED:
             return LockTaken(error.message)
         if harm := refusals.harm(error, self._execution.history):
             statement = self._statements[min(max(running, 0), len(self._statements) - 1)]

@@ -15,15 +15,10 @@ from ampd.postgres.quoting import do_block
 from ampd.postgres.server_error import ServerError
 from ampd.sql import scanner, splitter
 from ampd.sql.slices import in_slices
+from ampd.sqlstates import DEADLOCK_DETECTED, ESCAPED, LOCK_NOT_AVAILABLE
 
 from . import session_state
-from .diagnosis import (
-    CHARACTER_NOT_IN_REPERTOIRE,
-    DEADLOCK_DETECTED,
-    LOCK_NOT_AVAILABLE,
-    UNTRANSLATABLE_CHARACTER,
-    migration_error,
-)
+from .diagnosis import UNREAD, migration_error
 from .location import location_of
 from .message import Message
 from .session_state import (
@@ -118,7 +113,7 @@ def check_transaction_sql(transaction: str) -> str:
     current = "COALESCE(pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text, '')"
     return do_block(f"""BEGIN
   IF {current} OPERATOR(pg_catalog.<>) '{transaction}' THEN
-    RAISE EXCEPTION 'the migration ended its own transaction' USING ERRCODE = '{table.ESCAPED}';
+    RAISE EXCEPTION 'the migration ended its own transaction' USING ERRCODE = '{ESCAPED}';
   END IF;
 END""")
 
@@ -240,14 +235,13 @@ def refused_error(
     """Return the error for what the server refused: our own preamble, a statement of the script, or the end."""
     refused = partial(migration_error, error, execution.migration, statements=execution.statements)
     offset = message.script_offset(error.position, counts_bytes=counts_bytes) if error.position else None
-    if error.sqlstate == table.ESCAPED:
+    if error.sqlstate == ESCAPED:
         return refused(None, None, aftermath=ROLLED_BACK)
     if running < 0 and offset is None:
         away = refusals.refusal_error(error, execution.history)
         if away is not None:
             return away
-        # Refused while still being read, and without a position.
-        if error.sqlstate in (CHARACTER_NOT_IN_REPERTOIRE, UNTRANSLATABLE_CHARACTER):
+        if error.sqlstate in UNREAD:
             return refused(None, None, aftermath=ROLLED_BACK)
         if error.sqlstate not in (LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED):
             known = translated_error(error)

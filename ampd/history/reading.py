@@ -20,8 +20,9 @@ from ampd.errors import ConfigError, LockTimeout, PermissionDenied
 from ampd.migration import AppliedMigration
 from ampd.other_sessions import Blocker
 from ampd.postgres.quoting import do_block, identifier, literal
+from ampd.sqlstates import REPLACED
 
-from .table import LOCK, REPLACED, TABLE, History
+from .table import LOCK, TABLE, History
 from .trust import (
     COLUMNS,
     LAST,

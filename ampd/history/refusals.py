@@ -4,14 +4,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ampd.advisory_lock import BUSY, LockTaken
+from ampd.advisory_lock import LockTaken
 from ampd.display import one_line
 from ampd.errors import MigrationConflict, MigrationFailed, MigrationInterrupted, PermissionDenied
 from ampd.plan import is_another_projects
 from ampd.postgres.failures import read_only_error
 from ampd.postgres.quoting import identifier
+from ampd.sqlstates import (
+    ALTERED,
+    BUSY,
+    DUPLICATE_SCHEMA,
+    DUPLICATE_TABLE,
+    EMPTIED,
+    EXPOSED,
+    INSUFFICIENT_PRIVILEGE,
+    INVALID_SCHEMA_NAME,
+    MOVED,
+    REPLACED,
+    UNDEFINED_TABLE,
+    UNIQUE_VIOLATION,
+    WRONG_OBJECT_TYPE,
+)
 
-from .table import ALTERED, EMPTIED, EXPOSED, LOCK, MOVED, REPLACED
+from .table import LOCK
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,9 +39,8 @@ if TYPE_CHECKING:
     from .table import History
 
 
-# What our own statements can only meet when somebody else has written, created or dropped the same thing just now:
-# unique_violation, undefined_table, duplicate_table, duplicate_schema.
-_COLLISIONS = ("23505", "42P01", "42P07", "42P06")
+# What our own statements can only meet when somebody else has written, created or dropped the same thing just now.
+_COLLISIONS = (UNIQUE_VIOLATION, UNDEFINED_TABLE, DUPLICATE_TABLE, DUPLICATE_SCHEMA)
 
 NO_FOLDER = (
     "no folder was named, so these are the migrations packaged with ampd: give the folder of your project with "
@@ -72,10 +86,10 @@ def harm(error: ServerError, history: History) -> str | None:
     what = known.get(code)
     if what is None and f"{LOCK} {history.name} " in error.context:
         what = {
-            "42501": f"may not be written by {one_line(history.user)} any more",
-            "42P01": gone,
-            "3F000": gone,
-            "42809": gone,
+            INSUFFICIENT_PRIVILEGE: f"may not be written by {one_line(history.user)} any more",
+            UNDEFINED_TABLE: gone,
+            INVALID_SCHEMA_NAME: gone,
+            WRONG_OBJECT_TYPE: gone,
         }.get(code)
     if what is None:
         return None

@@ -11,14 +11,6 @@ from ampd.other_sessions import Holder
 from ampd.postgres.quoting import identifier
 
 TABLE = "ampd_schema_migrations"
-# SQLSTATEs of ampd's own blocks
-MOVED = "AM002"  # the history is not what the plan was made from
-ESCAPED = "AM003"  # the migration ended the transaction that it ran in
-REPLACED = "AM004"  # the name of the history has come to mean another table, or none
-ALTERED = "AM005"  # the history is not as ampd has made it: another owner, a trigger …
-EMPTIED = "AM006"  # rows that were in the history are not there any more
-EXPOSED = "AM007"  # the schema of the history belongs to somebody who is not trusted
-
 LOCK = "LOCK TABLE ONLY"  # also found in the context of an error of that statement
 
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ampd.postgres.quoting import do_block, identifier, literal
+from ampd.sqlstates import ALTERED, EMPTIED, ESCAPED, EXPOSED, MOVED, REPLACED
 from ampd.version import VERSION
 
-from .table import ALTERED, EMPTIED, ESCAPED, EXPOSED, LOCK, MOVED, REPLACED, TABLE
+from .table import LOCK, TABLE
 from .trust import COLUMNS, LAST, MAY_FIRE, PLAIN, SHAPED, columns_sql, fires_sql, trusted_schema_sql
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import msgspec
 
+from ampd import sqlstates
 from ampd.database_url import DatabaseUrl
 from ampd.display import folded, one_line
 from ampd.errors import (
@@ -49,8 +50,8 @@ def malformed_error(error: object) -> ConnectionFailed:
 # come where a script has set another client_encoding.
 BROKEN = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError, UnicodeDecodeError)
 
-# idle_in_transaction_session_timeout and transaction_timeout: they end the session, and it is the file that sets them.
-SESSION_LIMITS = ("25P03", "25P04")
+# They end the session, and it is the file that sets them.
+SESSION_LIMITS = (sqlstates.IDLE_IN_TRANSACTION_SESSION_TIMEOUT, sqlstates.TRANSACTION_TIMEOUT)
 
 # What the server says when it ends a connection.
 LOST = (
@@ -212,7 +213,7 @@ _FULL = (
 
 def is_full(failure: AmpdError) -> bool:
     """Return whether an attempt to connect has failed because others have all connections."""
-    return failure.sqlstate == "53300" or any(word in failure.message.lower() for word in _FULL)
+    return failure.sqlstate == sqlstates.TOO_MANY_CONNECTIONS or any(word in failure.message.lower() for word in _FULL)
 
 
 def _reason(error: BaseException) -> str:
@@ -247,7 +248,12 @@ def lost_error(reason: str, redact: Callable[[str], str], sqlstate: str | None =
     return ConnectionFailed(f"the connection to the server was lost: {text}", hint=RUN_AGAIN, sqlstate=sqlstate)
 
 
-ABOUT_THE_CONNECTION = ("08", "53", "57", "58")  # classes of SQLSTATE: lost, out of resources, intervention, system
+ABOUT_THE_CONNECTION = (  # classes of SQLSTATE
+    sqlstates.CONNECTION_EXCEPTION,
+    sqlstates.INSUFFICIENT_RESOURCES,
+    sqlstates.OPERATOR_INTERVENTION,
+    sqlstates.SYSTEM_ERROR,
+)
 
 
 def translated_error(error: ServerError) -> AmpdError:
@@ -256,11 +262,11 @@ def translated_error(error: ServerError) -> AmpdError:
     if lacking := plpgsql_error(error):
         return lacking
     match error.sqlstate:
-        case "42501":
+        case sqlstates.INSUFFICIENT_PRIVILEGE:
             return PermissionDenied(error.message, hint=grant_hint(error), **facts)
-        case "25006":
+        case sqlstates.READ_ONLY_SQL_TRANSACTION:
             return read_only_error(error.message, **facts)
-        case "55P03" | "40P01":
+        case sqlstates.LOCK_NOT_AVAILABLE | sqlstates.DEADLOCK_DETECTED:
             hint = "wait for its transaction, or end it (pg_locks shows the session), and run again"
             return LockTimeout(f"another session has locked the history table: {error.message}", hint=hint, **facts)
     return ConnectionFailed(error.message, hint=error.hint or "see the server's log", **facts)
@@ -269,10 +275,10 @@ def translated_error(error: ServerError) -> AmpdError:
 def plpgsql_error(error: ServerError) -> AmpdError | None:
     """Return the error for a database without a usable plpgsql, which ampd needs; None for any other error."""
     needs, name = "ampd needs the language plpgsql, which", "plpgsql"
-    if name in error.message and error.sqlstate == "42704":
+    if name in error.message and error.sqlstate == sqlstates.UNDEFINED_OBJECT:
         hint = "CREATE EXTENSION plpgsql, as the database's owner"
         return ConfigError(f"{needs} this database lacks", hint=hint, sqlstate=error.sqlstate)
-    if name in error.message and error.sqlstate == "42501":
+    if name in error.message and error.sqlstate == sqlstates.INSUFFICIENT_PRIVILEGE:
         role = identifier(error.role) if error.role else "the role"
         hint = f"as a superuser: GRANT USAGE ON LANGUAGE plpgsql TO {role}"
         return PermissionDenied(f"{needs} this role may not use", hint=hint, sqlstate=error.sqlstate)

@@ -6,12 +6,12 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from ampd.display import folded
+from ampd.sqlstates import INTERNAL_ERROR
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _LARGEST_CONTEXT = 4000  # characters
-_INTERNAL_ERROR = "XX000"
 
 
 class ServerError(Exception):
@@ -22,7 +22,7 @@ class ServerError(Exception):
         self.redact = redact
         self.message = folded(redact(error.message or str(error)))
         super().__init__(self.message)
-        self.sqlstate = sqlstate_of(error) or _INTERNAL_ERROR  # as of a server that has a bug
+        self.sqlstate = sqlstate_of(error) or INTERNAL_ERROR  # as of a server that has a bug
         self.detail = folded(redact(error.detail)) if error.detail else None
         self.hint = folded(redact(error.hint)) if error.hint else None
         self.position = int(error.position) if re.fullmatch("[0-9]{1,9}", error.position or "") else None
