@@ -17,13 +17,8 @@ __version__ = VERSION
 # Each public name stands twice: here for type checkers, and below for the run, which loads nothing before it is used.
 # isort: off
 if TYPE_CHECKING:
-    from .config import (
-        Config as Config,
-        Limits as Limits,
-        MetadataDb as MetadataDb,
-        Migrations as Migrations,
-        load_config as load_config,
-    )
+    from .config import Config as Config, Limits as Limits, MetadataDb as MetadataDb, Migrations as Migrations
+    from .config_sources import load_config as load_config
     from .database_url import DatabaseUrl as DatabaseUrl
     from .errors import (
         AdvisoryLockTimeout as AdvisoryLockTimeout,
@@ -83,7 +78,8 @@ if TYPE_CHECKING:
 
 # isort: on
 _HOMES = {
-    "config": ("Config", "Limits", "MetadataDb", "Migrations", "load_config"),
+    "config": ("Config", "Limits", "MetadataDb", "Migrations"),
+    "config_sources": ("load_config",),
     "database_url": ("DatabaseUrl",),
     "errors": (
         "AdvisoryLockTimeout",

@@ -1,14 +1,13 @@
-"""Configuration: TOML and environment in, frozen values out. Reads a file and nothing else; never connects."""
+"""The configuration as frozen, checked values; made by hand, or by `config_sources` from a file and the environment."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from stat import S_IROTH, S_IWGRP, S_IWOTH
-from typing import Annotated, Any, ClassVar, get_type_hints
+from typing import Annotated, ClassVar
 
 import msgspec
 
@@ -17,9 +16,6 @@ from .errors import ConfigError
 from .redaction import discreet
 
 PREFIX = "AMP_CONFIG_"
-FLAT_URL = "metadata_db_url"
-_FLAT_VARIABLE = "AMP_CONFIG_METADATA_DB_URL"
-
 
 _LONGEST_NAME = 63  # bytes: of a longer one the server drops the rest
 # The server counts its timeouts in milliseconds, in 32 bits.
@@ -99,10 +95,11 @@ class ResolvedLimits(_Checked, frozen=True, kw_only=True):
 class Migrations(ResolvedLimits, frozen=True, kw_only=True):
     """`[metadata_db.migrations]`: where the files are, as whom and in which order they run, and the time limits.
 
-    All times are in seconds.
+    All times are in seconds. With a `url`, which leads past a pooler, say, migrations run there.
     """
 
     dir: Path | None = None
+    url: DatabaseUrl | None = None
     role: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     allow_out_of_order: bool = False
 
@@ -151,11 +148,15 @@ _LIMITS = Limits.__struct_fields__
 
 
 class MetadataDb(_Checked, frozen=True, kw_only=True):
-    """`[metadata_db]`: where the database is, and the sizes and lifetimes of services' pools."""
+    """`[metadata_db]`: where the database is, and the sizes and lifetimes of services' pools.
+
+    Without a `url` it is read from the file `url_file`.
+    """
 
     _at = "metadata_db"
 
     url: DatabaseUrl | None = None
+    url_file: Path | None = None
     auto_migrate: bool = False
     schema: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     pool_size: Annotated[int, msgspec.Meta(ge=1)] = 10
@@ -174,20 +175,52 @@ class MetadataDb(_Checked, frozen=True, kw_only=True):
         if self.schema is not None:
             with self._under("schema"):
                 check_schema(self.schema)
+        if self.url is None and self.url_file is not None:
+            with self._under("url_file"):
+                msgspec.structs.force_setattr(self, "url", _url_in(self.url_file))
 
     def require_url(self) -> DatabaseUrl:
-        """Return the URL.
+        """Return the URL of services.
 
         Raises:
-            ConfigError: there is none; the message names both ways to give one.
+            ConfigError: there is none; the message names every way to give one.
         """
         if self.url is None:
+            alone = "metadata_db.migrations.url is for migrations alone, and where it comes from no URL is given: "
+            copied = f'; DATABASE_URL is set: {PREFIX}METADATA_DB__URL="$DATABASE_URL" takes it'
+            theirs = copied if os.environ.get("DATABASE_URL") else ""
             raise ConfigError(
                 "no database URL is configured",
-                hint="set metadata_db.url in a file given by --config FILE (or AMP_CONFIG), "
-                f"or set {PREFIX}METADATA_DB__URL",
+                hint=f"{alone if self.migrations.url else ''}give --url URL, or set {PREFIX}METADATA_DB__URL, or "
+                f"metadata_db.url in a file given by --config FILE (or AMP_CONFIG){theirs}",
             )
         return self.url
+
+    def require_migrations_url(self) -> DatabaseUrl:
+        """Return the URL of migrations: their own, or else that of services.
+
+        Raises:
+            ConfigError: there is neither.
+        """
+        return self.migrations.url or self.require_url()
+
+
+@discreet
+def _url_in(file: Path) -> DatabaseUrl:
+    """Return the URL that a file contains; no error shows what that is."""
+    try:
+        text = file.read_bytes().decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        raise ConfigError(f"{file} is not UTF-8 text", hint="the file contains the URL and nothing else") from None
+    except (OSError, ValueError) as error:  # of a path with a NUL byte
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{file} cannot be read: {reason}", hint="check the path, and who may read it") from None
+    if not text:
+        raise ConfigError(f"{file} is empty", hint="the file contains the URL and nothing else")
+    try:
+        return DatabaseUrl(text)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error.message}", hint=error.hint) from None
 
 
 def check_schema(schema: str) -> None:
@@ -219,172 +252,3 @@ class Config(_Checked, frozen=True):
     _at = "config"
 
     metadata_db: MetadataDb = MetadataDb()
-
-
-def load_config(path: str | Path | None = None) -> Config:
-    """Return the configuration from a TOML file (default: the one `AMP_CONFIG` names, else none) and the environment.
-
-    Raises:
-        ConfigError: names the file or variable, the key path, and what was expected there.
-    """
-    import warnings
-
-    config, found = read_config(path, os.environ)
-    for warning in found:
-        warnings.warn(warning, stacklevel=2)
-    return config
-
-
-@discreet
-def read_config(
-    path: str | Path | None, environ: Mapping[str, str], *, defaults: Mapping[str, Any] | None = None
-) -> tuple[Config, tuple[Warning, ...]]:
-    """Return the configuration and warnings; the file wins over `defaults` for `[metadata_db]`."""
-    path = path or environ.get("AMP_CONFIG") or None
-    file = Path(path) if path else None
-    document = _read_toml(file) if file else {}
-    warnings: list[Warning] = []
-    variables: dict[tuple[str, ...], str] = {}
-
-    section = dict(defaults or {}) | _table(document, "metadata_db", "metadata_db", file)
-    section["migrations"] = _table(section, "migrations", "metadata_db.migrations", file)
-    if value := environ.get(_FLAT_VARIABLE):
-        warnings.append(FutureWarning(f"{_FLAT_VARIABLE} is deprecated: set {PREFIX}METADATA_DB__URL"))
-        if "url" not in section:
-            section["url"], variables["url",] = value, _FLAT_VARIABLE
-    if FLAT_URL in document:
-        warnings.append(FutureWarning(f"{FLAT_URL} is deprecated: write url = … under [metadata_db]"))
-    flat = FLAT_URL in document and "url" not in section
-    if flat:
-        section["url"] = document[FLAT_URL]
-    for variable, keys, value in _overlay(environ):
-        table: Any = section
-        for key in keys[:-1]:
-            table = table.setdefault(key, {})
-        table[keys[-1]] = value
-        variables[keys] = variable
-
-    metadata_db = _convert(section, file, variables, flat=flat)
-    from_file = file is not None and ("url",) not in variables
-    if file and from_file and metadata_db.url and metadata_db.url.password and _is_open(file):
-        warnings.append(UserWarning(f"{file} holds a password, and others may read or write it: chmod 0600 {file}"))
-    directory = metadata_db.migrations.dir
-    if directory is not None and file is not None and ("migrations", "dir") not in variables:
-        metadata_db = with_directory(metadata_db, file.parent / directory)
-    return Config(metadata_db), tuple(warnings)
-
-
-def _is_open(file: Path) -> bool:
-    """Return whether others may read a file or write to it; that a group may read it can be meant so."""
-    return bool(file.stat().st_mode & (S_IROTH | S_IWOTH | S_IWGRP))
-
-
-def with_directory(metadata_db: MetadataDb, directory: Path | None) -> MetadataDb:
-    """Return the section with another migrations folder; the same section for None."""
-    if directory is None:
-        return metadata_db
-    migrations = msgspec.structs.replace(metadata_db.migrations, dir=directory)
-    return msgspec.structs.replace(metadata_db, migrations=migrations)
-
-
-def _read_toml(file: Path) -> dict[str, Any]:
-    import tomllib
-
-    try:
-        content = file.read_bytes()
-        return tomllib.loads(content.decode("utf-8-sig"))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{file}: not valid TOML: {error}", file=str(file), hint="fix the line it names") from None
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{file}: not UTF-8 text (line {line})", file=str(file), hint="save it as UTF-8") from None
-    except (RecursionError, ValueError) as error:  # what tomllib lets through: many brackets, and very long numbers
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise ConfigError(f"{file}: not valid TOML: {reason}", file=str(file), hint="fix the file") from None
-    except OSError as error:
-        raise ConfigError(
-            f"{file}: the configuration file cannot be read: {error.strerror or error}",
-            file=str(file),
-            hint="check the path given by --config FILE or AMP_CONFIG",
-        ) from error
-
-
-def _table(parent: Mapping[str, Any], key: str, path: str, file: Path | None) -> dict[str, Any]:
-    table = parent.get(key, {})
-    if not isinstance(table, dict):
-        problem = f"{file}: {path}: expected a table, got `{type(table).__name__}`"
-        raise ConfigError(problem, file=str(file), hint=f"write it as [{path}]")
-    return dict(table)
-
-
-def _overlay(environ: Mapping[str, str]) -> Iterator[tuple[str, tuple[str, ...], Any]]:
-    """Yield variable, key path and value for each variable that sets a key of ours."""
-    prefix = f"{PREFIX}METADATA_DB__"
-    for variable in sorted(environ):
-        if variable.startswith(prefix):
-            keys = tuple(variable.removeprefix(prefix).lower().split("__"))
-            _check_known(keys, variable, None)
-            yield variable, keys, _lax(keys, environ[variable])
-
-
-_TABLES: dict[tuple[str, ...], type[msgspec.Struct]] = {(): MetadataDb, ("migrations",): Migrations}
-_SWITCH = {"yes": True, "on": True, "true": True, "1": True, "no": False, "off": False, "false": False, "0": False}
-
-
-def _lax(keys: tuple[str, ...], value: str) -> object:
-    """Return a variable's text as the value TOML would have given: there are only strings in an environment."""
-    expected = get_type_hints(_TABLES[keys[:-1]])[keys[-1]]
-    if expected is bool:
-        return _SWITCH.get(value.lower(), value)
-    try:
-        return float(value) if expected is float else int(value) if "int" in str(expected) else value
-    except ValueError:
-        return value
-
-
-def _check_known(keys: tuple[str, ...], where: str, file: Path | None, *, is_table: bool = False) -> None:
-    table = _TABLES.get(keys[:-1])
-    known = () if table is None else table.__struct_fields__
-    if keys[-1] in known and keys not in _TABLES:
-        return
-    every = [".".join((*above, field)) for above, struct in _TABLES.items() for field in struct.__struct_fields__]
-    raise ConfigError(
-        f"{where}: unknown key metadata_db.{'.'.join(keys)}",
-        file=str(file) if file else None,
-        hint=_nearest(".".join(keys), [name for name in every if is_table or name != "migrations"]),
-    )
-
-
-def _nearest(key: str, known: list[str]) -> str:
-    from difflib import get_close_matches
-
-    own, homes = key.rpartition(".")[2], {name.rpartition(".")[2]: name for name in known}
-    close = [own] if own in homes else get_close_matches(key, known, n=1, cutoff=0.5)
-    close = close or get_close_matches(own, list(homes), n=1)
-    if close:
-        return f"did you mean metadata_db.{homes.get(close[0], close[0])}?"
-    return f"known keys: {', '.join(f'metadata_db.{name}' for name in known)}"
-
-
-def _convert(
-    section: dict[str, Any], file: Path | None, variables: Mapping[tuple[str, ...], str], *, flat: bool
-) -> MetadataDb:
-    for above, table in (((), section), (("migrations",), section["migrations"])):
-        for key, value in table.items():
-            if (*above, key) not in _TABLES:
-                _check_known((*above, key), str(file), file, is_table=isinstance(value, dict))
-    try:
-        return MetadataDb(**section | {"migrations": Migrations(**section["migrations"])})
-    except ConfigError as error:
-        key, _, problem = error.message.partition(": ")
-        hint = error.hint
-    keys = tuple(key.split(".")[1:])
-    # A problem between two keys has no path but names them.
-    to_blame = [variable for path, variable in variables.items() if path == keys or (not keys and path[-1] in problem)]
-    if flat and keys == ("url",) and not to_blame:
-        key = FLAT_URL
-    raise ConfigError(
-        f"{', '.join(to_blame) or file}: {key}: {problem}",
-        hint=hint,
-        file=str(file) if file and not to_blame else None,
-    )

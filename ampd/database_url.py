@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from urllib.parse import quote, unquote
 
@@ -12,6 +13,14 @@ from .redaction import Hidden, discreet, without_secrets
 _HIDDEN = "***"
 _ENCODE = "if the password holds any of : / ? # @ % &, write those percent-encoded (%3A %2F %3F %23 %40 %25 %26)"
 
+# What templates, shells, Kubernetes and consoles put where a value belongs; a URL has none of it, but percent-encoded.
+_PLACEHOLDERS = {
+    "${…}": r"\$\{[^}]*\}",
+    "{{…}}": r"\{\{.*?\}\}",
+    "$(…)": r"\$\([A-Z_][A-Z0-9_]*\)",
+    "<…>": r"<[A-Za-z][\w -]*>",
+    "[YOUR-…]": r"\[YOUR[-_ ][^]]*\]",
+}
 _DRIVERS = ("asyncpg", "psycopg", "psycopg_async", "psycopg2", "psycopg2cffi", "pg8000", "aiopg")
 
 
@@ -42,6 +51,7 @@ class DatabaseUrl:
     def __init__(self, url: str) -> None:
         if not isinstance(url, str):
             raise TypeError(f"a database URL is a str, not {type(url).__name__}{way_to_url(url)}")
+        _check_filled_in(url)
         scheme, separator, rest = url.strip().partition("://")
         dialect, plus, driver = scheme.partition("+")
         if not separator or dialect not in ("postgresql", "postgres") or (plus and driver not in _DRIVERS):
@@ -162,6 +172,16 @@ class DatabaseUrl:
         url = self.with_parameters(self.parameters)
         url._hidden = Hidden((self.password, self.parameters, self._hidden.reveal()[2] | forms(password)))
         return url
+
+
+def _check_filled_in(url: str) -> None:
+    """Refuse a URL out of a template, whose host could not be found in any time; the error shows nothing of it."""
+    for form, pattern in _PLACEHOLDERS.items():
+        if re.search(pattern, url, re.IGNORECASE if "YOUR" in form else 0):
+            raise ConfigError(
+                f"the database URL contains a placeholder, {form}, and not what belongs in its place",
+                hint="put the value there; where a password really contains that, write it percent-encoded",
+            )
 
 
 def forms(password: str | None) -> set[str]:

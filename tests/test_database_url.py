@@ -6,7 +6,7 @@ from collections.abc import Callable
 from ctypes.util import find_library
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pytest
 from asyncpg import connect_utils
@@ -443,3 +443,32 @@ async def test_objects_of_sqlalchemy(given: Any, name: str) -> None:
     with pytest.raises(ConfigError) as refused:
         ampd.MetadataDb(url=given)
     assert refused.value.message == f"metadata_db.url: expected `str`, got `{kind}`{way.removeprefix(f'not {kind}')}"
+
+
+@pytest.mark.parametrize(
+    ("url", "form"),
+    [
+        ("<pg_url>", "<…>"),
+        ("${PG_URL}", "${…}"),
+        ("postgresql://${USER}:${PASSWORD}@h/d", "${…}"),
+        ("postgresql://u:{{ secrets.password }}@h/d", "{{…}}"),
+        ("postgresql://u:$(PASSWORD)@h/d", "$(…)"),
+        ("postgresql://u:[YOUR-PASSWORD]@h/d", "[YOUR-…]"),
+        ("postgresql://u:<the password>@h/d", "<…>"),
+        ("postgresql://u@<host>:<port>/d", "<…>"),
+    ],
+)
+def test_a_url_that_was_not_filled_in(url: str, form: str) -> None:
+    """A template's URL is told at once, not after half a minute of looking for its host."""
+    with pytest.raises(ConfigError) as error:
+        DatabaseUrl(url)
+    assert str(error.value) == (
+        f"the database URL contains a placeholder, {form}, and not what belongs in its place\n"
+        "hint: put the value there; where a password really contains that, write it percent-encoded"
+    )
+
+
+@pytest.mark.parametrize("password", ["a<b", "1<2>3", "$x(y)", "{x}", "%3Cpw%3E", "[x]"])
+def test_a_password_that_only_looks_a_little_like_a_placeholder(password: str) -> None:
+    """What no template contains is a password like any other."""
+    assert DatabaseUrl(f"postgresql://u:{password}@h/d").password == unquote(password)

@@ -94,6 +94,20 @@ async def test_refuses_a_conflict(
             pass
 
 
+async def test_migrates_by_the_url_of_migrations(
+    configured: Callable[..., ampd.MetadataDb], database: Database, reader: Role
+) -> None:
+    """Where migrations have a direct connection they run over it, and the pool keeps the services' URL."""
+    config = configured(ONE, url=reader.url, auto_migrate=True)
+    direct = replace(config, migrations=replace(config.migrations, url=ampd.DatabaseUrl(database.url)))
+    async with ampd.open_pool(direct) as pool:
+        assert await pool.fetchval("SELECT current_user") == reader.name
+        assert await database.fetchval("SELECT applied_by FROM ampd_schema_migrations") == "postgres"
+    with pytest.raises(ampd.ConfigError, match="no database URL is configured"):
+        async with ampd.open_pool(replace(direct, url=None)):
+            pass
+
+
 async def test_is_as_large_as_configured(configured: Callable[..., ampd.MetadataDb]) -> None:
     """The sizes of the configuration are the pool's."""
     async with ampd.open_pool(configured(ONE, auto_migrate=True, pool_size=5, min_connections=2)) as pool:

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 import ampd
-from ampd.config import read_config
+from ampd.config_sources import read_config
 from ampd.database_url import DatabaseUrl
 from ampd.redaction import Hidden, without_frames
 from tests.scenes import GENEROUS, scripts, transaction

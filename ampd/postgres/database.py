@@ -51,7 +51,7 @@ def _source(hidden: Hidden[Any]) -> DatabaseUrl | Pool:
     """
     source = hidden.reveal()
     if isinstance(source, MetadataDb):
-        return source.require_url()
+        return source.require_migrations_url()
     if isinstance(source, DatabaseUrl | asyncpg.Pool):
         return source
     if isinstance(source, str):

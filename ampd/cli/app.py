@@ -1,0 +1,103 @@
+"""What the commands have in common: the application, their options, and the configuration that these lead to."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+from cyclopts import App, Parameter
+
+from ampd.version import VERSION
+
+from .runtime import say
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cyclopts import Token
+
+    from ampd.config import MetadataDb
+
+
+app = App(
+    name="ampd",
+    version=VERSION,
+    help="""Bring amp's PostgreSQL metadata database to the current schema, and keep it there.
+
+    The database is the one of `--url`, else of AMP_CONFIG_METADATA_DB__URL, else of `metadata_db.url` in the
+    configuration file.
+    Exit codes: 0 success, 1 error, 130 and 143 after SIGINT and SIGTERM with the running migration rolled back.""",
+    help_format="markdown",
+    result_action="return_value",
+)
+app.meta.version_flags = ()
+
+Flag = Parameter(negative=(), show_default=False)
+
+
+def _version(_: object, tokens: Sequence[Token]) -> int:
+    """Read a version as file names have it: cyclopts would take 1.5 for 2, and 0x10 for 16."""
+    text = tokens[0].value
+    if not re.fullmatch("[0-9]{1,18}", text):
+        raise ValueError(f'"{text}" is not a version, which is 1 to 18 digits')
+    return int(text)
+
+
+def read_path(_: object, tokens: Sequence[Token]) -> Path:
+    """Read a path; an empty one, from a variable that is not set, say, would be the working folder."""
+    if not tokens[0].value:
+        raise ValueError("an empty path")
+    return Path(tokens[0].value)
+
+
+Version = Annotated[int, Parameter(converter=_version)]
+MigrationsOption = Annotated[
+    Path | None,
+    Parameter(converter=read_path, help="Folder of migration files [default: the ones packaged with ampd]."),
+]
+JsonOption = Annotated[bool, Flag, Parameter(help="Print one JSON document on stdout, and nothing else there.")]
+
+ConfigOption = Annotated[
+    Path | None,
+    Parameter(converter=read_path, help="Configuration file, TOML; before or after the command [env: AMP_CONFIG]."),
+]
+UrlOption = Annotated[
+    str | None,
+    Parameter(help="URL of the database, in place of the configured one; before or after the command."),
+]
+
+
+class Where(NamedTuple):
+    """What the command line says of the configuration and the database."""
+
+    config: Path | None = None
+    url: str | None = None
+
+
+WhereGiven = Annotated[Where, Parameter(parse=False)]  # which stands on either side of the command
+
+
+def configure(
+    where: Where, migrations: Path | None, *, defaults: dict[str, object] | None = None, url_needed: bool = True
+) -> MetadataDb:
+    """Return the configuration of a command, and print its warnings.
+
+    Raises:
+        ConfigError: it cannot be used, or has no URL though one is needed.
+    """
+    from ampd.config_sources import read_config, with_directory
+
+    found, warnings = read_config(where.config, os.environ, url=where.url, defaults=defaults)
+    metadata_db = found.metadata_db
+    for warning in warnings:
+        say(f"warning: {warning}")
+    if url_needed:
+        metadata_db.require_migrations_url()
+    if where.url is not None and metadata_db.url and metadata_db.url.password:
+        say(
+            "warning: the password in --url is shown to whoever lists the processes of this machine: put it into "
+            "AMP_CONFIG_METADATA_DB__URL, metadata_db.url_file or a password file (PGPASSFILE)"
+        )
+    return with_directory(metadata_db, migrations)
