@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 import ampd as library
 from ampd.history import first_run
-from ampd.history.first_run import TOOLS, Neighbours, Table, first_run_error, first_run_warnings, tool_of
+from ampd.history.first_run import TOOLS, Neighbour, Neighbours, first_run_error, first_run_warnings, tool_of
 from tests.folders import write
 from tests.scenes import Heard, scripts
 from tests.servers import Ampd, Database, Role
@@ -180,9 +180,9 @@ async def test_a_tool_with_a_schema_of_its_own(database: Database) -> None:
     ]
 
 
-def table(name: str, columns: str, *, schema: str = "public", trusted: bool = True) -> Table:
+def table(name: str, columns: str, *, schema: str = "public", trusted: bool = True) -> Neighbour:
     """Return a table as the catalog shows it."""
-    return Table(schema, name, "amp", trusted, frozenset(columns.split()))
+    return Neighbour(schema, name, "amp", trusted, frozenset(columns.split()))
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_whose_history_a_table_is(name: str, columns: str, expected: str | None)
 def test_every_tool_is_found_in_its_table() -> None:
     """No entry of the list hides another one."""
     for tool in TOOLS:
-        assert tool_of(Table(tool.schema or "public", tool.table, "amp", True, tool.columns)) == tool
+        assert tool_of(Neighbour(tool.schema or "public", tool.table, "amp", True, tool.columns)) == tool
 
 
 # --- tables where the packaged migrations would go

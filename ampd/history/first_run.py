@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 _MOST = 20  # tables of each kind that are asked for
 
 
-class Table(msgspec.Struct, frozen=True):
-    """A table in the database; `trusted` says whether its owner may own a history."""
+class Neighbour(msgspec.Struct, frozen=True):
+    """Another table in the database; `trusted` says whether its owner may own a history."""
 
     schema: str
     name: str
@@ -48,9 +48,9 @@ class Table(msgspec.Struct, frozen=True):
 class Neighbours(msgspec.Struct, frozen=True):
     """What else the database contains: a limited number of each kind, those of trusted owners first."""
 
-    histories: tuple[Table, ...] = ()  # of ampd's, with rows, in other schemas
-    tools: tuple[Table, ...] = ()  # with rows, and named as the history of another tool is
-    tables: tuple[Table, ...] = ()  # of any kind, in the schema; asked for only where it matters
+    histories: tuple[Neighbour, ...] = ()  # of ampd's, with rows, in other schemas
+    tools: tuple[Neighbour, ...] = ()  # with rows, and named as the history of another tool is
+    tables: tuple[Neighbour, ...] = ()  # of any kind, in the schema; asked for only where it matters
     type_owner: str | None = None  # of a type in the schema that has the name of the history, which a table cannot have
 
 
@@ -117,7 +117,7 @@ TOOLS = (
 )
 
 
-def tool_of(table: Table) -> Tool | None:
+def tool_of(table: Neighbour) -> Tool | None:
     """Return the tool whose history a table is, by name and columns; None for an application's own table of that name.
 
     A history of a single column is only recognised without any other.
@@ -246,7 +246,7 @@ def first_run_warnings(found: Neighbours, home: str, *, configured: bool, packag
         yield f"{here} already contains tables: {_some(tables)}; amp's own are created among them"
 
 
-def _histories_of_tools(tables: Iterable[Table], home: str | None) -> Iterator[tuple[Table, Tool]]:
+def _histories_of_tools(tables: Iterable[Neighbour], home: str | None) -> Iterator[tuple[Neighbour, Tool]]:
     """Yield the histories in one schema, or, for None, in the tools' own schemas."""
     for table in tables:
         tool = tool_of(table)
@@ -254,19 +254,19 @@ def _histories_of_tools(tables: Iterable[Table], home: str | None) -> Iterator[t
             yield table, tool
 
 
-def _tables_of_applications(found: Neighbours, home: str) -> tuple[Table, ...]:
+def _tables_of_applications(found: Neighbours, home: str) -> tuple[Neighbour, ...]:
     histories = {table.name for table, _ in _histories_of_tools(found.tools, home)}
     return tuple(table for table in found.tables if table.name not in histories)
 
 
-def _trusted(tables: Iterable[Table]) -> tuple[Table, ...]:
+def _trusted(tables: Iterable[Neighbour]) -> tuple[Neighbour, ...]:
     return tuple(table for table in tables if table.trusted)
 
 
-def _strangers(tables: Iterable[Table]) -> tuple[Table, ...]:
+def _strangers(tables: Iterable[Neighbour]) -> tuple[Neighbour, ...]:
     return tuple(table for table in tables if not table.trusted)
 
 
-def _some(tables: tuple[Table, ...]) -> str:
+def _some(tables: tuple[Neighbour, ...]) -> str:
     more = " and others" if len(tables) > 3 else ""
     return ", ".join(map(str, tables[:3])) + more
