@@ -19,7 +19,7 @@ from .migrator import migrate, status
 from .postgres.connection import Pool, check_event_loop
 from .postgres.pool import connected, unopened_pool
 from .redaction import Hidden
-from .report import count
+from .report import ahead_warning, count
 
 
 @asynccontextmanager
@@ -71,8 +71,7 @@ async def open_pool(
                 hint="run `ampd migrate` before the service starts, or set auto_migrate = true",
             )
         if found.plan.ahead:
-            by, newest = count(len(found.plan.ahead), "migration"), found.plan.ahead[-1].version
-            message = f"the database is ahead of this build by {by} (newest: {newest})"
+            message = ahead_warning([info.version for info in found.plan.ahead])
             on_event(Warned(message=message, database=found.database, schema=found.schema))
     async with await _connected(metadata_db, unopened) as pool:
         renewal = asyncio.create_task(_renew(pool, metadata_db.max_lifetime_secs))

@@ -11,7 +11,7 @@ import msgspec
 from .plan import MigrationInfo, Plan, State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 
 class Result(StrEnum):
@@ -184,6 +184,12 @@ def still_pending(plan: Plan) -> tuple[MigrationInfo, ...]:
 def pending_of(migrations: tuple[MigrationInfo, ...]) -> tuple[PendingMigration, ...]:
     """Return migrations of a plan as the report shows them."""
     return tuple(PendingMigration(info.version, info.name) for info in migrations)
+
+
+def ahead_warning(versions: Sequence[int]) -> str:
+    """Return what to warn of where a newer build has applied these versions, of which this one has no files."""
+    by = count(len(versions), "migration")
+    return f"the database is ahead of this build by {by} (newest: {versions[-1]}); nothing is applied"
 
 
 def count(number: int, noun: str) -> str:

@@ -26,7 +26,7 @@ from .plan import Order, Plan, State, make_plan
 from .postgres.connection import CLOSE_TIMEOUT_SECS, Pool, Session, check_event_loop
 from .postgres.database import Database
 from .redaction import Hidden
-from .report import AppliedNow, Report, count, pending_of
+from .report import AppliedNow, Report, ahead_warning, pending_of
 from .resumption import Resumption, resuming
 from .source import reading
 from .sql.slices import at_once, in_slices
@@ -244,9 +244,7 @@ class Run:
     def warn_if_ahead(self, report: Report) -> Report:
         """Warn if the database is ahead of the files; return the report."""
         if report.ahead:
-            by, newest = count(len(report.ahead), "migration"), report.ahead[-1]
-            message = f"the database is ahead of this build by {by} (newest: {newest}); nothing is applied"
-            self.emit(Warned(message=message))
+            self.emit(Warned(message=ahead_warning(report.ahead)))
         return report
 
     async def apply(self, session: Session, guards: list[Session], prepared: PreparedMigration, total: int) -> None:
