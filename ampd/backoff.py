@@ -6,21 +6,24 @@ import random
 from time import monotonic
 
 QUIET_SECS = 1.0  # a shorter wait is not reported
-_TELL_EVERY_SECS = 5.0
+_REPORT_EVERY_SECS = 5.0
 
 
 class Backoff:
     """A limit on one wait, a growing pause with jitter, and when to report it; all in seconds."""
 
-    def __init__(self, limit: float, *, longest_pause: float, first_pause: float = 0.02) -> None:
+    def __init__(
+        self, limit: float, *, longest_pause: float, first_pause: float = 0.02, quiet_secs: float = QUIET_SECS
+    ) -> None:
         self.limit = limit
+        self._quiet_secs = quiet_secs
         self._first, self._longest = first_pause, longest_pause
         self.renew()
 
     def renew(self) -> None:
         """Reset the wait: it is over."""
         self._begun: float | None = None
-        self._told = 0.0
+        self._reported = -_REPORT_EVERY_SECS
         self.pause = self._first
 
     def begin(self) -> None:
@@ -39,12 +42,12 @@ class Backoff:
         assert self._begun is not None
         return monotonic() - self._begun
 
-    def is_worth_a_word(self) -> bool:
+    def should_report(self) -> bool:
         """Return whether to report the wait now: not in its first second, and then every few seconds."""
-        worth = self.waited >= QUIET_SECS and monotonic() - self._told >= _TELL_EVERY_SECS
-        if worth:
-            self._told = monotonic()
-        return worth
+        due = self.waited >= self._quiet_secs and monotonic() - self._reported >= _REPORT_EVERY_SECS
+        if due:
+            self._reported = monotonic()
+        return due
 
     def next_pause(self) -> float:
         """Return how long to pause before the next attempt, which is never beyond the limit."""

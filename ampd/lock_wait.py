@@ -56,7 +56,7 @@ class LockWait:
         """
         if self._backoff.waited >= self._backoff.limit:
             raise _timeout_error(history.holder, self._backoff.waited)
-        if history.holder and self._backoff.is_worth_a_word():
+        if history.holder and self._backoff.should_report():
             waited, limit = self._backoff.waited, self._backoff.limit
             self._on_event(Waiting(waited=waited, limit=limit, holder=history.holder))
         self.is_taken_by_others, self._why = True, why

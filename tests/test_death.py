@@ -190,7 +190,7 @@ async def test_a_crashed_server(fragile: Callable[[], Awaitable[Database]], dire
 @both_ways
 async def test_a_network_that_falls_silent(database: Database, monkeypatch: pytest.MonkeyPatch, directive: str) -> None:
     """A cut network is noticed though nobody says so; the server forgets the runner, and the next one completes."""
-    for name in ("_QUIET_SECS", "_ANSWER_SECS", "_SILENCE_SECS", "_LOOK_EVERY_SECS"):
+    for name in ("QUIET_SECS", "_ANSWER_SECS", "_SILENCE_SECS", "_LOOK_EVERY_SECS"):
         monkeypatch.setattr(table_locks, name, 0.3)
     monkeypatch.setattr(guard, "_HEARTBEAT_SECS", 0.3)
     monkeypatch.setattr(session_state, "LEASE_SECS", 2)

@@ -136,7 +136,7 @@ async def test_a_look_at_a_long_migration_holds_no_connection(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The connection from which a migration is watched is given back after each look, so that others can run."""
-    for name in ("_QUIET_SECS", "_LOOK_EVERY_SECS"):
+    for name in ("QUIET_SECS", "_LOOK_EVERY_SECS"):
         monkeypatch.setattr(table_locks, name, 0.05)
     slow = scripts("-- lock-timeout: 0\nSELECT pg_advisory_xact_lock(1)")
     async with transaction(database, GATE) as gate, pool_of(database, 3) as pool:

@@ -329,7 +329,7 @@ async def test_a_server_that_tells_nothing_of_its_sessions(
     table: Database, monkeypatch: pytest.MonkeyPatch, directive: str
 ) -> None:
     """Without track_activities a look from outside finds nothing out, and takes nobody for dead."""
-    for name in ("_QUIET_SECS", "_LOOK_EVERY_SECS"):
+    for name in ("QUIET_SECS", "_LOOK_EVERY_SECS"):
         monkeypatch.setattr(table_locks, name, 0.05)
     await table.execute(f"ALTER DATABASE {table.name} SET track_activities = off")
     files = scripts(f"{directive}SELECT 1; CALL slow()")
@@ -357,7 +357,7 @@ async def test_a_pool_without_a_connection_to_look_from(table: Database) -> None
 
 async def test_a_look_from_the_guard_comes_to_its_end(table: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """A look that outlives the statement is not cut off, which would end the guard's transaction and its lock."""
-    for name in ("_QUIET_SECS", "_ANSWER_SECS", "_LOOK_EVERY_SECS"):
+    for name in ("QUIET_SECS", "_ANSWER_SECS", "_LOOK_EVERY_SECS"):
         monkeypatch.setattr(table_locks, name, 0.01)
     quick = table_locks.LockMonitor._body
 

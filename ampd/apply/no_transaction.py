@@ -30,15 +30,16 @@ from ampd.sql.slices import in_slices
 from ampd.sql.units import Unit, finding_in_force, units
 from ampd.sqlstates import MOVED
 
+from .background import in_background
 from .diagnosis import migration_error
 from .guard import Guard
 from .location import location_of
 from .message import Message
-from .outcome import UNFINISHED, Outcome, is_undecidable
+from .outcome import RESUMABLE, Outcome, is_undecidable
 from .pooler import Backend, check_no_session, find_backend, restore_settings
 from .protocol import Protocol, State, Step
 from .session_state import own_role_sql, reset_session_sql, reset_settings_sql, save_settings_sql, set_role_sql
-from .table_locks import alongside, with_lock_retries
+from .table_locks import with_lock_retries
 from .transaction import LockUnavailable, StatementTracker, harm_error, note_lock_sql, parts, refused_error
 from .unit_message import Wrapping, again_sql, composing, limits_of, limits_that_differ_sql, wrapping_of
 
@@ -75,7 +76,7 @@ async def apply_no_transaction(source: Database, session: Session, guarding: Ses
             raise ConnectionsBusy(error) from error
         if execution.info.applied is not None:
             await _check_again(session, execution)
-        async with alongside(guard.heartbeat):
+        async with in_background(guard.heartbeat):
             await StatementRunner(source, session, guard, execution, backend).run()
     finally:
         await guarding.recover()  # a pooler throws away a server connection that is left in a transaction
@@ -241,7 +242,7 @@ class StatementRunner:
             )
         except ServerError as error:
             await self._session.recover()
-            raise await self._failed_error(error, Message(), done, UNFINISHED) from error
+            raise await self._failed_error(error, Message(), done, RESUMABLE) from error
         finally:
             self._mark_dirty()
 
@@ -264,7 +265,7 @@ class StatementRunner:
                 await session.run(str(message), on_note=tracker, on_event=execution.on_event)
         except ServerError as error:
             await session.recover()
-            raise await self._failed_error(error, message, tracker.running, UNFINISHED) from error
+            raise await self._failed_error(error, message, tracker.running, RESUMABLE) from error
         finally:
             self._mark_dirty()
 
@@ -277,7 +278,7 @@ class StatementRunner:
         self._emit_started(unit)
         blocked = LockTimeout(
             f"{self._migration.file}:{statement.line}: blocked by other sessions",
-            hint=UNKNOWN if is_undecidable(unit) else UNFINISHED,
+            hint=UNKNOWN if is_undecidable(unit) else RESUMABLE,
             **location_of(self._migration, statement.start),
         )
         dirty_backends, connections = set[int](), 0
@@ -327,7 +328,7 @@ class StatementRunner:
             await session.run(f"{self._label} {prelude}; {settings}", on_note=StatementTracker(session, execution))
         except ServerError as error:
             await session.recover()
-            raise await self._failed_error(error, Message(), unit.first, UNFINISHED) from error
+            raise await self._failed_error(error, Message(), unit.first, RESUMABLE) from error
         finally:
             self._mark_dirty()
         pid, session.backend_pid = session.backend_pid, None  # what follows may meet another
@@ -351,7 +352,7 @@ class StatementRunner:
         else:
             message.add_statement(unit.statements[0])
         tracker = StatementTracker(session, execution, unit.first)
-        aftermath = UNKNOWN if unit.kind is Kind.NOT_RESUMABLE else UNFINISHED
+        aftermath = UNKNOWN if unit.kind is Kind.NOT_RESUMABLE else RESUMABLE
         try:
             if self._protocol.state not in (State.READY, State.RECORDED):
                 cleared = await self._outcome.clear_away(unit)
@@ -379,11 +380,11 @@ class StatementRunner:
         if harm := refusals.harm(error, self._execution.history):
             statement = self._statements[min(max(running, 0), len(self._statements) - 1)]
             return harm_error(harm, error, self._execution, statement, aftermath=aftermath)
-        offset, repeatable = None, aftermath is UNFINISHED
+        offset, repeatable = None, aftermath is RESUMABLE
         if error.position:
             offset = message.script_offset(error.position, counts_bytes=self._session.counts_bytes)
         statement = self._statements[min(running, len(self._statements) - 1)]
-        if aftermath is UNFINISHED and await in_slices(binding_to_session(self._statements, self._checkpoint.done)):
+        if aftermath is RESUMABLE and await in_slices(binding_to_session(self._statements, self._checkpoint.done)):
             aftermath = UNKNOWN
         meant = migration_error(
             error, self._migration, statement, offset, aftermath=aftermath, statements=self._statements

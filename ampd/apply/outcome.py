@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-UNFINISHED = "it is recorded as unfinished: fix the cause and run `ampd migrate` again; it resumes at this statement"
+# The aftermath where the next run goes on by itself.
+RESUMABLE = "it is recorded as unfinished: fix the cause and run `ampd migrate` again; it resumes at this statement"
 
 
 def is_undecidable(unit: Unit) -> bool:
@@ -127,7 +128,7 @@ class Outcome:
         file, line = self._migration.file, unit.statements[0].line
         return LockTimeout(
             f"{file}:{line}: session {worker} is building an index (or similar) on the same table",
-            hint=UNFINISHED,
+            hint=RESUMABLE,
             **location_of(self._migration, unit.statements[0].start),
         )
 

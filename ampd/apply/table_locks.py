@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 import msgspec
 
 from ampd import advisory_lock
-from ampd.backoff import Backoff
+from ampd.backoff import QUIET_SECS, Backoff
 from ampd.errors import AmpdError, ConnectionFailed, LockTimeout, NoAnswer
 from ampd.events import Blocked, LockRetry
 from ampd.other_sessions import Blocker, readable_sql
 from ampd.postgres.quoting import do_block, literal
 from ampd.report import count
 
+from .background import in_background
 from .transaction import LockUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable
 
     from ampd.postgres.connection import Session
     from ampd.postgres.database import Database
@@ -31,9 +32,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_QUIET_SECS = 1.0  # a shorter wait is not worth a second connection, nor reported
 _LOOK_EVERY_SECS = 1.0
-_TELL_EVERY_SECS = 5.0
 _ANSWER_SECS = 5.0
 _LOOKS_TO_BE_CERTAIN = 3  # that the server works for a connection no longer
 _SILENCE_SECS = 15.0  # no answer on a second connection for so long: the first one is dead as well
@@ -53,21 +52,20 @@ class LockMonitor:
     """Watches the running migration from a second connection, which is opened only when it takes long."""
 
     def __init__(
-        self, source: Database, session: Session, execution: Execution, limit: float, fallback: Session | None
+        self, source: Database, session: Session, execution: Execution, backoff: Backoff, fallback: Session | None
     ) -> None:
         self._source = source
         self._session = session
         self._execution = execution
-        self._limit = limit
+        self._backoff = backoff
         self._fallback = fallback
-        self._begun = self._looked = monotonic()
-        self._reported = 0.0
+        self._looked = monotonic()
         self._seen_alive: int | None = None
         self._looking = anyio.Lock()  # from the guard
         self.blockers: tuple[Blocker, ...] = ()
         self.queued = 0
         self.blocked_secs = 0.0
-        self.on_limit: Callable[[], None] | None = None  # called once `limit` was spent blocked
+        self.on_limit: Callable[[], None] | None = None  # called once the limit was spent blocked
 
     async def run(self, first_look: float) -> None:
         """Look until cancelled; give the first connection up once it is certain to be dead."""
@@ -167,19 +165,18 @@ class LockMonitor:
             for blocker in snapshot.blockers
         )
         self.queued = snapshot.queued
-        now = monotonic()
-        if now - self._begun >= _QUIET_SECS and now - self._reported >= _TELL_EVERY_SECS:
-            self._reported = now
+        limit = self._backoff.limit
+        if self._backoff.should_report():
             self._execution.on_event(
                 Blocked(
                     version=self._execution.migration.version,
-                    waited=now - self._begun,
-                    limit=self._limit,
+                    waited=self._backoff.waited,
+                    limit=limit,
                     blockers=self.blockers,
                     queued=self.queued,
                 )
             )
-        if self.on_limit and self.blocked_secs > self._limit:
+        if self.on_limit and self.blocked_secs > limit:
             self.on_limit()
 
     def blockers_text(self) -> str:
@@ -222,12 +219,13 @@ async def with_lock_retries(
     limit = execution.limits.lock_retry_secs
     backoff = Backoff(limit, first_pause=_FIRST_PAUSE, longest_pause=_LONGEST_PAUSE)
     backoff.begin()
-    monitor = LockMonitor(source, session, execution, limit, fallback)
-    first_look = _QUIET_SECS if blocked else min(_QUIET_SECS, execution.lock_timeout_secs / 2 or _QUIET_SECS)
+    monitor = LockMonitor(source, session, execution, backoff, fallback)
+    # A shorter wait is not worth a second connection.
+    first_look = QUIET_SECS if blocked else min(QUIET_SECS, execution.lock_timeout_secs / 2 or QUIET_SECS)
     with anyio.CancelScope() as scope:
         if blocked is not None:
             monitor.on_limit = scope.cancel
-        async with alongside(partial(monitor.run, first_look)):
+        async with in_background(partial(monitor.run, first_look)):
             while True:
                 await session.reopen()  # nothing is held: one that was given up, or lost in a pause, is no loss
                 session.backend_pid = None  # behind a pooler it can be another one each time
@@ -254,30 +252,6 @@ async def _stay_awake(session: Session, secs: float) -> None:
             await session.run("SELECT 1")
         secs -= 1
     await anyio.sleep(secs)
-
-
-@asynccontextmanager
-async def alongside(task: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
-    """Run a task for the time of a block; what either raises ends both, and goes through as it is."""
-    raised: Exception | None = None
-
-    async def run() -> None:
-        nonlocal raised
-        try:
-            await task()
-        except Exception as error:  # a task group would wrap it
-            raised = raised or error
-            tasks.cancel_scope.cancel()
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(run)
-        try:
-            yield
-        except Exception as error:
-            raised = raised or error
-        tasks.cancel_scope.cancel()
-    if raised is not None:
-        raise raised
 
 
 _FACTS = ("version", "file", "line", "column", "sqlstate", "detail", "excerpt")

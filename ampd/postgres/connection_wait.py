@@ -54,7 +54,7 @@ class ConnectionWait:
 
     def tell(self) -> None:
         """Emit what is waited for, if it takes long."""
-        if self.reason is not None and self._backoff.is_worth_a_word():
+        if self.reason is not None and self._backoff.should_report():
             waited, limit = self._backoff.waited, self._backoff.limit
             self._on_event(WaitingForConnection(reason=self.reason, waited=waited, limit=limit))
 

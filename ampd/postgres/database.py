@@ -192,7 +192,7 @@ class Database:
         self, queue: _PoolQueue | None, count: int, look: Callable[[Session], Awaitable[T]]
     ) -> tuple[list[Session], T]:
         by_service = monotonic()  # since when it is no other run that uses the pool up
-        hung_up = Backoff(self._connect_wait_secs, longest_pause=_LONGEST_DELAY_SECS)
+        hung_up = Backoff(self._connect_wait_secs, longest_pause=_LONGEST_PAUSE_SECS)
         while True:
             try:
                 return await self._take_at_once(count, look)
@@ -207,7 +207,7 @@ class Database:
             except HungUp as gone:
                 if hung_up.waited >= hung_up.limit:
                     raise gone.failure from gone
-                if hung_up.is_worth_a_word():
+                if hung_up.should_report():
                     self._on_event(Retrying(reason=str(gone), waited=hung_up.waited, limit=hung_up.limit))
                 await anyio.sleep(hung_up.next_pause())
             except ConnectionsBusy as busy:
@@ -291,8 +291,8 @@ class Database:
         attempt = self._attempts(timeout)
         # The driver fails in any way on answers that no PostgreSQL gives; with a pool, so may a callback of its owner.
         refusals = (Exception,) if self._pool is None else (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
-        begun = told = monotonic()
-        delay = 0.05
+        backoff = Backoff(wait, longest_pause=_LONGEST_PAUSE_SECS, quiet_secs=0)
+        backoff.begin()
         while True:
             try:
                 connection = await self._remembering(attempt)
@@ -302,14 +302,11 @@ class Database:
                 raise ConnectionResetError("connection_lost right after the greeting")
             except refusals as error:
                 failure, worth_retrying = self._meaning(error)
-            waited = monotonic() - begun
-            if not worth_retrying or waited + delay > wait:
+            if not worth_retrying or backoff.waited >= wait:
                 raise failure
-            if monotonic() - told > 3 or told == begun:
-                told = monotonic()
-                self._on_event(Retrying(reason=str(failure.args[0]), waited=waited, limit=wait))
-            await anyio.sleep(delay)
-            delay = min(delay * 1.6, _LONGEST_DELAY_SECS)
+            if backoff.should_report():
+                self._on_event(Retrying(reason=str(failure.args[0]), waited=backoff.waited, limit=wait))
+            await anyio.sleep(backoff.next_pause())
 
     async def _remembering(self, attempt: Callable[[], Awaitable[Any]]) -> Any:
         """Make an attempt, and afterwards read the password of a pool that was passed in."""
@@ -389,7 +386,7 @@ class Database:
                 terminate(connection)
 
 
-_LONGEST_DELAY_SECS = 2.0
+_LONGEST_PAUSE_SECS = 2.0
 _UNANSWERED = "the server, or a pooler before it, has let us in and does not answer"
 
 
