@@ -29,6 +29,7 @@ HELP = {
     "configuration file. "
     "Exit codes: 0 success, 1 error, 130 and 143 after SIGINT and SIGTERM with the running migration rolled back. "
     "Commands "
+    "baseline Record migrations as applied without running them, in a database that has them already. "
     "migrate Apply the pending migrations in order, and exit. "
     "resolve Resolve a -- no-transaction migration that was interrupted and cannot be resumed by itself. "
     "solo Start a managed local PostgreSQL, migrate it, and keep it up until Ctrl+C. "
@@ -49,6 +50,15 @@ HELP = {
     "Changes nothing, and needs no right but SELECT on the history table. "
     "Example: ampd status --json "
     f"Parameters {CONFIG_HELP} {JSON_HELP} {MIGRATIONS_HELP}",
+    "baseline": "Usage: ampd baseline [OPTIONS] VERSION "
+    "Record migrations as applied without running them, in a database that has them already. "
+    "Shows what it would write, and asks. Writes the history table only. "
+    "Example: ampd baseline 42 --migrations migrations "
+    "Arguments * VERSION Record every file up to this one: your word that the database contains what they make. "
+    "[required] "
+    f"Parameters {CONFIG_HELP} "
+    "--yes Write without asking; needed where nobody can be asked. "
+    f"{JSON_HELP} {MIGRATIONS_HELP}",
     "resolve": "Usage: ampd resolve [OPTIONS] VERSION "
     "Resolve a -- no-transaction migration that was interrupted and cannot be resumed by itself. "
     "Look at the database first. Runs nothing; writes the history table only. "
@@ -194,8 +204,12 @@ def test_the_deprecated_key_works_with_a_warning(ampd: Ampd, database: Database,
 @pytest.mark.parametrize(
     ("arguments", "message", "page"),
     [
-        (["nosuch"], 'unknown command "nosuch". Available commands: migrate, status, resolve, solo', "ampd"),
-        (["--nosuch"], 'unknown command "--nosuch". Available commands: migrate, status, resolve, solo', "ampd"),
+        (["nosuch"], 'unknown command "nosuch". Available commands: migrate, status, baseline, resolve, solo', "ampd"),
+        (
+            ["--nosuch"],
+            'unknown command "--nosuch". Available commands: migrate, status, baseline, resolve, solo',
+            "ampd",
+        ),
         (["migrate", "--nosuch"], "unknown option: --nosuch", "ampd migrate"),
         (["migrate", "--no-check"], "unknown option: --no-check. Did you mean --check?", "ampd migrate"),
         (["migrate", "extra"], "unexpected argument: extra", "ampd migrate"),

@@ -23,6 +23,8 @@ NO_FOLDER = (
     "--migrations DIR or metadata_db.migrations.dir"
 )
 
+BY_WORD = "if these tables are amp's, `ampd baseline VERSION` records its migrations up to VERSION as applied; "
+
 
 async def histories(database: Database) -> list[str]:
     """Return the schemas that hold a history."""
@@ -143,9 +145,9 @@ async def test_another_tools_history(database: Database, tmp_path: Path) -> None
     message = (
         '"public" is migrated by sqlx: its history "public"."_sqlx_migrations" (owner postgres) has entries, and ampd '
         "has none there\n"
-        "hint: ampd would run every file from the beginning: if sqlx has applied them, go on with sqlx; if they are "
-        "others, give them a schema of their own with metadata_db.schema; if sqlx is no longer used here, rename its "
-        "table"
+        "hint: ampd would run every file from the beginning: if sqlx has applied them, `ampd baseline VERSION` records "
+        "those up to VERSION as applied; if they are others, give them a schema of their own with metadata_db.schema; "
+        "if sqlx is no longer used here, rename its table"
     )
     assert await refusals(configured(database.url, folder)) == {(library.MigrationConflict, message)}
     assert await histories(database) == []
@@ -241,7 +243,8 @@ async def test_the_packaged_migrations_do_not_go_among_other_tables(database: Da
     message = (
         '"public" already contains tables: "public"."a" (owner postgres), "public"."b" (owner postgres), '
         '"public"."customers" (owner postgres) and others; amp\'s own would be created among them\n'
-        f"hint: {NO_FOLDER}; to have amp's schema in this database as well, set metadata_db.schema to another one"
+        f"hint: {NO_FOLDER}; {BY_WORD}to have amp's schema in this database as well, set metadata_db.schema to "
+        "another one"
     )
     assert await refusals(configured(database.url)) == {(library.ConfigError, message)}
     assert await histories(database) == []
@@ -267,8 +270,8 @@ async def test_the_command_line_says_the_same_whatever_the_command(ampd: Ampd, d
     await database.execute("CREATE TABLE customers ()")
     text = (
         'error: "public" already contains tables: "public"."customers" (owner postgres); amp\'s own would be created '
-        f"among them\nhint: {NO_FOLDER}; to have amp's schema in this database as well, set metadata_db.schema to "
-        "another one\n"
+        f"among them\nhint: {NO_FOLDER}; {BY_WORD}to have amp's schema in this database as well, "
+        "set metadata_db.schema to another one\n"
     )
     for command in (["migrate"], ["migrate", "--check"], ["migrate", "--dry-run"], ["status"], ["solo", "--once"]):
         process = ampd(*command, url=database.url)

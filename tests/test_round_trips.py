@@ -54,6 +54,7 @@ NEEDED = {
     "ampd.backoff",
     "ampd.cli",
     "ampd.cli.app",
+    "ampd.cli.baseline",
     "ampd.cli.commands",
     "ampd.cli.progress",
     "ampd.cli.runtime",

@@ -304,6 +304,7 @@ async def test_arguments_of_the_wrong_kind(database: Database) -> None:
         lambda: ampd.status(url, migrations=FILES, limits=1),  # type: ignore[arg-type]
         lambda: ampd.resolve(url, 1, "applied", migrations=FILES),  # type: ignore[arg-type]
         lambda: ampd.resolve(url, 1, ampd.Resolution.APPLIED, migrations=FILES),
+        lambda: ampd.baseline(url, 99, migrations=FILES),
         lambda: ampd.open_pool(url).__aenter__(),  # type: ignore[arg-type]
         lambda: ampd.open_pool(metadata_db, nonsense=1, **options).__aenter__(),
         lambda: ampd.open_pool(metadata_db, max_size=-1, **options).__aenter__(),

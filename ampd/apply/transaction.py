@@ -124,11 +124,21 @@ async def resolve(session: Session, history: History, info: MigrationInfo, resol
     Raises:
         LockTaken: another runner has the lock.
     """
-    refusals.check_writable(history)
     statements = len(await in_slices(splitter.splitting(info.migration.sql))) if info.migration else 0
     applied = resolution is Resolution.APPLIED
-    resolved = writing.resolve_sql(history, info.version, info.migration, statements, applied=applied)
-    body = f"BEGIN {advisory_lock.try_lock_sql(history.lock_key)}{writing.enter_sql(history, resolved)} END"
+    await record(
+        session, history, writing.resolve_sql(history, info.version, info.migration, statements, applied=applied)
+    )
+
+
+async def record(session: Session, history: History, part: str) -> None:
+    """Run a part of `enter_sql` under the lock, in a transaction of its own.
+
+    Raises:
+        LockTaken: another runner has the lock, or has added to the history.
+    """
+    refusals.check_writable(history)
+    body = f"BEGIN {advisory_lock.try_lock_sql(history.lock_key)}{writing.enter_sql(history, part)} END"
     try:
         await session.run(
             "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '10s'; "

@@ -13,6 +13,7 @@ from ampd.errors import AmpdError, ConfigError
 from ampd.redaction import learn_passwords
 
 from .app import ConfigOption, Flag, JsonOption, MigrationsOption, UrlOption, Version, Where, WhereGiven, app, configure
+from .baseline import baseline
 from .runtime import (
     Signalled,
     abandon,
@@ -141,7 +142,7 @@ def resolve(
     return 0
 
 
-for command in (migrate, status, resolve, solo):
+for command in (migrate, status, baseline, resolve, solo):
     app.command(command)
 
 

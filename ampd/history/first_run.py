@@ -220,13 +220,15 @@ def first_run_error(found: Neighbours, home: str, *, configured: bool, packaged:
         return MigrationConflict(
             f"{here} is migrated by {tool.name}: its history {table} has entries, and ampd has none there",
             hint=(f"{NO_FOLDER}; " if packaged else "") + "ampd would run every file from the beginning: "
-            f"if {tool.name} has applied them, go on with {tool.name}; if they are others, give them a schema of their "
-            f"own with metadata_db.schema; if {tool.name} is no longer used here, rename its table",
+            f"if {tool.name} has applied them, `ampd baseline VERSION` records those up to VERSION as applied; if they "
+            f"are others, give them a schema of their own with metadata_db.schema; if {tool.name} is no longer used "
+            "here, rename its table",
         )
     if packaged and (tables := _trusted(_tables_of_applications(found, home))):
         return ConfigError(
             f"{here} already contains tables: {_some(tables)}; amp's own would be created among them",
-            hint=f"{NO_FOLDER}; to have amp's schema in this database as well, set metadata_db.schema to another one",
+            hint=f"{NO_FOLDER}; if these tables are amp's, `ampd baseline VERSION` records its migrations up to "
+            "VERSION as applied; to have amp's schema in this database as well, set metadata_db.schema to another one",
         )
     return None
 

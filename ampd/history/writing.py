@@ -17,6 +17,8 @@ from .table import LOCK, TABLE
 from .trust import COLUMNS, LAST, MAY_FIRE, PLAIN, SHAPED, columns_sql, fires_sql, trusted_schema_sql
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ampd.migration import Migration
     from ampd.postgres.connection import Session
 
@@ -141,6 +143,23 @@ def insert_sql(history: History, migration: Migration) -> str:
     INSERT INTO {history.name} (version, name, checksum, started_at, statements_done, applied_by, ampd_version)
     VALUES ({migration.version}, {literal(migration.name)}, decode('{migration.checksum.hex()}', 'hex'),
             clock_timestamp(), 0, CURRENT_USER, '{VERSION}');"""
+
+
+def adopt_sql(history: History, migrations: Iterable[tuple[Migration, str | None]], source: str | None) -> str:
+    """Return a part of `enter_sql` that records migrations as applied, each at a time as text, or now.
+
+    `source` is the tool that has applied them, by whose name the rows are known; None for a person's word.
+    """
+    by = f"{VERSION} baseline{f' from {source}' if source else ''}"
+    rows = ",\n      ".join(
+        f"({each.version}, {literal(each.name)}, {_hex_sql(each.checksum)}, {when}, {when}, 0, CURRENT_USER, '{by}')"
+        for each, at in migrations
+        for when in (f"{literal(at)}::timestamptz" if at else "now()",)
+    )
+    return f"""
+    INSERT INTO {history.name} (version, name, checksum, started_at, finished_at, statements_done, applied_by,
+      ampd_version) VALUES
+      {rows};"""
 
 
 def make_room_sql(history: History) -> str:

@@ -1,0 +1,83 @@
+"""`ampd baseline`: shows what it would record, asks, and records it."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+from ampd.errors import ConfigError
+
+from .app import Flag, JsonOption, MigrationsOption, Version, WhereGiven, configure
+from .runtime import new_progress, print_json, print_result, run_to_end, say
+
+if TYPE_CHECKING:
+    from ampd.adoption.baseline import Takeover
+    from ampd.adoption.proof import Baseline
+
+
+def baseline(
+    version: Version,
+    /,
+    *,
+    yes: Annotated[bool, Flag] = False,
+    json: JsonOption = False,
+    migrations: MigrationsOption = None,
+    where: WhereGiven,
+) -> int:
+    """Record migrations as applied without running them, in a database that has them already.
+
+    Shows what it would write, and asks. Writes the history table only.
+
+    Example: `ampd baseline 42 --migrations migrations`
+
+    Parameters
+    ----------
+    version:
+        Record every file up to this one: your word that the database contains what they make.
+    yes:
+        Write without asking; needed where nobody can be asked.
+    """
+    from ampd.adoption import baseline
+    from ampd.redaction import Hidden
+    from ampd.report import count
+
+    progress = new_progress()
+    metadata_db = configure(where, migrations)
+
+    async def look() -> tuple[Takeover, Baseline]:
+        takeover = await baseline.Takeover.of(Hidden(metadata_db), version, on_event=progress)
+        return takeover, await takeover.examine()
+
+    takeover, found = run_to_end(progress, look)
+    progress.clear()
+    if found.records:
+        say(f"to be recorded as applied, without running them:\n{found.text()}")
+        if not yes:
+            _ask(len(found.records))
+    status = run_to_end(progress, lambda: takeover.record(found))
+    if json:
+        print_json(status.json())
+    else:
+        done = f"recorded {count(len(found.records), 'migration')} as applied" if found.records else "nothing to record"
+        print_result(f"{status.database}: {done}; {status.summary()}")
+    return 0
+
+
+def _ask(number: int) -> None:
+    """Ask on the terminal whether to write.
+
+    Raises:
+        ConfigError: there is nobody to ask, or the answer is not yes.
+    """
+    if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
+        raise ConfigError(
+            "nothing was recorded: this is no terminal, so nobody can be asked",
+            hint="if the database contains what these migrations make, run it again with --yes",
+        )
+    print(f"Does the database contain what {_these(number)}? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise ConfigError("nothing was recorded")
+
+
+def _these(number: int) -> str:
+    return "this migration makes" if number == 1 else f"these {number} migrations make"
