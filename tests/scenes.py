@@ -13,7 +13,8 @@ import msgspec
 import pytest
 
 from ampd import run
-from ampd.apply import pooler
+from ampd.apply import pooler, table_locks
+from ampd.backoff import Backoff
 from ampd.events import (
     Applied,
     Event,
@@ -67,6 +68,12 @@ async def far_away(database: Database) -> AsyncIterator[Database]:
             patch.setattr(module, "CLOSE_TIMEOUT_SECS", FAREWELL_SECS)
         async with Proxy(database.server.host, database.server.port, delay=SLOW_SECS) as line:
             yield Database(msgspec.structs.replace(database.server, host=line.host, port=line.port), database.name)
+
+
+def report_at_once(patch: pytest.MonkeyPatch) -> None:
+    """Let a run tell at its first look or attempt what it waits for."""
+    patch.setattr(table_locks, "QUIET_SECS", 0.1)
+    patch.setattr(Backoff.__init__, "__kwdefaults__", {**(Backoff.__init__.__kwdefaults__ or {}), "quiet_secs": 0.0})
 
 
 async def until(question: Callable[[], Awaitable[T]]) -> T:

@@ -190,9 +190,7 @@ async def test_a_crashed_server(fragile: Callable[[], Awaitable[Database]], dire
 @both_ways
 async def test_a_network_that_falls_silent(database: Database, monkeypatch: pytest.MonkeyPatch, directive: str) -> None:
     """A cut network is noticed though nobody says so; the server forgets the runner, and the next one completes."""
-    for name in ("QUIET_SECS", "_ANSWER_SECS", "_SILENCE_SECS", "_LOOK_EVERY_SECS"):
-        monkeypatch.setattr(table_locks, name, 0.3)
-    monkeypatch.setattr(guard, "_HEARTBEAT_SECS", 0.3)
+    monkeypatch.setattr(guard, "_HEARTBEAT_SECS", 0.1)
     monkeypatch.setattr(session_state, "LEASE_SECS", 2)
     heard = Heard()
     files = (FIRST, directive + SECOND)
@@ -202,12 +200,15 @@ async def test_a_network_that_falls_silent(database: Database, monkeypatch: pyte
             async def cut() -> None:
                 await waiting_for_a_lock(database)
                 proxy.silent = True
+                for name in ("_ANSWER_SECS", "_SILENCE_SECS", "_LOOK_EVERY_SECS"):  # too short for one that speaks
+                    monkeypatch.setattr(table_locks, name, 0.3)
 
             tasks.start_soon(cut)
             url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database.name}"
             with anyio.fail_after(GENEROUS), pytest.raises(ConnectionFailed) as raised:
                 await library.migrate(url, migrations=scripts(*files), on_event=heard)
         assert raised.value.message == "the connection to the server was lost: the server has not answered for 0.3 s"
+        monkeypatch.undo()
         await gate.execute("COMMIT")
         with anyio.fail_after(GENEROUS):
             await library.migrate(database.url, migrations=scripts(*files))

@@ -252,7 +252,7 @@ nothing of this migration was kept: fix the file and run again""",
         id="its own row removed",
     ),
     pytest.param(
-        "-- statement-timeout: 50ms\nSELECT 1;\nSELECT pg_sleep(60);\n",
+        "-- statement-timeout: 300ms\nSELECT 1;\nSELECT pg_sleep(60);\n",
         """\
 m/1_x.sql:3: canceling statement due to statement timeout (SQLSTATE 57014)
 m/1_x.sql:3:1

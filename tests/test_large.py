@@ -205,7 +205,7 @@ async def test_a_runner_that_is_cut_off_strands_no_transaction(
 ) -> None:
     """The server waits so long for the next message and no longer, though the network says nothing of the loss."""
     monkeypatch.setattr("ampd.apply.session_state.LEASE_SECS", 2)
-    monkeypatch.setattr("ampd.apply.guard._HEARTBEAT_SECS", 0.3)
+    monkeypatch.setattr("ampd.apply.guard._HEARTBEAT_SECS", 0.1)
     files = scripts(f"{before}{SCRIPT}" + ";\nCOMMIT" * bool(before))
     async with Proxy(database.server.host, database.server.port) as proxy, anyio.create_task_group() as tasks:
 

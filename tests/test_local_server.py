@@ -19,6 +19,7 @@ from ampd.local_server import folders, installation, launcher
 from ampd.local_server import server as server_module
 from ampd.local_server.installation import find_postgres
 from ampd.local_server.server import LocalServer, local_server
+from tests.scenes import GENEROUS
 from tests.servers import Ampd, Server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.one_version]
@@ -186,7 +187,7 @@ async def test_a_killed_ampd_takes_its_server_along(data_dir: Path, bindir: Path
         assert parent.stdout is not None
         assert (await parent.stdout.receive()).startswith(b"ready")
         parent.kill()
-    with anyio.fail_after(10):
+    with anyio.fail_after(GENEROUS):
         while (data_dir / "postmaster.pid").exists():  # noqa: ASYNC110 - another program's file
             await anyio.sleep(0.01)
     async with local_server(data_dir, bindir=bindir) as server:

@@ -26,6 +26,16 @@ async def lent_pool(database: Database, **options: Any) -> AsyncIterator[asyncpg
         yield pool
 
 
+async def end_the_sleeper(database: Database) -> None:
+    """Wait for a session that is in pg_sleep, and terminate it."""
+    await until_none_is_left(
+        lambda: database.fetchval(
+            "SELECT 1 - count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE wait_event = 'PgSleep' "
+            "AND datname = current_database()"
+        )
+    )
+
+
 async def advisory_locks(database: Database) -> int:
     """Return how many advisory locks are held in a database."""
     held: int = await database.fetchval(
@@ -118,12 +128,7 @@ async def test_a_lent_pool_outlives_its_backend(database: Database, directive: s
         run = asyncio.create_task(ampd.migrate(pool, migrations=[slow], on_event=lambda event: _slow(begun, event)))
         with anyio.fail_after(30):
             await begun.wait()
-            await until_none_is_left(
-                lambda: database.fetchval(
-                    "SELECT 1 - count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE wait_event = 'PgSleep' "
-                    "AND datname = current_database()"
-                )
-            )
+            await end_the_sleeper(database)
             with pytest.raises(ampd.ConnectionFailed, match="the connection to the server was lost"):
                 await run
         assert await on_each(pool, "SELECT 1") == [[(1,)]] * 2
@@ -170,10 +175,7 @@ async def test_a_lost_connection_of_a_pool_with_a_timeout(database: Database) ->
         run = asyncio.create_task(ampd.migrate(pool, migrations=[slow], on_event=lambda event: _slow(begun, event)))
         await begun.wait()
         await asyncio.sleep(2 * BRIEF)
-        await database.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep' "
-            "AND datname = current_database()"
-        )
+        await end_the_sleeper(database)
         with pytest.raises(ampd.ConnectionFailed, match="terminat"):
             await run
 

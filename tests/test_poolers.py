@@ -312,8 +312,9 @@ async def test_a_kill_in_mid_build(pooled: Database, database: Database, ampd: A
 
 async def test_a_full_pool_is_no_dead_server(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """With no server connection to spare for a look from outside, a long migration runs on undisturbed."""
-    for name in ("QUIET_SECS", "_ANSWER_SECS", "_SILENCE_SECS", "_LOOK_EVERY_SECS"):
+    for name in ("QUIET_SECS", "_ANSWER_SECS", "_LOOK_EVERY_SECS"):
         monkeypatch.setattr(table_locks, name, 0.2)
+    monkeypatch.setattr(table_locks, "_SILENCE_SECS", 1.0)
     files = scripts("CREATE TABLE t (id integer); SELECT pg_sleep(1.5)", FILES[1])
     with pgbouncer(database.server, default_pool_size=1) as pooler:
         await library.migrate(pooler.url(database.name), migrations=files[:1])

@@ -59,7 +59,7 @@ def crash(self, taken):
         os._exit(9)
 
 protocol.Protocol.take = crash
-limits = ampd.Limits(lock_timeout_secs=0.1, lock_retry_secs=1)
+limits = ampd.Limits(lock_timeout_secs=0.1, lock_retry_secs=0.5 if step == "WITHDRAW" else 60)
 anyio.run(lambda: ampd.migrate(url, migrations=ampd.read_migrations(folder), limits=limits))
 """
 

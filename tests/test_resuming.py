@@ -430,7 +430,7 @@ async def test_autovacuum_is_not_waited_for(server: Server) -> None:
             await until(at_work)
             heard = Heard()
             files = scripts(f"{NT}CREATE INDEX CONCURRENTLY t_id ON t (id)")
-            limits = Limits(lock_retry_secs=5)
+            limits = Limits(lock_retry_secs=GENEROUS)
             await library.migrate(role.url, migrations=files, limits=limits, on_event=heard)
             assert not heard.of(LockRetry)
             assert await indexes(database) == [("t_id", True)]
