@@ -7,13 +7,14 @@ from time import monotonic
 
 QUIET_SECS = 1.0  # a shorter wait is not reported
 _REPORT_EVERY_SECS = 5.0
+_RESTS = 5
 
 
 class Backoff:
     """A limit on one wait, a growing pause with jitter, and when to report it; all in seconds."""
 
     def __init__(
-        self, limit: float, *, longest_pause: float, first_pause: float = 0.02, quiet_secs: float = QUIET_SECS
+        self, limit: float, *, longest_pause: float = 0, first_pause: float = 0.02, quiet_secs: float = QUIET_SECS
     ) -> None:
         self.limit = limit
         self._quiet_secs = quiet_secs
@@ -48,6 +49,13 @@ class Backoff:
         if due:
             self._reported = monotonic()
         return due
+
+    def rest(self, secs: float) -> float:
+        """Return how long to leave to others what an attempt has had for so many seconds: at least five times as long.
+
+        But there is always room for one more attempt before the limit; without it the rest is negative.
+        """
+        return min(secs * _RESTS * random.uniform(1, 1.2), self.limit - self.waited - secs)
 
     def next_pause(self) -> float:
         """Return how long to pause before the next attempt, which is never beyond the limit."""

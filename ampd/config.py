@@ -87,7 +87,7 @@ class ResolvedLimits(_Checked, frozen=True, kw_only=True):
 
     connect_wait_secs: Seconds = 30
     advisory_lock_wait_secs: Seconds = 600
-    lock_timeout_secs: Seconds = 5
+    lock_timeout_secs: Seconds = 1
     lock_retry_secs: Seconds = 300
     statement_timeout_secs: Seconds = 0
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from .errors import AmpdError, MigrationInterrupted
-from .events import Applied, Event, Failed, Finished, OnEvent, Starting, StatementStarted, Stopped
+from .events import Applied, Event, Failed, Finished, LockRetry, OnEvent, Starting, StatementStarted, Stopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,6 +100,7 @@ class RunningMigration:
         self._emit = emit
         self._since = monotonic()
         self._ended = False
+        self._cost: dict[str, Any] = {"retries": 0, "longest_attempt_secs": 0.0, "most_queued": 0}
         self.starting = starting
         self.started = False
 
@@ -125,11 +126,21 @@ class RunningMigration:
                 )
             )
 
+    def retry(self, event: LockRetry) -> None:
+        """Emit that a table lock has ended an attempt, and add up what that has cost others."""
+        cost = self._cost
+        self._cost = {
+            "retries": cost["retries"] + 1,
+            "longest_attempt_secs": max(cost["longest_attempt_secs"], event.took),
+            "most_queued": max(cost["most_queued"], event.queued),
+        }
+        self._emit(event)
+
     def applied(self) -> None:
         """Emit that it is applied and committed."""
         self.start()  # a note of the server may have got lost on the way
         self._ended = True
-        self._emit(Applied(**self._facts()))
+        self._emit(Applied(**self._facts(), **self._cost))
 
     def failed(self, error: Exception) -> None:
         """Emit that this run has not applied it, and why; nothing if it has not started."""

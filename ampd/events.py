@@ -145,28 +145,45 @@ class Blocked(Event, frozen=True):
 
 
 class LockRetry(Event, frozen=True):
-    """A lock was not acquired in time: rolled back, and to be tried again after `delay` seconds."""
+    """A lock was not acquired in time: rolled back after `took` seconds, and to be tried again after `delay` more.
+
+    So many sessions at most were seen `queued` behind the migration, in this attempt or an earlier one.
+    """
 
     version: int
+    took: float
     delay: float
     waited: float
     limit: float
+    queued: int = 0
 
     def __str__(self) -> str:
         return f"lock not available: rolled back, trying again in {self.delay:.1f} s"
 
 
 class Applied(Event, frozen=True):
-    """A migration is applied and committed: the successful end of its `Starting`."""
+    """A migration is applied and committed: the successful end of its `Starting`.
+
+    `retries` are the attempts that a table lock has ended; the longest took `longest_attempt_secs`, and `most_queued`
+    sessions were seen to wait behind it at once.
+    """
 
     version: int
     name: str
     number: int
     total: int
     duration_ms: int
+    retries: int = 0
+    longest_attempt_secs: float = 0
+    most_queued: int = 0
 
     def __str__(self) -> str:
-        return f"[{self.number}/{self.total}] {self.version} {self.name}  {self.duration_ms} ms"
+        done = f"[{self.number}/{self.total}] {self.version} {self.name}  {self.duration_ms} ms"
+        if not self.retries:
+            return done
+        queued = f"{self.most_queued} others waited" if self.most_queued else "nobody was seen to wait"
+        longest = f" for {self.longest_attempt_secs:.1f} s at most" if self.most_queued else ""
+        return f"{done}, at attempt {self.retries + 1} to lock its tables; {queued} behind it{longest}"
 
 
 class Failed(Event, frozen=True):

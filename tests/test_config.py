@@ -92,7 +92,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "migrations.dir": None,
         "migrations.connect_wait_secs": 30,
         "migrations.advisory_lock_wait_secs": 600,
-        "migrations.lock_timeout_secs": 5,
+        "migrations.lock_timeout_secs": 1,
         "migrations.lock_retry_secs": 300,
         "migrations.statement_timeout_secs": 0,
         "migrations.url": None,

@@ -44,7 +44,10 @@ pytestmark = pytest.mark.anyio
 GATE = "SELECT pg_advisory_xact_lock(1)"
 FIRST = "CREATE TABLE t (id integer); INSERT INTO t VALUES (1)"
 SECOND = f"INSERT INTO t VALUES (2); {GATE}; INSERT INTO t VALUES (3)"
-both_ways = pytest.mark.parametrize("directive", ["", "-- no-transaction\n"], ids=["transactional", "no_transaction"])
+PATIENT = "-- lock-timeout: 0\n"
+both_ways = pytest.mark.parametrize(
+    "directive", [PATIENT, f"{PATIENT}-- no-transaction\n"], ids=["transactional", "no_transaction"]
+)
 
 
 async def assert_complete(database: Database, files: tuple[str, ...]) -> None:
@@ -59,7 +62,7 @@ async def assert_complete(database: Database, files: tuple[str, ...]) -> None:
 @both_ways
 async def test_a_killed_runner(database: Database, ampd: Ampd, tmp_path: Path, directive: str) -> None:
     """The server notices within seconds that a runner was killed, though the statement it ran still waits."""
-    files = (FIRST, f"{directive}-- lock-timeout: 0\n{SECOND}")
+    files = (FIRST, f"{directive}{SECOND}")
     async with transaction(database, GATE):  # which stays: the dead one's statement can never end by itself
         process = ampd.start("migrate", "--migrations", folder_of(tmp_path / "files", *files), url=database.url)
         (worker,) = await waiting_for_a_lock(database)

@@ -109,6 +109,23 @@ STOPPED = "nothing was applied; 2 jobs was stopped"
         ),
         (Applied(version=2, name="jobs", number=1, total=3, duration_ms=12), "[1/3] 2 jobs  12 ms"),
         (
+            Applied(version=2, name="jobs", number=1, total=3, duration_ms=12, retries=2, longest_attempt_secs=1.04),
+            "[1/3] 2 jobs  12 ms, at attempt 3 to lock its tables; nobody was seen to wait behind it",
+        ),
+        (
+            Applied(
+                version=2,
+                name="jobs",
+                number=1,
+                total=3,
+                duration_ms=12,
+                retries=2,
+                longest_attempt_secs=1.04,
+                most_queued=4,
+            ),
+            "[1/3] 2 jobs  12 ms, at attempt 3 to lock its tables; 4 others waited behind it for 1.0 s at most",
+        ),
+        (
             Failed(
                 version=2, name="jobs", number=1, total=3, duration_ms=12, error=ampd.MigrationFailed("no", hint="x")
             ),
@@ -153,7 +170,7 @@ STOPPED = "nothing was applied; 2 jobs was stopped"
             "  3 more wait behind this migration",
         ),
         (
-            LockRetry(version=2, delay=0.25, waited=5, limit=300),
+            LockRetry(version=2, took=1, delay=0.25, waited=5, limit=300),
             "lock not available: rolled back, trying again in 0.2 s",
         ),
         (ServerMessage(severity="NOTICE", message="half way"), "notice: half way"),

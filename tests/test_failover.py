@@ -24,7 +24,12 @@ from tests.servers import Ampd, Database, Server, _unprivileged, free_port
 pytestmark = pytest.mark.anyio
 
 GATE = "SELECT pg_advisory_xact_lock(1)"
-FILES = ("CREATE TABLE t (id integer)", f"INSERT INTO t VALUES (1); {GATE}", "INSERT INTO t VALUES (2)")
+PATIENT = "-- lock-timeout: 0\n"
+FILES = (
+    "CREATE TABLE t (id integer)",
+    f"{PATIENT}INSERT INTO t VALUES (1); {GATE}",
+    "INSERT INTO t VALUES (2)",
+)
 
 
 class Pair(msgspec.Struct, frozen=True):

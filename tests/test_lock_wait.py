@@ -175,7 +175,7 @@ async def test_a_waiter_that_is_stopped_speaks_of_itself(database: Database, amp
 
 async def test_a_waiter_stops_when_its_schema_is_current(database: Database) -> None:
     """A waiter whose own migrations are done does not wait for the rest of what another runner has to do."""
-    first, second = GATE, "-- lock-timeout: 0\nSELECT pg_advisory_xact_lock(2)"
+    first, second = f"-- lock-timeout: 0\n{GATE}", "-- lock-timeout: 0\nSELECT pg_advisory_xact_lock(2)"
     limits = Limits(advisory_lock_wait_secs=GENEROUS)
     files, heard = scripts(first, second), Heard()
     async with (
@@ -202,7 +202,7 @@ async def test_a_waiter_stops_when_its_schema_is_current(database: Database) -> 
 
 async def test_old_replicas_start_while_a_newer_one_migrates(database: Database) -> None:
     """A build that the database is ahead of starts with a warning, waits for nobody and applies nothing."""
-    files, heard = scripts("CREATE TABLE a ()", "CREATE TABLE b ()", GATE), Heard()
+    files, heard = scripts("CREATE TABLE a ()", "CREATE TABLE b ()", f"-- lock-timeout: 0\n{GATE}"), Heard()
     await library.migrate(database.url, migrations=files[:2])
     async with transaction(database, GATE) as gate, anyio.create_task_group() as tasks:
         tasks.start_soon(lambda: library.migrate(database.url, migrations=files))

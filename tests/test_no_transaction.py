@@ -287,7 +287,7 @@ async def test_a_killed_block_that_commits_by_itself_is_interrupted(
     await table.execute(
         f"CREATE PROCEDURE slow() LANGUAGE plpgsql AS 'BEGIN INSERT INTO t VALUES (4); COMMIT; PERFORM {GATE[7:]}; END'"
     )
-    files, heard = (f"-- no-transaction\n{opaque};\nINSERT INTO t VALUES (5)",), Heard()
+    files, heard = (f"-- no-transaction\n-- lock-timeout: 0\n{opaque};\nINSERT INTO t VALUES (5)",), Heard()
     async with transaction(table, GATE) as gate:
         process = ampd.start("migrate", "--migrations", folder_of(tmp_path / "files", *files), url=table.url)
         (orphan,) = await waiting_for_a_lock(table)
@@ -488,7 +488,7 @@ async def test_an_index_without_a_name_is_told_before_it_is_built(table: Databas
 async def test_the_guard_is_in_nobodys_way(table: Database) -> None:
     """A look from the guard's session, for want of another one, leaves no lock that the migration could wait for."""
     heard = Heard()
-    limits = Limits(lock_timeout_secs=2)
+    limits = Limits(lock_timeout_secs=8)
     async with (
         asyncpg.create_pool(table.url, min_size=2, max_size=2) as pool,
         transaction(table, "SELECT FROM pg_am") as reader,

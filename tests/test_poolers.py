@@ -268,7 +268,7 @@ async def test_a_kill_in_mid_statement(
     pooled: Database, database: Database, ampd: Ampd, tmp_path: Path, directive: str
 ) -> None:
     """A runner that is killed leaves neither a lock nor half a migration on the pooler's server connections."""
-    files = (f"{directive}CREATE TABLE t (); SELECT 1; {GATE}; CREATE TABLE u ()",)
+    files = (f"{directive}-- lock-timeout: 0\nCREATE TABLE t (); SELECT 1; {GATE}; CREATE TABLE u ()",)
     async with transaction(database, GATE):
         process = ampd.start("migrate", "--migrations", folder_of(tmp_path / "files", *files), url=pooled.url)
         await waiting_for_a_lock(database)
@@ -334,7 +334,9 @@ async def test_a_waiter_behind_a_pooler_gives_its_connection_back(pooled: Databa
     reports = list[Report]()
 
     async def run() -> None:
-        reports.append(await library.migrate(pooled.url, migrations=scripts(f"CREATE TABLE t (); {GATE}")))
+        reports.append(
+            await library.migrate(pooled.url, migrations=scripts(f"-- lock-timeout: 0\nCREATE TABLE t (); {GATE}"))
+        )
 
     async with transaction(database, GATE) as gate, anyio.create_task_group() as tasks:
         for _ in range(31):
@@ -384,7 +386,7 @@ async def test_what_a_pooler_refuses(database: Database, pool_mode: str) -> None
 
 async def test_a_pooler_that_has_lost_its_server(database: Database) -> None:
     """When the server ends the connection under a pooler, that is a lost connection, and running again completes."""
-    files = scripts(f"CREATE TABLE t (); {GATE}")
+    files = scripts(f"-- lock-timeout: 0\nCREATE TABLE t (); {GATE}")
     with pgbouncer(database.server) as pooler:
         async with transaction(database, GATE), anyio.create_task_group() as tasks:
 

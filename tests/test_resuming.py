@@ -267,7 +267,7 @@ async def test_a_build_whose_end_nobody_saw_is_not_guessed_at(table: Database) -
 
 async def test_a_runner_at_work_is_no_interruption(table: Database) -> None:
     """A second runner waits for the first to finish its file, and says so in the status meanwhile."""
-    files = scripts(f"{NT}CALL slow()")
+    files = scripts(f"{NT}-- lock-timeout: 0\nCALL slow()")
     await table.execute(
         "CREATE PROCEDURE slow() LANGUAGE plpgsql AS 'BEGIN COMMIT; PERFORM pg_advisory_xact_lock(1); END'"
     )

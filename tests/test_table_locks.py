@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 import ampd as library
-from ampd import Blocked, LockRetry, LockTimeout, MigrationFailed, StatementStarted
+from ampd import Blocked, LockRetry, LockTimeout, MigrationFailed, StatementStarted, backoff
 from ampd.apply import pooler, table_locks
 from ampd.config import Limits
 from ampd.events import Event
@@ -64,14 +64,27 @@ async def test_a_busy_table_is_tried_again_until_it_is_free(table: Database) -> 
         report = await library.migrate(table.url, migrations=scripts(ADD), limits=BRIEF, on_event=heard)
     assert [each.version for each in report.applied] == [1]
     assert await history(table) == [(1, True, 1)]
-    for number, event in enumerate(heard.of(LockRetry)):
-        assert 0.5 <= event.delay / min(0.1 * 1.5**number, 5) <= 1.5  # which bounds hold for every draw
+    retries = heard.of(LockRetry)
+    assert all(event.delay >= 5 * event.took for event in retries)
+    (applied,) = heard.of(library.Applied)
+    assert (applied.retries, applied.longest_attempt_secs) == (len(retries), max(event.took for event in retries))
     heard.assert_adds_up()
 
 
+def test_a_rest_leaves_room_for_one_more_attempt() -> None:
+    """It is five times as long as the attempt, but never so long that the limit comes before another."""
+    wait = backoff.Backoff(10)
+    assert 5 <= wait.rest(1) <= 6
+    assert wait.rest(5) <= 5
+    assert wait.rest(11) < 0
+
+
 @pytest.mark.parametrize("directive", ["", "-- no-transaction\nSELECT 1; "], ids=["transactional", "no_transaction"])
-async def test_a_busy_table_is_tried_again_over_a_slow_line(table: Database, directive: str) -> None:
+async def test_a_busy_table_is_tried_again_over_a_slow_line(
+    table: Database, monkeypatch: pytest.MonkeyPatch, directive: str
+) -> None:
     """A rollback that takes longer than closing may does not end the attempts."""
+    monkeypatch.setattr(backoff, "_RESTS", 0)
     heard = Heard()
     async with transaction(table, "SELECT FROM t") as reader, anyio.create_task_group() as tasks:
         tasks.start_soon(free_after, 2, heard, reader)
@@ -87,6 +100,7 @@ async def test_a_connection_that_does_not_roll_back_is_replaced(
     table: Database, monkeypatch: pytest.MonkeyPatch, directive: str, lent: bool
 ) -> None:
     """Where no rollback is answered in time, each attempt has a connection of its own, with what the file has set."""
+    monkeypatch.setattr(backoff, "_RESTS", 0)
     for module in (connection, database, pooler):
         monkeypatch.setattr(module, "close_timeout", lambda: 0.05)
     await table.execute("CREATE SCHEMA elsewhere; CREATE TABLE elsewhere.t ()")

@@ -36,7 +36,6 @@ _LOOK_EVERY_SECS = 1.0
 _ANSWER_SECS = 5.0
 _LOOKS_TO_BE_CERTAIN = 3  # that the server works for a connection no longer
 _SILENCE_SECS = 15.0  # no answer on a second connection for so long: the first one is dead as well
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 
 class LockSnapshot(msgspec.Struct, frozen=True):
@@ -63,7 +62,7 @@ class LockMonitor:
         self._seen_alive: int | None = None
         self._looking = anyio.Lock()  # from the guard
         self.blockers: tuple[Blocker, ...] = ()
-        self.queued = 0
+        self.queued = self.most_queued = 0
         self.blocked_secs = 0.0
         self.on_limit: Callable[[], None] | None = None  # called once the limit was spent blocked
 
@@ -74,7 +73,9 @@ class LockMonitor:
         silent_since: float | None = None
         missed = 0
         while True:
-            if self._session.is_closed():  # it needs another one, which may be the last there is
+            # Between two attempts there is nothing to see; or it needs another connection, maybe the last there is.
+            if self._session.is_closed() or not self._session.busy:
+                interval = min(first_look, _LOOK_EVERY_SECS)
                 await anyio.sleep(interval)
                 continue
             try:
@@ -165,6 +166,7 @@ class LockMonitor:
             for blocker in snapshot.blockers
         )
         self.queued = snapshot.queued
+        self.most_queued = max(self.most_queued, snapshot.queued)
         limit = self._backoff.limit
         if self._backoff.should_report():
             self._execution.on_event(
@@ -209,7 +211,8 @@ async def with_lock_retries(
 ) -> None:
     """Make attempts, each under `lock_timeout_secs`, until one succeeds or `lock_retry_secs` have passed.
 
-    Between two attempts nothing is held and nothing waits, so that whoever queued behind us gets through. An attempt
+    Between two attempts nothing is held and nothing waits, so that whoever queued behind us gets through; and for five
+    times as long as the attempt took, so that whoever comes meanwhile waits for a sixth of the time at most. An attempt
     that no lock_timeout ends is cancelled when it has been blocked for `lock_retry_secs`, with `blocked` as the
     error; without it there is no such limit. A `fallback` session is one to look from when no other is free.
 
@@ -217,7 +220,7 @@ async def with_lock_retries(
         LockTimeout: no attempt succeeded in time; the error names the blockers.
     """
     limit = execution.limits.lock_retry_secs
-    backoff = Backoff(limit, first_pause=_FIRST_PAUSE, longest_pause=_LONGEST_PAUSE)
+    backoff = Backoff(limit)
     backoff.begin()
     monitor = LockMonitor(source, session, execution, backoff, fallback)
     # A shorter wait is not worth a second connection.
@@ -229,15 +232,25 @@ async def with_lock_retries(
             while True:
                 await session.reopen()  # nothing is held: one that was given up, or lost in a pause, is no loss
                 session.backend_pid = None  # behind a pooler it can be another one each time
+                begun = monotonic()
                 try:
                     await attempt(session, execution)
                     return await monitor.finish_look()
                 except LockUnavailable as busy:
-                    waited, delay = backoff.waited, backoff.next_pause()
-                    if waited + delay >= limit:
+                    took = monotonic() - begun
+                    waited, delay = backoff.waited, backoff.rest(took)
+                    if delay < 0:
                         raise _lock_timeout_error(busy.error, monitor, waited) from busy
-                    version = execution.migration.version
-                    execution.on_event(LockRetry(version=version, delay=delay, waited=waited, limit=limit))
+                    execution.running.retry(
+                        LockRetry(
+                            version=execution.migration.version,
+                            took=took,
+                            delay=delay,
+                            waited=waited,
+                            limit=limit,
+                            queued=monitor.most_queued,
+                        )
+                    )
                 await _stay_awake(session, delay)
     assert blocked is not None
     await session.recover()
