@@ -50,13 +50,14 @@ HELP = {
     "Changes nothing, and needs no right but SELECT on the history table. "
     "Example: ampd status --json "
     f"Parameters {CONFIG_HELP} {JSON_HELP} {MIGRATIONS_HELP}",
-    "baseline": "Usage: ampd baseline [OPTIONS] VERSION "
+    "baseline": "Usage: ampd baseline [OPTIONS] [ARGS] "
     "Record migrations as applied without running them, in a database that has them already. "
     "Shows what it would write, and asks. Writes the history table only. "
     "Example: ampd baseline 42 --migrations migrations "
-    "Arguments * VERSION Record every file up to this one: your word that the database contains what they make. "
-    "[required] "
+    "Arguments VERSION Record every file up to this one: your word that the database contains what they make. "
     f"Parameters {CONFIG_HELP} "
+    "--from STR Record what this tool's history proves to be applied: sqlx, flyway, alembic, goose, golang-migrate, "
+    "dbmate, node-pg-migrate, yoyo, or auto for the one that is there. "
     "--yes Write without asking; needed where nobody can be asked. "
     f"{JSON_HELP} {MIGRATIONS_HELP}",
     "resolve": "Usage: ampd resolve [OPTIONS] VERSION "

@@ -145,9 +145,9 @@ async def test_another_tools_history(database: Database, tmp_path: Path) -> None
     message = (
         '"public" is migrated by sqlx: its history "public"."_sqlx_migrations" (owner postgres) has entries, and ampd '
         "has none there\n"
-        "hint: ampd would run every file from the beginning: if sqlx has applied them, `ampd baseline VERSION` records "
-        "those up to VERSION as applied; if they are others, give them a schema of their own with metadata_db.schema; "
-        "if sqlx is no longer used here, rename its table"
+        "hint: ampd would run every file from the beginning: if sqlx has applied them, `ampd baseline --from "
+        "sqlx` checks that and records it; if they are others, give them a schema of their own with "
+        "metadata_db.schema; if sqlx is no longer used here, rename its table"
     )
     assert await refusals(configured(database.url, folder)) == {(library.MigrationConflict, message)}
     assert await histories(database) == []

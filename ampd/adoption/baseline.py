@@ -11,23 +11,26 @@ from ampd.apply.transaction import record as record_in_history
 from ampd.config import Limits
 from ampd.errors import ConfigError, MigrationConflict
 from ampd.events import OnEvent, ignore
-from ampd.history.first_run import first_run_error, read_neighbours
+from ampd.history.first_run import Neighbours, first_run_error, read_neighbours
 from ampd.history.refusals import check_conflicts, check_project
+from ampd.history.table import History
 from ampd.history.writing import adopt_sql
 from ampd.migration import Migration
-from ampd.plan import State
+from ampd.plan import Order, State
 from ampd.postgres.connection import Session
 from ampd.redaction import Hidden
 from ampd.report import Status
 from ampd.run import Run, Source, check_version
 
-from .proof import Baseline, up_to
+from .proof import Baseline, proved, up_to
+from .tools import TOOLS, found_history, read_rows
 
 
 async def baseline(
     database: Source,
     version: int | None = None,
     *,
+    source: str | None = None,
     migrations: Iterable[Migration] | None = None,
     schema: str | None = None,
     limits: Limits | None = None,
@@ -39,29 +42,33 @@ async def baseline(
 
     Args:
         database: as for `migrate`.
-        version: record every file up to this one.
+        version: record every file up to this one, on the caller's word.
+        source: record what the history of this tool proves: sqlx, flyway, alembic, goose, golang-migrate, dbmate,
+            node-pg-migrate or yoyo; auto for the one that is there. With a version, that has to be the newest.
 
     Raises:
-        ConfigError: no version was given, or no file has it.
-        MigrationConflict: the history has rows that do not agree with the files.
+        ConfigError: neither was given, or no file has the version; or that tool has no history here.
+        MigrationConflict: ampd's history or the tool's has rows that do not agree with the files.
+        PermissionDenied: the owner of the tool's history is not trusted.
     """
     hidden = Hidden(database)
     del database
-    takeover = await Takeover.of(hidden, version, migrations, schema, limits, on_event)
+    takeover = await Takeover.of(hidden, version, source, migrations, schema, limits, on_event)
     return await takeover.record()
 
 
 class Takeover:
     """What `baseline` was asked for: the command line looks first, and records what it has shown."""
 
-    def __init__(self, run: Run, version: int) -> None:
-        self._run, self._version = run, version
+    def __init__(self, run: Run, version: int | None, source: str | None) -> None:
+        self._run, self._version, self._source = run, version, source
 
     @classmethod
     async def of(
         cls,
         database: Hidden[Source],
         version: int | None,
+        source: str | None,
         migrations: Iterable[Migration] | None = None,
         schema: str | None = None,
         limits: Limits | None = None,
@@ -70,15 +77,19 @@ class Takeover:
         """Return one from the arguments of `baseline`.
 
         Raises:
-            ConfigError: no version was given, or no file has it.
+            ConfigError: neither version nor source was given, or there is no such file or tool.
         """
-        if version is None:
+        if version is None and source is None:
             raise ConfigError(
-                "say what the database contains already: baseline needs a version",
-                hint="`ampd baseline VERSION` records every file up to VERSION as applied, and runs nothing",
+                "say what the database contains already: a version, or the tool that has migrated it",
+                hint="`ampd baseline VERSION` records every file up to VERSION as applied; `ampd baseline --from TOOL` "
+                "what that tool's history proves",
             )
-        check_version("version", version)
-        return cls(await Run.of(database, migrations, schema, version, limits, on_event), version)
+        if version is not None:
+            check_version("version", version)
+        if source not in (None, "auto", *TOOLS):
+            raise ConfigError(f'"{source}" is none of the tools: {", ".join(TOOLS)}, or auto')
+        return cls(await Run.of(database, migrations, schema, version, limits, on_event), version, source)
 
     async def examine(self) -> Baseline:
         """Return what would be recorded; writes nothing."""
@@ -139,13 +150,47 @@ class Takeover:
         # What is to be recorded may lie below what is.
         real = tuple(conflict for conflict in known.conflicts if conflict.info.state is not State.OUT_OF_ORDER)
         check_conflicts(replace(known, conflicts=real))
-        if not history.applied:
-            assert history.schema is not None
+        neighbours = Neighbours()
+        if self._source or not history.applied:
             neighbours = await read_neighbours(session, history, packaged=False, role=run.role)
-            configured = run.schema is not None
+        if not history.applied:
             others = replace(neighbours, tools=())  # whose histories are no obstacle here
-            if error := first_run_error(others, history.schema, configured=configured, packaged=False):
+            configured = run.schema is not None
+            if error := first_run_error(others, history.schema or "", configured=configured, packaged=False):
                 raise error
+        if self._source:
+            found = await self._proved(session, history, neighbours, self._source)
+        else:
+            assert self._version is not None
+            found = Baseline(up_to(run.files, self._version))
         applied = {row.version for row in history.applied}
-        records = up_to(run.files, self._version)
-        return Baseline(tuple(each for each in records if each.migration.version not in applied))
+        return replace(found, records=tuple(each for each in found.records if each.migration.version not in applied))
+
+    async def _proved(self, session: Session, history: History, neighbours: Neighbours, source: str) -> Baseline:
+        """Return what another tool's history proves.
+
+        Raises:
+            MigrationConflict: it does not agree with the files.
+        """
+        run = self._run
+        tool, table = found_history(neighbours.tools, history.schema or "", source)
+        rows = await read_rows(session, table, TOOLS[tool], run.role)
+        allowed = run.order is Order.ALLOW_OUT_OF_ORDER
+        found = proved(tool, rows, run.files, self._version, out_of_order=allowed)
+        if found.problems:
+            raise MigrationConflict(
+                f"the history of {tool}, {table}, does not agree with the files; nothing was recorded:"
+                + "".join(f"\n  {problem}" for problem in found.problems),
+                hint=_SAY_WHICH if tool == "alembic" else _MEND,
+            )
+        run.warn(found.warnings)
+        return found
+
+
+_SAY_WHICH = (
+    "`ampd baseline VERSION --from alembic` takes your word that the file VERSION makes what that revision makes"
+)
+_MEND = (
+    "restore the files as they were applied, or finish what the tool has begun; what cannot be proved "
+    "`ampd baseline VERSION` records on your word, once you have looked at the database"
+)

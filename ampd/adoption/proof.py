@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import re
+from hashlib import sha384
+from typing import TYPE_CHECKING
+from zlib import crc32
+
 import msgspec
 
-from ampd.migration import Migration
+from ampd.migration import BOM, Migration
+
+from .tools import GONE, NOT_RUN, TOOLS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .tools import Row
 
 
 class Record(msgspec.Struct, frozen=True):
-    """A migration to record as applied; `applied_at` is the server's text for when, None for now."""
+    """A migration to record as applied; `applied_at` is the tool's text for when, None for now."""
 
     migration: Migration
     applied_at: str | None = None
@@ -19,6 +31,7 @@ class Baseline(msgspec.Struct, frozen=True):
 
     records: tuple[Record, ...]
     source: str | None = None
+    problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
     def text(self) -> str:
@@ -28,6 +41,136 @@ class Baseline(msgspec.Struct, frozen=True):
         return "\n".join(f"  {label.ljust(width)}  {when}".rstrip() for label, when in rows)
 
 
-def up_to(files: tuple[Migration, ...], version: int) -> tuple[Record, ...]:
+def up_to(files: Sequence[Migration], version: int) -> tuple[Record, ...]:
     """Return every file up to a version, as a person's word has it."""
     return tuple(Record(file) for file in files if file.version <= version)
+
+
+def proved(
+    source: str, rows: Sequence[Row], files: Sequence[Migration], version: int | None, *, out_of_order: bool
+) -> Baseline:
+    """Return what a tool's history proves to be applied of these files, and all that speaks against it.
+
+    Args:
+        source: the tool's name, as in TOOLS.
+        rows: its history, in the order in which it was written.
+        files: in the order of their versions.
+        version: what a person says the newest one is.
+        out_of_order: whether a file may be pending below one that is applied.
+    """
+    if source == "alembic":
+        return _current_revision(rows, files, version)
+    problems = [f"{row.label} is recorded as failed, or as not finished" for row in rows if row.failed == "t"]
+    warnings: list[str] = []
+    standing: dict[str, Row] = {}
+    floor = -1  # what is not above it was there before the tool's history began
+    for row in rows:
+        if row.kind == GONE:
+            standing.pop(row.version or row.name, None)
+        elif row.kind.endswith("BASELINE") and row.version.isdecimal():
+            floor = int(row.version)
+        elif source == "flyway" and not row.version and row.kind != NOT_RUN:
+            warnings.append(f"{row.label} is repeatable, which ampd's migrations are not: it is left out")
+        elif row.failed != "t" and row.kind != NOT_RUN:
+            standing[row.version or row.name] = row
+    records: dict[int, Record] = {}
+    finder = _Finder(files)
+    for row in standing.values():
+        file, problem = finder.find(source, row)
+        if file is not None and file.version in records:
+            problem = f"{row.label} leads to {file.file}, and so does another one"
+        if problem is not None:
+            problems.append(problem)
+        elif file is not None:
+            records[file.version] = Record(file, _time(row.at))
+    newest = max(records, default=floor)
+    if TOOLS[source].is_current:
+        if len(standing) > 1:
+            problems.append(f"{len(standing)} rows are current ({', '.join(row.label for row in standing.values())})")
+        floor = newest
+    for file in files:
+        if file.version <= floor and file.version not in records:
+            records[file.version] = Record(file)
+        elif file.version < newest and file.version not in records and not out_of_order:
+            problems.append(f"{file.file} is not among the applied ones, and newer ones are")
+    if version is not None and version != newest:
+        problems.append(f"the newest that is applied is {newest}, not {version}")
+    in_order = tuple(record for _, record in sorted(records.items()))
+    return Baseline(in_order, source, tuple(problems), tuple(warnings))
+
+
+def _current_revision(rows: Sequence[Row], files: Sequence[Migration], version: int | None) -> Baseline:
+    """Return the files up to the one that has Alembic's revision in its name; else up to `version`, on a person's word.
+
+    Alembic's history is that revision and nothing else: neither an order nor a checksum.
+    """
+    revisions = [row.name for row in rows]
+    if len(revisions) != 1:
+        listed = ", ".join(row.label for row in rows) or "none"
+        return Baseline((), "alembic", (f"Alembic has not one current revision but {len(revisions)}: {listed}",))
+    (revision,) = revisions
+    named = [each for each in files if revision in (str(each.version), each.name, each.name.partition("_")[0])]
+    if version is None and len(named) == 1:
+        version = named[0].version
+    if version is None:
+        problem = f"the current revision is {rows[0].label}, and of the files at hand none has it in its name"
+        return Baseline((), "alembic", (problem,))
+    if named and version not in [each.version for each in named]:
+        return Baseline((), "alembic", (f"the current revision is {rows[0].label}: that is {named[0].file}",))
+    return Baseline(up_to(files, version), "alembic")
+
+
+class _Finder:
+    """Finds the file that a row of a tool's history stands for."""
+
+    def __init__(self, files: Sequence[Migration]) -> None:
+        self._by_version = {file.version: file for file in files}
+        self._by_name: dict[str, list[Migration]] = {}
+        self._by_label = {_plain(file.label): file for file in files}
+        for file in files:
+            self._by_name.setdefault(_plain(file.name), []).append(file)
+
+    def find(self, source: str, row: Row) -> tuple[Migration | None, str | None]:
+        """Return the file, or what is wrong with it."""
+        if not row.version:  # the tool knows it by the name of its file
+            file = self._by_label.get(_plain(row.name.removesuffix(".up")).lstrip("0"))
+        elif re.fullmatch("[0-9]{1,18}", row.version):
+            file = self._by_version.get(int(row.version))
+        else:  # a version such as 1.2, which no file can have
+            named = self._by_name.get(_plain(row.name), [])
+            file = named[0] if len(named) == 1 else None
+        if file is None:
+            return None, f"{row.label} is applied, and there is no such file"
+        if row.version and row.name and _plain(row.name) != _plain(file.name):
+            return None, f"{row.label} is applied, and {file.file} has another name"
+        if row.checksum and (kind := _differs(source, row.checksum, file)):
+            return None, f"{row.label} is applied, and {file.file} has another {kind}: it was changed since"
+        return file, None
+
+
+def _plain(name: str) -> str:
+    """Return a name without what tools write in different ways: case, spaces, dots, dashes, underscores."""
+    return re.sub(r"[\W_]", "", name).lower()
+
+
+def _differs(source: str, recorded: str, file: Migration) -> str | None:
+    """Return which checksum of a file is not the recorded one; None if it is, in some form of its line ends."""
+    unix = file.sql.replace("\r\n", "\n")
+    if source == "flyway":
+        return None if recorded == str(_crc32(unix)) else "CRC32"
+    texts = (file.sql, unix, unix.replace("\n", "\r\n"))
+    known = (sha384(bom + text.encode()).hexdigest() for text in texts for bom in (b"", BOM))
+    return None if recorded in known else "SHA-384"
+
+
+def _crc32(sql: str) -> int:
+    """Return Flyway's checksum: the signed CRC32 of the lines without their ends."""
+    checksum = crc32(re.sub(r"[\r\n]", "", sql).encode())
+    return checksum - (1 << 32) if checksum >> 31 else checksum
+
+
+_TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)?([+-]\d\d(:?\d\d)*)?")
+
+
+def _time(text: str) -> str | None:
+    return text if _TIME.fullmatch(text) else None

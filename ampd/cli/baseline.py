@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Annotated
 
+from cyclopts import Parameter
+
 from ampd.errors import ConfigError
 
 from .app import Flag, JsonOption, MigrationsOption, Version, WhereGiven, configure
@@ -16,9 +18,10 @@ if TYPE_CHECKING:
 
 
 def baseline(
-    version: Version,
+    version: Version | None = None,
     /,
     *,
+    source: Annotated[str | None, Parameter(name="--from")] = None,
     yes: Annotated[bool, Flag] = False,
     json: JsonOption = False,
     migrations: MigrationsOption = None,
@@ -34,6 +37,9 @@ def baseline(
     ----------
     version:
         Record every file up to this one: your word that the database contains what they make.
+    source:
+        Record what this tool's history proves to be applied: sqlx, flyway, alembic, goose, golang-migrate, dbmate,
+        node-pg-migrate, yoyo, or auto for the one that is there.
     yes:
         Write without asking; needed where nobody can be asked.
     """
@@ -45,7 +51,7 @@ def baseline(
     metadata_db = configure(where, migrations)
 
     async def look() -> tuple[Takeover, Baseline]:
-        takeover = await baseline.Takeover.of(Hidden(metadata_db), version, on_event=progress)
+        takeover = await baseline.Takeover.of(Hidden(metadata_db), version, source, on_event=progress)
         return takeover, await takeover.examine()
 
     takeover, found = run_to_end(progress, look)

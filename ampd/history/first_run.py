@@ -62,6 +62,15 @@ class Tool(msgspec.Struct, frozen=True):
     columns: frozenset[str]
     schema: str | None = None
 
+    @property
+    def source(self) -> str | None:
+        """Return how `ampd baseline --from` calls it; None if ampd does not read its history."""
+        name = self.name.lower().removesuffix(" or rails")
+        return name if name in SOURCES else None
+
+
+SOURCES = ("sqlx", "flyway", "alembic", "goose", "golang-migrate", "dbmate", "node-pg-migrate", "yoyo")
+
 
 def _tool(name: str, place: str, columns: str) -> Tool:
     schema, _, table = place.rpartition(".")
@@ -220,9 +229,8 @@ def first_run_error(found: Neighbours, home: str, *, configured: bool, packaged:
         return MigrationConflict(
             f"{here} is migrated by {tool.name}: its history {table} has entries, and ampd has none there",
             hint=(f"{NO_FOLDER}; " if packaged else "") + "ampd would run every file from the beginning: "
-            f"if {tool.name} has applied them, `ampd baseline VERSION` records those up to VERSION as applied; if they "
-            f"are others, give them a schema of their own with metadata_db.schema; if {tool.name} is no longer used "
-            "here, rename its table",
+            f"if {tool.name} has applied them, {_way_out(tool)}; if they are others, give them a schema of their own "
+            f"with metadata_db.schema; if {tool.name} is no longer used here, rename its table",
         )
     if packaged and (tables := _trusted(_tables_of_applications(found, home))):
         return ConfigError(
@@ -231,6 +239,12 @@ def first_run_error(found: Neighbours, home: str, *, configured: bool, packaged:
             "VERSION as applied; to have amp's schema in this database as well, set metadata_db.schema to another one",
         )
     return None
+
+
+def _way_out(tool: Tool) -> str:
+    if tool.source:
+        return f"`ampd baseline --from {tool.source}` checks that and records it"
+    return "`ampd baseline VERSION` records those up to VERSION as applied"
 
 
 def first_run_warnings(found: Neighbours, home: str, *, configured: bool, packaged: bool) -> Iterator[str]:

@@ -1,0 +1,192 @@
+"""Other tools' histories: what their columns mean, and reading one without running anybody's code."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ampd.display import one_line
+from ampd.errors import ConfigError, PermissionDenied
+from ampd.history.first_run import tool_of
+from ampd.history.reading import READ_LOCK_SECS
+from ampd.history.table import LOCK
+from ampd.history.trust import trusted_owner_sql
+from ampd.postgres.quoting import do_block, identifier, literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ampd.history.first_run import Neighbour
+    from ampd.postgres.connection import Session
+
+
+GONE, NOT_RUN = "gone", "not run"  # what `kind` says of rows that stand for no migration: one undone, or the tool's own
+
+
+class Tool(msgspec.Struct, frozen=True):
+    """A tool whose history can be taken over: each column of it as an SQL expression over a row h.
+
+    `version` is a number, or `name` is a whole file name. Where it `is_current`, its one row stands for all before it.
+    """
+
+    version: str = "''"
+    name: str = "''"
+    checksum: str = "''"
+    at: str = "''"
+    failed: str = "false"
+    kind: str = "''"
+    order: str = "1"
+    is_current: bool = False
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Return the expressions in the order of `Row`."""
+        return self.version, self.name, self.checksum, self.at, self.failed, self.kind
+
+    @property
+    def columns(self) -> set[str]:
+        """Return the columns that its history needs to have."""
+        return {column for cell in (*self.cells, self.order) for column in re.findall(r"h\.(\w+)", cell)}
+
+
+_UNDONE = f"starts_with(h.type, 'UNDO') OR h.type = 'DELETE' THEN '{GONE}'"
+TOOLS = {
+    "sqlx": Tool(
+        version="h.version",
+        name="h.description",
+        checksum="encode(h.checksum, 'hex')",
+        at="h.installed_on",
+        failed="NOT h.success",
+    ),
+    "flyway": Tool(
+        version="h.version",
+        name="h.description",
+        checksum="h.checksum",
+        at="h.installed_on",
+        failed="NOT h.success",
+        kind=f"CASE WHEN {_UNDONE} WHEN h.type = 'SCHEMA' THEN '{NOT_RUN}' ELSE h.type END",
+        order="h.installed_rank",
+    ),
+    "alembic": Tool(name="h.version_num"),
+    "goose": Tool(
+        version="h.version_id",
+        at="h.tstamp",
+        kind=f"CASE WHEN h.version_id = 0 THEN '{NOT_RUN}' WHEN NOT h.is_applied THEN '{GONE}' END",
+        order="h.id",
+    ),
+    "golang-migrate": Tool(version="h.version", failed="h.dirty", is_current=True),
+    "dbmate": Tool(version="h.version"),
+    "node-pg-migrate": Tool(name="h.name", at="h.run_on", order="h.id"),
+    "yoyo": Tool(name="h.migration_id", at="concat(h.applied_at_utc, '+00')"),
+}
+
+
+class Row(msgspec.Struct, frozen=True, array_like=True):
+    """A row of a tool's history, each value as text; empty where the tool has none."""
+
+    version: str
+    name: str
+    checksum: str = ""
+    at: str = ""
+    failed: str = "f"
+    kind: str = ""
+
+    @property
+    def label(self) -> str:
+        """Return version and name on one line."""
+        return one_line(f"{self.version} {self.name}".strip())
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    """What the server answers to a read; None for a table that is not trusted, or no table."""
+
+    rows: tuple[Row, ...] | None
+
+
+def found_history(tables: Iterable[Neighbour], home: str, source: str) -> tuple[str, Neighbour]:
+    """Return which of TOOLS has a history in a schema, and the table; `source` is its name, or auto.
+
+    Raises:
+        ConfigError: there is none of that tool, or, for auto, none or several.
+        PermissionDenied: its owner is not trusted.
+    """
+    here = one_line(identifier(home))
+    found = {
+        known.source: table
+        for table in tables
+        if table.schema == home and (known := tool_of(table)) and known.source in TOOLS
+        if TOOLS[known.source].columns <= table.columns
+    }
+    shown = ", ".join(f"{name}: {table}" for name, table in found.items())
+    if source != "auto":
+        found = {name: table for name, table in found.items() if name == source}
+    if not found:
+        whose = "a tool that ampd can read" if source == "auto" else source
+        raise ConfigError(
+            f"{here} contains no history of {whose} with entries" + (f", but {shown}" if shown else ""),
+            hint="if it is in another schema, set metadata_db.schema; if you know what the database contains, "
+            "`ampd baseline VERSION` records every file up to VERSION as applied",
+        )
+    if len(found) > 1:
+        raise ConfigError(
+            f"{here} contains the histories of several tools: {shown}",
+            hint="say which one with `ampd baseline --from TOOL`",
+        )
+    ((name, table),) = found.items()
+    if not table.trusted:
+        raise _stranger_error(table)
+    return name, table
+
+
+def _stranger_error(table: Neighbour) -> PermissionDenied:
+    return PermissionDenied(
+        f"the history {table} is not trusted: its owner is neither the role that connects, nor a superuser, nor the "
+        "owner of the database, nor the role in metadata_db.migrations.role",
+        hint="if that role migrates this database, name it as metadata_db.migrations.role; else somebody has put the "
+        "table there",
+    )
+
+
+_MOST_ROWS = 50_000
+_LONGEST_TEXT = 300  # characters
+
+
+async def read_rows(session: Session, table: Neighbour, tool: Tool, role: str | None) -> tuple[Row, ...]:
+    """Read a tool's history in one round trip, in a read-only transaction.
+
+    Raises:
+        PermissionDenied: its owner is not trusted any more, or we may not read it.
+        ConfigError: it is no plain table.
+    """
+    name = f"{identifier(table.schema)}.{identifier(table.name)}"
+    cells = ", ".join(f"left(concat({cell}), {_LONGEST_TEXT})" for cell in tool.cells)
+    this = f"c.relname = {literal(table.name)} AND n.nspname = {literal(table.schema)}"
+    # As in the read of ampd's own history: lock it, look at it, and read it only then.
+    body = f"""
+DECLARE
+  trusted pg_catalog.bool;
+  found pg_catalog.jsonb;
+BEGIN
+  PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true),
+          pg_catalog.set_config('datestyle', 'ISO', true),
+          pg_catalog.set_config('row_security', 'off', true),
+          pg_catalog.set_config('lock_timeout', '{READ_LOCK_SECS}s', true),
+          pg_catalog.set_config('statement_timeout', '30s', true);
+  {LOCK} {name} IN ACCESS SHARE MODE;
+  SELECT {trusted_owner_sql("c.relowner", role)} INTO trusted
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE {this} AND c.relkind = 'r';
+  IF trusted THEN
+    SELECT coalesce(jsonb_agg(ARRAY[{cells}] ORDER BY {tool.order}), '[]') INTO found
+      FROM (SELECT * FROM ONLY {name} LIMIT {_MOST_ROWS + 1}) h;
+  END IF;
+  {session.note_sql("jsonb_build_object('rows', found)")}
+END"""
+    message = f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {do_block(body)}; COMMIT"
+    answer = await session.ask(message, _Answer)
+    if answer.rows is None:
+        raise _stranger_error(table)
+    if len(answer.rows) > _MOST_ROWS:
+        raise ConfigError(f"the history {table} has more than {_MOST_ROWS} rows")
+    return answer.rows

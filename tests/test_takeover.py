@@ -1,0 +1,331 @@
+"""Taking over what another tool has applied: each history as the tool itself writes it, believed and refused."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+import ampd as library
+from ampd.adoption.tools import TOOLS
+from ampd.history.table import TABLE
+from tests.cli_output import seen
+from tests.folders import write
+from tests.scenes import Heard
+from tests.servers import Ampd, Database
+
+pytestmark = pytest.mark.anyio
+
+USERS, POSTS = "CREATE TABLE users (id int);\n", "CREATE TABLE posts (id int);\n"
+
+SHA_USERS = "6337697883ead93bde2c64aa4c89983e494facc84418dc07c69854725a0401e9abccd1b1a56f06b2871d89dd25d29d40"
+SHA_POSTS = "be09f52265b83a6fab64f58b5b241f0aa0a5b75187a0aee25881c8ae07846e30ff14c2ff372656e4dd425eca05e084e4"
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """A history as a tool has written it, the files that belong to it, and what is refused after a row was changed."""
+
+    history: str
+    files: dict[str, str]
+    tampered: dict[str, str]  # statement: the problem
+
+
+# Recorded from databases that these releases have migrated: Flyway 13.12, dbmate 2.36, node-pg-migrate 9.0, yoyo 9.0,
+# Alembic 1.20, goose 3.29, golang-migrate 4.20, sqlx 0.9.
+TAKEN = {
+    "sqlx": Taken(
+        """
+        CREATE TABLE _sqlx_migrations (version bigint PRIMARY KEY, description text NOT NULL,
+            installed_on timestamptz NOT NULL DEFAULT now(), success boolean NOT NULL, checksum bytea NOT NULL,
+            execution_time bigint NOT NULL);
+        INSERT INTO _sqlx_migrations VALUES
+            (20240101000000, 'create users', '2024-01-01 10:00:00.5+00', true, decode('SHA_USERS', 'hex'), 3000000),
+            (20240102000000, 'posts', '2024-01-02 10:00:00+00', true, decode('SHA_POSTS', 'hex'), 3000000);
+        """.replace("SHA_USERS", SHA_USERS).replace("SHA_POSTS", SHA_POSTS),
+        {"20240101000000_create_users.sql": USERS, "20240102000000_posts.up.sql": POSTS},
+        {
+            "UPDATE _sqlx_migrations SET success = false WHERE description = 'posts'":
+                "20240102000000 posts is recorded as failed, or as not finished",
+            r"UPDATE _sqlx_migrations SET checksum = '\x00' WHERE description = 'posts'":
+                "20240102000000 posts is applied, and m/20240102000000_posts.up.sql has another SHA-384: it was "
+                "changed since",
+            "UPDATE _sqlx_migrations SET description = 'others' WHERE description = 'posts'":
+                "20240102000000 others is applied, and m/20240102000000_posts.up.sql has another name",
+            "UPDATE _sqlx_migrations SET version = 9 WHERE description = 'posts'":
+                "9 posts is applied, and there is no such file",
+            "DELETE FROM _sqlx_migrations WHERE description = 'create users'":
+                "m/20240101000000_create_users.sql is not among the applied ones, and newer ones are",
+        },
+    ),
+    "flyway": Taken(
+        """
+        CREATE TABLE flyway_schema_history (installed_rank int PRIMARY KEY, version varchar(50),
+            description varchar(200) NOT NULL, type varchar(20) NOT NULL, script varchar(1000) NOT NULL,
+            checksum int, installed_by varchar(100) NOT NULL, installed_on timestamp NOT NULL DEFAULT now(),
+            execution_time int NOT NULL, success boolean NOT NULL);
+        INSERT INTO flyway_schema_history VALUES
+            (1, '001', 'create users', 'SQL', 'V001__create_users.sql', 1149260906, 'amp', now(), 44, true),
+            (2, '1.5', 'gone', 'SQL', 'V1.5__gone.sql', 5, 'amp', now(), 24, true),
+            (3, '1.5', 'gone', 'DELETE', 'V1.5__gone.sql', 5, 'amp', now(), 24, true),
+            (4, '2.1', 'posts', 'SQL', 'V2.1__posts.sql', -1877934394, 'amp', now(), 24, true),
+            (5, NULL, 'view', 'SQL', 'R__view.sql', -1466044959, 'amp', now(), 65, true);
+        """,
+        # With a byte order mark and CRLF, neither of which counts.
+        {"1_create_users.sql": "\ufeffCREATE TABLE users (id int);\r\n-- café\r\n", "21_posts.sql": POSTS},
+        {
+            "UPDATE flyway_schema_history SET success = false WHERE version = '2.1'":
+                "2.1 posts is recorded as failed, or as not finished",
+            "UPDATE flyway_schema_history SET checksum = 7 WHERE version = '2.1'":
+                "2.1 posts is applied, and m/21_posts.sql has another CRC32: it was changed since",
+            "UPDATE flyway_schema_history SET description = 'others' WHERE version = '2.1'":
+                "2.1 others is applied, and there is no such file",
+            "UPDATE flyway_schema_history SET version = '21', description = 'others' WHERE version = '2.1'":
+                "21 others is applied, and m/21_posts.sql has another name",
+        },
+    ),
+    "alembic": Taken(
+        """
+        CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY);
+        INSERT INTO alembic_version VALUES ('27c6a30d7c24');
+        """,
+        {"1_1975ea83b712_users.sql": USERS, "2_27c6a30d7c24_posts.sql": POSTS},
+        {
+            "UPDATE alembic_version SET version_num = 'beef'":
+                "the current revision is beef, and of the files at hand none has it in its name",
+            "INSERT INTO alembic_version VALUES ('beef')":
+                "Alembic has not one current revision but 2: 27c6a30d7c24, beef",
+            "DELETE FROM alembic_version": "Alembic has not one current revision but 0: none",
+        },
+    ),
+    "goose": Taken(
+        """
+        CREATE TABLE goose_db_version (id integer PRIMARY KEY GENERATED BY DEFAULT AS IDENTITY,
+            version_id bigint NOT NULL, is_applied boolean NOT NULL, tstamp timestamp NOT NULL DEFAULT now());
+        INSERT INTO goose_db_version (version_id, is_applied) VALUES (0, true), (1, true), (2, true), (3, true),
+            (3, false);
+        """,
+        {
+            "00001_users.sql": f"-- +goose Up\n{USERS}-- +goose Down\nDROP TABLE users;\n",
+            "00002_posts.sql": f"-- +goose Up\n{POSTS}",
+            "00003_later.sql": "CREATE TABLE later ();\n",
+        },
+        {
+            "UPDATE goose_db_version SET version_id = 4 WHERE version_id = 2":
+                "4 is applied, and there is no such file",
+            "DELETE FROM goose_db_version WHERE version_id = 1":
+                "m/00001_users.sql is not among the applied ones, and newer ones are",
+        },
+    ),
+    "golang-migrate": Taken(
+        """
+        CREATE TABLE schema_migrations (version bigint PRIMARY KEY, dirty boolean NOT NULL);
+        INSERT INTO schema_migrations VALUES (2, false);
+        """,
+        {"000001_users.up.sql": USERS, "000001_users.down.sql": "DROP TABLE users", "000002_posts.up.sql": POSTS},
+        {
+            "UPDATE schema_migrations SET dirty = true": "2 is recorded as failed, or as not finished",
+            "UPDATE schema_migrations SET version = 3": "3 is applied, and there is no such file",
+            "INSERT INTO schema_migrations VALUES (1, false)": "2 rows are current (2, 1)",
+        },
+    ),
+    "dbmate": Taken(
+        """
+        CREATE TABLE schema_migrations (version varchar PRIMARY KEY);
+        INSERT INTO schema_migrations VALUES ('0002'), ('20240101000000');
+        """,
+        {
+            "0002_posts.sql": f"-- migrate:up\n{POSTS}",
+            "20240101000000_users.sql": f"-- migrate:up\n{USERS}-- migrate:down\nDROP TABLE users;\n",
+        },
+        {
+            "UPDATE schema_migrations SET version = '3' WHERE version = '0002'":
+                "3 is applied, and there is no such file",
+            "DELETE FROM schema_migrations WHERE version = '0002'":
+                "m/0002_posts.sql is not among the applied ones, and newer ones are",
+        },
+    ),
+    "node-pg-migrate": Taken(
+        """
+        CREATE TABLE pgmigrations (id serial PRIMARY KEY, name varchar(255) NOT NULL, run_on timestamp NOT NULL);
+        INSERT INTO pgmigrations (name, run_on) VALUES
+            ('1700000000000_create-users', '2026-11-28 21:35:14.182354'),
+            ('1700000000001_posts.up', '2026-11-28 21:35:14.182354');
+        """,
+        {"1700000000000_create-users.sql": USERS, "1700000000001_posts.up.sql": POSTS},
+        {
+            "UPDATE pgmigrations SET name = '1700000000001_others' WHERE id = 2":
+                "1700000000001_others is applied, and there is no such file",
+        },
+    ),
+    "yoyo": Taken(
+        """
+        CREATE TABLE _yoyo_migration (migration_hash varchar(64) PRIMARY KEY, migration_id varchar(255),
+            applied_at_utc timestamp);
+        CREATE TABLE _yoyo_log (id varchar(36) PRIMARY KEY, migration_hash varchar(64), migration_id varchar(255),
+            operation varchar(10), username varchar(255), hostname varchar(255), comment varchar(255),
+            created_at_utc timestamp);
+        INSERT INTO _yoyo_migration VALUES ('6c91', '0001.create-users', '2026-11-28 21:35:15.539214'),
+            ('6820', '20240101_01_AbCdE-posts', '2026-11-28 21:35:15.579916');
+        INSERT INTO _yoyo_log VALUES ('998d', '6c91', '0001.create-users', 'apply', 'root', 'localhost', NULL, now());
+        """,
+        {"0001_create-users.sql": USERS, "2024010101_AbCdE-posts.sql": POSTS},
+        {
+            "UPDATE _yoyo_migration SET migration_id = '0002.others' WHERE migration_hash = '6820'":
+                "0002.others is applied, and there is no such file",
+        },
+    ),
+}  # fmt: skip
+
+
+def test_every_tool_is_here() -> None:
+    """There is a history of each tool that can be taken over."""
+    assert TAKEN.keys() == TOOLS.keys()
+
+
+def files_of(taken: Taken, folder: Path, **more: str) -> tuple[library.Migration, ...]:
+    """Write the files into a folder m and return the migrations; more are given by name."""
+    return library.read_migrations(write(folder / "m", taken.files | more))
+
+
+@pytest.mark.parametrize("source", ["named", "auto"])
+@pytest.mark.parametrize("tool", TAKEN)
+async def test_what_a_tool_has_applied_is_recorded(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tool: str, source: str
+) -> None:
+    """Every row with its time is in ampd's history, nothing was run, and `migrate` goes on from there."""
+    taken = TAKEN[tool]
+    monkeypatch.chdir(tmp_path)
+    await database.execute(taken.history)
+    files = files_of(taken, Path())
+    with pytest.raises(library.MigrationConflict, match=rf"`ampd baseline --from {tool}` checks that and records it"):
+        await library.migrate(database.url, migrations=files)
+    status = await library.baseline(database.url, source=tool if source == "named" else "auto", migrations=files)
+    assert [info.state for info in status.plan.migrations[:2]] == ["applied", "applied"]
+    rows = await database.fetch(f"SELECT * FROM {TABLE} ORDER BY version")
+    assert [(row["version"], row["ampd_version"]) for row in rows] == [
+        (file.version, f"{library.__version__} baseline from {tool}") for file in files[:2]
+    ]
+    if tool in ("node-pg-migrate", "yoyo"):
+        assert [f"{row['finished_at']:%Y-%m-%d %H:%M}" for row in rows] == ["2026-11-28 21:35"] * 2
+    again = await library.baseline(database.url, source=tool, migrations=files)
+    assert again == status
+    files = files_of(taken, Path(), **{"99999999999999_last.sql": "CREATE TABLE last ();\n"})
+    applied = (await library.migrate(database.url, migrations=files)).applied
+    assert applied[-1].version == 99999999999999
+    assert await database.fetchval("SELECT to_regclass('users') IS NULL AND to_regclass('last') IS NOT NULL")
+
+
+@pytest.mark.parametrize(
+    ("tool", "change", "problem"),
+    [(tool, change, problem) for tool, taken in TAKEN.items() for change, problem in taken.tampered.items()],
+)
+async def test_what_does_not_agree_is_refused(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tool: str, change: str, problem: str
+) -> None:
+    """A row that failed, or that no file belongs to, is named, and nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    await database.execute(f"{TAKEN[tool].history}; {change}")
+    files = files_of(TAKEN[tool], Path())
+    with pytest.raises(library.MigrationConflict) as error:
+        await library.baseline(database.url, source=tool, migrations=files)
+    first, *problems = error.value.message.splitlines()
+    assert first.endswith("does not agree with the files; nothing was recorded:")
+    assert f"  {problem}" in problems
+    assert await database.fetchval(f"SELECT to_regclass('{TABLE}') IS NULL")
+
+
+async def test_files_below_are_pending_where_order_is_free(database: Database, tmp_path: Path) -> None:
+    """With allow_out_of_order a file that the tool has not applied is left pending."""
+    taken = TAKEN["dbmate"]
+    await database.execute(f"{taken.history}; DELETE FROM schema_migrations WHERE version = '0002'")
+    files_of(taken, tmp_path)
+    migrations = library.Migrations(dir=tmp_path / "m", allow_out_of_order=True)
+    metadata_db = library.MetadataDb(url=library.DatabaseUrl(database.url), migrations=migrations)
+    status = await library.baseline(metadata_db, source="dbmate")
+    assert [info.state for info in status.plan.migrations] == ["pending", "applied"]
+
+
+async def test_what_flyway_found_at_its_beginning(database: Database, tmp_path: Path) -> None:
+    """Files at or below Flyway's own baseline count as applied; what it repeats is left out, and said."""
+    taken = TAKEN["flyway"]
+    await database.execute(
+        f"{taken.history}; UPDATE flyway_schema_history SET type = 'BASELINE', checksum = NULL WHERE version = '001'"
+    )
+    heard = Heard()
+    files = files_of(taken, tmp_path)
+    assert (await library.baseline(database.url, source="flyway", migrations=files, on_event=heard)).up_to_date
+    assert [event.message for event in heard.of(library.Warned)] == [
+        "view is repeatable, which ampd's migrations are not: it is left out"
+    ]
+
+
+async def test_a_word_on_alembics_revision(database: Database, tmp_path: Path) -> None:
+    """Where no file has the revision in its name a person says which one it is; a wrong word is refused."""
+    taken = TAKEN["alembic"]
+    await database.execute(taken.history)
+    files = files_of(taken, tmp_path)
+    with pytest.raises(library.MigrationConflict, match=r"27c6a30d7c24: that is .*/2_27c6a30d7c24_posts.sql"):
+        await library.baseline(database.url, 1, source="alembic", migrations=files)
+    others = library.read_migrations(write(tmp_path / "o", {"1_users.sql": USERS, "2_posts.sql": POSTS}))
+    with pytest.raises(library.MigrationConflict, match="`ampd baseline VERSION --from alembic` takes your word"):
+        await library.baseline(database.url, source="alembic", migrations=others)
+    status = await library.baseline(database.url, 1, source="alembic", migrations=others)
+    assert [info.state for info in status.plan.migrations] == ["applied", "pending"]
+
+
+async def test_a_version_that_is_not_the_newest(database: Database, tmp_path: Path) -> None:
+    """Given both, the word and the history have to agree."""
+    await database.execute(TAKEN["golang-migrate"].history)
+    files = files_of(TAKEN["golang-migrate"], tmp_path)
+    with pytest.raises(library.MigrationConflict, match="the newest that is applied is 2, not 1"):
+        await library.baseline(database.url, 1, source="auto", migrations=files)
+
+
+async def test_which_tool_it_is(database: Database, tmp_path: Path) -> None:
+    """None, another one or several are said; a name that is none lists them all."""
+    files = files_of(TAKEN["goose"], tmp_path)
+    with pytest.raises(library.ConfigError) as error:
+        await library.baseline(database.url, source="auto", migrations=files)
+    assert str(error.value) == (
+        '"public" contains no history of a tool that ampd can read with entries\n'
+        "hint: if it is in another schema, set metadata_db.schema; if you know what the database contains, "
+        "`ampd baseline VERSION` records every file up to VERSION as applied"
+    )
+    await database.execute(TAKEN["goose"].history)
+    with pytest.raises(library.ConfigError) as error:
+        await library.baseline(database.url, source="sqlx", migrations=files)
+    assert error.value.message == (
+        '"public" contains no history of sqlx with entries, but goose: "public"."goose_db_version" (owner postgres)'
+    )
+    await database.execute(TAKEN["alembic"].history)
+    with pytest.raises(library.ConfigError) as error:
+        await library.baseline(database.url, source="auto", migrations=files)
+    assert error.value.message == (
+        '"public" contains the histories of several tools: alembic: "public"."alembic_version" (owner postgres), '
+        'goose: "public"."goose_db_version" (owner postgres)'
+    )
+    with pytest.raises(library.ConfigError) as error:
+        await library.baseline(database.url, source="rails", migrations=files)
+    assert error.value.message == f'"rails" is none of the tools: {", ".join(TOOLS)}, or auto'
+
+
+async def test_a_strangers_history_is_not_believed(database: Database, tmp_path: Path) -> None:
+    """Nobody decides what is applied by planting another tool's table."""
+    stranger = await database.role("stranger", "USAGE, CREATE ON SCHEMA public")
+    async with database.connect(stranger.url) as connection:
+        await connection.execute(TAKEN["dbmate"].history)
+    with pytest.raises(library.PermissionDenied, match=f"owner {stranger.name}.* is not trusted"):
+        await library.baseline(database.url, source="dbmate", migrations=files_of(TAKEN["dbmate"], tmp_path))
+
+
+async def test_the_command(ampd: Ampd, database: Database, tmp_path: Path) -> None:
+    """The rows are shown with their times before --yes writes them."""
+    files_of(TAKEN["node-pg-migrate"], tmp_path)
+    ampd_rows = (
+        "to be recorded as applied, without running them:\n"
+        "  1700000000000 create-users  2026-11-28 21:35:14\n"
+        "  1700000000001 posts         2026-11-28 21:35:14\n"
+    )
+    await database.execute(TAKEN["node-pg-migrate"].history)
+    process = ampd("baseline", "--from", "auto", "--yes", "--migrations", "m", url=database.url)
+    done = "DATABASE: recorded 2 migrations as applied; up to date, at version 1700000000001\n"
+    assert seen(process) == (0, done, ampd_rows)
