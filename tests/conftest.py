@@ -6,6 +6,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from ampd import DatabaseUrl, MetadataDb, Migration, Migrations
 from ampd.local_server.server import local_server
 from tests.folders import TWO, memory, write
-from tests.servers import AdminSession, Ampd, Database, Role, Server
+from tests.servers import AdminSession, Ampd, Database, Role, Server, copy_cluster, server_of
 
 SETTINGS = {
     "max_connections": "300",
@@ -76,12 +77,14 @@ def start_server(stack: ExitStack) -> Server:
     stack.callback(shutil.rmtree, folder)
     folder.chmod(0o711)
     bindir = os.environ.get("AMPD_TEST_BINDIR")
-    run = local_server(folder / "db", bindir=Path(bindir) if bindir else None, tcp=True, settings=SETTINGS)
+    run = partial(local_server, bindir=Path(bindir) if bindir else None, tcp=True, settings=SETTINGS)
     portal = stack.enter_context(start_blocking_portal())
-    local = stack.enter_context(portal.wrap_async_context_manager(run))
-    installation = local.installation
+    with portal.wrap_async_context_manager(run(folder / "cluster")):
+        pass
+    copy_cluster(folder / "cluster", folder / "db")
+    local = stack.enter_context(portal.wrap_async_context_manager(run(folder / "db")))
     portal.call(_make_template, local.url)
-    return Server(local.port, str(local.socket_dir), str(local.data_dir), str(installation.bindir), installation.major)
+    return server_of(local, str(folder / "cluster"))
 
 
 async def _make_template(url: str) -> None:

@@ -24,6 +24,8 @@ import pytest
 from anyio.from_thread import BlockingPortal
 
 import benchmarks.proxy
+from ampd.local_server.folders import make_folder
+from ampd.local_server.server import LocalServer
 from tests.forks import Fork
 
 CACHE = Path(__file__).parent.parent / ".cache"
@@ -38,6 +40,7 @@ class Server(msgspec.Struct, frozen=True):
     bindir: str
     major: int
     host: str = "127.0.0.1"
+    cluster: str = ""  # a data folder as initdb has made it
 
     def url(self, database: str = "postgres", user: str = "postgres", password: str | None = None) -> str:
         """Return the URL of a database by TCP."""
@@ -47,6 +50,19 @@ class Server(msgspec.Struct, frozen=True):
     def socket_url(self, database: str = "postgres", user: str = "postgres") -> str:
         """Return the URL of a database by Unix socket."""
         return f"postgresql:///{database}?host={quote(self.socket_dir)}&port={self.port}&user={quote(user, safe='')}"
+
+
+def server_of(local: LocalServer, cluster: str = "") -> Server:
+    """Return a managed server as the tests know servers."""
+    place, installation = (str(local.socket_dir), str(local.data_dir)), local.installation
+    return Server(local.port, *place, str(installation.bindir), installation.major, cluster=cluster)
+
+
+def copy_cluster(cluster: str | Path, data_dir: Path) -> Path:
+    """Put a cluster that is not running into another place; initdb takes ten times as long."""
+    make_folder(data_dir.parent)
+    subprocess.run(["cp", "-a", cluster, data_dir], check=True)
+    return data_dir
 
 
 class AdminSession:

@@ -37,7 +37,7 @@ from tests.scenes import (
     until,
     waiting_for_a_lock,
 )
-from tests.servers import Ampd, Database, Proxy, Server, pgbouncer
+from tests.servers import Ampd, Database, Proxy, Server, copy_cluster, pgbouncer, server_of
 
 pytestmark = pytest.mark.anyio
 
@@ -141,16 +141,16 @@ async def fragile(server: Server) -> AsyncIterator[Callable[[], Awaitable[Databa
     """A way to start a server of the test's own again and again, on the same data."""
     folder = Path(tempfile.mkdtemp(prefix="ampd-fragile-", dir=memory()))
     folder.chmod(0o711)
+    data_dir = copy_cluster(server.cluster, folder / "db")
     stop, one_at_a_time = anyio.Event(), anyio.Lock()
     settings = {"max_connections": "30", "shared_buffers": "16MB"}
 
     async def keep(*, task_status: anyio.abc.TaskStatus[Database]) -> None:
         async with (
             one_at_a_time,
-            local_server(folder / "db", bindir=Path(server.bindir), tcp=True, settings=settings) as local,
+            local_server(data_dir, bindir=Path(server.bindir), tcp=True, settings=settings) as local,
         ):
-            place = Server(local.port, str(local.socket_dir), str(local.data_dir), server.bindir, server.major)
-            task_status.started(Database(place, "amp"))
+            task_status.started(Database(server_of(local), "amp"))
             while local.process.poll() is None and not stop.is_set():  # noqa: ASYNC110 - a crash raises no event
                 await anyio.sleep(0.02)
 

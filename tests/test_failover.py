@@ -19,7 +19,7 @@ from ampd.config import Limits
 from ampd.local_server.server import local_server
 from tests.folders import memory
 from tests.scenes import GENEROUS, Heard, folder_of, history, scripts, until, waiting_for_a_lock
-from tests.servers import Ampd, Database, Server, _unprivileged, free_port
+from tests.servers import Ampd, Database, Server, _unprivileged, copy_cluster, free_port, server_of
 
 pytestmark = pytest.mark.anyio
 
@@ -64,8 +64,8 @@ async def pair(server: Server) -> AsyncIterator[Pair]:
     folder = Path(tempfile.mkdtemp(prefix="ampd-pair-", dir=memory()))
     folder.chmod(0o711)
     settings = {"max_connections": "30", "shared_buffers": "16MB", "wal_level": "replica", "fsync": "off"}
-    async with local_server(folder / "primary", bindir=Path(server.bindir), tcp=True, settings=settings) as local:
-        place = Server(local.port, str(local.socket_dir), str(local.data_dir), server.bindir, server.major)
+    data_dir = copy_cluster(server.cluster, folder / "primary")
+    async with local_server(data_dir, bindir=Path(server.bindir), tcp=True, settings=settings) as local:
         home = folder / "home"
         home.mkdir()
         account = _unprivileged()
@@ -85,7 +85,7 @@ async def pair(server: Server) -> AsyncIterator[Pair]:
             )
         try:
             pair = Pair(
-                Database(place, "amp"),
+                Database(server_of(local), "amp"),
                 Database(Server(port, "", str(data), server.bindir, server.major), "amp"),
                 local.process,
             )

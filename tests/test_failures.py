@@ -19,7 +19,7 @@ from ampd.errors import AmpdError, AuthenticationFailed, DatabaseMissing, ReadOn
 from ampd.local_server.server import local_server
 from tests.folders import write
 from tests.scenes import GENEROUS, scripts, until
-from tests.servers import Ampd, Database, Server
+from tests.servers import Ampd, Database, Server, copy_cluster
 
 pytestmark = pytest.mark.anyio
 
@@ -75,7 +75,8 @@ async def strict(server: Server, anyio_backend: str) -> AsyncIterator[Strict]:  
         folder.chmod(0o711)
         ours.cert_pem.write_to_path(str(folder / "ca.pem"))
         other.cert_pem.write_to_path(str(folder / "other.pem"))
-        async with local_server(folder / "db", bindir=Path(server.bindir), tcp=True) as local:
+        data_dir = copy_cluster(server.cluster, folder / "db")
+        async with local_server(data_dir, bindir=Path(server.bindir), tcp=True) as local:
             data, owner = local.data_dir, local.data_dir.stat()
             certificate.cert_chain_pems[0].write_to_path(str(data / "server.crt"))
             certificate.private_key_pem.write_to_path(str(data / "server.key"))

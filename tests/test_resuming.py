@@ -6,7 +6,6 @@ from pathlib import Path
 
 import anyio
 import asyncpg
-import msgspec
 import pytest
 
 import ampd as library
@@ -27,7 +26,7 @@ from tests.scenes import (
     until,
     waiting_for_a_lock,
 )
-from tests.servers import Database, Role, Server
+from tests.servers import Database, Role, Server, copy_cluster, server_of
 
 pytestmark = pytest.mark.anyio
 
@@ -406,11 +405,9 @@ async def test_autovacuum_is_not_waited_for(server: Server) -> None:
     folder.chmod(0o711)
     settings = {"autovacuum": "on", "autovacuum_naptime": "1s", "fsync": "off"}
     try:
-        async with local_server(folder / "db", bindir=Path(server.bindir), tcp=True, settings=settings) as local:
-            own = msgspec.structs.replace(
-                server, port=local.port, socket_dir=str(local.socket_dir), data_dir=str(local.data_dir)
-            )
-            database = Database(own, "amp")
+        data_dir = copy_cluster(server.cluster, folder / "db")
+        async with local_server(data_dir, bindir=Path(server.bindir), tcp=True, settings=settings) as local:
+            database = Database(server_of(local), "amp")
             role = await database.role("migrator", "CREATE, USAGE ON SCHEMA public")
             await database.execute(
                 "CREATE TABLE t (id integer, filler text) WITH (autovacuum_vacuum_scale_factor = 0, "
