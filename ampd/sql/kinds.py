@@ -75,10 +75,8 @@ def is_concurrent(statement: Statement) -> bool:
 
 def temporary(statement: Statement) -> str | None:
     """Return the name of the temporary object that a statement creates; None for any other statement."""
-    makes = statement.words[:1] in (("CREATE",), ("SELECT",), ("WITH",)) and "temp" in statement.text.translate(
-        TO_LOWER
-    )
-    shape = shape_of(statement.text) if makes else ""
+    may = statement.words[:1] in (("CREATE",), ("SELECT",), ("WITH",))
+    shape = shape_of(statement.text) if may and "temp" in statement.text.translate(TO_LOWER) else ""
     found = None if " ON COMMIT DROP" in shape else re.match(_TEMPORARY, shape, re.DOTALL)
     return found and fold_case(found["name"] or found["of_schema"] or found["into"])
 
@@ -129,10 +127,7 @@ def is_set_config(statement: Statement) -> bool:
 def index_build(statement: Statement) -> IndexBuild | None:
     """Return what CREATE INDEX CONCURRENTLY builds; None for any other statement, and where a name is written U&"…"."""
     found = re.match(_INDEX_BUILD, shape_of(statement.text), re.DOTALL)
-    return found and IndexBuild(
-        name=fold_case(found["name"]) if found["name"] else None,
-        table=name_parts(found["table"]),
-    )
+    return found and IndexBuild(found["name"] and fold_case(found["name"]), name_parts(found["table"]))
 
 
 def chosen_name(statement: Statement) -> str | None:
@@ -224,12 +219,11 @@ class Misplacement(enum.Enum):
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """What applies to statements whose shape begins with the pattern, or without one with the label."""
+    """What applies to statements of one sort, which messages call by the label."""
 
     label: str
     kind: Kind
     misplacement: Misplacement
-    pattern: str = ""
 
 
 _NAME = r"[^ (][^ ]*(?: \. [^ ]+)*"
@@ -281,15 +275,10 @@ _TEMPORARY = (
     r"|CREATE (?:[A-Z]+ )+PG_TEMP \. (?P<of_schema>[^ ]+)"
     r"|(?:SELECT|WITH) (?>.*? INTO )(?:(?:GLOBAL|LOCAL) )?(?:TEMP|TEMPORARY) (?:TABLE )?(?P<into>[^ ]+)"
 )
-_CONCURRENT = frozenset(
-    {
-        "CREATE INDEX CONCURRENTLY",
-        "DROP INDEX CONCURRENTLY",
-        "REINDEX CONCURRENTLY",
-        "DETACH PARTITION CONCURRENTLY",
-        "VACUUM",
-    }
-)
+_CONCURRENT = {
+    *("CREATE INDEX CONCURRENTLY", "DROP INDEX CONCURRENTLY", "REINDEX CONCURRENTLY"),
+    *("DETACH PARTITION CONCURRENTLY", "VACUUM"),
+}
 _VACUUM_FULL = r"VACUUM(?: \( (?>.*?(?<= )FULL )| FULL(?= |\Z))"
 _MODE = r"SET (?:SESSION |LOCAL )?(?:TRANSACTION|(?i:\"?transaction_(?:isolation|read_only|deferrable)\"?))"
 AS_IT_IS = (  # what changes nothing is accepted at any time
@@ -298,105 +287,74 @@ AS_IT_IS = (  # what changes nothing is accepted at any time
 )
 READ_ONLY = rf" READ ONLY(?= |\Z)|(?i:transaction_read_only\"?) (?:=|TO) (?!(?:{_OFF}|DEFAULT)\Z)"
 
+_PATTERNS = {  # of the statements whose shape begins otherwise than with their label
+    "PREPARE TRANSACTION": r"PREPARE TRANSACTION(?! (?:AS|\() )",
+    "ROLLBACK TO": "ROLLBACK (?:WORK |TRANSACTION )?TO",
+    "COMMIT AND CHAIN": f"COMMIT {_CHAIN}",
+    "END AND CHAIN": f"END {_CHAIN}",
+    "ROLLBACK AND CHAIN": f"ROLLBACK {_CHAIN}",
+    "ABORT AND CHAIN": f"ABORT {_CHAIN}",
+    "CREATE INDEX CONCURRENTLY": "CREATE (?:UNIQUE )?INDEX CONCURRENTLY",
+    "REINDEX CONCURRENTLY": (
+        rf"REINDEX (?:{_OPTIONS} )?[A-Z]+ CONCURRENTLY"
+        rf"|REINDEX \( {_TOKENS}(?:CONCURRENTLY|\"concurrently\")(?! (?:= )?{_FALSE} )"
+    ),
+    "REINDEX SCHEMA": rf"REINDEX (?:{_OPTIONS} )?SCHEMA",
+    "REINDEX DATABASE": rf"REINDEX (?:{_OPTIONS} )?DATABASE",
+    "REINDEX SYSTEM": rf"REINDEX (?:{_OPTIONS} )?SYSTEM",
+    "CLUSTER without a table": rf"CLUSTER(?: VERBOSE| {_OPTIONS})?\Z",
+    "ALTER DATABASE SET TABLESPACE": _MOVE,
+    "DETACH PARTITION CONCURRENTLY": r"ALTER TABLE (?>.*? DETACH PARTITION ).*+(?<= CONCURRENTLY)",
+    "CREATE SUBSCRIPTION that makes a replication slot": (
+        rf"CREATE SUBSCRIPTION(?!{_WITH}(?:CREATE_SLOT|CONNECT|\"create_slot\"|\"connect\") = {_FALSE} )"
+    ),
+    "ALTER SUBSCRIPTION REFRESH": "ALTER SUBSCRIPTION .*? REFRESH (?:PUBLICATION|SEQUENCES)",
+    "ALTER SUBSCRIPTION with refresh": (
+        rf"ALTER SUBSCRIPTION (?>.*? (?:SET|ADD|DROP) PUBLICATION)(?!{_WITH}(?:REFRESH|\"refresh\") = {_FALSE} )"
+    ),
+    "ALTER SUBSCRIPTION SET (failover)": rf"ALTER SUBSCRIPTION {_SET}(?:FAILOVER|\"failover\")",
+    "ALTER SUBSCRIPTION SET (two_phase = false)": (rf"ALTER SUBSCRIPTION {_SET}(?:TWO_PHASE|\"two_phase\") = {_FALSE}"),
+    "SET TRANSACTION": _MODE,
+    "SET": "SET(?! (?:LOCAL|CONSTRAINTS) )",
+    "COPY FROM STDIN": r"COPY (?!\( )(?>.*?(?<! \.) FROM )STD(?:IN|OUT)",
+}
+
+
+def _rules(kind: Kind, misplacement: Misplacement, *labels: str) -> Iterator[Rule]:
+    return (Rule(label, kind, misplacement) for label in labels)
+
+
 _PLAIN = Rule("", Kind.TRANSACTIONAL, Misplacement.NONE)
 _RULES = (  # the first that fits is taken
-    Rule("PREPARE TRANSACTION", Kind.NOT_RESUMABLE, Misplacement.CONTROL, r"PREPARE TRANSACTION(?! (?:AS|\() )"),
-    Rule("COMMIT PREPARED", Kind.NOT_RESUMABLE, Misplacement.CONTROL),
-    Rule("ROLLBACK PREPARED", Kind.NOT_RESUMABLE, Misplacement.CONTROL),
-    Rule("ROLLBACK TO", Kind.TRANSACTIONAL, Misplacement.NONE, "ROLLBACK (?:WORK |TRANSACTION )?TO"),
-    Rule("COMMIT AND CHAIN", Kind.COMMIT, Misplacement.CHAIN, f"COMMIT {_CHAIN}"),
-    Rule("END AND CHAIN", Kind.COMMIT, Misplacement.CHAIN, f"END {_CHAIN}"),
-    Rule("ROLLBACK AND CHAIN", Kind.ROLLBACK, Misplacement.CHAIN, f"ROLLBACK {_CHAIN}"),
-    Rule("ABORT AND CHAIN", Kind.ROLLBACK, Misplacement.CHAIN, f"ABORT {_CHAIN}"),
-    Rule("BEGIN", Kind.BEGIN, Misplacement.CONTROL),
-    Rule("START TRANSACTION", Kind.BEGIN, Misplacement.CONTROL),
-    Rule("COMMIT", Kind.COMMIT, Misplacement.CONTROL),
-    Rule("END", Kind.COMMIT, Misplacement.CONTROL),
-    Rule("ROLLBACK", Kind.ROLLBACK, Misplacement.CONTROL),
-    Rule("ABORT", Kind.ROLLBACK, Misplacement.CONTROL),
-    Rule(
-        "CREATE INDEX CONCURRENTLY",
-        Kind.CREATE_INDEX_CONCURRENTLY,
-        Misplacement.OUTSIDE,
-        "CREATE (?:UNIQUE )?INDEX CONCURRENTLY",
-    ),
-    Rule("DROP INDEX CONCURRENTLY", Kind.DROP_INDEX_CONCURRENTLY, Misplacement.OUTSIDE),
-    Rule(
-        "REINDEX CONCURRENTLY",
+    *_rules(Kind.NOT_RESUMABLE, Misplacement.CONTROL, "PREPARE TRANSACTION", "COMMIT PREPARED", "ROLLBACK PREPARED"),
+    *_rules(Kind.TRANSACTIONAL, Misplacement.NONE, "ROLLBACK TO"),
+    *_rules(Kind.COMMIT, Misplacement.CHAIN, "COMMIT AND CHAIN", "END AND CHAIN"),
+    *_rules(Kind.ROLLBACK, Misplacement.CHAIN, "ROLLBACK AND CHAIN", "ABORT AND CHAIN"),
+    *_rules(Kind.BEGIN, Misplacement.CONTROL, "BEGIN", "START TRANSACTION"),
+    *_rules(Kind.COMMIT, Misplacement.CONTROL, "COMMIT", "END"),
+    *_rules(Kind.ROLLBACK, Misplacement.CONTROL, "ROLLBACK", "ABORT"),
+    *_rules(Kind.CREATE_INDEX_CONCURRENTLY, Misplacement.OUTSIDE, "CREATE INDEX CONCURRENTLY"),
+    *_rules(Kind.DROP_INDEX_CONCURRENTLY, Misplacement.OUTSIDE, "DROP INDEX CONCURRENTLY"),
+    *_rules(
         Kind.IDEMPOTENT,
         Misplacement.OUTSIDE,
-        rf"REINDEX (?:{_OPTIONS} )?[A-Z]+ CONCURRENTLY"
-        rf"|REINDEX \( {_TOKENS}(?:CONCURRENTLY|\"concurrently\")(?! (?:= )?{_FALSE} )",
+        *("REINDEX CONCURRENTLY", "REINDEX SCHEMA", "REINDEX DATABASE", "REINDEX SYSTEM", "CLUSTER without a table"),
+        *("VACUUM", "ALTER SYSTEM", "DISCARD ALL", "DROP DATABASE IF EXISTS", "DROP TABLESPACE IF EXISTS"),
     ),
-    Rule("REINDEX SCHEMA", Kind.IDEMPOTENT, Misplacement.OUTSIDE, rf"REINDEX (?:{_OPTIONS} )?SCHEMA"),
-    Rule("REINDEX DATABASE", Kind.IDEMPOTENT, Misplacement.OUTSIDE, rf"REINDEX (?:{_OPTIONS} )?DATABASE"),
-    Rule("REINDEX SYSTEM", Kind.IDEMPOTENT, Misplacement.OUTSIDE, rf"REINDEX (?:{_OPTIONS} )?SYSTEM"),
-    Rule("VACUUM", Kind.IDEMPOTENT, Misplacement.OUTSIDE),
-    Rule("CLUSTER without a table", Kind.IDEMPOTENT, Misplacement.OUTSIDE, rf"CLUSTER(?: VERBOSE| {_OPTIONS})?\Z"),
-    Rule("REINDEX", Kind.IDEMPOTENT, Misplacement.NONE),  # of a partitioned table it does not run in a transaction
-    Rule("CLUSTER", Kind.IDEMPOTENT, Misplacement.NONE),  # likewise
-    Rule("ALTER SYSTEM", Kind.IDEMPOTENT, Misplacement.OUTSIDE),
-    Rule("DISCARD ALL", Kind.IDEMPOTENT, Misplacement.OUTSIDE),
-    Rule("DROP DATABASE", Kind.IDEMPOTENT, Misplacement.OUTSIDE, "DROP DATABASE IF EXISTS"),
-    Rule("DROP DATABASE", Kind.NOT_RESUMABLE, Misplacement.OUTSIDE),
-    Rule("DROP TABLESPACE", Kind.IDEMPOTENT, Misplacement.OUTSIDE, "DROP TABLESPACE IF EXISTS"),
-    Rule("DROP TABLESPACE", Kind.NOT_RESUMABLE, Misplacement.OUTSIDE),
-    Rule("CREATE DATABASE", Kind.NOT_RESUMABLE, Misplacement.OUTSIDE),
-    Rule("CREATE TABLESPACE", Kind.NOT_RESUMABLE, Misplacement.OUTSIDE),
-    Rule("ALTER DATABASE SET TABLESPACE", Kind.NOT_RESUMABLE, Misplacement.OUTSIDE, _MOVE),
-    Rule(
-        "DETACH PARTITION CONCURRENTLY",
+    # REINDEX and CLUSTER of a partitioned table do not run in a transaction.
+    *_rules(Kind.IDEMPOTENT, Misplacement.NONE, "REINDEX", "CLUSTER", "DROP SUBSCRIPTION IF EXISTS"),
+    *_rules(
         Kind.NOT_RESUMABLE,
         Misplacement.OUTSIDE,
-        r"ALTER TABLE (?>.*? DETACH PARTITION ).*+(?<= CONCURRENTLY)",
+        *("CREATE DATABASE", "CREATE TABLESPACE", "DROP DATABASE", "DROP TABLESPACE", "ALTER DATABASE SET TABLESPACE"),
+        *("DETACH PARTITION CONCURRENTLY", "CREATE SUBSCRIPTION that makes a replication slot"),
+        *("ALTER SUBSCRIPTION REFRESH", "ALTER SUBSCRIPTION with refresh"),
+        *("ALTER SUBSCRIPTION SET (failover)", "ALTER SUBSCRIPTION SET (two_phase = false)"),
     ),
-    Rule(
-        "CREATE SUBSCRIPTION that makes a replication slot",
-        Kind.NOT_RESUMABLE,
-        Misplacement.OUTSIDE,
-        rf"CREATE SUBSCRIPTION(?!{_WITH}(?:CREATE_SLOT|CONNECT|\"create_slot\"|\"connect\") = {_FALSE} )",
-    ),
-    Rule(
-        "ALTER SUBSCRIPTION REFRESH",
-        Kind.NOT_RESUMABLE,
-        Misplacement.OUTSIDE,
-        "ALTER SUBSCRIPTION .*? REFRESH (?:PUBLICATION|SEQUENCES)",
-    ),
-    Rule(
-        "ALTER SUBSCRIPTION with refresh",
-        Kind.NOT_RESUMABLE,
-        Misplacement.OUTSIDE,
-        rf"ALTER SUBSCRIPTION (?>.*? (?:SET|ADD|DROP) PUBLICATION)(?!{_WITH}(?:REFRESH|\"refresh\") = {_FALSE} )",
-    ),
-    Rule(
-        "ALTER SUBSCRIPTION SET (failover)",
-        Kind.NOT_RESUMABLE,
-        Misplacement.OUTSIDE,
-        rf"ALTER SUBSCRIPTION {_SET}(?:FAILOVER|\"failover\")",
-    ),
-    Rule(
-        "ALTER SUBSCRIPTION SET (two_phase = false)",
-        Kind.NOT_RESUMABLE,
-        Misplacement.OUTSIDE,
-        rf"ALTER SUBSCRIPTION {_SET}(?:TWO_PHASE|\"two_phase\") = {_FALSE}",
-    ),
-    Rule("DROP SUBSCRIPTION", Kind.IDEMPOTENT, Misplacement.NONE, "DROP SUBSCRIPTION IF EXISTS"),
-    Rule("DROP SUBSCRIPTION", Kind.NOT_RESUMABLE, Misplacement.NONE),
-    Rule("CALL", Kind.NOT_RESUMABLE, Misplacement.NONE),
-    Rule("DO", Kind.NOT_RESUMABLE, Misplacement.NONE),
-    Rule("SET TRANSACTION", Kind.TRANSACTIONAL, Misplacement.MODE, _MODE),
-    Rule("SET", Kind.SESSION, Misplacement.NONE, "SET(?! (?:LOCAL|CONSTRAINTS) )"),
-    Rule("RESET", Kind.SESSION, Misplacement.NONE),
-    Rule("DISCARD", Kind.SESSION, Misplacement.NONE),
-    Rule("LISTEN", Kind.SESSION, Misplacement.NONE),
-    Rule("UNLISTEN", Kind.SESSION, Misplacement.NONE),
-    Rule("LOAD", Kind.SESSION, Misplacement.NONE),
-    Rule(
-        "COPY FROM STDIN",
-        Kind.TRANSACTIONAL,
-        Misplacement.DATA,
-        r"COPY (?!\( )(?>.*?(?<! \.) FROM )STD(?:IN|OUT)",
-    ),
+    *_rules(Kind.NOT_RESUMABLE, Misplacement.NONE, "DROP SUBSCRIPTION", "CALL", "DO"),
+    *_rules(Kind.TRANSACTIONAL, Misplacement.MODE, "SET TRANSACTION"),
+    *_rules(Kind.SESSION, Misplacement.NONE, "SET", "RESET", "DISCARD", "LISTEN", "UNLISTEN", "LOAD"),
+    *_rules(Kind.TRANSACTIONAL, Misplacement.DATA, "COPY FROM STDIN"),
 )
 
 
@@ -412,7 +370,7 @@ def rules_by_word() -> dict[str, list[tuple[str, Rule]]]:
     """Return the rules by the word that their statements begin with, uncompiled: a script needs few of them."""
     by_word: dict[str, list[tuple[str, Rule]]] = {}
     for rule in _RULES:
-        pattern = rule.pattern or rule.label
+        pattern = _PATTERNS.get(rule.label, rule.label)
         word = re.split(r"\W", pattern, maxsplit=1)[0]
         by_word.setdefault(word, []).append((rf"(?:{pattern})(?= |\Z)", rule))
     return by_word
