@@ -266,6 +266,10 @@ def test_a_problem_says_what_to_do() -> None:
         ("SELECT 1;\nCREATE INDEX CONCURRENTLY ON t (a, b)", "t_a_b_idx"),
         ('\nCREATE UNIQUE INDEX CONCURRENTLY ON "T" (a)', '"T_a_idx"'),
         ('\nCREATE INDEX CONCURRENTLY ON t ("a""b")', '"t_a""b_idx"'),
+        ("\nCREATE INDEX CONCURRENTLY ON ONLY s.t USING gin (a gin_trgm_ops DESC, b) WHERE c > (1)", "t_a_b_idx"),
+        ("\nCREATE INDEX CONCURRENTLY ON t (a, lower(b)) INCLUDE (c)", "t_a_lower_idx"),
+        ("\nCREATE INDEX CONCURRENTLY ON t USING btree", "t_idx"),
+        ("\nCREATE INDEX CONCURRENTLY ON t ((a || b), (c + 1))", "t_idx"),
     ],
 )
 def test_an_index_without_a_name_is_a_caution(script: str, name: str) -> None:
@@ -275,7 +279,7 @@ def test_an_index_without_a_name_is_a_caution(script: str, name: str) -> None:
     assert caution.message == (
         "CREATE INDEX CONCURRENTLY without a name cannot be resumed where it is interrupted: a person has to look"
     )
-    assert caution.hint == f"give it the name that PostgreSQL would choose: {name}"
+    assert caution.hint == f"give it a name, such as {name}"
     assert not [each for each in problems(script, transactional=True) if isinstance(each, Caution)]
 
 

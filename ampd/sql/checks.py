@@ -19,9 +19,9 @@ from .kinds import (
     Kind,
     Misplacement,
     Rule,
-    chosen_name,
     index_build,
     rule_of,
+    suggested_name,
 )
 from .location import locations
 from .scanner import COMMENTS, Statement, coarse_tokens, shape_of, tokenize
@@ -209,10 +209,10 @@ def _nameless(ruled: list[_Ruled]) -> Iterator[_Judged]:
     """Yield index builds without a name: after an interruption nobody could tell which index is theirs."""
     for statement, rule in ruled:
         if rule.kind is Kind.CREATE_INDEX_CONCURRENTLY and (build := index_build(statement)) and build.name is None:
-            name = chosen_name(statement) or ""
+            name = suggested_name(statement)
             shown = name if re.fullmatch("[a-z_][a-z0-9_$]*", name) else '"' + name.replace('"', '""') + '"'
             message = f"{rule.label} without a name cannot be resumed where it is interrupted: a person has to look"
-            yield Caution, statement.start, message, f"give it the name that PostgreSQL would choose: {shown}"
+            yield Caution, statement.start, message, f"give it a name, such as {shown}"
 
 
 def _is_suspicious(script: str, statements: Statements) -> Generator[None, None, bool]:

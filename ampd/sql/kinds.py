@@ -130,26 +130,15 @@ def index_build(statement: Statement) -> IndexBuild | None:
     return found and IndexBuild(found["name"] and fold_case(found["name"]), name_parts(found["table"]))
 
 
-def chosen_name(statement: Statement) -> str | None:
-    """Return the name that PostgreSQL would choose for a CREATE INDEX CONCURRENTLY, unless it is taken.
+def suggested_name(statement: Statement) -> str:
+    """Return a name for the index of a CREATE INDEX CONCURRENTLY without one, made as PostgreSQL makes it.
 
-    None for any other statement. An expression counts as `expr`, of which the server may make more.
+    Of table and columns as they stand: the server also cuts and numbers names, and looks into expressions.
     """
-    shape = shape_of(statement.text)
-    if not (found := re.match(_INDEX_BUILD, shape, re.DOTALL)):
-        return None
-    columns: dict[str, None] = {}  # in their order
-    for original in _indexed(shape[found.end() :].strip().split(" ")):
-        column, number = original, 0
-        while column in columns:
-            number += 1
-            column = f"{_clipped(original, 63 - len(str(number)))}{number}"
-        columns[column] = None
-    parts = [name_parts(found["table"])[-1], "_".join(columns)]
-    lengths = [len(part.encode()) for part in parts]
-    while sum(lengths) > 63 - len("__idx"):
-        lengths[lengths[0] <= lengths[1]] -= 1
-    return "_".join((*map(_clipped, parts, lengths), "idx"))
+    found = re.match(rf"{_INDEX_BUILD}(?:[^(]*\( (?P<columns>[^()]*))?", shape_of(statement.text), re.DOTALL)
+    assert found is not None
+    columns = [fold_case(each.split(" ")[0]) for each in (found["columns"] or "").split(" , ") if each.strip()]
+    return "_".join((name_parts(found["table"])[-1], *columns, "idx"))
 
 
 def reindexed(statement: Statement) -> tuple[str, tuple[str, ...]] | None:
@@ -180,31 +169,6 @@ def code_block(statement: Statement) -> tuple[int, int] | None:
             return (statement.start + start + quote, statement.start + end - quote) if plain else None
         previous = previous if kind in COMMENTS else token.translate(TO_UPPER)
     return None
-
-
-def _clipped(name: str, length: int) -> str:
-    """Return a name cut to so many bytes, between two characters."""
-    return name.encode(errors="replace")[:length].decode(errors="ignore")
-
-
-def _indexed(tokens: list[str]) -> Iterator[str]:
-    """Yield the names that PostgreSQL gives to what an index is on, from its shape after the table."""
-    depth, begins, names = 0, False, True
-    for number, token in enumerate(tokens):
-        if names and begins and depth == 1 and token not in "(,":
-            call = number
-            while tokens[call + 1 : call + 2] == ["."]:
-                call += 2
-            yield fold_case(tokens[call]) if tokens[call + 1 : call + 2] == ["("] or call == number else "expr"
-        elif names and begins and token == "(":
-            yield "expr"
-        begins = token == "," and depth == 1
-        if token == "(":
-            depth += 1
-            begins = depth == 1
-        elif token == ")":
-            depth -= 1
-            names = tokens[number + 1 : number + 2] == ["INCLUDE"] if depth == 0 else names
 
 
 class Misplacement(enum.Enum):
