@@ -79,55 +79,29 @@ if TYPE_CHECKING:
 
 # isort: on
 _HOMES = {
-    "adoption.baseline": ("baseline",),
-    "config": ("Config", "Limits", "MetadataDb", "Migrations"),
-    "config_sources": ("load_config",),
-    "database_url": ("DatabaseUrl",),
+    "adoption.baseline": "baseline",
+    "config": "Config Limits MetadataDb Migrations",
+    "config_sources": "load_config",
+    "database_url": "DatabaseUrl",
     "errors": (
-        "AdvisoryLockTimeout",
-        "AmpdError",
-        "AuthenticationFailed",
-        "ConfigError",
-        "ConnectionFailed",
-        "DatabaseMissing",
-        "InvalidMigration",
-        "LockTimeout",
-        "MigrationConflict",
-        "MigrationFailed",
-        "MigrationInterrupted",
-        "NoAnswer",
-        "PermissionDenied",
-        "ReadOnlyServer",
-        "TlsFailed",
+        "AdvisoryLockTimeout AmpdError AuthenticationFailed ConfigError ConnectionFailed DatabaseMissing "
+        "InvalidMigration LockTimeout MigrationConflict MigrationFailed MigrationInterrupted NoAnswer "
+        "PermissionDenied ReadOnlyServer TlsFailed"
     ),
     "events": (
-        "Applied",
-        "Blocked",
-        "Event",
-        "Failed",
-        "Finished",
-        "LockRetry",
-        "OnEvent",
-        "Planned",
-        "Retrying",
-        "ServerMessage",
-        "Starting",
-        "StatementStarted",
-        "Stopped",
-        "Waiting",
-        "WaitingForConnection",
-        "Warned",
+        "Applied Blocked Event Failed Finished LockRetry OnEvent Planned Retrying ServerMessage Starting "
+        "StatementStarted Stopped Waiting WaitingForConnection Warned"
     ),
-    "migration": ("AppliedMigration", "Migration"),
-    "migrator": ("migrate", "resolve", "status"),
-    "other_sessions": ("Blocker", "Holder"),
-    "plan": ("Conflict", "MigrationInfo", "Plan", "Resolution", "State"),
-    "pool": ("open_pool",),
-    "report": ("AppliedNow", "PendingMigration", "Report", "Result", "Status"),
-    "resumption": ("Resumption",),
-    "source": ("read_migrations",),
+    "migration": "AppliedMigration Migration",
+    "migrator": "migrate resolve status",
+    "other_sessions": "Blocker Holder",
+    "plan": "Conflict MigrationInfo Plan Resolution State",
+    "pool": "open_pool",
+    "report": "AppliedNow PendingMigration Report Result Status",
+    "resumption": "Resumption",
+    "source": "read_migrations",
 }
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
+_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 __all__: list[str] = sorted([*_HOME, "__version__"])  # noqa: PLE0605 - type checkers go by the imports
 
