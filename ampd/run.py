@@ -103,7 +103,7 @@ class Run:
     @asynccontextmanager
     async def sessions(self, count: int = 1) -> AsyncIterator[list[Session]]:
         """Yield sessions, the history read on the first; while waiting for them the run holds none."""
-        async with self.source.sessions(count, self.read_history) as (sessions, _):
+        async with self.source.sessions(count, self.read_history) as sessions:
             yield sessions
 
     async def read_history(self, session: Session) -> History:

@@ -6,7 +6,7 @@ import asyncio
 import os
 from contextlib import asynccontextmanager, contextmanager
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
 import asyncpg
@@ -20,13 +20,16 @@ from ampd.redaction import Hidden, discreet, without_frames
 
 from .connection import CLOSE_TIMEOUT_SECS, CONNECT_TIMEOUT_SECS, Session, close_timeout, terminate
 from .connection_wait import ConnectionsBusy, ConnectionWait, HungUp, PoolInUse
-from .failures import BROKEN, DRIVER, connection_error_of, is_full
+from .failures import BROKEN, DRIVER, connection_error, is_full
 from .libpq import driver_arguments, pool_redact
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
-    from .connection import Pool, T
+    from .connection import Pool
+
+
+_Look: TypeAlias = "Callable[[Session], Awaitable[object]]"
 
 
 class _PoolQueue:
@@ -104,10 +107,8 @@ class Database:
         return any(c is not None and not c.is_closed() and c.get_server_pid() == pid for c in connections)
 
     @asynccontextmanager
-    async def sessions(
-        self, count: int, look: Callable[[Session], Awaitable[T]]
-    ) -> AsyncIterator[tuple[list[Session], T]]:
-        """Yield sessions, and what `look` returns for the first of them; while waiting for them the run holds none.
+    async def sessions(self, count: int, look: _Look) -> AsyncIterator[list[Session]]:
+        """Yield sessions, once `look` has had an answer on the first; while waiting for them the run holds none.
 
         On the way out they are closed, or given back to the pool, within two seconds if cancelled.
 
@@ -124,13 +125,13 @@ class Database:
             except BaseException:
                 await self._leave(taking)
                 raise
-            sessions, found = taking.result()
+            sessions = taking.result()
             if count == 1:  # of two, a pooler may have but one server connection for both
                 self.connection_wait.acquired()
             if queue is not None:
                 queue.served += 1
             try:
-                yield sessions, found
+                yield sessions
             finally:
                 if queue is not None:
                     queue.served -= 1
@@ -169,9 +170,7 @@ class Database:
             if not queue.runs:
                 del _QUEUES[id(self._pool)]
 
-    async def _take(
-        self, queue: _PoolQueue | None, count: int, look: Callable[[Session], Awaitable[T]]
-    ) -> tuple[list[Session], T]:
+    async def _take(self, queue: _PoolQueue | None, count: int, look: _Look) -> list[Session]:
         """Wait for sessions without holding any, and for a pool's behind those who came before."""
         if queue is None:
             return await self._take_in_time(None, count, look)
@@ -188,9 +187,12 @@ class Database:
         finally:
             queue.head.release()
 
-    async def _take_in_time(
-        self, queue: _PoolQueue | None, count: int, look: Callable[[Session], Awaitable[T]]
-    ) -> tuple[list[Session], T]:
+    async def _take_in_time(self, queue: _PoolQueue | None, count: int, look: _Look) -> list[Session]:
+        """Take sessions, again and again until others have left that many.
+
+        Raises:
+            AmpdError: there were none in time, or what `look` raises.
+        """
         by_service = monotonic()  # since when it is no other run that uses the pool up
         hung_up = Backoff(self._connect_wait_secs, longest_pause=_LONGEST_PAUSE_SECS)
         while True:
@@ -216,35 +218,38 @@ class Database:
                     failure.hint = f"{failure.hint}; a no-transaction migration needs two at a time"
                 await self.connection_wait.pause(failure)
 
-    async def _take_at_once(self, count: int, look: Callable[[Session], Awaitable[T]]) -> tuple[list[Session], T]:
+    async def _take_at_once(self, count: int, look: _Look) -> list[Session]:
+        """Take sessions, each of which has answered, or none.
+
+        Raises:
+            ConnectionsBusy: others have the connections.
+            AmpdError: no connection could be made, or what `look` raises.
+        """
         taken: list[Session] = []
         not_free = None if self._pool is None else self._in_use_error(count, by_runs=True).message
         self.connection_wait.begin()
         try:
-            self.connection_wait.reason = not_free
-            taken.append(await self._open(self._connect_wait_secs, CONNECT_TIMEOUT_SECS))
-            self.connection_wait.reason = _UNANSWERED
-            found = await self._answered(taken[0], look(taken[0]))
             while len(taken) < count:
                 self.connection_wait.reason = not_free
-                taken.append(await self._open(self._connect_wait_secs, CONNECT_TIMEOUT_SECS))
+                taken.append(session := await self._open(self._connect_wait_secs, CONNECT_TIMEOUT_SECS))
                 self.connection_wait.reason = _UNANSWERED
-                await self._answered(taken[-1], taken[-1].greet(self.connection_wait.at_once))
+                question = session.greet(self.connection_wait.at_once) if len(taken) > 1 else look(session)
+                await self._check_answer(session, question)
             self.connection_wait.reason = None
         except BaseException:
             for session in reversed(taken):
                 await self.release(session)
             raise
-        return taken, found
+        return taken
 
-    async def _answered(self, session: Session, look: Awaitable[T]) -> T:
-        """Return what `look` does; a pooler accepts clients before it has a server connection for them.
+    async def _check_answer(self, session: Session, question: Awaitable[object]) -> None:
+        """Wait for the answer to a question; a pooler accepts clients before it has a server connection for them.
 
         Raises:
             ConnectionsBusy: there is no answer, or the server has closed the connection at once.
         """
         try:
-            return await look
+            await question
         except NoAnswer as error:
             hint = "is the server down? A pooler needs a free server connection, and two for a no-transaction migration"
             raise ConnectionsBusy(
@@ -255,7 +260,7 @@ class Database:
                 raise
             raise HungUp(error) from error
 
-    async def _leave(self, taking: asyncio.Future[tuple[list[Session], Any]]) -> None:
+    async def _leave(self, taking: asyncio.Future[list[Session]]) -> None:
         """Stop taking sessions, and release those that were taken."""
         taking.add_done_callback(_terminate_all)  # in case we are cancelled again
         with anyio.CancelScope(shield=True):
@@ -337,7 +342,7 @@ class Database:
         """Return the exception for a failed attempt, and whether another attempt is worth making."""
         if isinstance(error, TimeoutError) and self._is_used_up():
             return PoolInUse(ConnectionFailed("no connection of the pool is free")), False
-        failure, worth_retrying = connection_error_of(error, self._url, self.redact)
+        failure, worth_retrying = connection_error(error, self._url, self.redact)
         return (ConnectionsBusy(failure), False) if is_full(failure) else (failure, worth_retrying)
 
     def _is_used_up(self) -> bool:
@@ -390,9 +395,9 @@ _LONGEST_PAUSE_SECS = 2.0
 _UNANSWERED = "the server, or a pooler before it, has let us in and does not answer"
 
 
-def _terminate_all(taking: asyncio.Future[tuple[list[Session], Any]]) -> None:
+def _terminate_all(taking: asyncio.Future[list[Session]]) -> None:
     if not taking.cancelled() and taking.exception() is None:
-        for session in taking.result()[0]:
+        for session in taking.result():
             session.give_up("the run was cancelled")
 
 

@@ -83,11 +83,7 @@ class _Meaning(msgspec.Struct, frozen=True):
 
 
 _REFUSED = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidPasswordError)
-_PARAMETER = (
-    asyncpg.UndefinedObjectError,
-    asyncpg.CantChangeRuntimeParamError,
-    asyncpg.InvalidParameterValueError,
-)
+_PARAMETER = (asyncpg.UndefinedObjectError, asyncpg.CantChangeRuntimeParamError, asyncpg.InvalidParameterValueError)
 # A pooler speaks in protocol violations; a server that shuts down or crashes, in these two classes.
 _STOPPED = (asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError)
 _CONFIGURATION = (asyncpg.ClientConfigurationError, ValueError)
@@ -142,13 +138,7 @@ _MEANINGS = tuple(
         ((Exception,), "SSL", TlsFailed, "{where}: TLS failed: {text}", _CHECK_TLS),
         (_CONFIGURATION, "", ConfigError, _SAID, "correct the database URL{variables}"),
         ((asyncpg.InterfaceError,), "^pool is", ConfigError, "the {text}", _OPEN_POOL),
-        (
-            _DRIVER_ERRORS,
-            "",
-            AuthenticationFailed,
-            _SAID,
-            _OTHER_WAY,
-        ),
+        (_DRIVER_ERRORS, "", AuthenticationFailed, _SAID, _OTHER_WAY),
         ((TimeoutError,), "", NoAnswer, "{where}: no answer in time", _MORE_TIME, True),
         ((PermissionError,), "", ConnectionFailed, "{where}: {strerror}", "check the permissions of {files}"),
         ((OSError,), "", ConnectionFailed, _UNREACHABLE, _CHECK_HOST, True),
@@ -156,27 +146,24 @@ _MEANINGS = tuple(
 )
 
 
-def connection_error_of(
-    error: Exception, url: DatabaseUrl | None, redact: Callable[[str], str]
-) -> tuple[AmpdError, bool]:
-    """Return what `connection_error` does, with the driver's error as its cause unless that shows a password."""
-    failure, worth_retrying = connection_error(error, url, redact)
-    if redact(str(error)) == str(error) and not isinstance(failure, ConfigError):
-        failure.__cause__ = without_frames(error, DRIVER)
-    return failure, worth_retrying
+def connection_error(error: Exception, url: DatabaseUrl | None, redact: Callable[[str], str]) -> tuple[AmpdError, bool]:
+    """Return the error for a failed attempt to connect, and whether another attempt is worth making.
 
-
-def connection_error(
-    error: BaseException, url: DatabaseUrl | None, redact: Callable[[str], str]
-) -> tuple[AmpdError, bool]:
-    """Return the error for a failed attempt to connect, and whether another attempt is worth making."""
+    Its cause is the driver's error, unless that shows a password.
+    """
     said = redact(str(getattr(error, "message", None) or error).strip() or type(error).__name__)
+    failure: AmpdError = malformed_error(error)
+    worth_retrying = False
     for meaning in _MEANINGS:
         if isinstance(error, meaning.errors) and re.search(meaning.words, said, re.DOTALL):
             facts = _facts(error, said, url)
             message, hint = meaning.message.format_map(facts), meaning.hint.format_map(facts)
-            return meaning.kind(message, hint=hint, sqlstate=sqlstate_of(error)), meaning.worth_retrying
-    return malformed_error(error), False
+            failure = meaning.kind(message, hint=hint, sqlstate=sqlstate_of(error))
+            worth_retrying = meaning.worth_retrying
+            break
+    if redact(str(error)) == str(error) and not isinstance(failure, ConfigError):
+        failure.__cause__ = without_frames(error, DRIVER)
+    return failure, worth_retrying
 
 
 _VARIABLES = ("PGHOST", "PGPORT", "PGSSLMODE", "PGSSLNEGOTIATION", "PGSSLROOTCERT", "PGSSLMINPROTOCOLVERSION")
@@ -203,17 +190,21 @@ def _facts(error: BaseException, said: str, url: DatabaseUrl | None) -> dict[str
     }
 
 
-_FULL = (
-    "max_client_conn",
-    "no more connections allowed",
-    "query_wait_timeout",
-    "max clients reached",
-)  # poolers' words
+# Poolers' words.
+_FULL = ("max_client_conn", "no more connections allowed", "query_wait_timeout", "max clients reached")
 
 
 def is_full(failure: AmpdError) -> bool:
     """Return whether an attempt to connect has failed because others have all connections."""
     return failure.sqlstate == sqlstates.TOO_MANY_CONNECTIONS or any(word in failure.message.lower() for word in _FULL)
+
+
+_REASONS = {
+    "refused": "connection refused",
+    "unreachable": "network unreachable",
+    "No such file": "no such socket",
+    "connection_lost": "the server closed the connection",
+}
 
 
 def _reason(error: BaseException) -> str:
@@ -223,13 +214,7 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno).lower()
     text = str(error)
-    known = next((code for code in ("refused", "unreachable", "No such file", "connection_lost") if code in text), None)
-    return {
-        "refused": "connection refused",
-        "unreachable": "network unreachable",
-        "No such file": "no such socket",
-        "connection_lost": "the server closed the connection",
-    }.get(known or "", text or type(error).__name__)
+    return next((reason for words, reason in _REASONS.items() if words in text), text or type(error).__name__)
 
 
 def reason_lost(error: BaseException) -> str:
@@ -258,9 +243,9 @@ ABOUT_THE_CONNECTION = (  # classes of SQLSTATE
 
 def translated_error(error: ServerError) -> AmpdError:
     """Return the error of ampd for an error of the server outside of a migration's statements."""
-    facts: dict[str, Any] = {"sqlstate": error.sqlstate, "detail": error.detail}
     if lacking := plpgsql_error(error):
         return lacking
+    facts: dict[str, Any] = {"sqlstate": error.sqlstate, "detail": error.detail}
     match error.sqlstate:
         case sqlstates.INSUFFICIENT_PRIVILEGE:
             return PermissionDenied(error.message, hint=grant_hint(error), **facts)
@@ -274,11 +259,13 @@ def translated_error(error: ServerError) -> AmpdError:
 
 def plpgsql_error(error: ServerError) -> AmpdError | None:
     """Return the error for a database without a usable plpgsql, which ampd needs; None for any other error."""
-    needs, name = "ampd needs the language plpgsql, which", "plpgsql"
-    if name in error.message and error.sqlstate == sqlstates.UNDEFINED_OBJECT:
+    if "plpgsql" not in error.message:
+        return None
+    needs = "ampd needs the language plpgsql, which"
+    if error.sqlstate == sqlstates.UNDEFINED_OBJECT:
         hint = "CREATE EXTENSION plpgsql, as the database's owner"
         return ConfigError(f"{needs} this database lacks", hint=hint, sqlstate=error.sqlstate)
-    if name in error.message and error.sqlstate == sqlstates.INSUFFICIENT_PRIVILEGE:
+    if error.sqlstate == sqlstates.INSUFFICIENT_PRIVILEGE:
         role = identifier(error.role) if error.role else "the role"
         hint = f"as a superuser: GRANT USAGE ON LANGUAGE plpgsql TO {role}"
         return PermissionDenied(f"{needs} this role may not use", hint=hint, sqlstate=error.sqlstate)

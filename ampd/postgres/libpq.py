@@ -178,13 +178,6 @@ def driver_arguments(
     _check_key(parameters.get("sslkey"))
     _check_variables(parameters)
     _check_user(url)
-    attributes = parameters.get("target_session_attrs", "any")
-    if attributes not in _SESSION_ATTRIBUTES:
-        raise ConfigError(
-            f"the database URL has target_session_attrs={attributes}, which is not one of its values",
-            hint=f"use one of {', '.join(_SESSION_ATTRIBUTES)}",
-        )
-
     warnings = []
     if _uses_tls(url, parameters) and (closed := _closed_home()):
         warnings.append(_without_tls(closed, parameters))
@@ -249,6 +242,11 @@ def _check_known(parameters: Mapping[str, str]) -> None:
 
 
 def _whole_number(parameters: dict[str, str], name: str) -> int | None:
+    """Remove a parameter and return its number; None if there is none.
+
+    Raises:
+        ConfigError: it is none, or one that cannot be had.
+    """
     value = parameters.pop(name, None)
     if value is None:
         return None
@@ -266,17 +264,20 @@ def _whole_number(parameters: dict[str, str], name: str) -> int | None:
 
 
 def _check_variables(parameters: Mapping[str, str]) -> None:
-    """Refuse a PG* variable that the driver would complain of without its name; it reads PGPORT in any case."""
+    """Refuse what the driver would complain of without its name; it reads PGPORT in any case."""
     ports = os.environ.get("PGPORT") or "5432"
     if not all(re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65536 for port in ports.split(",")):
         raise ConfigError(
             f"the variable PGPORT is {ports}, which is not a number from 1 to 65535", hint="correct it, or unset it"
         )
-    attributes = os.environ.get("PGTARGETSESSIONATTRS", "any")
-    if "target_session_attrs" not in parameters and attributes not in _SESSION_ATTRIBUTES:
+    said, mend = "the database URL has target_session_attrs=", ""
+    if (attributes := parameters.get("target_session_attrs")) is None:
+        said, mend = "the variable PGTARGETSESSIONATTRS is ", ", or unset it"
+        attributes = os.environ.get("PGTARGETSESSIONATTRS", "any")
+    if attributes not in _SESSION_ATTRIBUTES:
         raise ConfigError(
-            f"the variable PGTARGETSESSIONATTRS is {attributes}, which is not one of its values",
-            hint=f"use one of {', '.join(_SESSION_ATTRIBUTES)}, or unset it",
+            f"{said}{attributes}, which is not one of its values",
+            hint=f"use one of {', '.join(_SESSION_ATTRIBUTES)}{mend}",
         )
 
 

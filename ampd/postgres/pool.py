@@ -14,7 +14,7 @@ from ampd.errors import ConfigError
 from ampd.redaction import Hidden, discreet, without_frames
 
 from .connection import CONNECT_TIMEOUT_SECS
-from .failures import DRIVER, LOST, connection_error_of
+from .failures import DRIVER, LOST, connection_error
 from .libpq import driver_arguments, pool_redact
 from .quoting import identifier
 
@@ -93,7 +93,7 @@ async def connected(pool: Pool, url: DatabaseUrl) -> Pool:
         return await pool
     except Exception as error:
         if _is_refusal(error):
-            failure: Exception = connection_error_of(error, url, pool_redact(pool, url))[0]
+            failure: Exception = connection_error(error, url, pool_redact(pool, url))[0]
             if isinstance(failure, ConfigError):
                 failure.hint = f"{failure.hint}; or correct the option of open_pool that it comes from"
         else:
