@@ -74,7 +74,6 @@ def finding_problems(
         _misplaced(ruled, transactional),
         unfinished,
         _misread(script, ruled),
-        _miscoded(script, ruled),
         _not_sql(script, statements),
     )
     judged: Iterator[_Judged | None] = (each and (Problem, *each) for each in certain)
@@ -102,6 +101,7 @@ _UNTERMINATED = {"'": "string", '"': "quoted identifier", "$": "dollar-quoted st
 
 
 def _misplaced(ruled: list[_Ruled], transactional: bool) -> Iterator[_Finding]:
+    """Yield statements that cannot stand where they are, by their rules."""
     for statement, rule in ruled:
         if rule.misplacement is Misplacement.DATA:
             message = f"{rule.label} waits for data, and a migration has none to send"
@@ -127,6 +127,7 @@ def _misplaced(ruled: list[_Ruled], transactional: bool) -> Iterator[_Finding]:
 
 
 def _transactions(ruled: list[_Ruled]) -> Iterator[_Finding]:
+    """Yield what is wrong with the transactions that a no-transaction file writes out."""
     begun: Statement | None = None
     read_only: Statement | None = None
     for statement, rule in ruled:
@@ -145,30 +146,20 @@ def _transactions(ruled: list[_Ruled]) -> Iterator[_Finding]:
 
 
 def _misread(script: str, ruled: list[_Ruled]) -> Iterator[_Finding]:
-    """Yield where a script switches off standard_conforming_strings, if a string with a backslash follows."""
+    """Yield what makes the server read the rest of a script otherwise than ampd does, where that matters."""
+    last_backslash = script.rfind("\\")
     for statement, _ in ruled:
-        if statement.words[:1] == ("SET",) and re.match(STRINGS_OFF, shape_of(statement.text)):
-            if "\\" in script[statement.end :]:
-                message = "standard_conforming_strings is switched off before a backslash"
-                yield statement.start, message, "remove it, and write strings with a backslash as E'…'"
-            return
-
-
-def _miscoded(script: str, ruled: list[_Ruled]) -> Iterator[_Finding]:
-    """Yield where a script sets another client_encoding, if it contains characters beyond ASCII."""
-    for statement, _ in ruled:
-        if statement.words[:1] == ("SET",) and re.match(ENCODING, shape_of(statement.text)):
-            if not script.isascii():
-                message = "another client_encoding in a file with characters beyond ASCII, which ampd sends as UTF-8"
-                yield (
-                    statement.start,
-                    message,
-                    "remove it; the server converts to the encoding of the database by itself",
-                )
-            return
+        shape = shape_of(statement.text) if statement.words[:1] == ("SET",) else ""
+        if statement.end <= last_backslash and re.match(STRINGS_OFF, shape):
+            message = "standard_conforming_strings is switched off before a backslash"
+            yield statement.start, message, "remove it, and write strings with a backslash as E'…'"
+        if re.match(ENCODING, shape) and not script.isascii():
+            message = "another client_encoding in a file with characters beyond ASCII, which ampd sends as UTF-8"
+            yield statement.start, message, "remove it; the server converts to the encoding of the database by itself"
 
 
 def _not_sql(script: str, statements: Statements) -> Iterator[_Finding | None]:
+    """Yield what is not SQL: commands of psql, and what is opened and never closed."""
     # Without a backslash, only what is never closed remains to be found, and that reaches to the end.
     last = statements[-1].start if statements else 0
     everywhere = not statements or "\\" in script
