@@ -206,6 +206,7 @@ def _state(
     newest_applied: int | None,
     order: Order,
 ) -> State:
+    """Return where a version stands that has a file, a row of the history or both."""
     if row is None:
         assert file is not None
         late = newest_applied is not None and file.version < newest_applied
@@ -225,15 +226,11 @@ def is_another_projects(plan: Plan) -> bool:
     A row belongs to the file that has its version and its name or checksum, and to one with its checksum that was given
     another version. False without rows or without files.
     """
-    files = [info.migration for info in plan.migrations if info.migration]
-    rows = [info.applied for info in plan.migrations if info.applied]
-    if not files or not rows or any(_belongs(info.applied, info.migration) for info in plan.migrations):
+    files = {info.version: info.migration for info in plan.migrations if info.migration}
+    rows = {info.version: info.applied for info in plan.migrations if info.applied}
+    if not files or not rows or any(files[version].name == rows[version].name for version in files.keys() & rows):
         return False
-    return {row.checksum for row in rows}.isdisjoint(file.checksum for file in files)
-
-
-def _belongs(row: AppliedMigration | None, file: Migration | None) -> bool:
-    return row is not None and file is not None and (row.name == file.name or row.checksum == file.checksum)
+    return {row.checksum for row in rows.values()}.isdisjoint(file.checksum for file in files.values())
 
 
 _RESTORE = "restore the original file (from version control), or reset the database and run all migrations again"
