@@ -235,14 +235,16 @@ class StatementRunner:
             return
         kept = save_settings_sql(local=False) if self._session.shared else ""
         body = f"BEGIN {self._session.note_pid_sql()} {kept}{self._execution.search_path_sql(local=False)} END"
+        await self._set(f"{do_block(body)}; {role}{settings}", done)
+
+    async def _set(self, settings: str, running: int) -> None:
+        """Run statements of our own that set the session for statement `running` and what follows."""
+        session, execution = self._session, self._execution
         try:
-            await self._session.run(
-                f"{self._label} {do_block(body)}; {role}{settings}",
-                on_note=StatementTracker(self._session, self._execution),
-            )
+            await session.run(f"{self._label} {settings}", on_note=StatementTracker(session, execution))
         except ServerError as error:
-            await self._session.recover()
-            raise await self._failed_error(error, Message(), done, RESUMABLE) from error
+            await session.recover()
+            raise await self._failed_error(error, Message(), running, RESUMABLE) from error
         finally:
             self._mark_dirty()
 
@@ -323,14 +325,7 @@ class StatementRunner:
             path = before + execution.search_path_sql(local=False) if settings or execution.schema is not None else ""
         session.backend_pid = None  # unless something is set
         limits = limits_that_differ_sql(limits_of(unit, execution), "" if path else before)
-        prelude = do_block(f"BEGIN {path} {limits} END")
-        try:
-            await session.run(f"{self._label} {prelude}; {settings}", on_note=StatementTracker(session, execution))
-        except ServerError as error:
-            await session.recover()
-            raise await self._failed_error(error, Message(), unit.first, RESUMABLE) from error
-        finally:
-            self._mark_dirty()
+        await self._set(f"{do_block(f'BEGIN {path} {limits} END')}; {settings}", unit.first)
         pid, session.backend_pid = session.backend_pid, None  # what follows may meet another
         if not session.pooled or pid is None:
             return set()
@@ -375,6 +370,7 @@ class StatementRunner:
             raise
 
     async def _failed_error(self, error: ServerError, message: Message, running: int, aftermath: str) -> Exception:
+        """Return the error for a message that the server refused; it was at statement `running`."""
         if error.sqlstate == MOVED:
             return LockTaken(error.message)
         if harm := refusals.harm(error, self._execution.history):
