@@ -163,6 +163,7 @@ class MetadataDb(_Checked, frozen=True, kw_only=True):
     min_connections: Annotated[int, msgspec.Meta(ge=0)] | None = None
     max_lifetime_secs: Seconds = 1800
     idle_timeout_secs: Seconds = 600
+    acquire_timeout_secs: Seconds = 5
     migrations: Migrations = Migrations()
 
     def __post_init__(self) -> None:

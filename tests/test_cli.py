@@ -394,3 +394,52 @@ ampd/migrations
     problem = document(process)["error"]
     problem["message"] = plain(problem["message"])
     assert problem == error("conflict", message, NO_FOLDER, conflicts=[])
+
+
+# --- how much is said
+
+
+SAYING = "DO 'BEGIN RAISE NOTICE ''half way''; END';\nCREATE TABLE b ();\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "stderr"),
+    [
+        ([], {}, "notice: half way\n[1/1] 3 saying  N ms\n"),
+        (["-q"], {}, ""),
+        (["--quiet", "--verbose"], {"AMP_LOG": "debug"}, ""),
+        *(
+            (
+                arguments,
+                env,
+                "DATABASE: 1 of 1 to apply, from 3 saying\n[1/1] 3 saying: statement 1/2, line 1\nnotice: half way\n"
+                "[1/1] 3 saying: statement 2/2, line 2\n[1/1] 3 saying  N ms\n",
+            )
+            for arguments, env in ((["-v"], {}), (["--verbose"], {"AMP_LOG": "info"}), ([], {"AMP_LOG": "DEBUG"}))
+        ),
+    ],
+)
+def test_how_much_is_said(
+    ampd: Ampd, database: Database, tmp_path: Path, arguments: list[str], env: dict[str, str], stderr: str
+) -> None:
+    """-q is silent but for errors, and -v, or AMP_LOG=debug, shows the plan and each statement as well."""
+    write(tmp_path / "m", {"3_saying.sql": SAYING})
+    done = (
+        ""
+        if "-q" in arguments or "--quiet" in arguments
+        else "DATABASE: applied 1 migration in N s, now at version 3\n"
+    )
+    assert seen(ampd("migrate", *arguments, "--migrations", "m", url=database.url, env=env)) == (0, done, stderr)
+
+
+def test_quiet_leaves_results_that_were_asked_for(ampd: Ampd, database: Database, folder: Path) -> None:
+    """A document and a script are printed all the same; a warning is not, and an error is."""
+    write(folder, {"1_first.sql": "CREATE INDEX CONCURRENTLY ON a (id);\n"})
+    quiet = ("migrate", "-q", "--migrations", "m")
+    assert seen(ampd(*quiet, "--check", url=database.url))[:2] == (1, "")
+    code, stdout, stderr = seen(ampd(*quiet, url=database.url))
+    assert (code, stdout, stderr.startswith("error: ")) == (1, "", True)
+    write(folder, {"1_first.sql": "CREATE TABLE a (id int);\n"})
+    assert ampd(*quiet, "--dry-run", url=database.url).stdout.endswith(TWO["2_second.sql"])
+    assert document(ampd(*quiet, "--json", url=database.url))["result"] == "migrated"
+    assert seen(ampd(*quiet, "--check", url=database.url, env={"AMP_CONFIG_METADATA_DB_URL": "x"})) == (0, "", "")

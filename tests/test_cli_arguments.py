@@ -44,7 +44,9 @@ HELP = {
     "--check Change nothing; exit 1 unless the schema is exactly up to date. "
     "--dry-run Change nothing; print what would be applied, with its SQL. "
     "--target INT Stop after this version. "
-    f"{JSON_HELP} {MIGRATIONS_HELP}",
+    f"{JSON_HELP} --quiet -q Print errors only. "
+    "--verbose -v Print each statement as well, and what the server says [env: AMP_LOG=debug]. "
+    f"{MIGRATIONS_HELP}",
     "status": "Usage: ampd status [OPTIONS] "
     "Show what is applied, pending and in conflict. "
     "Changes nothing, and needs no right but SELECT on the history table. "

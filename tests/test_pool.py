@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 import ampd
 from tests.pools import INDEX, ONE, TWO, migration, on_each, tables, until_none_is_left
-from tests.scenes import unplaced
+from tests.scenes import GENEROUS, unplaced
 from tests.servers import Database, Role, pgbouncer
 
 pytestmark = pytest.mark.anyio
@@ -112,6 +112,35 @@ async def test_is_as_large_as_configured(configured: Callable[..., ampd.Metadata
     """The sizes of the configuration are the pool's."""
     async with ampd.open_pool(configured(ONE, auto_migrate=True, pool_size=5, min_connections=2)) as pool:
         assert (pool.get_size(), pool.get_min_size(), pool.get_max_size()) == (2, 2, 5)
+
+
+async def test_a_pool_that_is_used_up_fails_fast(configured: Callable[..., ampd.MetadataDb]) -> None:
+    """Whoever gets no connection within acquire_timeout_secs hears so; a timeout of one's own wins, and 0 is none."""
+    config = configured(ONE, auto_migrate=True, pool_size=1, min_connections=1, acquire_timeout_secs=0.01)
+    async with ampd.open_pool(config) as pool:
+        async with pool.acquire(timeout=GENEROUS):
+            for asking in (pool.fetchval("SELECT 1"), pool.acquire()):
+                with pytest.raises(TimeoutError) as error:
+                    await asking
+                assert str(error.value) == (
+                    "none of the pool's 1 connections was free within 0.01 s (metadata_db.acquire_timeout_secs)"
+                )
+            with pytest.raises(TimeoutError, match=r"^$"):
+                await pool.acquire(timeout=0.001)
+            patient = asyncio.ensure_future(_with(pool.acquire(timeout=GENEROUS)))
+            await asyncio.sleep(0.02)
+        assert await patient == 1
+    async with ampd.open_pool(replace(config, acquire_timeout_secs=0)) as pool:
+        async with pool.acquire(timeout=GENEROUS):
+            patient = asyncio.ensure_future(pool.fetchval("SELECT 1"))
+            await asyncio.sleep(0.02)
+            assert not patient.done()
+        assert await patient == 1
+
+
+async def _with(acquiring: Any) -> object:
+    async with acquiring as connection:
+        return await connection.fetchval("SELECT 1")
 
 
 async def test_idle_connections_end(configured: Callable[..., ampd.MetadataDb]) -> None:

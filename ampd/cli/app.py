@@ -80,9 +80,14 @@ WhereGiven = Annotated[Where, Parameter(parse=False)]  # which stands on either 
 
 
 def configure(
-    where: Where, migrations: Path | None, *, defaults: dict[str, object] | None = None, url_needed: bool = True
+    where: Where,
+    migrations: Path | None,
+    *,
+    defaults: dict[str, object] | None = None,
+    url_needed: bool = True,
+    quiet: bool = False,
 ) -> MetadataDb:
-    """Return the configuration of a command, and print its warnings.
+    """Return the configuration of a command, and print its warnings unless it is to be quiet.
 
     Raises:
         ConfigError: it cannot be used, or has no URL though one is needed.
@@ -91,11 +96,11 @@ def configure(
 
     found, warnings = read_config(where.config, os.environ, url=where.url, defaults=defaults)
     metadata_db = found.metadata_db
-    for warning in warnings:
+    for warning in () if quiet else warnings:
         say(f"warning: {warning}")
     if url_needed:
         metadata_db.require_migrations_url()
-    if where.url is not None and metadata_db.url and metadata_db.url.password:
+    if where.url is not None and not quiet and metadata_db.url and metadata_db.url.password:
         say(
             "warning: the password in --url is shown to whoever lists the processes of this machine: put it into "
             "AMP_CONFIG_METADATA_DB__URL, metadata_db.url_file or a password file (PGPASSFILE)"

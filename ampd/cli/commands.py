@@ -44,6 +44,8 @@ def migrate(
     dry_run: Annotated[bool, Flag] = False,
     target: Version | None = None,
     json: JsonOption = False,
+    quiet: Annotated[bool, Flag, Parameter(alias="-q")] = False,
+    verbose: Annotated[bool, Flag, Parameter(alias="-v")] = False,
     migrations: MigrationsOption = None,
     where: WhereGiven,
 ) -> int:
@@ -61,19 +63,23 @@ def migrate(
         Change nothing; print what would be applied, with its SQL.
     target:
         Stop after this version.
+    quiet:
+        Print errors only.
+    verbose:
+        Print each statement as well, and what the server says [env: AMP_LOG=debug].
     """
     from ampd import migrator
 
-    progress = new_progress()
-    metadata_db = configure(where, migrations)
+    progress = new_progress(quiet=quiet, verbose=verbose)
+    metadata_db = configure(where, migrations, quiet=quiet)
     if check or dry_run:
         found = run_to_end(progress, lambda: migrator.status(metadata_db, target=target, on_event=progress))
-        return _examined(found, check=check, json=json)
+        return _examined(found, check=check, json=json, quiet=quiet)
     report = run_to_end(progress, lambda: migrator.migrate(metadata_db, target=target, on_event=progress))
     progress.clear()
     if json:
         print_json(report.json())
-    else:
+    elif not quiet:
         print_result(report.text())
     return 0
 
@@ -200,7 +206,7 @@ def _command_line_error(error: CycloptsError) -> ConfigError:
     return ConfigError(message[:1].lower() + message[1:], hint=f"`{command} --help` lists the options")
 
 
-def _examined(found: Status, *, check: bool, json: bool) -> int:
+def _examined(found: Status, *, check: bool, json: bool, quiet: bool) -> int:
     """Print what `--check` and `--dry-run` have found, from the plan that a run would follow."""
     from ampd.apply.prepared import prepare, warnings
     from ampd.history.refusals import check_conflicts
@@ -209,15 +215,16 @@ def _examined(found: Status, *, check: bool, json: bool) -> int:
     plan = found.plan
     try:
         check_conflicts(plan)
-        for warning in warnings(plan, prepare(plan.pending)):
+        cautions = warnings(plan, prepare(plan.pending))
+        for warning in () if quiet else cautions:
             say(f"warning: {warning}")
     except AmpdError as error:
         error.report = Report(found.database, found.schema, plan.current_version, (), pending_of(still_pending(plan)))
         raise
     if json:
         print_json(examined_json(found))
-    elif check:
-        print_result(f"{found.database}: {found.summary()}")
-    else:
+    elif not check:
         print_script(dry_run_text(found))
+    elif not quiet:
+        print_result(f"{found.database}: {found.summary()}")
     return int(check and not found.up_to_date)

@@ -28,7 +28,8 @@ _ERASE = "\r\x1b[2K"
 class Progress:
     """The callback of the command line; remembers how far a run has come, in case it emits no last event."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, *, quiet: bool = False, verbose: bool = False) -> None:
+        self._quiet, self._verbose = quiet, verbose
         self._stream = stream or sys.stderr
         self._live = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         self._running: Starting | None = None
@@ -49,12 +50,12 @@ class Progress:
         match event:
             case Planned():
                 self._running = None
-                self._now(str(event))
+                (self._line if self._verbose else self._now)(str(event))
             case Starting():
                 self._running = event
                 self._now(str(event))
             case StatementStarted():
-                self._now(str(event))
+                (self._line if self._verbose else self._now)(str(event))
             case Applied():
                 self._running = None
                 self._applied.append(f"{event.version} {event.name}")
@@ -85,6 +86,8 @@ class Progress:
             self._write(_ERASE + shown(text)[: self._columns() - 1])
 
     def _write(self, text: str) -> None:
+        if self._quiet:
+            return
         with suppress(OSError):  # a closed stderr is no reason to stop a migration
             self._stream.write(text)
             self._stream.flush()

@@ -123,11 +123,12 @@ def end_signalled(signalled: Signalled, *, json: bool) -> int:
     return 128 + signalled.number
 
 
-def new_progress() -> Progress:
-    """Return what prints the events of a run on stderr."""
+def new_progress(*, quiet: bool = False, verbose: bool = False) -> Progress:
+    """Return what prints the events of a run on stderr: none of them, or each statement as well."""
     from .progress import Progress
 
-    return Progress()
+    verbose = verbose or os.environ.get("AMP_LOG", "").lower() in ("debug", "trace")
+    return Progress(quiet=quiet, verbose=verbose and not quiet)
 
 
 def prepare_streams() -> None:

@@ -28,6 +28,33 @@ if TYPE_CHECKING:
 _ANOTHER_DATABASE = ("dsn", "host", "port", "database", "service", "servicefile")
 
 
+class _ServicePool(asyncpg.Pool):  # type: ignore[misc] # the driver ships no types
+    """A pool that fails fast rather than queues: one that is used up is no faster for those who wait for long."""
+
+    acquire_timeout_secs = 0.0  # for no limit
+
+    async def _acquire(self, timeout: float | None) -> Any:
+        secs = self.acquire_timeout_secs if timeout is None else 0
+        if not secs:
+            return await super()._acquire(timeout)
+        try:
+            async with asyncio.timeout(secs) as deadline:
+                return await super()._acquire(None)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            size = self.get_max_size()
+            problem = f"none of the pool's {size} connections was free within {secs:g} s"
+            raise TimeoutError(f"{problem} (metadata_db.acquire_timeout_secs)") from None
+
+
+_DEFAULTS = {
+    name: parameter.default
+    for name, parameter in inspect.signature(asyncpg.create_pool).parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY
+}
+
+
 @discreet
 def unopened_pool(metadata_db: MetadataDb, hidden_options: Hidden[dict[str, Any]]) -> Pool:
     """Return a pool with the sizes and lifetimes of the configuration, to be `connected`; the options go to asyncpg.
@@ -52,7 +79,10 @@ def unopened_pool(metadata_db: MetadataDb, hidden_options: Hidden[dict[str, Any]
                 f"min_size={smallest} is above the size of the pool, {largest}",
                 hint="give open_pool max_size as well, or raise metadata_db.pool_size",
             )
-        return asyncpg.create_pool(**arguments)
+        arguments = _DEFAULTS | arguments
+        pool = _ServicePool(arguments.pop("dsn", None), **arguments)
+        pool.acquire_timeout_secs = metadata_db.acquire_timeout_secs
+        return pool
     except (TypeError, ValueError) as error:
         raise ConfigError(f"the options of open_pool are not what asyncpg takes: {error}", hint=_OPTIONS) from None
 
