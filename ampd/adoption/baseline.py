@@ -12,7 +12,7 @@ from ampd.config import Limits
 from ampd.errors import ConfigError, MigrationConflict
 from ampd.events import OnEvent, ignore
 from ampd.history.first_run import Neighbours, first_run_error, read_neighbours
-from ampd.history.refusals import check_conflicts, check_project
+from ampd.history.refusals import NO_FOLDER, check_conflicts, check_project
 from ampd.history.table import History
 from ampd.history.writing import adopt_sql
 from ampd.migration import Migration
@@ -21,9 +21,11 @@ from ampd.postgres.connection import Session
 from ampd.redaction import Hidden
 from ampd.report import Status
 from ampd.run import Run, Source, check_version
+from ampd.source import PACKAGED
 
-from .proof import Baseline, proved, up_to
-from .tools import TOOLS, found_history, read_rows
+from .amp import NEWEST, amp_history, catalog_problems, history_problems, read_facts
+from .proof import Baseline, Record, applied_at, proved, up_to
+from .tools import TOOLS, Row, found_history, read_rows
 
 
 async def baseline(
@@ -175,6 +177,8 @@ class Takeover:
         run = self._run
         tool, table = found_history(neighbours.tools, history.schema or "", source)
         rows = await read_rows(session, table, TOOLS[tool], run.role)
+        if tool == "sqlx" and run.files[0].file.startswith(PACKAGED):
+            return await self._amps(session, history, rows)
         allowed = run.order is Order.ALLOW_OUT_OF_ORDER
         found = proved(tool, rows, run.files, self._version, out_of_order=allowed)
         if found.problems:
@@ -186,7 +190,35 @@ class Takeover:
         run.warn(found.warnings)
         return found
 
+    async def _amps(self, session: Session, history: History, rows: tuple[Row, ...]) -> Baseline:
+        """Return the packaged migrations that amp's own have come to, in a database that its Rust ampd has migrated.
 
+        Raises:
+            MigrationConflict: its history or its catalog is another one.
+        """
+        if amp_history().keys().isdisjoint(row.version for row in rows):
+            raise MigrationConflict("none of the migrations in the history of sqlx is amp's", hint=NO_FOLDER)
+        problems, absent = history_problems(rows)
+        hint = _AMP_FIRST if absent and not problems else _NOT_AMPS
+        if self._version not in (None, NEWEST):
+            problems.append(f"the newest migration that amp of 2026-03 comes to is {NEWEST}, not {self._version}")
+        if not absent:
+            problems += catalog_problems(await read_facts(session, history.schema or ""))
+        if problems or absent:
+            raise MigrationConflict(
+                "this is not the database of amp of 2026-03; nothing was recorded (-: only there, +: only here):"
+                + "".join(f"\n  {problem}" for problem in (*problems, *absent)),
+                hint=hint,
+            )
+        when = applied_at(rows[-1])
+        return Baseline(tuple(Record(each.migration, when) for each in up_to(self._run.files, NEWEST)), "sqlx")
+
+
+_AMP_FIRST = "let amp of 2026-03 migrate first, then run `ampd baseline --from sqlx` again"
+_NOT_AMPS = (
+    "make them the same, or let a release of ampd that knows this amp take it over; "
+    f"`ampd baseline {NEWEST}` records the packaged migrations on your word, once you have looked at the database"
+)
 _SAY_WHICH = (
     "`ampd baseline VERSION --from alembic` takes your word that the file VERSION makes what that revision makes"
 )

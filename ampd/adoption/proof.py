@@ -82,7 +82,7 @@ def proved(
         if problem is not None:
             problems.append(problem)
         elif file is not None:
-            records[file.version] = Record(file, _time(row.at))
+            records[file.version] = Record(file, applied_at(row))
     newest = max(records, default=floor)
     if TOOLS[source].is_current:
         if len(standing) > 1:
@@ -172,5 +172,6 @@ def _crc32(sql: str) -> int:
 _TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)?([+-]\d\d(:?\d\d)*)?")
 
 
-def _time(text: str) -> str | None:
-    return text if _TIME.fullmatch(text) else None
+def applied_at(row: Row) -> str | None:
+    """Return when a row's migration was applied, as text that the server reads; None if the tool does not say."""
+    return row.at if _TIME.fullmatch(row.at) else None

@@ -228,9 +228,7 @@ def first_run_error(found: Neighbours, home: str, *, configured: bool, packaged:
     for table, tool in _histories_of_tools(_trusted(found.tools), home):
         return MigrationConflict(
             f"{here} is migrated by {tool.name}: its history {table} has entries, and ampd has none there",
-            hint=(f"{NO_FOLDER}; " if packaged else "") + "ampd would run every file from the beginning: "
-            f"if {tool.name} has applied them, {_way_out(tool)}; if they are others, give them a schema of their own "
-            f"with metadata_db.schema; if {tool.name} is no longer used here, rename its table",
+            hint=_way_out(tool, packaged=packaged),
         )
     if packaged and (tables := _trusted(_tables_of_applications(found, home))):
         return ConfigError(
@@ -241,10 +239,20 @@ def first_run_error(found: Neighbours, home: str, *, configured: bool, packaged:
     return None
 
 
-def _way_out(tool: Tool) -> str:
+def _way_out(tool: Tool, *, packaged: bool) -> str:
+    if packaged and tool.source == "sqlx":
+        return (
+            "if this is amp's own database, `ampd baseline --from sqlx` proves that and records the packaged "
+            f"migrations as applied; else {NO_FOLDER}"
+        )
+    records = "`ampd baseline VERSION` records those up to VERSION as applied"
     if tool.source:
-        return f"`ampd baseline --from {tool.source}` checks that and records it"
-    return "`ampd baseline VERSION` records those up to VERSION as applied"
+        records = f"`ampd baseline --from {tool.source}` checks that and records it"
+    return (
+        f"{f'{NO_FOLDER}; ' if packaged else ''}ampd would run every file from the beginning: if {tool.name} has "
+        f"applied them, {records}; if they are others, give them a schema of their own with metadata_db.schema; if "
+        f"{tool.name} is no longer used here, rename its table"
+    )
 
 
 def first_run_warnings(found: Neighbours, home: str, *, configured: bool, packaged: bool) -> Iterator[str]:
