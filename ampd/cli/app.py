@@ -57,6 +57,14 @@ MigrationsOption = Annotated[
     Path | None,
     Parameter(converter=read_path, help="Folder of migration files [default: the ones packaged with ampd]."),
 ]
+FolderOption = Annotated[
+    Path | None,
+    Parameter(
+        converter=read_path,
+        allow_leading_hyphen=True,
+        help="Folder of migration files, - for the working folder [default: as configured].",
+    ),
+]
 JsonOption = Annotated[bool, Flag, Parameter(help="Print one JSON document on stdout, and nothing else there.")]
 
 ConfigOption = Annotated[

@@ -14,6 +14,7 @@ from ampd.redaction import learn_passwords
 
 from .app import ConfigOption, Flag, JsonOption, MigrationsOption, UrlOption, Version, Where, WhereGiven, app, configure
 from .baseline import baseline
+from .new import new
 from .runtime import (
     Signalled,
     abandon,
@@ -148,7 +149,7 @@ def resolve(
     return 0
 
 
-for command in (migrate, status, baseline, resolve, solo):
+for command in (migrate, status, baseline, resolve, new, solo):
     app.command(command)
 
 
