@@ -280,6 +280,13 @@ async def test_a_version_that_is_not_the_newest(database: Database, tmp_path: Pa
         await library.baseline(database.url, 1, source="auto", migrations=files)
 
 
+async def test_no_files_at_all(database: Database) -> None:
+    """Without files every row is one too many."""
+    await database.execute(TAKEN["sqlx"].history)
+    with pytest.raises(library.MigrationConflict, match="20240102000000 posts is applied, and there is no such file"):
+        await library.baseline(database.url, source="sqlx", migrations=())
+
+
 async def test_which_tool_it_is(database: Database, tmp_path: Path) -> None:
     """None, another one or several are said; a name that is none lists them all."""
     files = files_of(TAKEN["goose"], tmp_path)

@@ -177,7 +177,7 @@ class Takeover:
         run = self._run
         tool, table = found_history(neighbours.tools, history.schema or "", source)
         rows = await read_rows(session, table, TOOLS[tool], run.role)
-        if tool == "sqlx" and run.files[0].file.startswith(PACKAGED):
+        if tool == "sqlx" and run.files and run.files[0].file.startswith(f"{PACKAGED}/"):
             return await self._amps(session, history, rows)
         allowed = run.order is Order.ALLOW_OUT_OF_ORDER
         found = proved(tool, rows, run.files, self._version, out_of_order=allowed)

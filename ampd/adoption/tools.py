@@ -37,7 +37,7 @@ class Tool(msgspec.Struct, frozen=True):
     at: str = "''"
     failed: str = "false"
     kind: str = "''"
-    order: str = "1"
+    order: str = "h.version"
     is_current: bool = False
 
     @property
@@ -69,7 +69,7 @@ TOOLS = {
         kind=f"CASE WHEN {_UNDONE} WHEN h.type = 'SCHEMA' THEN '{NOT_RUN}' ELSE h.type END",
         order="h.installed_rank",
     ),
-    "alembic": Tool(name="h.version_num"),
+    "alembic": Tool(name="h.version_num", order="h.version_num"),
     "goose": Tool(
         version="h.version_id",
         at="h.tstamp",
@@ -79,7 +79,7 @@ TOOLS = {
     "golang-migrate": Tool(version="h.version", failed="h.dirty", is_current=True),
     "dbmate": Tool(version="h.version"),
     "node-pg-migrate": Tool(name="h.name", at="h.run_on", order="h.id"),
-    "yoyo": Tool(name="h.migration_id", at="concat(h.applied_at_utc, '+00')"),
+    "yoyo": Tool(name="h.migration_id", at="concat(h.applied_at_utc, '+00')", order="h.applied_at_utc"),
 }
 
 
