@@ -18,6 +18,7 @@ import asyncpg
 import msgspec
 
 import ampd
+from ampd.adoption.amp import amp_history
 from ampd.sql.splitter import split
 from benchmarks.proxy import Conversation
 from tests.conftest import start_server
@@ -38,6 +39,17 @@ FILES = scripts(
     "CREATE TABLE orders (id bigint PRIMARY KEY);\n",
     "-- no-transaction\nCALL no_such_procedure();\n",
     "LOCK TABLE accounts;\nDROP TABLE no_such_table;\n",
+)
+
+# The history of goose, and that of amp without amp's tables.
+TAKEN_OVER = """
+    CREATE SCHEMA taken; CREATE TABLE taken.goose_db_version AS
+        SELECT 1 AS id, 1 AS version_id, true AS is_applied, TIMESTAMP '2026-03-12' AS tstamp;
+    CREATE SCHEMA amp CREATE TABLE _sqlx_migrations
+        (version bigint, description text, installed_on timestamptz, success bool, checksum bytea);
+""" + "".join(
+    f"INSERT INTO amp._sqlx_migrations VALUES ({version}, '{name}', now(), true, decode('{checksum}', 'hex'));"
+    for version, (name, checksum) in amp_history().items()
 )
 
 
@@ -236,6 +248,23 @@ GROUPS: dict[str, tuple[Kind, ...]] = {
             "`ampd resolve 8 --rolled-back`, under the same lock.",
         ),
     ),
+    "Taking over a database": (
+        Kind(
+            "Reading another tool's history",
+            r"INTO found\s+FROM \(SELECT \* FROM ONLY",
+            "Locks it, looks whose it is, and reads it only if its owner is trusted and it is a plain table.",
+        ),
+        Kind(
+            "Recording what it has applied",
+            r"INSERT INTO \"taken\"\.ampd_schema_migrations",
+            "One transaction, under the lock, with the checks of every other write to the history.",
+        ),
+        Kind(
+            "Looking at amp's own tables",
+            r"pg_get_constraintdef",
+            "A line for each column, constraint, index, trigger and rule; without names of constraints and indexes.",
+        ),
+    ),
 }
 KINDS = tuple(kind for group in GROUPS.values() for kind in group)
 _OF_OTHERS = (r"^SELECT pg_advisory_unlock_all\(\);\s*CLOSE ALL",)  # what asyncpg's pool sends on release
@@ -305,6 +334,10 @@ async def record(database: Database) -> list[str]:
         with suppress(ampd.AmpdError):
             await ampd.migrate(recorder.url, migrations=FILES[:8])
         await ampd.resolve(recorder.url, 8, ampd.Resolution.ROLLED_BACK, migrations=FILES[:8])
+        await database.execute(TAKEN_OVER)
+        await ampd.baseline(recorder.url, source="goose", migrations=FILES[:1], schema="taken")
+        with suppress(ampd.AmpdError):
+            await ampd.baseline(recorder.url, source="sqlx", schema="amp")
         return recorder.messages
 
 

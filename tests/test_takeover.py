@@ -124,7 +124,7 @@ TAKEN = {
         {
             "UPDATE schema_migrations SET dirty = true": "2 is recorded as failed, or as not finished",
             "UPDATE schema_migrations SET version = 3": "3 is applied, and there is no such file",
-            "INSERT INTO schema_migrations VALUES (1, false)": "2 rows are current (2, 1)",
+            "INSERT INTO schema_migrations VALUES (1, false)": "2 rows are current (1, 2)",
         },
     ),
     "dbmate": Taken(
