@@ -10,14 +10,24 @@ import pytest
 import ampd
 
 ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+OURS = re.escape(f"{PROJECT['project']['urls']['Repository']}/blob/main/")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_a_link_leads_to_a_file(document: Path) -> None:
     """Every relative link of a document leads to something in the repository."""
-    links = re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8"))
+    text = document.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#:]+)\)", text)
     assert [link for link in links if not (document.parent / link).exists()] == []
+    assert [link for link in re.findall(rf"\]\({OURS}([^)#]+)", text) if not (ROOT / link).exists()] == []
+
+
+def test_the_readme_has_no_relative_link() -> None:
+    """The package index shows it apart from the repository."""
+    assert re.findall(r"\]\((?!https://|#)([^)]+)\)", README) == []
 
 
 def test_the_picture_of_the_modules_is_complete() -> None:
@@ -36,14 +46,10 @@ def test_the_picture_of_the_modules_is_complete() -> None:
 
 def test_the_layers_are_those_of_the_contract() -> None:
     """ARCHITECTURE.md shows the layers that the linter enforces."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    contract = project["tool"]["importlinter"]["contracts"][0]["layers"]
+    contract = PROJECT["tool"]["importlinter"]["contracts"][0]["layers"]
     shown = re.search(r"    (__main__ > [^`]+?)\n\n", (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8"))
     assert shown is not None
     assert " ".join(shown[1].split()).split(" > ") == [layer.replace(" |", ",") for layer in contract]
-
-
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_readme_lists_every_error() -> None:
