@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ from .kinds import (
 from .location import locations
 from .scanner import COMMENTS, Statement, coarse_tokens, shape_of, tokenize
 from .slices import Slices, at_once
-from .splitter import STRIDE, splitting
+from .splitter import splitting
 
 if TYPE_CHECKING:
     from .splitter import Statements
@@ -181,14 +181,10 @@ _KEEP_UP = "keep only the up part in the file"
 
 def _undoing(script: str, statements: Statements) -> Iterator[_Judged | None]:
     """Yield where a down section begins; what may be one counts if a statement follows."""
-    comments: list[Comment] = []
-    for comment in _comments(script, statements):
-        if comment is None:
+    for separator in separators(_comments(script, statements)):
+        if separator is None:
             yield None
-        else:
-            comments.append(comment)
-    for separator in separators(comments):
-        if separator.tool:
+        elif separator.tool:
             message = f"`{separator.marker}` begins the down section of {separator.tool}, and ampd runs files whole"
             yield Problem, separator.offset, message, _KEEP_UP
         elif statements and separator.offset < statements[-1].start:
@@ -206,27 +202,12 @@ def _nameless(ruled: list[_Ruled]) -> Iterator[_Judged]:
             yield Caution, statement.start, message, f"give it a name, such as {shown}"
 
 
-def _is_suspicious(script: str, statements: Statements) -> Generator[None, None, bool]:
-    """Return, in slices, whether any piece of a script may contain a separator."""
-    for start, end, _ in _pieces(script, statements):
-        commented = False
-        for begin in range(start, end, STRIDE):
-            yield
-            past = min(end, begin + STRIDE + 1)  # a comment begins with two characters
-            commented = commented or script.find("--", begin, past) >= 0 or script.find("/*", begin, past) >= 0
-        if commented and suspicious(script[start:end]):
-            return True
-    return False
-
-
 def _comments(script: str, statements: Statements) -> Iterator[Comment | None]:
-    """Yield the comments that may be separators; none if no comment contains a word of one."""
-    if not (yield from _is_suspicious(script, statements)):
-        return
+    """Yield the comments that may be separators."""
     for first, last, between in _pieces(script, statements):
         yield None
         piece, previous = script[first:last], 0
-        if not between and not suspicious(piece):
+        if not suspicious(piece, between=between):
             continue
         for kind, start, end in tokenize(piece):
             if kind in COMMENTS:

@@ -59,26 +59,34 @@ _BARE_DOWN = re.compile(
 )
 _PROSE = re.compile(r"(?P<way>up|down)\s+migration(?!\w)", re.IGNORECASE)
 _OPENING = re.compile(r"(?:--|/\*)[-*\s\ufeff]*")
-_SUSPICIOUS = re.compile(r"(?<!\w)(?:down|undo|roll\s?back|revert|drop\s+below)", re.IGNORECASE)
+_DOWN_WORDS = r"down|undo|roll\s?back|revert|drop\s+below"
+_SUSPICIOUS = re.compile(rf"(?<!\w)(?:{_DOWN_WORDS})", re.IGNORECASE)
+_SUSPICIOUS_BETWEEN = re.compile(rf"(?<!\w)(?:up|{_DOWN_WORDS})", re.IGNORECASE)
 _SHOWN = 60  # characters of a marker
 
 
-def suspicious(text: str) -> bool:
-    """Return whether a piece of a script may contain a separator: cheap, with false positives."""
-    return ("--" in text or "/*" in text) and _SUSPICIOUS.search(text) is not None
+def suspicious(text: str, *, between: bool) -> bool:
+    """Return whether a piece of a script may contain a separator: cheap, with false positives.
+
+    In what lies between two statements an `-- up` counts as well.
+    """
+    words = _SUSPICIOUS_BETWEEN if between else _SUSPICIOUS
+    return ("--" in text or "/*" in text) and words.search(text) is not None
 
 
-def separators(comments: Iterable[Comment]) -> Iterator[Separator]:
+def separators(comments: Iterable[Comment | None]) -> Iterator[Separator | None]:
     """Yield the comments that begin a down section, `tool` being None for those that may mean something else.
 
-    A bare `-- down` is certainly a separator only if there is an `-- up`.
+    A bare `-- down` is certainly a separator only if there is an `-- up`. None in between, on either side: there the
+    search can be interrupted.
     """
     bare: list[tuple[Separator, bool]] = []
     prose: list[Separator] = []
     ups = up_migrations = False
     for comment in comments:
-        body = _body(comment.text)
-        if body is None:
+        yield None
+        body = _body(comment.text) if comment else None
+        if comment is None or body is None:
             continue
         if (found := _MARKER.match(body)) and not re.match(r"\w", body[found.end() : found.end() + 1]):
             tool = _TOOLS[int((found.lastgroup or "")[1:])][0]

@@ -102,9 +102,6 @@ def split(script: str) -> Statements:
     return at_once(splitting(script))
 
 
-STRIDE = 1 << 20  # characters that are searched without a break
-
-
 def splitting(script: str) -> Slices[Statements]:
     """Return them in slices; the work of `split`."""
     rules, word = rules_by_word(), compiled(WORD)
