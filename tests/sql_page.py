@@ -172,7 +172,7 @@ GROUPS: dict[str, tuple[Kind, ...]] = {
         ),
         Kind(
             "Whether a build can only fail",
-            r"to_jsonb\(EXISTS \(\s*SELECT FROM pg_catalog\.pg_class c\s*JOIN pg_catalog\.pg_class t",
+            r"to_jsonb\(EXISTS \(SELECT FROM pg_class c JOIN pg_class t",
             "Asks whether something has the name of the index already: such a build is not recorded as begun.",
         ),
         Kind(
@@ -197,7 +197,7 @@ GROUPS: dict[str, tuple[Kind, ...]] = {
         ),
         Kind(
             "Whether the index is valid",
-            r"'valid', pg_catalog\.bool_and",
+            r"'valid', bool_and",
             "After a build, since IF NOT EXISTS is content with an INVALID index; after a crash, whether it was done.",
         ),
         Kind(

@@ -2,6 +2,8 @@
 
 An index that such a statement leaves INVALID has to be dropped before the statement can run again; and only the
 catalog shows whether an interrupted one has completed.
+
+All of them are for a block of `asking_sql`: the search path is pinned, and `named` is what the statement names.
 """
 
 from __future__ import annotations
@@ -10,9 +12,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ampd.postgres.quoting import identifier, literal
+from ampd.postgres.quoting import do_block, identifier, literal
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ampd.postgres.connection import Session
     from ampd.sql.kinds import IndexBuild
 
 
@@ -36,27 +41,34 @@ class Leftover(msgspec.Struct, frozen=True):
     worker: int | None
 
 
+def asking_sql(session: Session, expression: str, names: Iterable[tuple[str, ...]]) -> str:
+    """Return a block that notes the value of an expression; the names are looked up on the search path as it is."""
+    relations = ", ".join(
+        f"pg_catalog.to_regclass({literal('.'.join(map(identifier, name)))})" for name in names if name
+    )
+    return do_block(f"""
+DECLARE
+  named pg_catalog.regclass[] := ARRAY[{relations}]::pg_catalog.regclass[];
+BEGIN
+  PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+  {session.note_sql(f"to_jsonb({expression})")}
+END""")
+
+
 def index_sql(build: IndexBuild) -> str:
     """Return an expression for the index of that name on that table, as `Index`."""
-    return f"""(SELECT pg_catalog.jsonb_build_object('valid', pg_catalog.bool_and(i.indisvalid AND i.indisready),
-            'name', pg_catalog.min(pg_catalog.format('%I.%I', n.nspname, c.relname)))
-        FROM {_INDEXES}
-        WHERE i.indrelid OPERATOR(pg_catalog.=) {_relation_sql(build.table)}
-          AND c.relname OPERATOR(pg_catalog.=) {literal(build.name)})"""
+    return f"""(SELECT jsonb_build_object('valid', bool_and(i.indisvalid AND i.indisready),
+            'name', min(format('%I.%I', n.nspname, c.relname)))
+        FROM {_INDEXES} WHERE i.indrelid = named[1] AND c.relname = {literal(build.name)})"""
 
 
 def is_taken_sql(build: IndexBuild) -> str:
     """Return an expression for whether anything has the name that an index is to get, as `bool`."""
-    return f"""EXISTS (
-        SELECT FROM pg_catalog.pg_class c
-        JOIN pg_catalog.pg_class t ON t.relnamespace OPERATOR(pg_catalog.=) c.relnamespace
-        WHERE t.oid OPERATOR(pg_catalog.=) {_relation_sql(build.table)}
-          AND c.relname OPERATOR(pg_catalog.=) {literal(build.name)})"""
+    return f"""EXISTS (SELECT FROM pg_class c JOIN pg_class t ON t.relnamespace = c.relnamespace
+        WHERE t.oid = named[1] AND c.relname = {literal(build.name)})"""
 
 
-def are_there_sql(names: tuple[tuple[str, ...], ...]) -> str:
-    """Return an expression for whether any relation of these names exists, as `bool`."""
-    return " OR ".join(f"{_relation_sql(name)} IS NOT NULL" for name in names)
+ARE_THERE = "(SELECT bool_or(relation IS NOT NULL) FROM unnest(named) relation)"  # whether any of the names exists
 
 
 def invalid_builds_sql(build: IndexBuild, begun_by: str) -> str:
@@ -64,10 +76,8 @@ def invalid_builds_sql(build: IndexBuild, begun_by: str) -> str:
 
     `begun_by` is the transaction of the record that the build was begun: an older index is none of its.
     """
-    named = "true" if build.name is None else f"c.relname OPERATOR(pg_catalog.=) {literal(build.name)}"
-    return _invalid_sql(
-        f"i.indrelid OPERATOR(pg_catalog.=) {_relation_sql(build.table)} AND {named} AND {_younger_sql(begun_by)}"
-    )
+    name = "" if build.name is None else f" AND c.relname = {literal(build.name)}"
+    return _invalid_sql(f"i.indrelid = named[1]{name}", begun_by)
 
 
 def invalid_copies_sql(what: str, name: tuple[str, ...], begun_by: str) -> str:
@@ -76,56 +86,43 @@ def invalid_copies_sql(what: str, name: tuple[str, ...], begun_by: str) -> str:
     `what` it names (INDEX, TABLE, SCHEMA, DATABASE) bounds where they are looked for: each on the table of the index
     that it is a copy of. One of such a name elsewhere belongs to somebody else.
     """
-    stem = r"pg_catalog.regexp_replace(c.relname::pg_catalog.text, '_cc(new|old)[0-9]*$', '')"
-    tree = f"""(SELECT {_relation_sql(name)}::pg_catalog.oid UNION ALL
-          SELECT relid::pg_catalog.oid FROM pg_catalog.pg_partition_tree({_relation_sql(name)}))"""
+    tree = "(SELECT named[1] UNION ALL SELECT relid FROM pg_partition_tree(named[1]))"
     scope = {
-        "INDEX": f"original.indexrelid OPERATOR(pg_catalog.=) ANY {tree}",
-        "TABLE": f"original.indrelid OPERATOR(pg_catalog.=) ANY {tree}",
-        "SCHEMA": f"n.nspname OPERATOR(pg_catalog.=) {literal('.'.join(name))}",
-    }.get(what, "n.nspname OPERATOR(pg_catalog.<>) 'pg_toast'")
-    return _invalid_sql(f"""c.relname OPERATOR(pg_catalog.~) '_cc(new|old)[0-9]*$' AND EXISTS (
-          SELECT FROM pg_catalog.pg_index original
-          JOIN pg_catalog.pg_class o ON o.oid OPERATOR(pg_catalog.=) original.indexrelid
-          WHERE original.indrelid OPERATOR(pg_catalog.=) i.indrelid
-            AND original.indexrelid OPERATOR(pg_catalog.<>) i.indexrelid
-            AND pg_catalog.starts_with(o.relname::pg_catalog.text, {stem}) AND {scope})
-        AND {_younger_sql(begun_by)}""")
+        "INDEX": f"original.indexrelid = ANY {tree}",
+        "TABLE": f"original.indrelid = ANY {tree}",
+        "SCHEMA": f"n.nspname = {literal('.'.join(name))}",
+    }.get(what, "n.nspname <> 'pg_toast'")
+    return _invalid_sql(
+        f"""c.relname ~ '_cc(new|old)[0-9]*$' AND EXISTS (
+          SELECT FROM pg_index original JOIN pg_class o ON o.oid = original.indexrelid
+          WHERE original.indrelid = i.indrelid AND original.indexrelid <> i.indexrelid
+            AND starts_with(o.relname, regexp_replace(c.relname, '_cc(new|old)[0-9]*$', '')) AND {scope})""",
+        begun_by,
+    )
 
 
-_INDEXES = """pg_catalog.pg_index i
-        JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) i.indexrelid
-        JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace"""
+_INDEXES = """pg_index i
+        JOIN pg_class c ON c.oid = i.indexrelid
+        JOIN pg_namespace n ON n.oid = c.relnamespace"""
 
 
-def _invalid_sql(condition: str) -> str:
-    return f"""(SELECT COALESCE(pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
-            'name', pg_catalog.format('%I.%I', n.nspname, c.relname), 'worker', {_worker_of_sql("i.indrelid")})), '[]')
+def _invalid_sql(condition: str, begun_by: str) -> str:
+    return f"""(SELECT COALESCE(jsonb_agg(jsonb_build_object(
+            'name', format('%I.%I', n.nspname, c.relname), 'worker', {_worker_of_sql("i.indrelid")})), '[]')
         FROM {_INDEXES}
-        WHERE NOT i.indisvalid AND c.relkind OPERATOR(pg_catalog.=) 'i' AND {condition})"""
-
-
-def worker_sql(build: IndexBuild) -> str:
-    """Return an expression for the session that builds another index on the same table, as `Worker`."""
-    return f"pg_catalog.jsonb_build_object('pid', {_worker_of_sql(_relation_sql(build.table))})"
+        WHERE NOT i.indisvalid AND c.relkind = 'i' AND {condition}
+          AND age(i.xmin) <= age({literal(begun_by)}::xid))"""
 
 
 def _worker_of_sql(table: str) -> str:
     # Whoever builds, rebuilds or drops an index concurrently holds this lock throughout; autovacuum, which has no user,
     # gives it up for us.
-    return f"""(SELECT pg_catalog.min(l.pid) FROM pg_catalog.pg_locks l
-        JOIN pg_catalog.pg_database d ON d.oid OPERATOR(pg_catalog.=) l.database
-        JOIN pg_catalog.pg_stat_activity a ON a.pid OPERATOR(pg_catalog.=) l.pid
-        WHERE l.relation OPERATOR(pg_catalog.=) {table} AND l.granted
-          AND d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
-          AND l.mode OPERATOR(pg_catalog.=) 'ShareUpdateExclusiveLock'
-          AND l.pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid()
-          AND a.usesysid IS NOT NULL)"""
+    return f"""(SELECT min(l.pid) FROM pg_locks l
+        JOIN pg_database d ON d.oid = l.database
+        JOIN pg_stat_activity a ON a.pid = l.pid
+        WHERE l.relation = {table} AND l.granted AND d.datname = current_database()
+          AND l.mode = 'ShareUpdateExclusiveLock' AND l.pid <> pg_backend_pid() AND a.usesysid IS NOT NULL)"""
 
 
-def _younger_sql(begun_by: str) -> str:
-    return f"pg_catalog.age(i.xmin) OPERATOR(pg_catalog.<=) pg_catalog.age({literal(begun_by)}::pg_catalog.xid)"
-
-
-def _relation_sql(name: tuple[str, ...]) -> str:
-    return f"pg_catalog.to_regclass({literal('.'.join(map(identifier, name)))})"
+# The session that builds another index on the same table, as `Worker`.
+WORKER = f"jsonb_build_object('pid', {_worker_of_sql('named[1]')})"

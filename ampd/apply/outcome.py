@@ -62,9 +62,9 @@ class Outcome:
         """
         statement = unit.statements[0]
         if build := kinds.index_build(statement):
-            return build.name is not None and await self._ask(indexes.is_taken_sql(build), bool, unit)
+            return build.name is not None and await self._ask(indexes.is_taken_sql(build), bool, unit, build.table)
         if unit.kind is Kind.DROP_INDEX_CONCURRENTLY and (names := kinds.dropped_indexes(statement)):
-            return not await self._ask(indexes.are_there_sql(names), bool, unit)
+            return not await self._ask(indexes.ARE_THERE, bool, unit, *names)
         return False
 
     async def leftovers(self, unit: Unit) -> list[indexes.Leftover]:
@@ -77,12 +77,12 @@ class Outcome:
         build = kinds.index_build(statement)
         reindexed = kinds.reindexed(statement) if kinds.is_concurrent(statement) else None
         if build:
-            question = indexes.invalid_builds_sql(build, await self._begun_by())
+            question, name = indexes.invalid_builds_sql(build, await self._begun_by()), build.table
         elif reindexed:
-            question = indexes.invalid_copies_sql(*reindexed, await self._begun_by())
+            question, name = indexes.invalid_copies_sql(*reindexed, await self._begun_by()), reindexed[1]
         else:
             return []
-        return await self._ask(question, list[indexes.Leftover], unit)
+        return await self._ask(question, list[indexes.Leftover], unit, name)
 
     async def _begun_by(self) -> str:
         """Return the transaction in which it was recorded that a statement was begun."""
@@ -120,7 +120,7 @@ class Outcome:
             LockUnavailable: another session does.
         """
         if build := kinds.index_build(unit.statements[0]):
-            worker = await self._ask(indexes.worker_sql(build), indexes.Worker, unit)
+            worker = await self._ask(indexes.WORKER, indexes.Worker, unit, build.table)
             if worker.pid is not None:
                 raise LockUnavailable(self._busy_error(unit, worker.pid))
 
@@ -144,7 +144,7 @@ class Outcome:
         if is_undecidable(unit):
             raise self._undecidable_error()
         if build := kinds.index_build(statement):
-            index = await self._ask(indexes.index_sql(build), indexes.Index, unit)
+            index = await self._ask(indexes.index_sql(build), indexes.Index, unit, build.table)
             if index.name is not None and not index.valid:
                 await self.check_no_other_build(unit)
                 raise self._undecidable_error(
@@ -153,7 +153,7 @@ class Outcome:
                 )
             return index.name is not None
         if names := kinds.dropped_indexes(statement):
-            return not await self._ask(indexes.are_there_sql(names), bool, unit)
+            return not await self._ask(indexes.ARE_THERE, bool, unit, *names)
         return False
 
     def _undecidable_error(self, first: str = "") -> MigrationInterrupted:
@@ -169,7 +169,7 @@ class Outcome:
         build = kinds.index_build(unit.statements[0])
         if build is None or build.name is None:
             return
-        index = await self._ask(indexes.index_sql(build), indexes.Index, unit)
+        index = await self._ask(indexes.index_sql(build), indexes.Index, unit, build.table)
         if index.valid:
             return
         migration, line = self._migration, unit.statements[0].line
@@ -188,15 +188,11 @@ class Outcome:
             **location_of(migration, unit.statements[0].start),
         )
 
-    async def _ask(self, expression: str, kind: type[T], unit: Unit) -> T:
-        """Return the value of an expression, with the role and the search path that the file has set."""
-        session = self._session
+    async def _ask(self, expression: str, kind: type[T], unit: Unit, *names: tuple[str, ...]) -> T:
+        """Return the value of an expression about names, with the role and the search path that the file has set."""
+        session, execution, there = self._session, self._execution, ""
         if session.pooled:
-            there = set_role_sql(self._execution.history.role, local=True)
-            there += (
-                f"{do_block(f'BEGIN {self._execution.search_path_sql(local=True)} END')}; {again_sql(unit.settings)}"
-            )
-        else:
-            there = ""
-        question = do_block(f"BEGIN {session.note_sql(f'pg_catalog.to_jsonb({expression})')} END")
+            path = do_block(f"BEGIN {execution.search_path_sql(local=True)} END")
+            there = f"{set_role_sql(execution.history.role, local=True)}{path}; {again_sql(unit.settings)}"
+        question = indexes.asking_sql(session, expression, names)
         return await session.ask(f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {there}{question}; ROLLBACK", kind)
