@@ -8,24 +8,22 @@ from time import monotonic
 QUIET_SECS = 1.0  # a shorter wait is not reported
 _REPORT_EVERY_SECS = 5.0
 _RESTS = 5
+_FIRST_PAUSE_SECS = 0.02
 
 
 class Backoff:
     """A limit on one wait, a growing pause with jitter, and when to report it; all in seconds."""
 
-    def __init__(
-        self, limit: float, *, longest_pause: float = 0, first_pause: float = 0.02, quiet_secs: float = QUIET_SECS
-    ) -> None:
+    def __init__(self, limit: float, *, longest_pause: float = 0, quiet_secs: float = QUIET_SECS) -> None:
         self.limit = limit
-        self._quiet_secs = quiet_secs
-        self._first, self._longest = first_pause, longest_pause
+        self._longest_pause, self._quiet_secs = longest_pause, quiet_secs
         self.renew()
 
     def renew(self) -> None:
         """Reset the wait: it is over."""
         self._begun: float | None = None
         self._reported = -_REPORT_EVERY_SECS
-        self.pause = self._first
+        self.pause = _FIRST_PAUSE_SECS
 
     def begin(self) -> None:
         """Begin the wait now, unless it has begun."""
@@ -60,5 +58,5 @@ class Backoff:
     def next_pause(self) -> float:
         """Return how long to pause before the next attempt, which is never beyond the limit."""
         pause = min(self.pause * random.uniform(0.5, 1.5), max(0, self.limit - self.waited))
-        self.pause = min(self.pause * 1.5, self._longest)
+        self.pause = min(self.pause * 1.5, self._longest_pause)
         return pause
