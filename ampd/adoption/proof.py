@@ -9,7 +9,7 @@ from zlib import crc32
 
 import msgspec
 
-from ampd.migration import BOM, Migration
+from ampd.migration import Migration
 
 from .tools import GONE, NOT_RUN, TOOLS
 
@@ -159,8 +159,7 @@ def _differs(source: str, recorded: str, file: Migration) -> str | None:
     if source == "flyway":
         return None if recorded == str(_crc32(unix)) else "CRC32"
     texts = (file.sql, unix, unix.replace("\n", "\r\n"))
-    known = (sha384(bom + text.encode()).hexdigest() for text in texts for bom in (b"", BOM))
-    return None if recorded in known else "SHA-384"
+    return None if recorded in (sha384(text.encode()).hexdigest() for text in texts) else "SHA-384"
 
 
 def _crc32(sql: str) -> int:
