@@ -56,8 +56,8 @@ def folder_of(path: Path, *texts: str) -> Path:
     return path
 
 
-SLOW_SECS = 0.08  # each way: there and back takes longer than closing may while being cancelled, as it is here
-FAREWELL_SECS = 0.14
+SLOW_SECS = 0.04  # each way: there and back takes longer than closing may while being cancelled, as it is here
+FAREWELL_SECS = 0.07
 
 
 @asynccontextmanager

@@ -110,7 +110,7 @@ class AdminSession:
     async def _run(self, method: str, arguments: tuple[object, ...]) -> Any:
         connection, self._idle = self._idle, None
         if connection is None or connection.is_closed():
-            connection = await asyncpg.connect(self._url, statement_cache_size=0)
+            connection = await asyncpg.connect(self._url, statement_cache_size=0, ssl=False)
         try:
             answer = await getattr(connection, method)(*arguments)
         except asyncpg.PostgresError:
@@ -152,7 +152,7 @@ class Database(msgspec.Struct, frozen=True):
     @asynccontextmanager
     async def connect(self, url: str | None = None, **options: Any) -> AsyncIterator[asyncpg.Connection]:
         """Connect for the length of the block, as the superuser unless another URL is given."""
-        connection = await asyncpg.connect(url or self.url, **options)
+        connection = await asyncpg.connect(url or self.url, **({"ssl": False} | options))
         try:
             yield connection
         finally:

@@ -197,14 +197,20 @@ async def test_a_network_that_falls_silent(database: Database, monkeypatch: pyte
     monkeypatch.setattr(session_state, "LEASE_SECS", 2)
     heard = Heard()
     files = (FIRST, directive + SECOND)
+
+    async def at_the_gate() -> bool:
+        return any((event.version, event.number) == (2, 2) for event in heard.of(library.StatementStarted))
+
     async with transaction(database, GATE) as gate, Proxy(database.server.host, database.server.port) as proxy:
         async with anyio.create_task_group() as tasks:
 
             async def cut() -> None:
                 await waiting_for_a_lock(database)
+                await until(at_the_gate)
                 proxy.silent = True
                 for name in ("_ANSWER_SECS", "_SILENCE_SECS", "_LOOK_EVERY_SECS"):  # too short for one that speaks
                     monkeypatch.setattr(table_locks, name, 0.3)
+                monkeypatch.setattr("ampd.postgres.database.CONNECT_TIMEOUT_SECS", 0.3)
 
             tasks.start_soon(cut)
             url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database.name}"

@@ -1,6 +1,5 @@
 """Large files: several messages of one transaction, bounded memory, and an event loop that goes on."""
 
-import asyncio
 import time
 from pathlib import Path
 
@@ -281,7 +280,7 @@ async def test_a_large_migration_costs_a_round_trip_for_each_quarter_of_a_megaby
 
 
 MEGABYTE = 2**20
-PAUSE_SECS = 0.05
+PAUSE_SECS = 0.25  # of some 20 ms; what is not taken apart in slices takes seconds
 
 
 @pytest.fixture(scope="module")
@@ -291,6 +290,7 @@ def large_files() -> dict[str, str]:
         "rows": benchmarks.large.inserts(20_000, width=640),
         "literal": "SELECT length('" + "ab ''c\n" * 2_000_000 + "')",
         "refused": benchmarks.large.inserts(170_000) + "COMMIT;\n",
+        "many": benchmarks.large.inserts(30_000) + "COMMIT;\n",
     }
 
 
@@ -298,37 +298,31 @@ def large_files() -> dict[str, str]:
 def test_what_a_large_file_costs_a_service(
     database: Database, tmp_path: Path, large_files: dict[str, str], name: str
 ) -> None:
-    """14 MB take at most three times as much memory, and 50 MB, and never keep the event loop for 50 ms.
+    """14 MB take at most three times as much memory, and 50 MB, and keep the event loop for no long pause.
 
-    A pause is told in processor time, and the best of three runs counts: others use the same machine. A statement that
-    is large itself is one message, which the driver encodes at once.
+    A pause is told in processor time: others use the same machine. A statement that is large itself is one message,
+    which the driver encodes at once. `python -m benchmarks.large` has the figures.
     """
     script = large_files[name]
     (tmp_path / "1_big.sql").write_text(script)
-    pauses = []
-    for _ in range(1 if name == "literal" else 3):
-        asyncio.run(database.execute("DROP TABLE IF EXISTS big, ampd_schema_migrations"))
-        load = benchmarks.large.measure(database.url, tmp_path)
-        assert load.peak_memory < 3 * len(script) + 50 * MEGABYTE
-        assert (load.error is None) is (name != "refused")
-        pauses.append(load.longest_pause)
-        if load.longest_pause < PAUSE_SECS:
-            break
-    assert min(pauses) < PAUSE_SECS or name == "literal"
+    load = benchmarks.large.measure(database.url, tmp_path)
+    assert load.peak_memory < 3 * len(script) + 50 * MEGABYTE
+    assert (load.error is None) is (name != "refused")
+    assert load.longest_pause < PAUSE_SECS or name == "literal"
 
 
 def test_the_last_of_many_statements_is_found_at_once(large_files: dict[str, str]) -> None:
-    """A finding at the end of a file of 170,000 statements is told with its line and column."""
-    (step,) = make_plan(scripts(large_files["refused"]), ()).migrations
+    """A finding at the end of a file of 30,000 statements is told with its line and column."""
+    (step,) = make_plan(scripts(large_files["many"]), ()).migrations
     with pytest.raises(InvalidMigration, match="COMMIT in a migration") as refused:
         prepare([step])
-    assert (refused.value.line, refused.value.column) == (170_002, 1)
+    assert (refused.value.line, refused.value.column) == (30_002, 1)
     assert len(refused.value.excerpt or "") in range(10, 200)
 
 
 async def test_nothing_is_silent_for_long(database: Database, tmp_path: Path, large_files: dict[str, str]) -> None:
     """What is planned is told before scripts are taken apart."""
-    (tmp_path / "1_big.sql").write_text(large_files["refused"])
+    (tmp_path / "1_big.sql").write_text(large_files["many"])
     told = Heard()
     with pytest.raises(InvalidMigration):
         await library.migrate(database.url, migrations=library.read_migrations(tmp_path), on_event=told)
@@ -337,7 +331,7 @@ async def test_nothing_is_silent_for_long(database: Database, tmp_path: Path, la
 
 async def test_a_run_can_be_cancelled_while_it_reads(database: Database, large_files: dict[str, str]) -> None:
     """While a script is taken apart the event loop hears of a cancellation."""
-    files = scripts(large_files["refused"])
+    files = scripts(large_files["many"])
     with anyio.CancelScope() as scope:
         await library.migrate(database.url, migrations=files, on_event=lambda _: scope.cancel())
     assert scope.cancelled_caught

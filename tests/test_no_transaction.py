@@ -23,7 +23,7 @@ from ampd import (
     Waiting,
     Warned,
 )
-from ampd.apply import guard, session_state
+from ampd.apply import guard, session_state, table_locks
 from ampd.config import Limits
 from ampd.events import Event
 from ampd.resumption import done_checksum
@@ -453,8 +453,9 @@ async def test_an_index_without_a_name_is_told_before_it_is_built(table: Databas
     heard.assert_adds_up()
 
 
-async def test_the_guard_is_in_nobodys_way(table: Database) -> None:
+async def test_the_guard_is_in_nobodys_way(table: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """A look from the guard's session, for want of another one, leaves no lock that the migration could wait for."""
+    monkeypatch.setattr(table_locks, "_ANSWER_SECS", 0.1)
     heard = Heard()
     limits = Limits(lock_timeout_secs=8)
     async with (

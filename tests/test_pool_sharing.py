@@ -154,8 +154,9 @@ async def test_a_look_at_a_long_migration_holds_no_connection(
         assert len((await run).applied) == 1
 
 
-async def test_a_run_that_waits_long_says_so(database: Database) -> None:
+async def test_a_run_that_waits_long_says_so(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that waits for a connection for over a second tells why and how long it will; so it does at the limit."""
+    monkeypatch.setattr("ampd.postgres.database.CONNECT_TIMEOUT_SECS", 1.0)
     slow, heard = scripts("-- lock-timeout: 0\nSELECT pg_advisory_xact_lock(1)"), Heard()
     impatient = Limits(advisory_lock_wait_secs=1, connect_wait_secs=0)
     needs_two = scripts("-- no-transaction\nVACUUM pg_am")

@@ -530,6 +530,7 @@ def test_files_and_runs_in_any_order(database: Database) -> None:
                     max_examples=GAMES,
                     stateful_step_count=MOVES,
                     deadline=None,
+                    derandomize=TIMES == 1,
                     phases=[Phase.reuse, Phase.generate],  # what depends on the moment of a kill does not shrink
                     report_multiple_bugs=False,
                     suppress_health_check=list(HealthCheck),
