@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -300,7 +301,7 @@ class Database:
         backoff.begin()
         while True:
             try:
-                connection = await self._remembering(attempt)
+                connection = await attempt()
                 if not connection.is_closed():
                     return connection
                 terminate(connection)  # a pool then has room for another
@@ -313,22 +314,14 @@ class Database:
                 self._on_event(Retrying(reason=str(failure.args[0]), waited=backoff.waited, limit=wait))
             await anyio.sleep(backoff.next_pause())
 
-    async def _remembering(self, attempt: Callable[[], Awaitable[Any]]) -> Any:
-        """Make an attempt, and afterwards read the password of a pool that was passed in."""
-        try:
-            return await attempt()
-        finally:
-            if self._pool is not None:
-                self.redact = pool_redact(self._pool)
-
     def _attempts(self, timeout: float) -> Callable[[], Awaitable[Any]]:
         """Return a function that makes an attempt of at most `timeout` seconds.
 
         Raises:
             ConfigError: the URL cannot be used.
         """
-        if (pool := self._pool) is not None:
-            return lambda: _acquired(pool, timeout)
+        if self._pool is not None:
+            return partial(self._acquired, self._pool, timeout)
         assert self._url is not None
         arguments, warnings = driver_arguments(self._url, timeout)
         self.redact = self._url.hiding(arguments.reveal().get("password")).redact
@@ -338,16 +331,24 @@ class Database:
                 self._on_event(Warned(message=warning))
         return lambda: _connect(arguments)
 
+    async def _acquired(self, pool: Pool, timeout: float) -> Any:
+        """Return a connection of the pool, and read the password that the pool has."""
+        try:
+            return await pool.acquire(timeout=timeout)
+        except BaseException as error:  # a cancellation too
+            without_frames(error, DRIVER)
+            raise
+        finally:
+            self.redact = pool_redact(pool)
+
     def _meaning(self, error: Exception) -> tuple[Exception, bool]:
         """Return the exception for a failed attempt, and whether another attempt is worth making."""
-        if isinstance(error, TimeoutError) and self._is_used_up():
+        pool = self._pool
+        used_up = pool is not None and not pool.get_idle_size() and pool.get_size() >= pool.get_max_size()
+        if isinstance(error, TimeoutError) and used_up:
             return PoolInUse(ConnectionFailed("no connection of the pool is free")), False
         failure, worth_retrying = connection_error(error, self._url, self.redact)
         return (ConnectionsBusy(failure), False) if is_full(failure) else (failure, worth_retrying)
-
-    def _is_used_up(self) -> bool:
-        pool = self._pool
-        return pool is not None and not pool.get_idle_size() and pool.get_size() >= pool.get_max_size()
 
     async def _another(self) -> Any:
         """Return a connection in place of one that is gone, which the server may still count.
@@ -372,6 +373,7 @@ class Database:
             await self._close(session)
 
     async def _close(self, session: Session) -> None:
+        """Close a session of our own; give one of the pool back as it was, or terminate it."""
         connection, secs, released = session.connection, close_timeout(), False
         try:
             if self._pool is None:  # sending Terminate is enough
@@ -399,14 +401,6 @@ def _terminate_all(taking: asyncio.Future[list[Session]]) -> None:
     if not taking.cancelled() and taking.exception() is None:
         for session in taking.result():
             session.give_up("the run was cancelled")
-
-
-async def _acquired(pool: Pool, timeout: float) -> Any:
-    try:
-        return await pool.acquire(timeout=timeout)
-    except BaseException as error:  # a cancellation too
-        without_frames(error, DRIVER)
-        raise
 
 
 async def _connect(arguments: Hidden[dict[str, Any]]) -> asyncpg.Connection:
