@@ -3,8 +3,9 @@
 import pytest
 
 from ampd.sql.kinds import Kind
+from ampd.sql.slices import at_once
 from ampd.sql.splitter import split
-from ampd.sql.units import in_force, units
+from ampd.sql.units import finding_in_force, units
 
 PLAIN, AGAIN = Kind.TRANSACTIONAL, Kind.IDEMPOTENT
 
@@ -60,4 +61,4 @@ def test_units(script: str, first: int, expected: list[tuple[int, int, Kind]]) -
 )
 def test_what_is_in_force(script: str, expected: list[str]) -> None:
     """What is set again is what a session would have: neither what was rolled back, nor what was set anew or reset."""
-    assert [statement.text for _, statement in in_force(split(script))] == expected
+    assert [statement.text for _, statement in at_once(finding_in_force(split(script)))] == expected

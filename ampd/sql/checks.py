@@ -70,12 +70,7 @@ def finding_problems(
             break
         yield
     unfinished = () if transactional or copy else _transactions(ruled)
-    certain = chain(
-        _misplaced(ruled, transactional),
-        unfinished,
-        _misread(script, ruled),
-        _not_sql(script, statements),
-    )
+    certain = chain(_misplaced(ruled, transactional), unfinished, _misread(script, ruled), _not_sql(script, statements))
     judged: Iterator[_Judged | None] = (each and (Problem, *each) for each in certain)
     nameless = () if transactional else _nameless(ruled)
     found: list[_Judged] = []

@@ -54,23 +54,23 @@ def sets_transaction(statement: Statement) -> bool:
 
 def resets_path(statement: Statement) -> bool:
     """Return whether a statement puts the search path back to what the server has for it."""
-    return statement.words[:1] in (("SET",), ("RESET",)) and bool(re.match(_PATH_RESET, shape_of(statement.text)))
+    return _match(_PATH_RESET, statement, "SET", "RESET") is not None
 
 
 def resets_role(statement: Statement) -> bool:
     """Return whether a statement puts the role, or the whole login, back to what it was at the start."""
-    return statement.words[:1] in (("SET",), ("RESET",)) and bool(re.match(_ROLE_RESET, shape_of(statement.text)))
+    return _match(_ROLE_RESET, statement, "SET", "RESET") is not None
 
 
 def savepoint(statement: Statement) -> tuple[str, str] | None:
     """Return the savepoint that a statement sets, after "SAVEPOINT", or goes back to, after "ROLLBACK"; else None."""
-    found = statement.words[:1] in (("SAVEPOINT",), ("ROLLBACK",)) and re.match(_SAVEPOINT, shape_of(statement.text))
-    return (found or None) and (statement.words[0], fold_case(found["name"]))
+    found = _match(_SAVEPOINT, statement, "SAVEPOINT", "ROLLBACK")
+    return found and (statement.words[0], fold_case(found["name"]))
 
 
 def is_concurrent(statement: Statement) -> bool:
     """Return whether nobody queues behind a statement while it waits for its locks."""
-    return rule_of(statement).label in _CONCURRENT and not re.match(_VACUUM_FULL, shape_of(statement.text))
+    return rule_of(statement).label in _CONCURRENT and not _match(_VACUUM_FULL, statement, "VACUUM")
 
 
 def temporary(statement: Statement) -> str | None:
@@ -100,7 +100,7 @@ def setting(statement: Statement) -> str | None:
     if is_set_config(statement):
         literals = (statement.text[start:end] for kind, start, end in tokenize(statement.text) if kind in LITERALS)
         return re.sub(_QUOTES, "", next(literals)).translate(TO_LOWER)
-    if kind(statement) is not Kind.SESSION or not (found := re.match(_SETTING, shape_of(statement.text), re.DOTALL)):
+    if kind(statement) is not Kind.SESSION or not (found := _match(_SETTING, statement, "SET", "RESET")):
         return None
     name = found["name"] or found["words"]
     return _SETTINGS.get(name) or ".".join(name_parts(name)).translate(TO_LOWER)
@@ -110,8 +110,7 @@ def role(statements: Iterable[Statement]) -> str | None:
     """Return the role that these statements of a script have set; None for that of the login."""
     name: str | None = None
     for statement in statements:
-        shape = shape_of(statement.text) if statement.words[:1] in (("SET",), ("RESET",)) else ""
-        if re.match(_ROLE, shape):
+        if _match(_ROLE, statement, "SET", "RESET"):
             *_, (kind, start, end) = (each for each in tokenize(statement.text) if each[0] not in COMMENTS)
             token = statement.text[start:end]
             own = statement.words[0] == "RESET" or token.translate(TO_UPPER) in ("NONE", "DEFAULT")
@@ -121,12 +120,12 @@ def role(statements: Iterable[Statement]) -> str | None:
 
 def is_set_config(statement: Statement) -> bool:
     """Return whether a statement is SELECT set_config('…', '…', false) and nothing else."""
-    return statement.words[:1] == ("SELECT",) and bool(re.fullmatch(_SET_CONFIG, shape_of(statement.text)))
+    return _match(rf"{_SET_CONFIG}\Z", statement, "SELECT") is not None
 
 
 def index_build(statement: Statement) -> IndexBuild | None:
     """Return what CREATE INDEX CONCURRENTLY builds; None for any other statement, and where a name is written U&"…"."""
-    found = re.match(_INDEX_BUILD, shape_of(statement.text), re.DOTALL)
+    found = _match(_INDEX_BUILD, statement, "CREATE")
     return found and IndexBuild(found["name"] and fold_case(found["name"]), name_parts(found["table"]))
 
 
@@ -135,7 +134,7 @@ def suggested_name(statement: Statement) -> str:
 
     Of table and columns as they stand: the server also cuts and numbers names, and looks into expressions.
     """
-    found = re.match(rf"{_INDEX_BUILD}(?:[^(]*\( (?P<columns>[^()]*))?", shape_of(statement.text), re.DOTALL)
+    found = _match(rf"{_INDEX_BUILD}(?:[^(]*\( (?P<columns>[^()]*))?", statement, "CREATE")
     assert found is not None
     columns = [fold_case(each.split(" ")[0]) for each in (found["columns"] or "").split(" , ") if each.strip()]
     return "_".join((name_parts(found["table"])[-1], *columns, "idx"))
@@ -146,13 +145,13 @@ def reindexed(statement: Statement) -> tuple[str, tuple[str, ...]] | None:
 
     None for any other statement, and where the name is written U&"…".
     """
-    found = re.match(_REINDEX, shape_of(statement.text), re.DOTALL)
+    found = _match(_REINDEX, statement, "REINDEX")
     return found and (found["what"], name_parts(found["name"]) if found["name"] else ())
 
 
 def dropped_indexes(statement: Statement) -> tuple[tuple[str, ...], ...]:
     """Return the names in a DROP INDEX CONCURRENTLY; none for any other statement, and where one is written U&"…"."""
-    found = re.match(_INDEX_DROP, shape_of(statement.text), re.DOTALL)
+    found = _match(_INDEX_DROP, statement, "DROP")
     return tuple(map(name_parts, found["names"].split(" , "))) if found else ()
 
 
@@ -169,6 +168,12 @@ def code_block(statement: Statement) -> tuple[int, int] | None:
             return (statement.start + start + quote, statement.start + end - quote) if plain else None
         previous = previous if kind in COMMENTS else token.translate(TO_UPPER)
     return None
+
+
+def _match(pattern: str, statement: Statement, *words: str) -> re.Match[str] | None:
+    """Match the shape of a statement, if its first word is one of these."""
+    begins = bool(statement.words) and statement.words[0] in words
+    return re.match(pattern, shape_of(statement.text), re.DOTALL) if begins else None
 
 
 class Misplacement(enum.Enum):

@@ -27,12 +27,7 @@ def locations(script: str, offsets: Iterable[int]) -> Iterator[tuple[int, int]]:
 
 
 def excerpt(
-    script: str,
-    offset: int,
-    *,
-    file: str,
-    hide: Callable[[str], str] = str,
-    place: tuple[int, int] | None = None,
+    script: str, offset: int, *, file: str, hide: Callable[[str], str] = str, place: tuple[int, int] | None = None
 ) -> str:
     """Return the line of an offset with a caret below it; for the blank end of a script, its last visible line.
 

@@ -19,14 +19,7 @@ class Statements(Sequence[Statement]):
 
     __slots__ = ("_ends", "_lines", "_noted", "_script", "_starts")
 
-    def __init__(
-        self,
-        script: str,
-        starts: array[int],
-        ends: array[int],
-        lines: array[int],
-        noted: bytes,
-    ) -> None:
+    def __init__(self, script: str, starts: array[int], ends: array[int], lines: array[int], noted: bytes) -> None:
         self._script = script
         self._starts = starts
         self._ends = ends

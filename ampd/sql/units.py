@@ -8,7 +8,7 @@ import msgspec
 
 from . import kinds, scanner, splitter
 from .kinds import Kind
-from .slices import Slices, at_once
+from .slices import Slices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,13 +53,8 @@ def units(statements: splitter.Statements, first: int, settings: Settings) -> It
         first += len(piece)
 
 
-def in_force(statements: splitter.Statements) -> Settings:
-    """Return the statements by which a file has set its session, unless a later one has reset them."""
-    return at_once(finding_in_force(statements))
-
-
 def finding_in_force(statements: splitter.Statements) -> Slices[Settings]:
-    """Return them in slices; the work of `in_force`."""
+    """Return, in slices, the statements by which a file has set its session, unless a later one has reset them."""
     settings: Settings = []
     first = next(statements.notable(), None)
     while first is not None:
