@@ -131,7 +131,7 @@ async def test_a_role_without_the_right_to_create(database: Database) -> None:
 # --- the command
 
 FOLDER = {f"{number}_{name}.sql": "SELECT 1;\n" for number, name in enumerate(("users", "posts"), start=1)}
-ROWS = "to be recorded as applied, without running them:\n  1 users\n  2 posts\n"
+ROWS = "DATABASE: to be recorded as applied, without running them:\n  1 users\n  2 posts\n"
 
 
 def test_the_rows_are_shown_and_yes_is_needed_off_a_terminal(ampd: Ampd, database: Database, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_the_rows_are_shown_and_yes_is_needed_off_a_terminal(ampd: Ampd, databas
     command = ("baseline", "2", "--migrations", "m")
     refusal = (
         "error: nothing was recorded: this is no terminal, so nobody can be asked\n"
-        "hint: if the database contains what these migrations make, run it again with --yes\n"
+        "hint: look at these rows, and run it again with --yes\n"
     )
     assert seen(ampd(*command, url=database.url)) == (1, "", f"{ROWS}{refusal}")
     done = "DATABASE: recorded 2 migrations as applied; up to date, at version 2\n"
@@ -167,6 +167,6 @@ def test_it_asks_on_a_terminal(database: Database, tmp_path: Path, answer: str, 
     output, _ = process.communicate(timeout=60)
     shown = os.read(ours, 10_000).decode().replace("\r\n", "\n").replace("\x1b[2K", "")
     os.close(ours)
-    assert "  1 users\n  2 posts\nDoes the database contain what these 2 migrations make? [y/N] " in shown
+    assert "  1 users\n  2 posts\nRecord them? [y/N] " in shown
     assert (process.returncode, "nothing was recorded" in shown) == (code, code == 1)
     assert plain(output) == ("" if code else "DATABASE: recorded 2 migrations as applied; up to date, at version 2\n")

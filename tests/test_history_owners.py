@@ -94,6 +94,24 @@ async def test_an_interrupted_migration_is_resolved_as_the_role(database: Databa
     assert await history(database) == []
 
 
+async def test_another_tools_history_is_taken_over_as_the_role(database: Database, roles: tuple[Role, Role]) -> None:
+    """`baseline` reads and writes as the configured role, the login having no right of its own."""
+    owner, login = roles
+    await database.execute(
+        f"SET ROLE {owner.name}; CREATE TABLE schema_migrations (version varchar PRIMARY KEY);"
+        "INSERT INTO schema_migrations VALUES ('1')"
+    )
+    status = await ampd.baseline(configured(login, owner.name), source="dbmate", migrations=FILES[:1])
+    assert status.up_to_date
+    assert (
+        await database.fetchval(f"SELECT pg_get_userbyid(relowner) FROM pg_class WHERE relname = '{NAME}'")
+        == owner.name
+    )
+    reader = await database.role("service", f"SELECT ON {NAME}")
+    with pytest.raises(ampd.PermissionDenied, match="cannot take on the role"):
+        await ampd.baseline(configured(reader, owner.name), 1, migrations=FILES[:1])
+
+
 @pytest.mark.parametrize("role", ["none", "pg_monitor", "x" * 64, "a\0b"])
 def test_a_role_that_cannot_be_is_refused(role: str) -> None:
     """The configuration names the key."""

@@ -93,7 +93,10 @@ async def test_forged_rows_are_not_believed_by_any_command(database: Database, s
     async def resolve(url: str, *, migrations: Any) -> None:
         await ampd.resolve(url, 1, ampd.Resolution.APPLIED, migrations=migrations)
 
-    commands: list[Command] = [ampd.status, ampd.migrate, pool, resolve]
+    async def baseline(url: str, *, migrations: Any) -> None:
+        await ampd.baseline(url, 1, migrations=migrations)
+
+    commands: list[Command] = [ampd.status, ampd.migrate, pool, resolve, baseline]
     for command in commands:
         for url, user in ((database.url, "postgres"), (reader.url, reader.name)):
             with pytest.raises(ampd.PermissionDenied) as refusal:

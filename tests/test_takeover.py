@@ -1,13 +1,17 @@
 """Taking over what another tool has applied: each history as the tool itself writes it, believed and refused."""
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 import ampd as library
-from ampd.adoption.tools import TOOLS
+from ampd.adoption.tools import TOOLS, read_rows
+from ampd.history.first_run import Neighbour
 from ampd.history.table import TABLE
+from ampd.redaction import Hidden
+from ampd.run import Run
 from tests.cli_output import seen
 from tests.folders import write
 from tests.scenes import Heard
@@ -324,11 +328,24 @@ async def test_a_strangers_history_is_not_believed(database: Database, tmp_path:
         await library.baseline(database.url, source="dbmate", migrations=files_of(TAKEN["dbmate"], tmp_path))
 
 
+async def test_a_table_that_is_put_in_its_place(database: Database) -> None:
+    """Whose the table is counts when it is locked, whatever was seen before."""
+    stranger = await database.role("stranger", "USAGE, CREATE ON SCHEMA public")
+    async with database.connect(stranger.url) as connection:
+        await connection.execute(TAKEN["dbmate"].history)
+    seen_before = Neighbour("public", "schema_migrations", "postgres", True)
+    source: Hidden[Any] = Hidden(database.url)
+    run = await Run.of(source, (), None, None, None, print)
+    async with run.sessions() as (session, *_):
+        with pytest.raises(library.PermissionDenied, match="is not trusted"):
+            await read_rows(session, seen_before, TOOLS["dbmate"], None)
+
+
 async def test_the_command(ampd: Ampd, database: Database, tmp_path: Path) -> None:
     """The rows are shown with their times before --yes writes them."""
     files_of(TAKEN["node-pg-migrate"], tmp_path)
     ampd_rows = (
-        "to be recorded as applied, without running them:\n"
+        "DATABASE: to be recorded as applied, without running them:\n"
         "  1700000000000 create-users  2026-11-28 21:35:14\n"
         "  1700000000001 posts         2026-11-28 21:35:14\n"
     )

@@ -12,7 +12,7 @@ from ampd.config import Limits
 from ampd.errors import ConfigError, MigrationConflict
 from ampd.events import OnEvent, ignore
 from ampd.history.first_run import Neighbours, first_run_error, read_neighbours
-from ampd.history.refusals import NO_FOLDER, check_conflicts, check_project
+from ampd.history.refusals import NO_FOLDER, check_conflicts, check_project, check_writable
 from ampd.history.table import History
 from ampd.history.writing import adopt_sql
 from ampd.migration import Migration
@@ -93,6 +93,11 @@ class Takeover:
             raise ConfigError(f'"{source}" is none of the tools: {", ".join(TOOLS)}, or auto')
         return cls(await Run.of(database, migrations, schema, version, limits, on_event), version, source)
 
+    @property
+    def database(self) -> str:
+        """Return the name of the database for messages."""
+        return self._run.shown
+
     async def examine(self) -> Baseline:
         """Return what would be recorded; writes nothing."""
         async with self._run.emit, self._run.sessions() as (session, *_):
@@ -145,6 +150,7 @@ class Takeover:
         history = run.history
         assert history is not None
         known = run.plan(whole=True)
+        check_writable(history)
         check_project(known, history=history.shown_name, packaged=run.packaged)
         if known.interrupted and not history.holder_known:  # another runner may be applying it now
             await run.read_history(session)

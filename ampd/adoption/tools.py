@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from ampd.apply.session_state import set_role_sql
 from ampd.display import one_line
 from ampd.errors import ConfigError, PermissionDenied
 from ampd.history.first_run import tool_of
@@ -183,7 +184,8 @@ BEGIN
   END IF;
   {session.note_sql("jsonb_build_object('rows', found)")}
 END"""
-    message = f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {do_block(body)}; COMMIT"
+    begin = f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {set_role_sql(role, local=True)}"
+    message = f"{begin}{do_block(body)}; COMMIT"
     answer = await session.ask(message, _Answer)
     if answer.rows is None:
         raise _stranger_error(table)

@@ -57,9 +57,9 @@ def baseline(
     takeover, found = run_to_end(progress, look)
     progress.clear()
     if found.records:
-        say(f"to be recorded as applied, without running them:\n{found.text()}")
+        say(f"{takeover.database}: to be recorded as applied, without running them:\n{found.text()}")
         if not yes:
-            _ask(len(found.records))
+            _ask()
     status = run_to_end(progress, lambda: takeover.record(found))
     if json:
         print_json(status.json())
@@ -69,7 +69,7 @@ def baseline(
     return 0
 
 
-def _ask(number: int) -> None:
+def _ask() -> None:
     """Ask on the terminal whether to write.
 
     Raises:
@@ -78,12 +78,8 @@ def _ask(number: int) -> None:
     if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
         raise ConfigError(
             "nothing was recorded: this is no terminal, so nobody can be asked",
-            hint="if the database contains what these migrations make, run it again with --yes",
+            hint="look at these rows, and run it again with --yes",
         )
-    print(f"Does the database contain what {_these(number)}? [y/N] ", end="", file=sys.stderr, flush=True)
+    print("Record them? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise ConfigError("nothing was recorded")
-
-
-def _these(number: int) -> str:
-    return "this migration makes" if number == 1 else f"these {number} migrations make"
