@@ -14,7 +14,7 @@ from pathlib import Path
 from ampd.errors import ConfigError
 
 _MOST_LINKS = 40  # on one path, as in the kernel
-_ELSEWHERE = "choose another folder with --amp-dir"
+ELSEWHERE = "choose another folder with --amp-dir"
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def usable(folder: Path) -> Iterator[None]:
     except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError before Python 3.13
         what = error.strerror if isinstance(error, OSError) else error
         where = f": {error.filename}" if isinstance(error, OSError) and error.filename else ""
-        raise ConfigError(f"cannot keep a database in {folder}{where}: {what}", hint=_ELSEWHERE) from error
+        raise ConfigError(f"cannot keep a database in {folder}{where}: {what}", hint=ELSEWHERE) from error
 
 
 def beside(data_dir: Path, suffix: str) -> Path:
@@ -80,7 +80,7 @@ def check_path(path: Path, use: str, *, must_exist: bool = False) -> None:
     for at, status, is_end in _way(path, must_exist=must_exist):
         what = f"cannot {use} {path}: {'it' if at == path.absolute() else at}"
         if status.st_uid not in (0, os.geteuid()):
-            hint = _ELSEWHERE if stat.S_ISDIR(status.st_mode) else f"remove it, or {_ELSEWHERE}"
+            hint = ELSEWHERE if stat.S_ISDIR(status.st_mode) else f"remove it, or {ELSEWHERE}"
             raise ConfigError(f"{what} belongs to {user_name(status.st_uid)}", hint=hint)
         sticky = status.st_mode & stat.S_ISVTX
         if (
@@ -88,7 +88,7 @@ def check_path(path: Path, use: str, *, must_exist: bool = False) -> None:
             and (is_end or not sticky)
             and (writers := _other_writers(at, status, strict=is_end))
         ):
-            hint = _ELSEWHERE if sticky else f"chmod go-w {at}, or {_ELSEWHERE}"
+            hint = ELSEWHERE if sticky else f"chmod go-w {at}, or {ELSEWHERE}"
             raise ConfigError(f"{what} can be written to by {writers}", hint=hint)
 
 

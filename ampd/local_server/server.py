@@ -39,7 +39,7 @@ import msgspec
 
 from ampd.errors import ConfigError
 
-from .folders import beside, make_folder, open_without_links, usable
+from .folders import ELSEWHERE, beside, make_folder, open_without_links, usable
 from .installation import Installation, find_postgres
 from .launcher import POLL_SECS, Launcher, is_running, startup_error, wait_while
 
@@ -96,6 +96,7 @@ async def local_server(
 async def _up(
     stack: AsyncExitStack, data_dir: Path, bindir: Path | None, tcp: bool, settings: Mapping[str, str]
 ) -> LocalServer:
+    """Start the server, whatever an earlier run has left; the stack stops it again."""
     lock = stack.enter_context(_sole_use(data_dir))
     made_by = _made_by(data_dir)
     launcher = Launcher.choose(data_dir)
@@ -121,6 +122,7 @@ async def _up(
 
 
 def _made_by(data_dir: Path) -> int | None:
+    """Return the version of PostgreSQL that has made a cluster; None if there is none yet."""
     try:
         # It may be a pipe: the server's own user can put one there.
         flags = os.O_NOFOLLOW | os.O_NONBLOCK
@@ -129,38 +131,32 @@ def _made_by(data_dir: Path) -> int | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise ConfigError(
-            f"cannot keep a database in {data_dir}: its PG_VERSION contains no version",
-            hint="choose another folder with --amp-dir",
-        ) from error
+        problem = f"cannot keep a database in {data_dir}: its PG_VERSION contains no version"
+        raise ConfigError(problem, hint=ELSEWHERE) from error
     except PermissionError as error:
-        raise ConfigError(f"{data_dir} belongs to another user", hint="choose another folder with --amp-dir") from error
+        raise ConfigError(f"{data_dir} belongs to another user", hint=ELSEWHERE) from error
 
 
 @contextmanager
 def _sole_use(data_dir: Path) -> Iterator[IO[str]]:
+    """Yield a lock on a data folder, held for the block; it contains the URL of the server, once that runs."""
     with open(beside(data_dir, "lock"), "a+", opener=open_without_links) as lock:
         lock.seek(0)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             url = lock.read()
-            raise ConfigError(
-                f"another ampd runs the server in {data_dir}",
-                hint=f"use it at {url}, or choose another folder with --amp-dir"
-                if url
-                else "try again: it is starting",
-            ) from error
+            hint = f"use it at {url}, or {ELSEWHERE}" if url else "try again: it is starting"
+            raise ConfigError(f"another ampd runs the server in {data_dir}", hint=hint) from error
         lock.truncate(0)
         yield lock
         lock.truncate(0)
 
 
 async def _make_cluster(data_dir: Path, installation: Installation, launcher: Launcher) -> None:
+    """Make a cluster with its database beside its place, and move it there once it is whole."""
     if data_dir.exists() and any(data_dir.iterdir()):
-        raise ConfigError(
-            f"{data_dir} holds something other than a PostgreSQL cluster", hint="choose another folder with --amp-dir"
-        )
+        raise ConfigError(f"{data_dir} holds something other than a PostgreSQL cluster", hint=ELSEWHERE)
     log, new = beside(data_dir, "log"), beside(data_dir, "new")
     if new.exists():
         shutil.rmtree(new)
@@ -180,9 +176,8 @@ async def _make_cluster(data_dir: Path, installation: Installation, launcher: La
 def _socket_dir(data_dir: Path, launcher: Launcher) -> Iterator[Path]:
     """Yield the data folder itself, or a private short-lived one where no URL or socket address can hold its path."""
     address = data_dir / f".s.PGSQL.{_PORT}"
-    if len(os.fsencode(address)) <= _LONGEST_SOCKET_PATH and "," not in str(
-        data_dir
-    ):  # a comma separates a URL's hosts
+    a_host = "," not in str(data_dir)  # a comma separates a URL's hosts
+    if a_host and len(os.fsencode(address)) <= _LONGEST_SOCKET_PATH:
         yield data_dir
         return
     with tempfile.TemporaryDirectory(prefix="ampd-", dir="/tmp") as folder:
@@ -198,9 +193,9 @@ def _start(
     settings: Mapping[str, str],
     launcher: Launcher,
 ) -> LocalServer:
-    (data_dir / "postmaster.pid").unlink(
-        missing_ok=True
-    )  # stale, and the process that has its number now is not a server
+    """Start the server; it is not ready yet."""
+    # Stale, and the process that has its number now is not a server.
+    (data_dir / "postmaster.pid").unlink(missing_ok=True)
     port = _free_port() if tcp else _PORT
     place = {
         "unix_socket_directories": "." if socket_dir == data_dir else str(socket_dir),  # a dot needs no quoting
