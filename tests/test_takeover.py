@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import msgspec
 import pytest
 
@@ -282,6 +283,23 @@ async def test_a_version_that_is_not_the_newest(database: Database, tmp_path: Pa
     files = files_of(TAKEN["golang-migrate"], tmp_path)
     with pytest.raises(library.MigrationConflict, match="the newest that is applied is 2, not 1"):
         await library.baseline(database.url, 1, source="auto", migrations=files)
+
+
+async def test_a_history_that_does_not_know_when(database: Database, tmp_path: Path) -> None:
+    """As some releases make it; the time is then that of the takeover."""
+    await database.execute(f"{TAKEN['goose'].history}; ALTER TABLE goose_db_version DROP tstamp")
+    files = files_of(TAKEN["goose"], tmp_path)
+    await library.baseline(database.url, source="goose", migrations=files)
+    assert await database.fetchval(f"SELECT bool_and(finished_at > now() - interval '1 hour') FROM {TABLE}")
+
+
+async def test_a_pool_is_used_and_given_back(database: Database, tmp_path: Path) -> None:
+    """As by every other call."""
+    await database.execute(TAKEN["goose"].history)
+    files = files_of(TAKEN["goose"], tmp_path)
+    async with asyncpg.create_pool(database.url, min_size=1, max_size=1) as pool:
+        assert (await library.baseline(pool, source="auto", migrations=files)).current_version == 2
+        assert await pool.fetchval("SHOW search_path") == '"$user", public'
 
 
 async def test_no_files_at_all(database: Database) -> None:

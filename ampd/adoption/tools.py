@@ -42,14 +42,24 @@ class Tool(msgspec.Struct, frozen=True):
     is_current: bool = False
 
     @property
-    def cells(self) -> tuple[str, ...]:
-        """Return the expressions in the order of `Row`."""
-        return self.version, self.name, self.checksum, self.at, self.failed, self.kind
-
-    @property
     def columns(self) -> set[str]:
-        """Return the columns that its history needs to have."""
-        return {column for cell in (*self.cells, self.order) for column in re.findall(r"h\.(\w+)", cell)}
+        """Return the columns that its history needs to have; when and in which order, older releases may not know."""
+        return _columns(self.version, self.name, self.checksum, self.failed, self.kind)
+
+    def rows_sql(self, columns: frozenset[str]) -> str:
+        """Return an SQL expression for all rows h of a table with these columns, each as `Row` has it."""
+        at = self.at if _columns(self.at) <= columns else "''"
+        order = self.order if _columns(self.order) <= columns else "1"
+        cells = (self.version, self.name, self.checksum, at, self.failed, self.kind)
+        texts = ", ".join(f"left(concat({cell}), {_LONGEST_TEXT})" for cell in cells)
+        return f"coalesce(jsonb_agg(ARRAY[{texts}] ORDER BY {order}), '[]')"
+
+
+def _columns(*expressions: str) -> set[str]:
+    return {column for each in expressions for column in re.findall(r"h\.(\w+)", each)}
+
+
+_LONGEST_TEXT = 300  # characters
 
 
 _UNDONE = f"starts_with(h.type, 'UNDO') OR h.type = 'DELETE' THEN '{GONE}'"
@@ -151,7 +161,6 @@ def _stranger_error(table: Neighbour) -> PermissionDenied:
 
 
 _MOST_ROWS = 50_000
-_LONGEST_TEXT = 300  # characters
 
 
 async def read_rows(session: Session, table: Neighbour, tool: Tool, role: str | None) -> tuple[Row, ...]:
@@ -162,7 +171,6 @@ async def read_rows(session: Session, table: Neighbour, tool: Tool, role: str | 
         ConfigError: it is no plain table.
     """
     name = f"{identifier(table.schema)}.{identifier(table.name)}"
-    cells = ", ".join(f"left(concat({cell}), {_LONGEST_TEXT})" for cell in tool.cells)
     this = f"c.relname = {literal(table.name)} AND n.nspname = {literal(table.schema)}"
     # As in the read of ampd's own history: lock it, look at it, and read it only then.
     body = f"""
@@ -179,7 +187,7 @@ BEGIN
   SELECT {trusted_owner_sql("c.relowner", role)} INTO trusted
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE {this} AND c.relkind = 'r';
   IF trusted THEN
-    SELECT coalesce(jsonb_agg(ARRAY[{cells}] ORDER BY {tool.order}), '[]') INTO found
+    SELECT {tool.rows_sql(table.columns)} INTO found
       FROM (SELECT * FROM ONLY {name} LIMIT {_MOST_ROWS + 1}) h;
   END IF;
   {session.note_sql("jsonb_build_object('rows', found)")}
