@@ -73,12 +73,8 @@ _INSTEAD = {
     ),
     **dict.fromkeys(
         (
-            "pgbouncer",
-            "statement_cache_size",
-            "prepared_statement_cache_size",
-            "prepared_statement_name_func",
-            "prepareThreshold",
-            "async_fallback",
+            *("statement_cache_size", "prepared_statement_cache_size", "prepared_statement_name_func"),
+            *("prepareThreshold", "pgbouncer", "async_fallback"),
         ),
         "remove {name} from the URL: ampd prepares no statements, and works behind a pooler as it is",
     ),
@@ -93,15 +89,8 @@ _CANNOT_HONOUR = {
     *("oauth_issuer", "oauth_client_id", "oauth_client_secret", "oauth_scope"),
 }
 _HONOURED = {
-    *(
-        "application_name",
-        "connect_timeout",
-        "fallback_application_name",
-        "gsslib",
-        "krbsrvname",
-        "options",
-        "passfile",
-    ),
+    *("application_name", "connect_timeout", "fallback_application_name", "options", "passfile"),
+    *("gsslib", "krbsrvname"),
     *("keepalives", "keepalives_count", "keepalives_idle", "keepalives_interval", "tcp_user_timeout"),
     *("sslcert", "sslcrl", "sslkey", "sslmode", "sslnegotiation", "sslpassword", "sslrootcert"),
     *("ssl_max_protocol_version", "ssl_min_protocol_version", "target_session_attrs"),
@@ -143,17 +132,16 @@ def driver_arguments(
         value = parameters.pop(name)
         if value in _IMPLIED.get(name, ()):
             continue
+        implied = _IMPLIED[name][-1] if name in _IMPLIED else None
         if variable := variables.get(name):
-            instead = f", or use {_IMPLIED[name][-1]}" if name in _IMPLIED else ""
             raise ConfigError(
                 f"the variable {variable} asks for {value}, which psql honours and ampd cannot",
-                hint=f"unset {variable} if you can do without it{instead}",
+                hint=f"unset {variable} if you can do without it{f', or use {implied}' if implied else ''}",
             )
+        remove = f"remove {name} from the URL if you can do without it{f', or use {name}={implied}' if implied else ''}"
         raise ConfigError(
             f"the database URL asks for {name}={value}, which ampd cannot honour",
-            hint=_INSTEAD.get(name, "").format(name=name, value=value)
-            or f"remove {name} from the URL if you can do without it"
-            + (f", or use {name}={_IMPLIED[name][-1]}" if name in _IMPLIED else ""),
+            hint=_INSTEAD.get(name, remove).format(name=name, value=value),
         )
     timeout = _whole_number(parameters, "connect_timeout")
     keepalive = KEEPALIVE | {

@@ -94,6 +94,11 @@ _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
+    """Check that asyncpg takes the options, and that they lead to the database of the configuration.
+
+    Raises:
+        ConfigError: names the one that is wrong.
+    """
     for name in options:
         if name in _ANOTHER_DATABASE:
             raise ConfigError(

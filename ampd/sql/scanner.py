@@ -108,6 +108,7 @@ def coarse_tokens(script: str, position: int = 0) -> Iterator[_Token]:
 
 
 def _scan(script: str, position: int, *, coarse: bool) -> Iterator[_Token]:
+    """Yield tokens from a position on; what the pattern only begins is searched to its end."""
     pattern = _token_pattern(coarse=coarse)
     while match := pattern.match(script, position):
         kind = match.lastgroup or ""
