@@ -104,7 +104,7 @@ async def test_a_terminated_backend(database: Database, directive: str) -> None:
 
 
 async def test_a_terminated_guard(database: Database) -> None:
-    """Once the session that holds the turn is gone nothing more is begun, and what was done meanwhile is kept."""
+    """Once the session that holds the lock is gone nothing more is begun, and what was done meanwhile is kept."""
     build = "-- no-transaction\nCREATE INDEX CONCURRENTLY t_id ON t (id); INSERT INTO t VALUES (2), (3)"
     heard = Heard()
     files = (FIRST, build)

@@ -196,7 +196,7 @@ async def test_a_history_that_moves_between_plan_and_turn(database: Database) ->
 async def test_another_projects_history_is_refused_by_every_call(
     database: Database, tmp_path: Path, ours: int, theirs: int, out_of_order: bool
 ) -> None:
-    """Whichever way round the versions lie, nothing is applied, settled, shown as ahead or opened."""
+    """Whichever way round the versions lie, nothing is applied, resolved, shown as ahead or opened."""
     folders = [write(tmp_path / str(version), {f"{version}_a{version}.sql": "SELECT 1;"}) for version in (ours, theirs)]
     write(folders[0], {f"{ours}_a{ours}.sql": "CREATE TABLE t ();"})
     await ampd.migrate(database.url, migrations=ampd.read_migrations(folders[1]))

@@ -48,7 +48,7 @@ MIXED = scripts(
 async def test_migrations_and_the_history_belong_to_the_configured_role(
     database: Database, roles: tuple[Role, Role], schema: str | None
 ) -> None:
-    """A login without any right of its own migrates as `role`, in both kinds of file, and settles as it, too."""
+    """A login without any right of its own migrates as `role`, in both kinds of file, and resolves as it, too."""
     owner, login = roles
     report = await ampd.migrate(configured(login, owner.name, schema=schema), migrations=MIXED)
     assert len(report.applied) == 3

@@ -485,7 +485,7 @@ async def test_a_plan_made_from_an_older_history_is_made_anew(table: Database) -
     await table.execute(f"UPDATE ampd_schema_migrations SET {earlier}")
 
     def on_event(event: Event) -> None:
-        if isinstance(event, Planned) and not heard:  # it has planned, and is about to take its turn
+        if isinstance(event, Planned) and not heard:  # it has planned, and is about to take the lock
             meanwhile(lambda: table.execute(f"UPDATE ampd_schema_migrations SET {later}"))
         heard(event)
 
@@ -546,7 +546,7 @@ async def test_the_roles_transaction_timeout_does_not_end_the_guard(database: Da
 
 
 async def test_a_statement_may_outlast_the_lease_of_its_guard(table: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The guard's word every now and then keeps its transaction, and with it the turn."""
+    """The guard's heartbeat keeps its transaction, and with it the lock."""
     monkeypatch.setattr(session_state, "LEASE_SECS", 2)
     monkeypatch.setattr(guard, "_HEARTBEAT_SECS", 0.1)
     await table.execute("CREATE PROCEDURE slow() LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(3); END'")

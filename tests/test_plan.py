@@ -48,9 +48,9 @@ def scene(files: str, rows: str) -> tuple[list[Migration], list[AppliedMigration
     return folder, history
 
 
-def told(steps: Sequence[MigrationInfo | Conflict]) -> str:
-    """Return the versions of steps as words."""
-    return " ".join(str(step.version) for step in steps)
+def told(infos: Sequence[MigrationInfo | Conflict]) -> str:
+    """Return the versions of migrations as words."""
+    return " ".join(str(info.version) for info in infos)
 
 
 # files, rows, states in the order of versions (initials, for short), pending, conflicts, up to date
@@ -106,7 +106,7 @@ def test_the_table_of_conflicts(
 ) -> None:
     """Each version stands where the contract's table puts it, and all conflicts are there at once."""
     plan = make_plan(*scene(files, rows))
-    assert [step.state.value for step in plan.migrations] == states
+    assert [info.state.value for info in plan.migrations] == states
     assert (told(plan.pending), told(plan.conflicts)) == (pending, conflicts)
     assert plan.up_to_date is up_to_date
 
@@ -124,7 +124,7 @@ def test_the_table_of_conflicts(
 def test_out_of_order_where_it_is_allowed(files: str, rows: str, states: list[str], pending: str) -> None:
     """With `allow_out_of_order` a late migration is simply pending; nothing else changes."""
     plan = make_plan(*scene(files, rows), order=Order.ALLOW_OUT_OF_ORDER)
-    assert [step.state.value for step in plan.migrations] == states
+    assert [info.state.value for info in plan.migrations] == states
     assert told(plan.pending) == pending
 
 
@@ -155,7 +155,7 @@ def test_the_current_version(rows: str, current: int | None) -> None:
 
 
 def test_what_the_properties_select() -> None:
-    """A plan knows which of its steps are ahead and which of its conflicts are interruptions."""
+    """A plan knows which of its migrations are ahead and which of its conflicts are interruptions."""
     plan = make_plan(*scene("1 2", "1* 2~ 3 4"))
     assert told(plan.ahead) == "3 4"
     assert told(plan.interrupted) == "2"
@@ -388,15 +388,15 @@ def test_where_an_interrupted_migration_goes_on(
     applied = row(FILE, finished=False, done=done, begun=checksum_of)
     assert resumption(file, applied) == expected
     plan = make_plan([file], [applied])
-    assert [step.resumption for step in plan.migrations] == [expected]
+    assert [info.resumption for info in plan.migrations] == [expected]
     assert bool(plan.pending) is (expected is not None)
 
 
 def test_only_what_was_interrupted_is_resumable() -> None:
     """A migration without a file, without a row or with an end has nothing to be resumed."""
-    assert [step.resumption for step in make_plan([], [row(FILE, finished=False)]).migrations] == [None]
-    assert [step.resumption for step in make_plan([FILE], []).migrations] == [None]
-    assert [step.resumption for step in make_plan([FILE], [row(FILE)]).migrations] == [None]
+    assert [info.resumption for info in make_plan([], [row(FILE, finished=False)]).migrations] == [None]
+    assert [info.resumption for info in make_plan([FILE], []).migrations] == [None]
+    assert [info.resumption for info in make_plan([FILE], [row(FILE)]).migrations] == [None]
 
 
 def test_the_done_checksum_is_told_apart_by_statements() -> None:
@@ -440,12 +440,12 @@ def planned(given_scene: Scene) -> Plan:
 @given(SCENES)
 @examples(80)
 def test_each_version_stands_once_where_the_contract_says(given_scene: Scene) -> None:
-    """Every version of either side is one step, in order, with the state that the contract's table gives it."""
+    """Every version of either side is one info, in order, with the state that the contract's table gives it."""
     files, rows, order, _ = given_scene
     plan = planned(given_scene)
-    assert [step.version for step in plan.migrations] == sorted(files.keys() | rows.keys())
-    for step in plan.migrations:
-        version = step.version
+    assert [info.version for info in plan.migrations] == sorted(files.keys() | rows.keys())
+    for info in plan.migrations:
+        version = info.version
         if version in rows and all(version > other for other in files):
             expected = State.AHEAD
         elif version in rows and not rows[version][1]:
@@ -458,7 +458,7 @@ def test_each_version_stands_once_where_the_contract_says(given_scene: Scene) ->
             expected = State.OUT_OF_ORDER
         else:
             expected = State.PENDING
-        assert (version, step.state) == (version, expected)
+        assert (version, info.state) == (version, expected)
 
 
 @given(SCENES)
@@ -467,14 +467,14 @@ def test_what_is_pending(given_scene: Scene) -> None:
     """Pending is in order, has files, lies within the target, and is nothing while the database is ahead."""
     _, _, _, target = given_scene
     plan = planned(given_scene)
-    versions = [step.version for step in plan.pending]
+    versions = [info.version for info in plan.pending]
     assert versions == sorted(versions)
-    assert all(step.migration is not None for step in plan.pending)
-    assert {step.state for step in plan.pending} <= {State.PENDING, State.INTERRUPTED}
+    assert all(info.migration is not None for info in plan.pending)
+    assert {info.state for info in plan.pending} <= {State.PENDING, State.INTERRUPTED}
     assert target is None or all(version <= target for version in versions)
     assert not (plan.ahead and plan.pending)
     if not plan.ahead:
-        waiting = {step.version for step in plan.migrations if step.state is State.PENDING}
+        waiting = {info.version for info in plan.migrations if info.state is State.PENDING}
         assert waiting - set(versions) == {version for version in waiting if target is not None and version > target}
 
 
@@ -484,9 +484,9 @@ def test_what_is_in_conflict(given_scene: Scene) -> None:
     """Conflicts are in order, never pending too, and the whole of what is changed, missing, late or interrupted."""
     plan = planned(given_scene)
     versions = [conflict.version for conflict in plan.conflicts]
-    pending = {step.version for step in plan.pending}
+    pending = {info.version for info in plan.pending}
     bad = (State.CHANGED, State.MISSING, State.OUT_OF_ORDER, State.INTERRUPTED)
-    assert versions == [step.version for step in plan.migrations if step.state in bad and step.version not in pending]
+    assert versions == [info.version for info in plan.migrations if info.state in bad and info.version not in pending]
     assert [conflict_of(conflict.info) for conflict in plan.conflicts] == list(plan.conflicts)
     assert all(re.match(rf"{each.version} m{each.version} (was|is not) ", each.message) for each in plan.conflicts)
 
@@ -509,13 +509,13 @@ def test_applying_what_is_pending_leaves_nothing_pending(given_scene: Scene) -> 
     assume(not plan.conflicts)
     folder, history = made(given_scene)
     rows = {each.version: each for each in history}
-    for step in plan.pending:
-        assert step.migration is not None
-        rows[step.version] = row(step.migration)
+    for info in plan.pending:
+        assert info.migration is not None
+        rows[info.version] = row(info.migration)
         again = make_plan(folder, rows.values(), target=given_scene[3], order=given_scene[2])
         assert not again.conflicts
         assert [each.version for each in again.pending] == [
-            each.version for each in plan.pending if each.version > step.version
+            each.version for each in plan.pending if each.version > info.version
         ]
     after = make_plan(folder, rows.values(), target=given_scene[3], order=given_scene[2])
     assert not after.pending
@@ -542,11 +542,11 @@ def test_a_target_only_takes_away(given_scene: Scene) -> None:
     files, rows, order, target = given_scene
     bounded, whole = planned(given_scene), planned((files, rows, order, None))
     assert bounded.migrations == whole.migrations
-    assert bounded.pending == tuple(step for step in whole.pending if target is None or step.version <= target)
+    assert bounded.pending == tuple(info for info in whole.pending if target is None or info.version <= target)
 
 
 def test_a_step_is_named_by_its_file() -> None:
-    """A step has the name of its file, and of its row where there is no file."""
+    """A migration of a plan has the name of its file, and of its row where there is no file."""
     renamed = replace(row(migration(1)), name="old")
     assert MigrationInfo(State.APPLIED, migration(1), renamed).name == "m1"
     assert MigrationInfo(State.AHEAD, None, renamed).name == "old"

@@ -72,7 +72,7 @@ async def test_tenants_share_a_pool_of_two(database: Database, tenants: int) -> 
 
 
 async def test_runs_of_one_schema_share_a_pool_of_two(database: Database) -> None:
-    """Whoever waits for another run's turn leaves it the connections that it needs."""
+    """Whoever waits for another run's lock leaves that run the connections that it needs."""
     async with pool_of(database, 2) as pool:
         reports = await together(*[lambda: library.migrate(pool, migrations=FILES, limits=LONG)] * 6)
     assert sorted(each.version for report in reports for each in report.applied) == [1, 2, 3, 4]
@@ -93,7 +93,7 @@ async def test_runs_share_what_a_role_may_have(database: Database, limit: int, r
 
 
 async def test_runs_of_one_schema_share_what_a_role_may_have(database: Database) -> None:
-    """The same for runs that wait for one another's turn."""
+    """The same for runs that wait for one another's lock."""
     role = await owner(database, 2)
     reports = await together(*[lambda: library.migrate(role.url, migrations=FILES, schema="tenant", limits=LONG)] * 6)
     assert sorted(each.version for report in reports for each in report.applied) == [1, 2, 3, 4]

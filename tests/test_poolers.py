@@ -330,7 +330,7 @@ async def test_a_full_pool_is_no_dead_server(database: Database, monkeypatch: py
 
 
 async def test_a_waiter_behind_a_pooler_gives_its_connection_back(pooled: Database, database: Database) -> None:
-    """Thirty waiting runners share the server connections with the one that has its turn."""
+    """Thirty waiting runners share the server connections with the one that has the lock."""
     reports = list[Report]()
 
     async def run() -> None:

@@ -375,7 +375,7 @@ async def test_a_server_that_tells_nothing_of_its_sessions(
 
 
 async def test_a_pool_without_a_connection_to_look_from(table: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With two connections, both taken, the one that holds the turn sees who is in the way, and the limit holds."""
+    """With two connections, both taken, the one that holds the lock sees who is in the way, and the limit holds."""
     monkeypatch.setattr(table_locks, "_ANSWER_SECS", 0.1)
     heard = Heard()
     files = scripts("-- no-transaction\nCREATE INDEX CONCURRENTLY i ON t (id)")
