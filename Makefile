@@ -48,7 +48,7 @@ bench: $(VENV)/ready  ## measure ampd against its peers
 
 test-matrix: test-13 test-14 test-15 test-16 test-17 test-18  ## run the tests on PostgreSQL 13 to 18
 
-test-oldest: ARGS += --server-only --other-version
+test-oldest: ARGS += --other-server
 test-oldest: test-13  ## run the tests that depend on the server's version on the oldest supported PostgreSQL
 
 test-newest:  ## run the tests that depend on a version on the newest PostgreSQL, with the newest Python at hand

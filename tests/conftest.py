@@ -37,22 +37,26 @@ _SERVER = pytest.StashKey[Server]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let runs on other servers leave out what one run has told already."""
-    parser.addoption("--server-only", action="store_true", help="leave out the tests that talk to no server")
+    parser.addoption("--other-server", action="store_true", help="leave out what no version of PostgreSQL changes")
     parser.addoption("--other-version", action="store_true", help="leave out those that are marked one_version")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave them out."""
-    if config.getoption("--server-only"):
+    marks = set()
+    if config.getoption("--other-server"):
         items[:] = [item for item in items if "server" in getattr(item, "fixturenames", ())]
+        marks = {"one_version", "any_server"}
     if config.getoption("--other-version"):
-        items[:] = [item for item in items if item.get_closest_marker("one_version") is None]
+        marks.add("one_version")
+    items[:] = [item for item in items if marks.isdisjoint(mark.name for mark in item.iter_markers())]
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Use a process more than there are cores: many tests wait for a lock or a deadline."""
-    return 1 + (os.cpu_count() or 1)
+    """Use more processes than there are cores: many tests wait for a lock or a deadline."""
+    cores = os.cpu_count() or 1
+    return cores + min(cores, 4)
 
 
 @pytest.hookimpl(optionalhook=True)

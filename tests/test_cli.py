@@ -11,7 +11,7 @@ from tests.cli_output import document, error, failed, plain, seen
 from tests.folders import TWO, write
 from tests.servers import Ampd, Database
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.any_server]
 
 FIRST, SECOND = (sha256(script.encode()).hexdigest() for script in TWO.values())
 

@@ -10,6 +10,8 @@ from tests.cli_output import document, error, failed, plain, seen
 from tests.folders import write
 from tests.servers import Ampd, Database, free_port
 
+pytestmark = pytest.mark.any_server
+
 
 def words(help_text: str) -> str:
     """Return the words of a help page, without the layout that the terminal gives it."""

@@ -13,6 +13,8 @@ from tests.cli_output import plain, seen
 from tests.folders import write
 from tests.servers import Ampd, Database
 
+pytestmark = pytest.mark.any_server
+
 
 def shell(ampd: Ampd, url: str, redirection: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run ampd in a shell with the streams redirected."""

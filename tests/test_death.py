@@ -210,7 +210,6 @@ async def test_a_network_that_falls_silent(database: Database, monkeypatch: pyte
                 proxy.silent = True
                 for name in ("_ANSWER_SECS", "_SILENCE_SECS", "_LOOK_EVERY_SECS"):  # too short for one that speaks
                     monkeypatch.setattr(table_locks, name, 0.3)
-                monkeypatch.setattr("ampd.postgres.database.CONNECT_TIMEOUT_SECS", 0.3)
 
             tasks.start_soon(cut)
             url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database.name}"
@@ -312,6 +311,7 @@ async def by_timeout(run: Callable[[], Awaitable[Report]], secs: float) -> None:
         pass
 
 
+@pytest.mark.any_server
 @pytest.mark.parametrize("source", ["url", "pool"])
 @pytest.mark.parametrize("cancelled", [by_asyncio, by_anyio, by_timeout])
 async def test_a_cancelled_task(
@@ -397,6 +397,7 @@ async def test_a_signal_in_a_silent_network(database: Database, ampd: Ampd, tmp_
     await assert_complete(database, files)
 
 
+@pytest.mark.any_server
 async def test_a_signal_while_a_script_is_taken_apart(database: Database, ampd: Ampd, tmp_path: Path) -> None:
     """A huge file does not keep a signal waiting for the end of its reading."""
     folder = tmp_path / "files"

@@ -217,6 +217,7 @@ async def test_old_replicas_start_while_a_newer_one_migrates(database: Database)
     heard.assert_adds_up()
 
 
+@pytest.mark.one_version
 async def test_fifteen_runners_take_turns(database: Database) -> None:
     """Runners that start together on an empty database apply each migration once, and all report the same version."""
     files = scripts(*(f"CREATE TABLE t{number} ()" for number in range(12)))
@@ -233,6 +234,7 @@ async def test_fifteen_runners_take_turns(database: Database) -> None:
     await assert_no_trace(database)
 
 
+@pytest.mark.one_version
 @pytest.mark.parametrize("lent", [False, True], ids=["url", "pool"])
 async def test_runners_take_turns_over_a_slow_line(database: Database, lent: bool) -> None:
     """A rollback that takes longer than closing may is waited for: all runners end well, and say nothing of it."""

@@ -16,7 +16,7 @@ from tests.pools import INDEX, ONE, TWO, migration, on_each, tables, until_none_
 from tests.scenes import Heard, history
 from tests.servers import Database
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.any_server]
 
 
 @asynccontextmanager

@@ -15,7 +15,7 @@ from tests.pools import INDEX, ONE, TWO, migration, on_each, tables, until_none_
 from tests.scenes import GENEROUS, unplaced
 from tests.servers import Database, Role, pgbouncer
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.any_server]
 
 
 async def _size(pool: asyncpg.Pool) -> int:

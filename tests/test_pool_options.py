@@ -11,7 +11,7 @@ import ampd
 from tests.pools import ONE, tables
 from tests.servers import Database
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.any_server]
 
 
 async def test_takes_the_drivers_options(configured: Callable[..., ampd.MetadataDb]) -> None:

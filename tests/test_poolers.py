@@ -251,6 +251,7 @@ async def test_a_failed_migration_leaves_nothing_behind(pooled: Database) -> Non
     await assert_clean(pooled)
 
 
+@pytest.mark.one_version
 async def test_fifteen_processes_race(pooled: Database, database: Database, ampd: Ampd, tmp_path: Path) -> None:
     """Processes that start together all succeed, and each migration has run once."""
     folder = folder_of(tmp_path / "files", *FILES[:3])
@@ -329,6 +330,7 @@ async def test_a_full_pool_is_no_dead_server(database: Database, monkeypatch: py
     heard.assert_adds_up()
 
 
+@pytest.mark.one_version
 async def test_a_waiter_behind_a_pooler_gives_its_connection_back(pooled: Database, database: Database) -> None:
     """Thirty waiting runners share the server connections with the one that has the lock."""
     reports = list[Report]()
@@ -347,6 +349,7 @@ async def test_a_waiter_behind_a_pooler_gives_its_connection_back(pooled: Databa
     await assert_clean(pooled)
 
 
+@pytest.mark.one_version
 async def test_runners_take_turns_over_a_slow_line(pooled: Database, database: Database) -> None:
     """A rollback that takes longer than closing may is waited for: all end well, and leave nothing behind."""
     files, heard, reports = scripts(*FILES), Heard(), list[Report]()
@@ -363,6 +366,7 @@ async def test_runners_take_turns_over_a_slow_line(pooled: Database, database: D
     await assert_clean(pooled)
 
 
+@pytest.mark.one_version
 @pytest.mark.parametrize("pool_mode", ["transaction", "session"])
 async def test_what_a_pooler_refuses(database: Database, pool_mode: str) -> None:
     """An unknown database, an unknown user and a wrong password are told apart, at once, in the pooler's own words."""

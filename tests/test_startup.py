@@ -33,7 +33,7 @@ from ampd.postgres.failures import connection_error
 from tests.scenes import GENEROUS, Heard, history, scripts, transaction
 from tests.servers import Ampd, Database, Proxy, free_port
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.any_server]
 
 FILES = scripts("CREATE TABLE t ()")
 PATIENT = Limits(connect_wait_secs=GENEROUS)
