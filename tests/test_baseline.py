@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import anyio
 import pytest
 from msgspec.structs import replace
 
@@ -15,7 +16,7 @@ from ampd.advisory_lock import lock_key
 from ampd.history.table import TABLE
 from tests.cli_output import plain, seen
 from tests.folders import write
-from tests.scenes import Heard, scripts, transaction
+from tests.scenes import Heard, building, scripts, transaction
 from tests.servers import Ampd, Database
 
 pytestmark = pytest.mark.anyio
@@ -112,6 +113,21 @@ async def test_it_waits_for_whoever_has_the_lock(database: Database) -> None:
         await holder.execute("COMMIT")
     assert (await work).up_to_date
     assert len(await rows(database)) == 3
+
+
+async def test_it_waits_for_a_file_that_another_runner_is_at(database: Database) -> None:
+    """A no-transaction file that is being applied is no conflict, and is recorded by who applies it."""
+    files = scripts("CREATE TABLE a (x int)", "-- no-transaction\nCREATE INDEX CONCURRENTLY i ON a (x)", "SELECT 1")
+    await library.migrate(database.url, migrations=files[:1])
+    async with transaction(database, "SELECT FROM a") as reader, anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: library.migrate(database.url, migrations=files[:2]))
+        await building(database)
+        heard = Heard()
+        work = asyncio.ensure_future(library.baseline(database.url, 3, migrations=files, on_event=heard))
+        await heard.first(library.Waiting)
+        await reader.execute("COMMIT")
+    assert (await work).up_to_date
+    assert [by for _, _, by in await rows(database)] == [library.__version__] * 2 + [BY_WORD]
 
 
 async def test_the_schema_and_the_table_are_made(database: Database) -> None:

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 import ampd as library
+from ampd.adoption.baseline import Takeover
 from ampd.adoption.tools import TOOLS, read_rows
 from ampd.history.first_run import Neighbour
 from ampd.history.table import TABLE
@@ -300,6 +301,21 @@ async def test_a_pool_is_used_and_given_back(database: Database, tmp_path: Path)
     async with asyncpg.create_pool(database.url, min_size=1, max_size=1) as pool:
         assert (await library.baseline(pool, source="auto", migrations=files)).current_version == 2
         assert await pool.fetchval("SHOW search_path") == '"$user", public'
+
+
+async def test_what_has_changed_since_it_was_shown(database: Database, tmp_path: Path) -> None:
+    """What a person has agreed to is what is written, or nothing."""
+    await database.execute(f"{TAKEN['goose'].history}; DELETE FROM goose_db_version WHERE version_id = 2")
+    source: Hidden[Any] = Hidden(database.url)
+    takeover = await Takeover.of(source, None, "goose", files_of(TAKEN["goose"], tmp_path))
+    shown = await takeover.examine()
+    await database.execute("INSERT INTO goose_db_version (version_id, is_applied) VALUES (2, true)")
+    with pytest.raises(
+        library.MigrationConflict, match="has changed since these rows were shown; nothing was recorded"
+    ):
+        await takeover.record(shown)
+    assert await database.fetchval(f"SELECT to_regclass('{TABLE}') IS NULL")
+    assert (await takeover.record(await takeover.examine())).current_version == 2
 
 
 async def test_no_files_at_all(database: Database) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeVar
 
 from msgspec.structs import replace
 
@@ -26,6 +27,8 @@ from ampd.source import PACKAGED
 from .amp import NEWEST, amp_history, catalog_problems, history_problems, read_facts
 from .proof import Baseline, Record, applied_at, proved, up_to
 from .tools import TOOLS, Row, found_history, read_rows
+
+T = TypeVar("T")
 
 
 async def baseline(
@@ -100,49 +103,47 @@ class Takeover:
 
     async def examine(self) -> Baseline:
         """Return what would be recorded; writes nothing."""
-        async with self._run.emit, self._run.sessions() as (session, *_):
-            return await self._found(session)
+        return await self._when_free(self._found)
 
     async def record(self, shown: Baseline | None = None) -> Status:
-        """Record it as soon as nobody else holds the lock.
+        """Record it.
 
         Raises:
             MigrationConflict: it is no longer what a person was `shown`.
         """
+
+        async def recorded(session: Session) -> Status:
+            run, found = self._run, await self._found(session)
+            assert run.history is not None
+            if found.records:
+                if shown not in (None, found):
+                    raise MigrationConflict(
+                        "the database has changed since these rows were shown; nothing was recorded",
+                        hint="run `ampd baseline` again, and look at what it shows now",
+                    )
+                rows = [(each.migration, each.applied_at) for each in found.records]
+                await record_in_history(session, run.history, adopt_sql(run.history, rows, found.source))
+                await run.read_history(session)
+            return Status(run.shown, run.history.schema, run.plan(whole=True))
+
+        return await self._when_free(recorded)
+
+    async def _when_free(self, work: Callable[[Session], Awaitable[T]]) -> T:
+        """Return what `work` returns, as soon as no other runner holds the lock."""
         run = self._run
         while True:
             async with run.emit, run.sessions() as (session, *_):
-                if (status := await self._record(session, shown)) is not None:
-                    return status
-            await run.lock_wait.pause()
-
-    async def _record(self, session: Session, shown: Baseline | None) -> Status | None:
-        """Record it as soon as nobody else holds the lock; None when the wait is long."""
-        run = self._run
-        while True:
-            found = await self._found(session)
-            assert run.history is not None
-            if not found.records:
-                return Status(run.shown, run.history.schema, run.plan(whole=True))
-            if shown is not None and found != shown:
-                raise MigrationConflict(
-                    "the database has changed since these rows were shown; nothing was recorded",
-                    hint="run `ampd baseline` again, and look at what it shows now",
-                )
-            try:
-                if not run.history.holder:
-                    rows = [(each.migration, each.applied_at) for each in found.records]
-                    await record_in_history(session, run.history, adopt_sql(run.history, rows, found.source))
+                while True:
+                    try:
+                        return await work(session)
+                    except LockTaken as taken:
+                        assert run.history is not None
+                        run.lock_wait.taken(run.history, taken)
+                    if run.lock_wait.should_disconnect:
+                        break
+                    await run.lock_wait.pause()
                     await run.read_history(session)
-                    continue
-                taken = None
-            except LockTaken as error:
-                taken = error
-            run.lock_wait.taken(run.history, taken)
-            if run.lock_wait.should_disconnect:
-                return None
             await run.lock_wait.pause()
-            await run.read_history(session)
 
     async def _found(self, session: Session) -> Baseline:
         """Return what is to be recorded, after checking that it does not contradict what the database remembers."""
@@ -155,6 +156,8 @@ class Takeover:
         if known.interrupted and not history.holder_known:  # another runner may be applying it now
             await run.read_history(session)
             return await self._found(session)
+        if known.interrupted and history.holder:
+            raise LockTaken("another runner is applying it")
         # What is to be recorded may lie below what is.
         real = tuple(conflict for conflict in known.conflicts if conflict.info.state is not State.OUT_OF_ORDER)
         check_conflicts(replace(known, conflicts=real))
