@@ -15,7 +15,7 @@ import msgspec
 
 from .errors import AmpdError
 from .other_sessions import Blocker, Holder
-from .report import PendingMigration, Report
+from .report import PendingMigration, Report, duration
 
 UNFINISHED = "unfinished: run `ampd migrate` again; it resumes or says what to do"
 UNCONFIRMED = "and the server did not confirm the rollback: run `ampd status`"
@@ -178,7 +178,7 @@ class Applied(Event, frozen=True):
     most_queued: int = 0
 
     def __str__(self) -> str:
-        done = f"[{self.number}/{self.total}] {self.version} {self.name}  {self.duration_ms} ms"
+        done = f"[{self.number}/{self.total}] {self.version} {self.name}  {duration(self.duration_ms)}"
         if not self.retries:
             return done
         queued = f"{self.most_queued} others waited" if self.most_queued else "nobody was seen to wait"

@@ -96,7 +96,7 @@ async def _apply_pending(run: Run, sessions: list[Session]) -> Report | None:
         if run.planned is None:
             run.emit_plan(plan)
         plan = await run.check_history(session, plan)
-        if (plan.pending or plan.interrupted) and run.history.holder:
+        if (plan.pending or plan.running or plan.interrupted) and run.history.holder:
             run.lock_wait.taken(run.history)
         elif plan.interrupted and not run.history.holder_known:  # another runner may be applying it now
             await run.read_history(session)
@@ -153,7 +153,7 @@ async def status(
         async with run.emit, run.sessions() as (session, *_):
             plan = await run.planning()
             plan = await run.check_history(session, plan)
-            if plan.interrupted:  # unless another runner is applying it now
+            if plan.interrupted or plan.pending:  # unless another runner is applying it now
                 await run.read_history(session)
                 plan = await run.planning()
     except AmpdError as error:
@@ -205,7 +205,7 @@ async def _resolve(run: Run, session: Session, version: int, resolution: Resolut
         assert run.history is not None
         history = run.history
         info = next((info for info in plan.migrations if info.version == version), None)
-        if info is None or info.state is not State.INTERRUPTED:
+        if info is None or info.state not in (State.INTERRUPTED, State.RUNNING):
             state = f"is {info.state.value.replace('_', ' ')}" if info else "is unknown"
             lacking = info is not None and info.state is State.AHEAD
             raise ConfigError(

@@ -40,6 +40,10 @@ class Holder(msgspec.Struct, frozen=True):
             return None
         return self.query.removeprefix("/* ampd ").partition(" */")[0].partition(" ")[2] or None
 
+    def is_at(self, version: int) -> bool:
+        """Return whether it says that it runs the migration with this version."""
+        return (self.migration or "").partition(" ")[0] == str(version)
+
     def describe(self) -> str:
         """Return one line for a person, which says so if the session does not call itself ampd."""
         facts = [f"pid {self.pid}"]

@@ -9,6 +9,7 @@ import msgspec
 
 from .display import one_line
 from .migration import AppliedMigration, Migration
+from .other_sessions import Holder
 from .resumption import Resumption, done_checksum, resumption, summary
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ class State(StrEnum):
     MISSING = "missing"
     OUT_OF_ORDER = "out_of_order"
     INTERRUPTED = "interrupted"
+    RUNNING = "running"
     AHEAD = "ahead"
 
 
@@ -49,6 +51,7 @@ class MigrationInfo(msgspec.Struct, frozen=True):
     applied: AppliedMigration | None
     newest_applied: int | None = None
     resumption: Resumption | None = None  # of an interrupted migration that can go on
+    runner: Holder | None = None  # of a running one
 
     @property
     def version(self) -> int:
@@ -134,6 +137,7 @@ class Plan(msgspec.Struct, frozen=True):
     migrations: tuple[MigrationInfo, ...]
     pending: tuple[MigrationInfo, ...]
     conflicts: tuple[Conflict, ...]
+    running: tuple[MigrationInfo, ...] = ()  # at which another runner is, up to the target
 
     @property
     def current_version(self) -> int | None:
@@ -155,7 +159,7 @@ class Plan(msgspec.Struct, frozen=True):
     @property
     def up_to_date(self) -> bool:
         """Return whether files and history agree exactly."""
-        return not (self.pending or self.conflicts or self.ahead)
+        return not (self.pending or self.running or self.conflicts or self.ahead)
 
 
 def make_plan(
@@ -164,12 +168,13 @@ def make_plan(
     *,
     target: int | None = None,
     order: Order = Order.STRICT,
-    at_work: str | None = None,
+    runner: Holder | None = None,
     find_resumption: Callable[[Migration, AppliedMigration], Resumption | None] = resumption,
 ) -> Plan:
     """Return what of files and history is pending up to `target`, what is in conflict, and what is ahead.
 
-    `at_work` says who holds the lock, if anybody: an unfinished migration is then still running.
+    `runner` is who holds the lock, if anybody: an unfinished migration is then still running, and so is the pending one
+    that it says it is at.
     `find_resumption` may cache what `resumption` returns: for a long file it takes long.
     While the database is ahead of the files nothing is pending: a build that lags must not touch a newer schema.
     """
@@ -180,23 +185,20 @@ def make_plan(
     def info_of(version: int) -> MigrationInfo:
         file, row = files.get(version), rows.get(version)
         state = _state(file, row, newest_file, newest_applied, order)
+        is_at_it = runner is not None and (row is not None or runner.is_at(version))
+        if is_at_it and state in (State.INTERRUPTED, State.PENDING, State.OUT_OF_ORDER):
+            return MigrationInfo(State.RUNNING, file, row, newest_applied, runner=runner)
         resume = find_resumption(file, row) if state is State.INTERRUPTED and file and row else None
         return MigrationInfo(state, file, row, newest_applied, resume)
 
     infos = tuple(map(info_of, sorted(files.keys() | rows.keys())))
     ahead = any(info.state is State.AHEAD for info in infos)
-    pending = tuple(
-        info
-        for info in infos
-        if (info.state is State.PENDING or info.resumption is not None)
-        and not ahead
-        and (target is None or info.version <= target)
-    )
+    wanted = [info for info in infos if not ahead and (target is None or info.version <= target)]
+    pending = tuple(info for info in wanted if info.state is State.PENDING or info.resumption is not None)
+    running = tuple(info for info in wanted if info.state is State.RUNNING)
     to_resume = {info.version for info in pending}
-    conflicts = tuple(
-        conflict_of(info, at_work) for info in infos if info.state in _VERDICTS and info.version not in to_resume
-    )
-    return Plan(infos, pending, conflicts)
+    conflicts = tuple(conflict_of(info) for info in infos if info.state in _VERDICTS and info.version not in to_resume)
+    return Plan(infos, pending, conflicts, running)
 
 
 def _state(
@@ -251,11 +253,8 @@ _VERDICTS: dict[State, tuple[str, str]] = {
 }
 
 
-def conflict_of(info: MigrationInfo, at_work: str | None = None) -> Conflict:
-    """Return the conflict of a migration in such a state; `at_work` is that of `make_plan`."""
-    if info.state is State.INTERRUPTED and at_work:
-        hint = "wait for it; `ampd migrate` does, and goes on where it has stopped"
-        return Conflict(info, f"{info.label} is not finished: a runner is working on it ({at_work})", hint)
+def conflict_of(info: MigrationInfo) -> Conflict:
+    """Return the conflict of a migration in such a state."""
     message, hint = _VERDICTS[info.state]
     edited = info.applied and (info.migration is None or info.migration.checksum != info.applied.checksum)
     facts = {

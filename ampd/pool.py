@@ -19,7 +19,7 @@ from .migrator import migrate, status
 from .postgres.connection import Pool, check_event_loop
 from .postgres.pool import connected, unopened_pool
 from .redaction import Hidden
-from .report import ahead_warning, count
+from .report import ahead_warning, count, still_pending
 
 
 @asynccontextmanager
@@ -63,10 +63,10 @@ async def open_pool(
     else:
         found = await status(metadata_db, migrations=migrations, limits=limits, on_event=on_event)
         check_conflicts(found.plan)
-        if found.plan.pending:
+        if pending := still_pending(found.plan):
             raise MigrationConflict(
-                f"the schema of {found.database} is behind: {count(len(found.plan.pending), 'migration')} pending "
-                f"(from {found.plan.pending[0].version} {found.plan.pending[0].name})",
+                f"the schema of {found.database} is behind: {count(len(pending), 'migration')} pending "
+                f"(from {pending[0].version} {pending[0].name})",
                 conflicts=(),
                 hint="run `ampd migrate` before the service starts, or set auto_migrate = true",
             )

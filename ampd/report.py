@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from .display import one_line
 from .plan import MigrationInfo, Plan, State
 
 if TYPE_CHECKING:
@@ -66,10 +68,8 @@ class Report(msgspec.Struct, frozen=True):
         rest = f", {len(self.pending)} left pending" if self.pending else ""
         match self.result:
             case Result.MIGRATED:
-                spent = sum(done.duration_ms for done in self.applied) / 1000
-                return (
-                    f"{self.database}: applied {count(len(self.applied), 'migration')} in {spent:.2f} s, now {at}{rest}"
-                )
+                spent = duration(sum(done.duration_ms for done in self.applied))
+                return f"{self.database}: applied {count(len(self.applied), 'migration')} in {spent}, now {at}{rest}"
             case Result.AHEAD:
                 return f"{self.database}: {at}, ahead of this build; nothing applied"
             case _:
@@ -101,16 +101,45 @@ class Status(msgspec.Struct, frozen=True):
                 "schema": self.schema,
                 "current_version": self.current_version,
                 "up_to_date": self.up_to_date,
+                "result": "conflict" if self.plan.conflicts else _result(self.plan).value,
                 "migrations": [_fields(info) for info in self.plan.migrations],
             }
         )
 
-    def text(self) -> str:
-        """Return what `status` prints: a line for each migration, and the sum."""
-        rows = [_columns(info) for info in self.plan.migrations]
-        widths = [max(len(row[column]) for row in rows) for column in range(4)] if rows else []
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([*lines, *([""] if lines else []), f"{self.database}: {self.summary()}"])
+    def text(self, columns: int | None = None) -> str:
+        """Return what `status` prints: the database, a table of the migrations, and what to do next.
+
+        On a terminal of so many `columns` what is least needed is left out, and long lines are broken.
+        """
+        schema = f", schema {one_line(self.schema)}" if self.schema not in (None, "public") else ""
+        top = f"{self.database}{schema}: {self.summary()}"
+        parts = [top, *self._next()]
+        if columns:
+            from textwrap import TextWrapper
+
+            wrapper = TextWrapper(columns, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
+            parts = ["\n".join(map(wrapper.fill, part.split("\n"))) for part in parts]
+        parts.insert(1, _table(self.plan.migrations, columns))
+        return "\n\n".join(part for part in parts if part)
+
+    def _next(self) -> Iterator[str]:
+        """Yield what to do next, a paragraph for each thing."""
+        plan = self.plan
+        for conflict in plan.conflicts:
+            yield f"{conflict.message}\n  to do: {conflict.hint}"
+        for info in plan.pending:
+            if info.resumption is not None and info.applied is not None:
+                yield f"{info.label} was interrupted; it goes on after statement {info.applied.statements_done}"
+        for info in plan.running:
+            assert info.runner is not None
+            statement = f", at statement {at[0]} of {at[1]}" if (at := _running_statement(info)) else ""
+            yield f"{info.label} is being run{statement}, by {info.runner.describe()}"
+        if plan.running:
+            yield "next: `ampd migrate` waits for it"
+        elif plan.pending and not plan.conflicts:
+            yield f"next: `ampd migrate` applies {count(len(plan.pending), 'migration')}"
+        elif plan.ahead and not plan.conflicts:
+            yield "next: nothing; a newer build has migrated this database"
 
     def summary(self) -> str:
         """Return one line: the version, and how many migrations are in which state."""
@@ -120,6 +149,8 @@ class Status(msgspec.Struct, frozen=True):
             rest = len(still_pending(plan))  # beyond the target
             return f"nothing to apply, {at}, {rest} left pending" if rest else f"up to date, {at}"
         parts = [at]
+        if plan.running:
+            parts.append(f"{len(plan.running)} running")
         if plan.pending:
             parts.append(f"{len(plan.pending)} pending")
         if plan.conflicts:
@@ -154,8 +185,11 @@ def examined_json(status: Status) -> bytes:
     As after a run, `pending` is whatever is still to be applied, beyond the target as well.
     """
     plan = status.plan
-    result = Result.AHEAD if plan.ahead else Result.PENDING if plan.pending else Result.UP_TO_DATE
-    return migrate_json(result, plan.current_version, (), pending_of(still_pending(plan)), None)
+    return migrate_json(_result(plan), plan.current_version, (), pending_of(still_pending(plan)), None)
+
+
+def _result(plan: Plan) -> Result:
+    return Result.AHEAD if plan.ahead else Result.PENDING if plan.pending or plan.running else Result.UP_TO_DATE
 
 
 _PIECE = 1 << 20  # characters
@@ -178,7 +212,8 @@ def still_pending(plan: Plan) -> tuple[MigrationInfo, ...]:
     """Return what is to be applied up to the target of a plan and beyond it."""
     if plan.ahead:
         return ()
-    return tuple(info for info in plan.migrations if info.state is State.PENDING or info.resumption is not None)
+    waiting = (State.PENDING, State.RUNNING)
+    return tuple(info for info in plan.migrations if info.state in waiting or info.resumption is not None)
 
 
 def pending_of(migrations: tuple[MigrationInfo, ...]) -> tuple[PendingMigration, ...]:
@@ -211,16 +246,86 @@ def _fields(info: MigrationInfo) -> dict[str, object]:
         "applied_by": applied.applied_by if applied else None,
         "statements_done": applied.statements_done if applied else None,
         "file": info.migration.file if info.migration else None,
+        "runner": _runner_fields(info),
     }
 
 
-def _columns(info: MigrationInfo) -> tuple[str, str, str, str]:
+def _runner_fields(info: MigrationInfo) -> dict[str, object] | None:
+    runner, at = info.runner, _running_statement(info)
+    if runner is None:
+        return None
+    return {
+        "pid": runner.pid,
+        "user": runner.user,
+        "application": runner.application,
+        "client": runner.client,
+        "since": runner.since.isoformat() if runner.since else None,
+        "statement": at[0] if at else None,
+        "statements": at[1] if at else None,
+    }
+
+
+def _running_statement(info: MigrationInfo) -> tuple[int, int] | None:
+    """Return at which of how many statements of a no-transaction migration its runner is."""
+    if (
+        info.runner is None
+        or info.applied is None
+        or info.migration is None
+        or info.applied.checksum != info.migration.checksum
+    ):
+        return None
+    from .sql.splitter import split
+
+    statements = len(split(info.migration.sql))
+    return min(info.applied.statements_done + 1, statements), statements
+
+
+_HEADINGS = ("state", "version", "name", "when (UTC)", "took", "by")
+_LEAST_NAME = 8  # columns
+
+
+def _table(migrations: Sequence[MigrationInfo], columns: int | None) -> str:
+    """Return a line for each migration, under headings; columns are left out from the right until the lines fit."""
+    if not migrations:
+        return ""
+    rows = [_HEADINGS, *map(_cells, migrations)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
+    name = widths[2]
+    if columns:
+        while len(widths) > 3 and sum(widths) - name + min(name, _LEAST_NAME) + 2 * (len(widths) - 1) > columns:
+            widths.pop()
+        widths[2] = max(_LEAST_NAME, min(name, columns - sum(widths) + name - 2 * (len(widths) - 1)))
+    lines = []
+    for row in rows:
+        cells = (
+            f"{_cut(cell, width):{align}{width}}" for cell, width, align in zip(row, widths, "<><<><", strict=False)
+        )
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 2]}.."
+
+
+def _cells(info: MigrationInfo) -> tuple[str, ...]:
     applied = info.applied
-    when = f"{applied.finished_at:%Y-%m-%d %H:%M:%S%z}" if applied and applied.finished_at else ""
-    took = f"{applied.duration_ms} ms" if applied and applied.duration_ms is not None else ""
-    if applied and info.state is State.INTERRUPTED:
-        when, took = f"{applied.started_at:%Y-%m-%d %H:%M:%S%z}", f"{count(applied.statements_done, 'statement')} done"
-    return info.state.value.replace("_", " "), info.label, when, took
+    at = (applied.finished_at or applied.started_at) if applied else info.runner.since if info.runner else None
+    when = f"{at.astimezone(UTC):%Y-%m-%d %H:%M}" if at else ""
+    took = duration(applied.duration_ms) if applied and applied.duration_ms is not None else ""
+    by = one_line(applied.applied_by) if applied else ""
+    return info.state.value.replace("_", " "), str(info.version), one_line(info.name), when, took, by
+
+
+def duration(ms: float) -> str:
+    """Return milliseconds as people read them: 17 ms, 15.7 s, 3 min 12 s, 2 h 5 min."""
+    secs = ms / 1000
+    if secs < 1:
+        return f"{ms:.0f} ms"
+    if secs < 59.95:
+        return f"{secs:.1f} s"
+    minutes, secs = divmod(round(secs), 60)
+    return f"{minutes} min {secs} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _pretty(document: object) -> bytes:

@@ -26,7 +26,7 @@ from .plan import Order, Plan, State, make_plan
 from .postgres.connection import CLOSE_TIMEOUT_SECS, Pool, Session, check_event_loop
 from .postgres.database import Database
 from .redaction import Hidden
-from .report import AppliedNow, Report, ahead_warning, pending_of
+from .report import AppliedNow, Report, ahead_warning, pending_of, still_pending
 from .resumption import Resumption, resuming
 from .source import reading
 from .sql.slices import at_once, in_slices
@@ -114,14 +114,13 @@ class Run:
     def plan(self, *, whole: bool = False) -> Plan:
         """Return the plan from what is known; `whole` leaves the target out of account."""
         applied, holder = (self.history.applied, self.history.holder) if self.history else ((), None)
-        at_work = holder.describe() if holder else None
         target = None if whole else self.target
         return make_plan(
             self.files,
             applied,
             target=target,
             order=self.order,
-            at_work=at_work,
+            runner=holder,
             find_resumption=self._resumption,
         )
 
@@ -230,7 +229,7 @@ class Run:
             schema=self.history.schema if self.history else self.schema,
             current_version=rest.current_version,
             applied=tuple(self.done),
-            pending=pending_of(rest.pending) if self.history else (),
+            pending=pending_of(still_pending(rest)) if self.history else (),
             ahead=tuple(info.version for info in rest.ahead),
         )
 

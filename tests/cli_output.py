@@ -6,9 +6,11 @@ import subprocess
 from typing import Any
 
 _VARIABLE = (
-    (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\+0000", "TIME"),
-    (r"\b\d+ ms", "N ms"),
-    (r"\bin \d+\.\d\d s", "in N s"),
+    (r"\d{4}-\d\d-\d\d \d\d:\d\d(:\d\d\+0000)?", "TIME"),
+    (r"\bin (\d+ ms|\d+\.\d s)", "in N s"),
+    (r"(?<=TIME)  +(\d+ ms|\d+\.\d s)", "  N ms"),
+    (r"when \(UTC\) +took +by", "when  took  by"),
+    (r"\b(\d+ ms|\d+\.\d s)", "N ms"),
     (r"127\.0\.0\.1:\d+/test_\w+", "DATABASE"),
 )
 

@@ -1,5 +1,6 @@
 """The command line as a person and a script see it: both streams and the exit code, whole."""
 
+import re
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,10 @@ async def test_a_database_from_empty_to_up_to_date(ampd: Ampd, database: Databas
     def run(*arguments: str) -> tuple[int, str, str]:
         return seen(ampd(*arguments, *here, url=database.url))
 
-    pending = "pending  1 first\npending  2 second\n\nDATABASE: no migration applied, 2 pending\n"
+    pending = (
+        "DATABASE: no migration applied, 2 pending\n\nstate    version  name    when  took  by\n"
+        "pending        1  first\npending        2  second\n\nnext: `ampd migrate` applies 2 migrations\n"
+    )
     assert run("status") == (0, pending, "")
     assert run("migrate", "--check") == (1, "DATABASE: no migration applied, 2 pending\n", "")
     script = "".join(
@@ -36,7 +40,11 @@ async def test_a_database_from_empty_to_up_to_date(ampd: Ampd, database: Databas
 
     done = "DATABASE: applied 1 migration in N s, now at version 1, 1 left pending\n"
     assert run("migrate", "--target", "1") == (0, done, "[1/1] 1 first  N ms\n")
-    half = "applied  1 first   TIME  N ms\npending  2 second\n\nDATABASE: at version 1, 1 pending\n"
+    half = (
+        "DATABASE: at version 1, 1 pending\n\nstate    version  name    when  took  by\n"
+        "applied        1  first   TIME  N ms  postgres\npending        2  second\n\n"
+        "next: `ampd migrate` applies 1 migration\n"
+    )
     assert run("status") == (0, half, "")
     nothing = (0, "DATABASE: nothing to apply, at version 1, 1 left pending\n", "")
     assert run("migrate", "--target", "1") == nothing
@@ -45,7 +53,10 @@ async def test_a_database_from_empty_to_up_to_date(ampd: Ampd, database: Databas
     assert run("migrate") == (0, "DATABASE: up to date, at version 2\n", "")
     assert run("migrate", "--check") == (0, "DATABASE: up to date, at version 2\n", "")
     assert run("migrate", "--dry-run") == (0, "-- DATABASE: up to date, at version 2\n", "")
-    both = "applied  1 first   TIME  N ms\napplied  2 second  TIME  N ms\n\nDATABASE: up to date, at version 2\n"
+    both = (
+        "DATABASE: up to date, at version 2\n\nstate    version  name    when  took  by\n"
+        "applied        1  first   TIME  N ms  postgres\napplied        2  second  TIME  N ms  postgres\n"
+    )
     assert run("status") == (0, both, "")
 
 
@@ -71,6 +82,7 @@ async def test_the_json_of_a_database_from_empty_to_up_to_date(ampd: Ampd, datab
             "applied_by": "postgres" if applied else None,
             "statements_done": statements if applied else None,
             "file": f"m/{version}_{name}.sql",
+            "runner": None,
         }
 
     def status(current: int | None) -> dict[str, object]:
@@ -80,6 +92,7 @@ async def test_the_json_of_a_database_from_empty_to_up_to_date(ampd: Ampd, datab
             "schema": "public",
             "current_version": current,
             "up_to_date": current == 2,
+            "result": "up_to_date" if current == 2 else "pending",
             "migrations": [step(1, "first", states[0], FIRST, 1), step(2, "second", states[1], SECOND, 2)],
         }
 
@@ -115,7 +128,12 @@ async def test_a_database_that_is_ahead(ampd: Ampd, database: Database, folder: 
     warning = "warning: the database is ahead of this build by 1 migration (newest: 2); nothing is applied\n"
     ahead = "DATABASE: at version 2, ahead of this build by 1 migration\n"
     assert run("migrate") == (0, "DATABASE: at version 2, ahead of this build; nothing applied\n", warning)
-    assert run("status") == (0, f"applied  1 first   TIME  N ms\nahead    2 second  TIME  N ms\n\n{ahead}", "")
+    assert run("status") == (
+        0,
+        f"{ahead}\nstate    version  name    when  took  by\napplied        1  first   TIME  N ms  postgres\n"
+        "ahead          2  second  TIME  N ms  postgres\n\nnext: nothing; a newer build has migrated this database\n",
+        "",
+    )
     assert run("migrate", "--check") == (1, ahead, "")
     assert run("migrate", "--dry-run") == (0, f"-- {ahead}", "")
     write(folder, {"0_late.sql": "CREATE TABLE late ();"})  # and not even what is pending below it
@@ -186,15 +204,18 @@ hint: resolve each as it says; `ampd status` shows them all
 """
     for arguments in (["migrate"], ["migrate", "--check"], ["migrate", "--dry-run"]):
         assert seen(ampd(*arguments, "--migrations", "m", url=database.url)) == (1, "", expected), arguments
-    states = """\
-changed       1 first   TIME  N ms
-missing       2 second  TIME  N ms
-out of order  3 third
-interrupted   5 index   TIME  0 statements done
-pending       6 last
-
+    listed = re.sub("  (file|applied|started): .*\n", "", expected).replace("to do:   ", "to do: ").splitlines()[1:-1]
+    told = "".join(f"{'' if line.startswith(' ') else chr(10)}{line}\n" for line in listed)
+    states = f"""\
 DATABASE: at version 2, 1 pending, 4 conflicts
-"""
+
+state         version  name    when  took  by
+changed             1  first   TIME  N ms  postgres
+missing             2  second  TIME  N ms  postgres
+out of order        3  third
+interrupted         5  index   TIME         postgres
+pending             6  last
+{told}"""
     assert seen(ampd("status", "--migrations", "m", url=database.url)) == (0, states, "")
 
 

@@ -141,7 +141,10 @@ def test_empty_variables_are_as_good_as_none(ampd: Ampd, database: Database) -> 
     text = f'[metadata_db]\nurl = "{database.url}"\n[metadata_db.migrations]\ndir = "../m"\n'
     write(ampd.folder / ".amp", {"config.toml": text})
     process = ampd("solo", "--once", env={"AMP_CONFIG": "", "AMP_DIR": ""})
-    both = "applied  1 first   TIME  N ms\napplied  2 second  TIME  N ms\n\nDATABASE: up to date, at version 2\n"
+    both = (
+        "DATABASE: up to date, at version 2\n\nstate    version  name    when  took  by\n"
+        "applied        1  first   TIME  N ms  postgres\napplied        2  second  TIME  N ms  postgres\n"
+    )
     assert seen(process) == (0, both, "[1/2] 1 first  N ms\n[2/2] 2 second  N ms\n")
 
 
@@ -206,7 +209,8 @@ def test_the_deprecated_key_works_with_a_warning(ampd: Ampd, database: Database,
     write(folder.parent, {"c.toml": f'metadata_db_url = "{database.url}"\n'})
     assert seen(ampd("status", "--migrations", "m", "--config", "c.toml")) == (
         0,
-        "pending  1 first\npending  2 second\n\nDATABASE: no migration applied, 2 pending\n",
+        "DATABASE: no migration applied, 2 pending\n\nstate    version  name    when  took  by\n"
+        "pending        1  first\npending        2  second\n\nnext: `ampd migrate` applies 2 migrations\n",
         "warning: metadata_db_url is deprecated: write url = … under [metadata_db]\n",
     )
 

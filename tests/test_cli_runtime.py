@@ -44,7 +44,12 @@ NOSUCH = (
         (
             "2>&-",
             ["status"],
-            (0, "pending  1 first\npending  2 second\n\nDATABASE: no migration applied, 2 pending\n", ""),
+            (
+                0,
+                "DATABASE: no migration applied, 2 pending\n\nstate    version  name    when  took  by\n"
+                "pending        1  first\npending        2  second\n\nnext: `ampd migrate` applies 2 migrations\n",
+                "",
+            ),
         ),
         ("2>&-", ["nosuch"], (1, "", "")),
         (">/dev/full", ["status"], (1, "", FULL)),

@@ -131,7 +131,7 @@ STOPPED = "nothing was applied; 2 jobs was stopped"
             ),
             "[1/3] 2 jobs failed: no",
         ),
-        (Finished(report=REPORT), "h:1/d: applied 1 migration in 0.01 s, now at version 1"),
+        (Finished(report=REPORT), "h:1/d: applied 1 migration in 12 ms, now at version 1"),
         (Finished(report=REPORT, error=ampd.LockTimeout("no", hint="wait")), "error: no\nhint: wait"),
         (Stopped(report=REPORT, confirmed=True), "applied 1 users"),
         (

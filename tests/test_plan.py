@@ -54,7 +54,7 @@ def told(infos: Sequence[MigrationInfo | Conflict]) -> str:
 
 
 # files, rows, states in the order of versions (initials, for short), pending, conflicts, up to date
-A, P, C, M, O, I, H = (state.value for state in State)  # noqa: E741
+A, P, C, M, O, I, _, H = (state.value for state in State)  # noqa: E741
 TABLE = [
     ("", "", [], "", "", True),
     ("1 2", "", [P, P], "1 2", "", False),

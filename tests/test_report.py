@@ -4,11 +4,12 @@ import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 
+import msgspec
 import pytest
 
 from ampd import ConfigError, LockTimeout, Migration, MigrationConflict, MigrationFailed, Report, Status
 from ampd.migration import AppliedMigration, checksum
-from ampd.other_sessions import Blocker
+from ampd.other_sessions import Blocker, Holder
 from ampd.plan import make_plan
 from ampd.report import (
     AppliedNow,
@@ -16,6 +17,7 @@ from ampd.report import (
     Result,
     count,
     dry_run_text,
+    duration,
     examined_json,
     migrate_json,
     pending_of,
@@ -62,6 +64,7 @@ def test_the_document_of_status() -> None:
         "schema": "public",
         "current_version": 20,
         "up_to_date": False,
+        "result": "conflict",
         "migrations": [
             {
                 "version": 1,
@@ -75,6 +78,7 @@ def test_the_document_of_status() -> None:
                 "applied_by": "amp",
                 "statements_done": 1,
                 "file": "sql/1_jobs.sql",
+                "runner": None,
             },
             {
                 "version": 2,
@@ -88,6 +92,7 @@ def test_the_document_of_status() -> None:
                 "applied_by": "amp",
                 "statements_done": 1,
                 "file": None,
+                "runner": None,
             },
             {
                 "version": 3,
@@ -101,6 +106,7 @@ def test_the_document_of_status() -> None:
                 "applied_by": None,
                 "statements_done": None,
                 "file": "sql/3_late.sql",
+                "runner": None,
             },
             {
                 "version": 20,
@@ -114,6 +120,7 @@ def test_the_document_of_status() -> None:
                 "applied_by": "amp",
                 "statements_done": 1,
                 "file": "sql/20_job_state.sql",
+                "runner": None,
             },
             {
                 "version": 30,
@@ -127,6 +134,7 @@ def test_the_document_of_status() -> None:
                 "applied_by": "deploy",
                 "statements_done": 3,
                 "file": "sql/30_index.sql",
+                "runner": None,
             },
             {
                 "version": 35,
@@ -140,17 +148,18 @@ def test_the_document_of_status() -> None:
                 "applied_by": None,
                 "statements_done": None,
                 "file": "sql/35_new.sql",
+                "runner": None,
             },
         ],
     }
-    assert list(document) == ["database", "schema", "current_version", "up_to_date", "migrations"]
+    assert list(document) == ["database", "schema", "current_version", "up_to_date", "result", "migrations"]
 
 
 def test_the_document_of_an_empty_status() -> None:
     """Without migrations on either side the document is laid out for people too, with null where nothing is known."""
     assert Status("h:5432/amp", None, make_plan([], [])).json().decode() == (
         '{\n  "database": "h:5432/amp",\n  "schema": null,\n  "current_version": null,\n'
-        '  "up_to_date": true,\n  "migrations": []\n}'
+        '  "up_to_date": true,\n  "result": "up_to_date",\n  "migrations": []\n}'
     )
 
 
@@ -161,18 +170,126 @@ def test_a_newer_database_in_the_document() -> None:
     assert [each["state"] for each in document["migrations"]] == ["applied", "ahead"]
 
 
+RESTORE = "restore the original file (from version control), or reset the database and run all migrations again"
+TEXT = f"""\
+h:5432/amp: at version 20, 1 pending, 4 conflicts
+
+state         version  name       when (UTC)          took  by
+changed             1  jobs       2026-01-02 12:00   1.5 s  amp
+missing             2  gone       2026-01-02 12:00  250 ms  amp
+out of order        3  late
+applied            20  job_state  2026-01-02 12:00   1.5 s  amp
+interrupted        30  index      2026-01-02 12:00          deploy
+pending            35  new
+
+1 jobs was applied and its file has changed since
+  to do: {RESTORE}
+
+2 gone was applied and there is no such file
+  to do: {RESTORE}
+
+3 late is not applied and 30 already is
+  to do: give the file a version above 30 (and no other change), or set allow_out_of_order = true; \
+or reset the database and run all migrations again
+
+30 index was started and did not finish: 3 of its statements are recorded as done
+  to do: look at the database, finish or undo the migration by hand, then run `ampd resolve 30 --applied` or \
+`ampd resolve 30 --rolled-back`"""
+NARROW = """\
+h:5432/amp, schema amp: at version 1, 1
+  running, 1 pending
+
+state    version  name
+applied        1  jobs
+running       30  index
+pending       40  a_name_that_is_long_..
+
+30 index is being run, at statement 1 of
+  2, by pid 77, user amp, on 10.0.0.1,
+  application ampd, since 2026-01-02
+  12:00:00+0000
+
+next: `ampd migrate` waits for it"""
+
+
 def test_the_text_of_status() -> None:
-    """`status` prints a line for each migration, in columns, and then the sum."""
-    assert EVERYTHING.text() == (
-        "changed       1 jobs        2026-01-02 12:00:01+0000  1500 ms\n"
-        "missing       2 gone        2026-01-02 12:00:00+0000  250 ms\n"
-        "out of order  3 late\n"
-        "applied       20 job_state  2026-01-02 12:00:01+0000  1500 ms\n"
-        "interrupted   30 index      2026-01-02 12:00:00+0000  3 statements done\n"
-        "pending       35 new\n"
-        "\n"
-        "h:5432/amp: at version 20, 1 pending, 4 conflicts"
-    )
+    """`status` prints the database, a line for each migration under headings, and then what to do."""
+    assert EVERYTHING.text() == TEXT
+
+
+@pytest.mark.parametrize("columns", [20, 30, 40, 60, 80, 120])
+def test_the_text_fits_a_terminal(columns: int) -> None:
+    """No line is wider than a terminal of 40 columns or more; below, state, version and a little of the name stay."""
+    for found in (EVERYTHING, RUNNING):
+        lines = found.text(columns).splitlines()
+        assert max(map(len, lines)) <= max(columns, 40)
+        assert " ".join(found.text(columns).split()).startswith(" ".join(found.text().splitlines()[0].split()))
+    assert RUNNING.text(40) == NARROW
+    assert EVERYTHING.text(150) == TEXT
+
+
+RUNNER = Holder(77, "amp", "ampd", "10.0.0.1", NOON)
+LONG = migration(40, "a_name_that_is_long_enough", "SELECT 40;")
+RUNNING = Status(
+    "h:5432/amp", "amp", make_plan([JOBS, INDEX, LONG], [row(JOBS), row(INDEX, secs=None, done=0)], runner=RUNNER)
+)
+
+
+def test_a_running_migration() -> None:
+    """It is no conflict and not up to date; text and document say who is at it, since when, at which statement."""
+    assert (RUNNING.plan.conflicts, RUNNING.up_to_date) == ((), False)
+    assert [info.version for info in RUNNING.plan.pending] == [40]
+    document = json.loads(RUNNING.json())
+    assert document["result"] == "pending"
+    runner = {"pid": 77, "user": "amp", "application": "ampd", "client": "10.0.0.1"}
+    runner |= {"since": "2026-01-02T12:00:00+00:00", "statement": 1, "statements": 2}
+    assert [(each["state"], each["runner"]) for each in document["migrations"]] == [
+        ("applied", None),
+        ("running", runner),
+        ("pending", None),
+    ]
+
+
+def test_a_migration_that_its_runner_says_it_is_at() -> None:
+    """The row of a transactional migration cannot be seen before its end: the comment of its message tells."""
+    runner = msgspec.structs.replace(RUNNER, query="/* ampd 4711 20 job_state */ BEGIN")
+    found = Status("h:5432/amp", "public", make_plan([JOBS, STATE, LATER], [row(JOBS)], runner=runner))
+    assert [info.state for info in found.plan.migrations] == ["applied", "running", "pending"]
+    assert found.text().splitlines()[-3:] == [
+        "20 job_state is being run, by pid 77, user amp, on 10.0.0.1, application ampd, migration 20 job_state, "
+        "since 2026-01-02 12:00:00+0000",
+        "",
+        "next: `ampd migrate` waits for it",
+    ]
+
+
+def test_an_interrupted_migration_that_goes_on() -> None:
+    """What the next run resumes is said to go on, and where."""
+    found = status([INDEX], [row(INDEX, secs=None, done=0)])
+    assert found.text().splitlines()[-3:] == [
+        "30 index was interrupted; it goes on after statement 0",
+        "",
+        "next: `ampd migrate` applies 1 migration",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ms", "text"),
+    [
+        (0, "0 ms"),
+        (999, "999 ms"),
+        (1000, "1.0 s"),
+        (15_700, "15.7 s"),
+        (59_949, "59.9 s"),
+        (59_950, "1 min 0 s"),
+        (192_400, "3 min 12 s"),
+        (3_599_600, "1 h 0 min"),
+        (90_000_000, "25 h 0 min"),
+    ],
+)
+def test_durations_as_people_read_them(ms: int, text: str) -> None:
+    """Milliseconds below a second, tenths below a minute, then whole seconds, then minutes."""
+    assert duration(ms) == text
 
 
 @pytest.mark.parametrize(
@@ -193,18 +310,16 @@ def test_the_text_of_status() -> None:
     ],
 )
 def test_the_sum_of_status(found: Status, summary: str) -> None:
-    """The last line says the version and what is left, in conflict or ahead."""
+    """The first line says the version and what is left, in conflict or ahead."""
     assert found.summary() == summary
-    assert found.text().splitlines()[-1] == f"h:5432/amp: {summary}"
+    assert found.text().splitlines()[0] == f"h:5432/amp: {summary}"
 
 
-def test_times_keep_their_zone() -> None:
-    """Times are shown in the zone that the server gave them in, with its offset."""
+def test_times_are_those_of_utc() -> None:
+    """Whatever zone the server gives them in."""
     zone = timezone(timedelta(hours=2))
     local = AppliedMigration(1, "jobs", JOBS.checksum, NOON.astimezone(zone), NOON.astimezone(zone), 1, "amp", "0")
-    found = status([JOBS], [local])
-    assert found.text().splitlines()[0] == "applied  1 jobs  2026-01-02 14:00:00+0200  0 ms"
-    assert json.loads(found.json())["migrations"][0]["applied_at"] == "2026-01-02T14:00:00+02:00"
+    assert status([JOBS], [local]).text().splitlines()[-1] == "applied        1  jobs  2026-01-02 12:00  0 ms  amp"
 
 
 def report(current: int | None, applied: int, pending: int = 0, ahead: tuple[int, ...] = ()) -> Report:
@@ -217,9 +332,9 @@ def report(current: int | None, applied: int, pending: int = 0, ahead: tuple[int
 @pytest.mark.parametrize(
     ("finished", "result", "text"),
     [
-        (report(1, 1), Result.MIGRATED, "applied 1 migration in 0.25 s, now at version 1"),
-        (report(3, 3), Result.MIGRATED, "applied 3 migrations in 0.75 s, now at version 3"),
-        (report(3, 3, 2), Result.MIGRATED, "applied 3 migrations in 0.75 s, now at version 3, 2 left pending"),
+        (report(1, 1), Result.MIGRATED, "applied 1 migration in 250 ms, now at version 1"),
+        (report(3, 3), Result.MIGRATED, "applied 3 migrations in 750 ms, now at version 3"),
+        (report(3, 3, 2), Result.MIGRATED, "applied 3 migrations in 750 ms, now at version 3, 2 left pending"),
         (report(3, 0), Result.UP_TO_DATE, "up to date, at version 3"),
         (report(3, 0, 1), Result.UP_TO_DATE, "nothing to apply, at version 3, 1 left pending"),
         (report(None, 0), Result.UP_TO_DATE, "up to date, without any migration"),

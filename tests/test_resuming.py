@@ -279,8 +279,14 @@ async def test_a_runner_at_work_is_no_interruption(table: Database) -> None:
             ]
 
         await until(at_it)
-        (conflict,) = (await library.status(table.url, migrations=files)).plan.conflicts
-        assert conflict.message.startswith("1 step is not finished: a runner is working on it (pid ")
+        found = await library.status(table.url, migrations=files)
+        assert (found.plan.conflicts, found.plan.pending, found.up_to_date) == ((), (), False)
+        (running,) = found.plan.running
+        assert (running.state, running.runner and running.runner.pid in await ampds(table)) == ("running", True)
+        assert found.summary() == "no migration applied, 1 running"
+        with pytest.raises(library.MigrationConflict, match="is behind: 1 migration pending"):
+            async with library.open_pool(library.MetadataDb(url=library.DatabaseUrl(table.url)), migrations=files):
+                pass
         assert (await library.status(table.url, migrations=())).plan.ahead
         await gate.execute("COMMIT")
     with anyio.fail_after(GENEROUS):

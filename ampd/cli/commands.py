@@ -29,6 +29,7 @@ from .runtime import (
     run_to_end,
     say,
     survive,
+    terminal_columns,
     wants_json,
 )
 from .solo import solo
@@ -105,7 +106,7 @@ def status(
     if json:
         print_json(found.json())
     else:
-        print_result(found.text())
+        print_result(found.text(terminal_columns()))
     return 0
 
 

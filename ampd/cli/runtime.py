@@ -179,6 +179,13 @@ def print_result(text: str) -> None:
     print(visible(text), flush=True)
 
 
+def terminal_columns() -> int | None:
+    """Return the width of the terminal that stdout is; None if it is none."""
+    with suppress(OSError):
+        return os.get_terminal_size(sys.stdout.fileno()).columns or 80
+    return None
+
+
 def print_script(pieces: Iterable[str]) -> None:
     """Print SQL as it is: a script that differs from what is run would be a lie."""
     for piece in pieces:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from .app import Flag, WhereGiven, configure
-from .runtime import new_progress, print_result, run_to_end, say
+from .runtime import new_progress, print_result, run_to_end, say, terminal_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -62,7 +62,7 @@ def solo(
 
     def up(standing: Status, url: str) -> None:
         progress.clear()
-        print_result(standing.text() if once else f"{standing.summary()}\n{url}")
+        print_result(standing.text(terminal_columns()) if once else f"{standing.summary()}\n{url}")
         if not once:
             say("ready; Ctrl+C stops it")
 
