@@ -55,7 +55,6 @@ def baseline(
         return takeover, await takeover.examine()
 
     takeover, found = run_to_end(progress, look)
-    progress.clear()
     if found.records:
         say(f"{takeover.database}: to be recorded as applied, without running them:\n{found.text()}")
         if not yes:

@@ -78,7 +78,6 @@ def migrate(
         found = run_to_end(progress, lambda: migrator.status(metadata_db, target=target, on_event=progress))
         return _examined(found, check=check, json=json, quiet=quiet)
     report = run_to_end(progress, lambda: migrator.migrate(metadata_db, target=target, on_event=progress))
-    progress.clear()
     if json:
         print_json(report.json())
     elif not quiet:

@@ -1,11 +1,14 @@
-"""Progress in words: events in, lines on stderr out; on a terminal, one live line for what runs now."""
+"""Progress in words: events in, lines on stderr out; a line every few seconds meanwhile, or a live display."""
 
 from __future__ import annotations
 
 import os
 import sys
 from contextlib import suppress
-from typing import TextIO
+from threading import Event as Flag
+from threading import Lock, Thread
+from time import monotonic
+from typing import TYPE_CHECKING, TextIO
 
 from ampd.events import (
     Applied,
@@ -21,19 +24,33 @@ from ampd.events import (
     how_far,
 )
 from ampd.redaction import shown
+from ampd.report import duration
 
-_ERASE = "\r\x1b[2K"
+if TYPE_CHECKING:
+    from .live import LiveDisplay
+
+_SILENCE_SECS = 5.0  # after which a log is told that something still runs
+_REFRESH_SECS = 0.2  # of the live display, which a shorter run never loads
 
 
 class Progress:
-    """The callback of the command line; remembers how far a run has come, in case it emits no last event."""
+    """The callback of the command line; remembers how far a run has come, in case it emits no last event.
+
+    While a migration runs a thread of its own tells so: a run that is slow to emit, or a display that is slow to
+    write, is no reason for the other to be.
+    """
 
     def __init__(self, stream: TextIO | None = None, *, quiet: bool = False, verbose: bool = False) -> None:
         self._quiet, self._verbose = quiet, verbose
         self._stream = stream or sys.stderr
-        self._live = self._stream.isatty() and os.environ.get("TERM") != "dumb"
+        self._on_terminal = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         self._running: Starting | None = None
+        self._statement: StatementStarted | None = None
+        self._since = self._written = monotonic()
         self._applied: list[str] = []
+        self._writing = Lock()
+        self._over: Flag | None = None  # of the thread, while there is one
+        self._live: LiveDisplay | None = None
         self.stopped: Stopped | None = None
 
     @property
@@ -50,12 +67,15 @@ class Progress:
         match event:
             case Planned():
                 self._running = None
-                (self._line if self._verbose else self._now)(str(event))
+                if self._verbose or (self._on_terminal and event.pending):
+                    self._line(str(event))
             case Starting():
-                self._running = event
-                self._now(str(event))
+                self._statement, self._since, self._running = None, monotonic(), event
+                self._begin()
             case StatementStarted():
-                (self._line if self._verbose else self._now)(str(event))
+                self._statement = event
+                if self._verbose:
+                    self._line(str(event))
             case Applied():
                 self._running = None
                 self._applied.append(f"{event.version} {event.name}")
@@ -73,27 +93,51 @@ class Progress:
                 self._line(str(event))
 
     def clear(self) -> None:
-        """Erase the live line, before something else is printed."""
-        if self._live:
-            self._write(_ERASE)
+        """End the live display, before something else is printed."""
+        if self._over is not None:
+            self._over.set()
+            self._over = None
+        if self._writing.acquire(timeout=1):  # who is stopped in the middle of writing is left behind
+            with suppress(OSError, ValueError):
+                if self._live is not None:
+                    self._live.stop()
+            self._live = None
+            self._writing.release()
+
+    def _begin(self) -> None:
+        if self._over is None and not self._quiet:
+            self._over = Flag()
+            Thread(target=self._keep_telling, args=(self._over,), daemon=True).start()
+
+    def _keep_telling(self, over: Flag) -> None:
+        while not over.wait(_REFRESH_SECS if self._on_terminal else _SILENCE_SECS / 10):
+            if self._on_terminal:
+                from .live import LiveDisplay  # which takes a while
+            with self._writing, suppress(OSError, ValueError):  # a closed stderr is no reason to stop a migration
+                running, statement = self._running, self._statement
+                if over.is_set():
+                    return
+                if running is None:
+                    continue
+                now = duration((monotonic() - self._since) * 1000)
+                if statement:
+                    now += f", statement {statement.number}/{statement.statements}"
+                if self._on_terminal:
+                    self._live = self._live or LiveDisplay(self._stream)
+                    self._live.show(running.number - 1, running.total, now, shown(running.label))
+                elif monotonic() - self._written >= _SILENCE_SECS:
+                    self._write(f"[{running.number}/{running.total}] {shown(running.label)}: running for {now}\n")
 
     def _line(self, text: str) -> None:
-        self.clear()
-        self._write(f"{shown(text)}\n")
-
-    def _now(self, text: str) -> None:
-        if self._live:
-            self._write(_ERASE + shown(text)[: self._columns() - 1])
-
-    def _write(self, text: str) -> None:
         if self._quiet:
             return
-        with suppress(OSError):  # a closed stderr is no reason to stop a migration
-            self._stream.write(text)
-            self._stream.flush()
+        with self._writing, suppress(OSError, ValueError):
+            if self._live is not None:
+                self._live.line(shown(text))
+            else:
+                self._write(f"{shown(text)}\n")
 
-    def _columns(self) -> int:
-        try:
-            return os.get_terminal_size(self._stream.fileno()).columns or 80
-        except OSError:
-            return 80
+    def _write(self, text: str) -> None:
+        self._written = monotonic()
+        self._stream.write(text)
+        self._stream.flush()

@@ -103,11 +103,9 @@ def run_to_end(progress: Progress, work: Callable[[], Awaitable[T]], *, stopping
 
     try:
         return anyio.run(until_signalled)
-    except Signalled:
-        progress.clear()
-        raise
     finally:
         last_call.cancel()
+        progress.clear()
         for number, handler in before.items():  # what follows takes no time, and the first signal has chosen the code
             signal.signal(number, signal.SIG_IGN if caught else handler)
 
@@ -162,9 +160,6 @@ def print_failure(
 
 def complain(error: AmpdError) -> None:
     """Print an error and its hint on stderr."""
-    from .progress import Progress
-
-    Progress().clear()
     say(f"error: {error}")
 
 

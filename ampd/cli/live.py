@@ -1,0 +1,43 @@
+"""What a terminal shows while migrations run: a bar over them, and the one that runs now. Loads rich."""
+
+from __future__ import annotations
+
+from typing import TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to the caller: rich would end the process."""
+        raise  # noqa: PLE0704 - called while the error is handled
+
+
+class LiveDisplay:
+    """Two lines at the end of what is printed, erased in the end; drawn when told to, and by no thread of its own."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._console = _Console(file=stream, highlight=False, force_terminal=True)
+        self._live = Live(
+            console=self._console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
+        )
+        self._live.start()
+
+    def show(self, done: int, total: int, now: str, label: str) -> None:
+        """Draw how many migrations of how many are done, how far the one that runs now is, and which it is."""
+        bar = Table.grid(padding=(0, 1))
+        width = min(40, max(4, self._console.width - 36))
+        bar.add_row(ProgressBar(total=total, completed=done, width=width), Text(f"{done}/{total} {now}", no_wrap=True))
+        self._live.update(Group(bar, Text(label, no_wrap=True, overflow="crop")), refresh=True)
+
+    def line(self, text: str) -> None:
+        """Print a line that stays."""
+        self._console.print(Text(text), soft_wrap=True)
+
+    def stop(self) -> None:
+        """Erase it."""
+        self._live.stop()
