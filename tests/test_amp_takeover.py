@@ -1,14 +1,10 @@
 """Taking over amp's own database, which its Rust ampd has migrated with sqlx."""
 
-from typing import Any
-
 import pytest
 
 import ampd as library
-from ampd.adoption.amp import NEWEST, amp_history, packaged_facts, read_facts
+from ampd.adoption.amp import NEWEST, amp_history
 from ampd.history.table import TABLE
-from ampd.redaction import Hidden
-from ampd.run import Run
 from tests.cli_output import seen
 from tests.servers import Ampd, Database
 
@@ -61,15 +57,6 @@ async def amps(database: Database) -> Database:
     )
     await database.execute(f"{SQLX}; INSERT INTO _sqlx_migrations VALUES {rows}")
     return database
-
-
-async def test_the_list_of_facts_is_what_the_packaged_migrations_make(database: Database) -> None:
-    """The seven are never changed, and neither is the list; each server prints the same."""
-    await library.migrate(database.url, migrations=FILES, schema="app")
-    source: Hidden[Any] = Hidden(database.url)
-    run = await Run.of(source, FILES, "app", None, None, print)
-    async with run.sessions() as (session, *_):
-        assert sorted(await read_facts(session, "app")) == sorted(packaged_facts())
 
 
 @pytest.mark.parametrize("source", ["sqlx", "auto"])

@@ -59,7 +59,7 @@ def history_problems(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
 
 def catalog_problems(facts: Sequence[str]) -> list[str]:
     """Return where a catalog is not the packaged one: what it lacks after a minus, what it has instead after a plus."""
-    expected, found = Counter(packaged_facts()), Counter(facts)
+    expected, found = (Counter(map(_spelt, each)) for each in (packaged_facts(), facts))
     tables = {fact.partition(":")[0] for fact in found}
     absent = sorted({fact.partition(":")[0] for fact in expected} - tables)
     changes = [("-", fact) for fact in (expected - found).elements() if fact.partition(":")[0] in tables]
@@ -101,18 +101,19 @@ BEGIN
   {session.note_sql(document)}
 END"""
     message = f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {do_block(body)}; COMMIT"
-    return [spelt(fact) for fact in await session.ask(message, list[str])]
+    facts = await session.ask(message, list[str])
+    return [fact.replace("timezone('utc'::text, now())", _IN_UTC) for fact in facts]  # as PostgreSQL 13 has it
 
 
 _IN_UTC = "(now() AT TIME ZONE 'utc'::text)"
 
 
-def spelt(fact: str) -> str:
-    """Return a fact with the current time in one spelling: amp's migrations have it in four, and PostgreSQL 13 in two.
+_NOW = re.compile(rf"{re.escape(_IN_UTC)}|timezone\('utc'::text, now\(\)\)|CURRENT_TIMESTAMP", re.IGNORECASE)
+
+
+def _spelt(fact: str) -> str:
+    """Return a fact with the current time in one of the four spellings that amp's migrations have.
 
     For a column with a time zone, and for a check, the time in UTC counts as the same: it is, on a server in UTC.
     """
-    fact = re.sub(r"timezone\('utc'::text, now\(\)\)", _IN_UTC, fact, flags=re.IGNORECASE)
-    if " timestamp with time zone " in fact or ": CHECK " in fact:
-        fact = re.sub(rf"{re.escape(_IN_UTC)}|CURRENT_TIMESTAMP", "now()", fact, flags=re.IGNORECASE)
-    return fact
+    return _NOW.sub("now()", fact) if " timestamp with time zone " in fact or ": CHECK " in fact else fact
