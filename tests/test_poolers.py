@@ -42,7 +42,8 @@ from tests.servers import Ampd, Database, pgbouncer
 
 pytestmark = pytest.mark.anyio
 
-CONNECTIONS = 18  # enough for fifteen sessions at once, a guard, and a look from outside
+CONNECTIONS = 6  # enough for a few sessions at once, a guard, and a look from outside
+FIFTEEN_AND_MORE = 18
 GATE = "SELECT pg_advisory_xact_lock(1)"
 MESSY = """
 CREATE TABLE {name} (id integer);
@@ -65,7 +66,8 @@ async def pooled(request: pytest.FixtureRequest, database: Database) -> AsyncIte
         f"ALTER DATABASE {database.name} SET lock_timeout = '7s';"
         f"ALTER DATABASE {database.name} SET statement_timeout = '9min'"
     )
-    with pgbouncer(database.server, request.param, default_pool_size=CONNECTIONS) as pooler:
+    size = FIFTEEN_AND_MORE if "fifteen" in request.node.name else CONNECTIONS
+    with pgbouncer(database.server, request.param, default_pool_size=size) as pooler:
         yield Database(pooler, database.name)
 
 
@@ -261,7 +263,7 @@ async def test_fifteen_processes_race(pooled: Database, database: Database, ampd
             if process.returncode] == []  # fmt: skip
     assert [finished for _, finished, _ in await history(database)] == [True] * 3
     assert await indexes(database) == [("t_more", True)]
-    await assert_clean(pooled)
+    await assert_clean(pooled, FIFTEEN_AND_MORE)
 
 
 @pytest.mark.parametrize("directive", ["", "-- no-transaction\n"], ids=["transactional", "no_transaction"])
@@ -313,10 +315,11 @@ async def test_a_kill_in_mid_build(pooled: Database, database: Database, ampd: A
 
 async def test_a_full_pool_is_no_dead_server(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """With no server connection to spare for a look from outside, a long migration runs on undisturbed."""
-    for name in ("QUIET_SECS", "_ANSWER_SECS", "_LOOK_EVERY_SECS"):
-        monkeypatch.setattr(table_locks, name, 0.2)
-    monkeypatch.setattr(table_locks, "_SILENCE_SECS", 1.0)
-    files = scripts("CREATE TABLE t (id integer); SELECT pg_sleep(1.5)", FILES[1])
+    for name in ("QUIET_SECS", "_LOOK_EVERY_SECS"):
+        monkeypatch.setattr(table_locks, name, 0.1)
+    monkeypatch.setattr(table_locks, "_ANSWER_SECS", 1.0)  # in which a pooler greets even on a busy machine,
+    monkeypatch.setattr(table_locks, "_SILENCE_SECS", 2.5)  # once at least in so long
+    files = scripts("CREATE TABLE t (id integer); SELECT pg_sleep(4)", FILES[1])
     with pgbouncer(database.server, default_pool_size=1) as pooler:
         await library.migrate(pooler.url(database.name), migrations=files[:1])
     heard = Heard()
@@ -324,7 +327,7 @@ async def test_a_full_pool_is_no_dead_server(database: Database, monkeypatch: py
         async with transaction(database, "SELECT FROM t") as reader, anyio.create_task_group() as tasks:
             tasks.start_soon(lambda: library.migrate(pooler.url(database.name), migrations=files, on_event=heard))
             await building(database)
-            await anyio.sleep(1.5)
+            await anyio.sleep(4)  # with nothing heard from within
             await reader.execute("COMMIT")
     assert [finished for _, finished, _ in await history(database)] == [True, True]
     heard.assert_adds_up()
