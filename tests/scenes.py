@@ -76,6 +76,11 @@ def report_at_once(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Backoff.__init__, "__kwdefaults__", {**(Backoff.__init__.__kwdefaults__ or {}), "quiet_secs": 0.0})
 
 
+def never_look(patch: pytest.MonkeyPatch) -> None:
+    """Let no migration take so long that it is looked at from another connection."""
+    patch.setattr(table_locks.LockMonitor, "run", lambda *_: anyio.sleep_forever())
+
+
 async def until(question: Callable[[], Awaitable[T]]) -> T:
     """Ask until the answer is true, and return it."""
     with anyio.fail_after(GENEROUS):

@@ -10,7 +10,7 @@ import pytest
 
 import ampd as library
 from tests.folders import write
-from tests.scenes import scripts
+from tests.scenes import never_look, scripts
 from tests.servers import Ampd, Database, Proxy
 
 pytestmark = [pytest.mark.anyio, pytest.mark.one_version]
@@ -27,8 +27,11 @@ async def test_nothing_pending_costs_one_connection_and_one_round_trip(database:
 
 
 @pytest.mark.parametrize("count", [1, 28])
-async def test_a_fresh_run_costs_one_round_trip_per_migration(database: Database, count: int) -> None:
+async def test_a_fresh_run_costs_one_round_trip_per_migration(
+    database: Database, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
     """N migrations on an empty database cost N round trips, one that reads the history, and one that looks around."""
+    never_look(monkeypatch)
     files = scripts(*(f"CREATE TABLE t{number} ();\nSELECT 1;\n" * (number == 0) for number in range(count)))
     async with Proxy(database.server.host, database.server.port) as proxy:
         url = f"postgresql://postgres@{proxy.host}:{proxy.port}/{database.name}"
