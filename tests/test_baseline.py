@@ -5,6 +5,7 @@ import os
 import pty
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
@@ -44,6 +45,16 @@ async def test_files_up_to_a_version_are_recorded_and_nothing_is_run(database: D
     report = await library.migrate(database.url, migrations=FILES)
     assert [each.version for each in report.applied] == [3]
     assert await database.fetchval("SELECT to_regclass('a') IS NULL AND to_regclass('c') IS NOT NULL")
+
+
+async def test_an_empty_database_is_doubted(database: Database) -> None:
+    """Where there is no table at all it may be the wrong database."""
+    heard = Heard()
+    await library.baseline(database.url, 2, migrations=FILES, on_event=heard)
+    await library.baseline(database.url, 3, migrations=FILES, on_event=heard)
+    assert [event.message for event in heard.of(library.Warned)] == [
+        '"public" contains no tables: is it the right database?'
+    ]
 
 
 async def test_what_is_missing_below_is_added_to_a_history_that_agrees(database: Database) -> None:
@@ -150,8 +161,9 @@ FOLDER = {f"{number}_{name}.sql": "SELECT 1;\n" for number, name in enumerate(("
 ROWS = "DATABASE: to be recorded as applied, without running them:\n  1 users\n  2 posts\n"
 
 
-def test_the_rows_are_shown_and_yes_is_needed_off_a_terminal(ampd: Ampd, database: Database, tmp_path: Path) -> None:
+async def test_the_rows_are_shown_and_yes_is_needed(ampd: Ampd, database: Database, tmp_path: Path) -> None:
     """Nothing is written before; with --yes it is, and once more there is nothing to do."""
+    await database.execute("CREATE TABLE users ()")
     write(tmp_path / "m", FOLDER)
     command = ("baseline", "2", "--migrations", "m")
     refusal = (
@@ -163,6 +175,15 @@ def test_the_rows_are_shown_and_yes_is_needed_off_a_terminal(ampd: Ampd, databas
     assert seen(ampd(*command, "--yes", url=database.url)) == (0, done, ROWS)
     assert seen(ampd(*command, url=database.url)) == (0, "DATABASE: nothing to record; up to date, at version 2\n", "")
     assert '"state": "applied"' in ampd(*command, "--json", url=database.url).stdout
+
+
+def told(terminal: int) -> str:
+    """Return what was written to a terminal that nobody has open any more."""
+    text = b""
+    with suppress(OSError):
+        while piece := os.read(terminal, 4096):
+            text += piece
+    return text.decode()
 
 
 @pytest.mark.parametrize(("answer", "code"), [("y", 0), ("", 1), ("n", 1)])
@@ -181,7 +202,7 @@ def test_it_asks_on_a_terminal(database: Database, tmp_path: Path, answer: str, 
     os.close(theirs)
     os.write(ours, f"{answer}\n".encode())
     output, _ = process.communicate(timeout=60)
-    shown = os.read(ours, 10_000).decode().replace("\r\n", "\n").replace("\x1b[2K", "")
+    shown = told(ours).replace("\r\n", "\n").replace("\x1b[2K", "")
     os.close(ours)
     assert "  1 users\n  2 posts\nRecord them? [y/N] " in shown
     assert (process.returncode, "nothing was recorded" in shown) == (code, code == 1)

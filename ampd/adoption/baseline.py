@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from ampd.advisory_lock import LockTaken
 from ampd.apply.transaction import record as record_in_history
 from ampd.config import Limits
+from ampd.display import one_line
 from ampd.errors import ConfigError, MigrationConflict
 from ampd.events import OnEvent, ignore
 from ampd.history.first_run import Neighbours, first_run_error, read_neighbours
@@ -19,6 +20,7 @@ from ampd.history.writing import adopt_sql
 from ampd.migration import Migration
 from ampd.plan import Order, State
 from ampd.postgres.connection import Session
+from ampd.postgres.quoting import identifier
 from ampd.redaction import Hidden
 from ampd.report import Status
 from ampd.run import Run, Source, check_version
@@ -163,12 +165,16 @@ class Takeover:
         check_conflicts(replace(known, conflicts=real))
         neighbours = Neighbours()
         if self._source or not history.applied:
-            neighbours = await read_neighbours(session, history, packaged=False, role=run.role)
+            neighbours = await read_neighbours(session, history, packaged=True, role=run.role)
         if not history.applied:
             others = replace(neighbours, tools=())  # whose histories are no obstacle here
             configured = run.schema is not None
             if error := first_run_error(others, history.schema or "", configured=configured, packaged=False):
                 raise error
+            if not (neighbours.tables or self._source):
+                run.warn(
+                    [f"{one_line(identifier(history.schema or ''))} contains no tables: is it the right database?"]
+                )
         if self._source:
             found = await self._proved(session, history, neighbours, self._source)
         else:
@@ -188,8 +194,8 @@ class Takeover:
         rows = await read_rows(session, table, TOOLS[tool], run.role)
         if tool == "sqlx" and run.files and run.files[0].file.startswith(f"{PACKAGED}/"):
             return await self._amps(session, history, rows)
-        allowed = run.order is Order.ALLOW_OUT_OF_ORDER
-        found = proved(tool, rows, run.files, self._version, out_of_order=allowed)
+        recorded, allowed = {row.version for row in history.applied}, run.order is Order.ALLOW_OUT_OF_ORDER
+        found = proved(tool, rows, run.files, self._version, recorded=recorded, out_of_order=allowed)
         if found.problems:
             raise MigrationConflict(
                 f"the history of {tool}, {table}, does not agree with the files; nothing was recorded:"

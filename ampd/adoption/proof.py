@@ -14,7 +14,7 @@ from ampd.migration import Migration
 from .tools import GONE, NOT_RUN, TOOLS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Container, Sequence
 
     from .tools import Row
 
@@ -47,7 +47,13 @@ def up_to(files: Sequence[Migration], version: int) -> tuple[Record, ...]:
 
 
 def proved(
-    source: str, rows: Sequence[Row], files: Sequence[Migration], version: int | None, *, out_of_order: bool
+    source: str,
+    rows: Sequence[Row],
+    files: Sequence[Migration],
+    version: int | None,
+    *,
+    recorded: Container[int] = (),
+    out_of_order: bool = False,
 ) -> Baseline:
     """Return what a tool's history proves to be applied of these files, and all that speaks against it.
 
@@ -56,6 +62,7 @@ def proved(
         rows: its history, in the order in which it was written.
         files: in the order of their versions.
         version: what a person says the newest one is.
+        recorded: versions that are in ampd's history already.
         out_of_order: whether a file may be pending below one that is applied.
     """
     if source == "alembic":
@@ -91,7 +98,7 @@ def proved(
     for file in files:
         if file.version <= floor and file.version not in records:
             records[file.version] = Record(file)
-        elif file.version < newest and file.version not in records and not out_of_order:
+        elif not (file.version > newest or file.version in records or file.version in recorded or out_of_order):
             problems.append(f"{file.file} is not among the applied ones, and newer ones are")
     if version is not None and version != newest:
         problems.append(f"the newest that is applied is {newest}, not {version}")
