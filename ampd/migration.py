@@ -53,9 +53,14 @@ class AppliedMigration(msgspec.Struct, frozen=True):
     done_checksum: bytes | None = None
 
     @property
+    def is_baseline(self) -> bool:
+        """Return whether it was recorded without being run."""
+        return " baseline" in self.ampd_version
+
+    @property
     def duration_ms(self) -> int | None:
-        """Return how long it ran, in milliseconds; None while unfinished."""
-        if self.finished_at is None:
+        """Return how long it ran, in milliseconds; None while unfinished, and for a baseline, which never ran."""
+        if self.finished_at is None or self.is_baseline:
             return None
         return round((self.finished_at - self.started_at).total_seconds() * 1000)
 

@@ -313,6 +313,7 @@ def _cells(info: MigrationInfo) -> tuple[str, ...]:
     at = (applied.finished_at or applied.started_at) if applied else info.runner.since if info.runner else None
     when = f"{at.astimezone(UTC):%Y-%m-%d %H:%M}" if at else ""
     took = duration(applied.duration_ms) if applied and applied.duration_ms is not None else ""
+    took = "baseline" if applied and applied.is_baseline else took
     by = one_line(applied.applied_by) if applied else ""
     return info.state.value.replace("_", " "), str(info.version), one_line(info.name), when, took, by
 

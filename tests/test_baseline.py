@@ -175,6 +175,15 @@ async def test_the_rows_are_shown_and_yes_is_needed(ampd: Ampd, database: Databa
     assert seen(ampd(*command, "--yes", url=database.url)) == (0, done, ROWS)
     assert seen(ampd(*command, url=database.url)) == (0, "DATABASE: nothing to record; up to date, at version 2\n", "")
     assert '"state": "applied"' in ampd(*command, "--json", url=database.url).stdout
+    status = seen(ampd("status", "--migrations", "m", url=database.url))
+    assert status == (
+        0,
+        "DATABASE: up to date, at version 2\n\n"
+        "state    version  name   when  took  by\n"
+        "applied        1  users  TIME  baseline  postgres\n"
+        "applied        2  posts  TIME  baseline  postgres\n",
+        "",
+    )
 
 
 def told(terminal: int) -> str:
