@@ -9,6 +9,7 @@ import pytest
 
 import ampd as library
 from ampd.adoption.baseline import Takeover
+from ampd.adoption.proof import Baseline, Record
 from ampd.adoption.tools import TOOLS, read_rows
 from ampd.history.first_run import Neighbour
 from ampd.history.table import TABLE
@@ -390,10 +391,18 @@ async def test_the_command(ampd: Ampd, database: Database, tmp_path: Path) -> No
     files_of(TAKEN["node-pg-migrate"], tmp_path)
     ampd_rows = (
         "DATABASE: to be recorded as applied, without running them:\n"
-        "  1700000000000 create-users  2026-11-28 21:35:14\n"
-        "  1700000000001 posts         2026-11-28 21:35:14\n"
+        "  1700000000000 create-users  2026-11-28 21:35\n"
+        "  1700000000001 posts         2026-11-28 21:35\n"
     )
     await database.execute(TAKEN["node-pg-migrate"].history)
     process = ampd("baseline", "--from", "auto", "--yes", "--migrations", "m", url=database.url)
     done = "DATABASE: recorded 2 migrations as applied; up to date, at version 1700000000001\n"
     assert seen(process) == (0, done, plain(ampd_rows))
+
+
+def test_times_are_left_out_where_they_do_not_fit() -> None:
+    """A narrow terminal shows versions and names."""
+    migration = library.Migration(20240101000000, "users", "20240101000000_users.sql", "", b"")
+    baseline = Baseline((Record(migration, "2024-01-01 10:00:00+00"),))
+    assert baseline.text(80) == "  20240101000000 users  2024-01-01 10:00"
+    assert baseline.text(30) == "  20240101000000 users"

@@ -34,11 +34,14 @@ class Baseline(msgspec.Struct, frozen=True):
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
-    def text(self) -> str:
-        """Return a line for each migration: version, name, and when it was applied, as far as that is known."""
-        rows = [(each.migration.label, (each.applied_at or "")[:19]) for each in self.records]
+    def text(self, columns: int | None = None) -> str:
+        """Return a line for each migration: version, name, and where it fits and is known, when it was applied."""
+        rows = [(each.migration.label, (each.applied_at or "")[:16]) for each in self.records]
         width = max((len(label) for label, _ in rows), default=0)
-        return "\n".join(f"  {label.ljust(width)}  {when}".rstrip() for label, when in rows)
+        lines = [f"  {label.ljust(width)}  {when}".rstrip() for label, when in rows]
+        if columns and max(map(len, lines), default=0) > columns:
+            lines = [f"  {label}" for label, _ in rows]
+        return "\n".join(lines)
 
 
 def up_to(files: Sequence[Migration], version: int) -> tuple[Record, ...]:

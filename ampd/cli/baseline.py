@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from ampd.errors import ConfigError
 
 from .app import Flag, JsonOption, MigrationsOption, Version, WhereGiven, configure
-from .runtime import new_progress, print_json, print_result, run_to_end, say
+from .runtime import new_progress, print_json, print_result, run_to_end, say, terminal_columns
 
 if TYPE_CHECKING:
     from ampd.adoption.baseline import Takeover
@@ -58,7 +58,7 @@ def baseline(
 
     takeover, found = run_to_end(progress, look)
     if found.records:
-        say(f"{takeover.database}: to be recorded as applied, without running them:\n{found.text()}")
+        say(f"{takeover.database}: to be recorded as applied, without running them:\n{found.text(terminal_columns())}")
         if not yes:
             _ask()
     status = run_to_end(progress, lambda: takeover.record(found))
