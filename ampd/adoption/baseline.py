@@ -231,7 +231,8 @@ class Takeover:
 
 _AMP_FIRST = "let amp of 2026-03 migrate first, then run `ampd baseline --from sqlx` again"
 _NOT_AMPS = (
-    "make them the same, or let a release of ampd that knows this amp take it over; "
+    "if a newer amp has migrated this database, let a release of ampd that knows it take it over; if somebody has "
+    "changed it by hand, find out whether that can be undone; "
     f"`ampd baseline {NEWEST}` records the packaged migrations on your word, once you have looked at the database"
 )
 _SAY_WHICH = (
