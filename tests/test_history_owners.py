@@ -9,7 +9,7 @@ import pytest
 
 import ampd
 from ampd.config import MetadataDb, Migrations
-from tests.scenes import building, history, meanwhile, scripts
+from tests.scenes import building, end_backend, history, meanwhile, scripts
 from tests.servers import Database, Role
 from tests.strangers import FILES, TABLE, caught, plant
 
@@ -242,14 +242,18 @@ async def test_a_history_that_is_swapped_with_its_schema_is_not_written(
         await database.execute(f"ALTER SCHEMA amp OWNER TO {keeper.name}")
         async with database.connect(keeper.url) as connection:
             await connection.execute(SWAP)
+        await end_backend(database, gate.get_server_pid())
 
     def listen(event: ampd.Event) -> None:
         if isinstance(event, ampd.StatementStarted) and event.number == 2:
             meanwhile(swap)
 
-    text = f"{mode}SELECT 1;\nSELECT pg_sleep(0.5);\nCREATE TABLE public.never ();"
-    with pytest.raises(ampd.MigrationFailed, match="was dropped, renamed or moved while this migration ran"):
-        await ampd.migrate(database.url, migrations=(*FILES[:1], *scripts("", text)[1:]), schema="amp", on_event=listen)
+    text = f"{mode}-- lock-timeout: 0\nSELECT 1;\nSELECT pg_advisory_xact_lock(1);\nCREATE TABLE public.never ();"
+    files = (*FILES[:1], *scripts("", text)[1:])
+    async with database.connect() as gate:
+        await gate.execute("SELECT pg_advisory_lock(1)")
+        with pytest.raises(ampd.MigrationFailed, match="was dropped, renamed or moved while this migration ran"):
+            await ampd.migrate(database.url, migrations=files, schema="amp", on_event=listen)
     assert await caught(database) == []
     assert await database.fetchval("SELECT to_regclass('public.never')") is None
 

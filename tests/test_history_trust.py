@@ -12,7 +12,7 @@ from ampd.config import MetadataDb
 from ampd.history.trust import trusted_owner_sql
 from ampd.resumption import done_checksum
 from ampd.sql.splitter import split
-from tests.scenes import GENEROUS, Heard, history, meanwhile, scripts, waiting_for_a_lock
+from tests.scenes import GENEROUS, Heard, end_backend, history, meanwhile, scripts, waiting_for_a_lock
 from tests.servers import Database, Role
 from tests.strangers import FILES, ROW, TABLE, caught, plant
 
@@ -199,15 +199,18 @@ async def test_a_trigger_that_appears_between_two_statements_is_not_run(database
     async def trap() -> None:
         async with database.connect(stranger.url) as connection:
             await connection.execute(f"CREATE TRIGGER t BEFORE UPDATE ON {NAME} FOR EACH ROW EXECUTE FUNCTION snap()")
+        await end_backend(database, gate.get_server_pid())
 
     def listen(event: ampd.Event) -> None:
         if isinstance(event, ampd.StatementStarted) and event.number == 2:
             meanwhile(trap)
 
-    text = "-- no-transaction\nSELECT 1;\nSELECT pg_sleep(0.5);\nCREATE TABLE never ();"
-    with pytest.raises(ampd.MigrationFailed, match="is not as ampd has made it any more") as failure:
-        await ampd.migrate(database.url, migrations=(*FILES[:1], *scripts("", text)[1:]), on_event=listen)
-    assert failure.value.line == 3
+    text = "-- no-transaction\n-- lock-timeout: 0\nSELECT 1;\nSELECT pg_advisory_xact_lock(1);\nCREATE TABLE never ();"
+    async with database.connect() as gate:
+        await gate.execute("SELECT pg_advisory_lock(1)")
+        with pytest.raises(ampd.MigrationFailed, match="is not as ampd has made it any more") as failure:
+            await ampd.migrate(database.url, migrations=(*FILES[:1], *scripts("", text)[1:]), on_event=listen)
+    assert failure.value.line == 4
     assert await caught(database) == []
     assert await database.fetchval("SELECT to_regclass('never')") is None
 

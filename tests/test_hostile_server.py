@@ -12,7 +12,7 @@ import pytest
 import ampd
 from ampd.postgres.permissions import grant_hint
 from ampd.postgres.server_error import ServerError
-from tests.scenes import Heard, scripts
+from tests.scenes import GENEROUS, Heard, scripts
 
 pytestmark = pytest.mark.anyio
 
@@ -226,8 +226,10 @@ class Driver:
 
 @pytest.mark.parametrize("unit", ['"', "a$", "word ", "function a ", "inline_code_block", "a.", '"a".', "t ", '"t".t '])
 @pytest.mark.parametrize("part", ["context", "statement"])
-async def test_the_search_of_its_words_is_linear(unit: str, part: str) -> None:
+async def test_the_search_of_its_words_is_linear(monkeypatch: pytest.MonkeyPatch, unit: str, part: str) -> None:
     """What takes a fraction of a second would take minutes, deaf to signals, if it were quadratic."""
+    monkeypatch.setattr("ampd.postgres.connection.Session.ask.__kwdefaults__", {"timeout": GENEROUS})
+    monkeypatch.setattr("ampd.postgres.database.CONNECT_TIMEOUT_SECS", GENEROUS)
     text = unit * (1_000_000 // len(unit))
     error = ServerError(Driver("permission denied for table t", text if part == "context" else ""), str, "u")
     assert len(error.context) <= 4001

@@ -319,14 +319,14 @@ async def test_a_linked_folder_has_one_server(cluster: Path, bindir: Path) -> No
         assert server_module._postmaster(cluster) == server_module._postmaster(link) == server.process.pid
 
 
-async def test_a_failed_start_shows_the_log(data_dir: Path, bindir: Path) -> None:
+async def test_a_failed_start_shows_the_log(cluster: Path, bindir: Path) -> None:
     """When the server refuses to start, the error holds what it said and where the rest is."""
     with pytest.raises(ConnectionFailed) as error:
-        async with local_server(data_dir, bindir=bindir, settings={"no_such_setting": "1"}):
+        async with local_server(cluster, bindir=bindir, settings={"no_such_setting": "1"}):
             pass
     assert error.value.message == "the local PostgreSQL server does not start"
     assert str(error.value.detail).endswith('FATAL:  unrecognized configuration parameter "no_such_setting"')
-    assert error.value.hint == f"the whole log is in {data_dir}.log"
+    assert error.value.hint == f"the whole log is in {cluster}.log"
 
 
 async def test_a_cancelled_start_leaves_no_process(data_dir: Path, bindir: Path) -> None:

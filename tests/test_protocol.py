@@ -159,7 +159,7 @@ async def test_a_crash_after_each_step(database: Database, tmp_path: Path, row: 
 async def test_a_statement_lost_at_a_later_attempt_stays_in_doubt(database: Database) -> None:
     """The refusal of an earlier attempt says nothing of the one that was lost with its connection."""
     await database.execute("CREATE TABLE t ()")
-    files, heard, limits = scripts("-- no-transaction\nVACUUM FULL t"), Heard(), library.Limits(lock_timeout_secs=0.5)
+    files, heard, limits = scripts("-- no-transaction\nVACUUM FULL t"), Heard(), library.Limits(lock_timeout_secs=2)
     async with transaction(database, BLOCKED), anyio.create_task_group() as tasks:
 
         async def lose() -> None:
