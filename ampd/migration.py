@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from datetime import datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -37,6 +38,13 @@ class Migration(msgspec.Struct, frozen=True):
     def label(self) -> str:
         """Return version and name: `42 create_jobs`."""
         return f"{self.version} {self.name}"
+
+    @property
+    def is_transactional(self) -> bool:
+        """Return whether it runs in one transaction, as far as its directives can be read."""
+        with suppress(DirectiveError):
+            return not directives(self.sql).no_transaction
+        return True
 
 
 class AppliedMigration(msgspec.Struct, frozen=True):

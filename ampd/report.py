@@ -35,10 +35,12 @@ class AppliedNow(msgspec.Struct, frozen=True):
 
 
 class PendingMigration(msgspec.Struct, frozen=True):
-    """A migration that is still to be applied."""
+    """A migration that is still to be applied, from this file, in a transaction or statement by statement."""
 
     version: int
     name: str
+    file: str | None = None
+    transactional: bool = True
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -218,7 +220,11 @@ def still_pending(plan: Plan) -> tuple[MigrationInfo, ...]:
 
 def pending_of(migrations: tuple[MigrationInfo, ...]) -> tuple[PendingMigration, ...]:
     """Return migrations of a plan as the report shows them."""
-    return tuple(PendingMigration(info.version, info.name) for info in migrations)
+    files = [(info, info.migration) for info in migrations]
+    return tuple(
+        PendingMigration(info.version, info.name, file.file if file else None, file is None or file.is_transactional)
+        for info, file in files
+    )
 
 
 def ahead_warning(versions: Sequence[int]) -> str:

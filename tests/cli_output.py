@@ -9,6 +9,7 @@ _VARIABLE = (
     (r"\d{4}-\d\d-\d\d \d\d:\d\d(:\d\d\+0000)?(?!:)", "TIME"),
     (r"\bin (\d+ ms|\d+\.\d s)", "in N s"),
     (r"(?<=TIME)  +(\d+ ms|\d+\.\d s)", "  N ms"),
+    (r"(?<=TIME) {6,}", " " * 8),  # as wide as durations are
     (r"when \(UTC\) +took +by", "when  took  by"),
     (r"\b(\d+ ms|\d+\.\d s)", "N ms"),
     (r"127\.0\.0\.1:\d+/test_\w+", "DATABASE"),

@@ -102,14 +102,21 @@ async def test_the_json_of_a_database_from_empty_to_up_to_date(ampd: Ampd, datab
 
     first, second = {"version": 1, "name": "first"}, {"version": 2, "name": "second"}
     took = {"duration_ms": "…"}
+    one_left, other_left = (
+        each | {"file": f"m/{each['version']}_{each['name']}.sql", "transactional": True} for each in (first, second)
+    )
     assert run("status") == (0, status(None), "")
-    assert run("migrate", "--check") == (1, report("pending", None, [], [first, second]), "")
-    assert run("migrate", "--dry-run") == (0, report("pending", None, [], [first, second]), "")
-    assert run("migrate", "--dry-run", "--target=1") == (0, report("pending", None, [], [first, second]), "")
-    one = report("migrated", 1, [first | took], [second])
+    assert run("migrate", "--check") == (1, report("pending", None, [], [one_left, other_left]), "")
+    assert run("migrate", "--dry-run") == (0, report("pending", None, [], [one_left, other_left]), "")
+    assert run("migrate", "--dry-run", "--target=1") == (
+        0,
+        report("pending", None, [], [one_left, other_left]),
+        "",
+    )
+    one = report("migrated", 1, [first | took], [other_left])
     assert run("migrate", "--target=1") == (0, one, "[1/1] 1 first  N ms\n")
-    assert run("migrate", "--target=1") == (0, report("up_to_date", 1, [], [second]), "")
-    assert run("migrate", "--check", "--target=1") == (0, report("up_to_date", 1, [], [second]), "")
+    assert run("migrate", "--target=1") == (0, report("up_to_date", 1, [], [other_left]), "")
+    assert run("migrate", "--check", "--target=1") == (0, report("up_to_date", 1, [], [other_left]), "")
     assert run("status") == (0, status(1), "")
     assert run("migrate") == (0, report("migrated", 2, [second | took], []), "[1/1] 2 second  N ms\n")
     assert run("migrate") == (0, report("up_to_date", 2, [], []), "")
@@ -213,7 +220,7 @@ state         version  name    when  took  by
 changed             1  first   TIME  N ms  postgres
 missing             2  second  TIME  N ms  postgres
 out of order        3  third
-interrupted         5  index   TIME         postgres
+interrupted         5  index   TIME        postgres
 pending             6  last
 {told}"""
     assert seen(ampd("status", "--migrations", "m", url=database.url)) == (0, states, "")
@@ -253,7 +260,11 @@ async def test_the_json_of_conflicts(ampd: Ampd, database: Database, folder: Pat
     message = "2 migrations are in conflict with the history of the database; nothing is applied"
     hint = "resolve each as it says; `ampd status` shows them all"
     problem = error("conflict", message, hint, version=1, conflicts=conflicts)
-    expected = failed(problem, current_version=2, pending=[{"version": 3, "name": "third"}])
+    expected = failed(
+        problem,
+        current_version=2,
+        pending=[{"version": 3, "name": "third", "file": "m/3_third.sql", "transactional": True}],
+    )
     for arguments in (["migrate"], ["migrate", "--check"], ["migrate", "--dry-run"]):
         process = ampd(*arguments, "--json", "--migrations", "m", url=database.url)
         assert (process.returncode, document(process)) == (1, expected), arguments
@@ -381,7 +392,10 @@ async def test_what_was_applied_before_a_failure_is_told(ampd: Ampd, database: D
     applied = [
         {"version": version, "name": name, "duration_ms": "…"} for version, name in ((1, "first"), (2, "second"))
     ]
-    pending = [{"version": 3, "name": "bad"}, {"version": 4, "name": "never"}]
+    pending = [
+        {"version": version, "name": name, "file": f"m/{version}_{name}.sql", "transactional": True}
+        for version, name in ((3, "bad"), (4, "never"))
+    ]
     assert document(process) == failed(problem, current_version=2, applied=applied, pending=pending)
     text = """\
 [1/4] 1 first  N ms
@@ -433,8 +447,9 @@ SAYING = "DO 'BEGIN RAISE NOTICE ''half way''; END';\nCREATE TABLE b ();\n"
             (
                 arguments,
                 env,
-                "DATABASE: 1 of 1 to apply, from 3 saying\n[1/1] 3 saying: statement 1/2, line 1\nnotice: half way\n"
-                "[1/1] 3 saying: statement 2/2, line 2\n[1/1] 3 saying  N ms\n",
+                "DATABASE: 1 of 1 to apply, from 3 saying\n"
+                "[1/1] 3 saying: statement 1/2, line 1: DO 'BEGIN RAISE NOTICE ''half way''; END'\nnotice: half way\n"
+                "[1/1] 3 saying: statement 2/2, line 2: CREATE TABLE b ()\n[1/1] 3 saying  N ms\n",
             )
             for arguments, env in ((["-v"], {}), (["--verbose"], {"AMP_LOG": "info"}), ([], {"AMP_LOG": "DEBUG"}))
         ),

@@ -63,7 +63,7 @@ async def test_events_tell_the_course_of_a_run(database: Database) -> None:
     events = Heard()
     text = "SELECT 1;\n\nDO $$ BEGIN RAISE NOTICE 'hello'; END $$;"
     report = await ampd.migrate(database.url, migrations=scripts(text, "SELECT 3"), on_event=events)
-    pending = (PendingMigration(1, "step"), PendingMigration(2, "step"))
+    pending = tuple(PendingMigration(number, "step", f"{number}_step.sql") for number in (1, 2))
     assert [unplaced(event) for event in events if not isinstance(event, Applied)] == [
         Planned(applied=0, pending=pending, ahead=(), total=2),
         Starting(version=1, name="step", number=1, total=2, statements=2),

@@ -42,6 +42,8 @@ STATE = migration(20, "job_state", "ALTER TABLE jobs ADD state text;\n\n")
 INDEX = migration(30, "index", "-- no-transaction\nCREATE INDEX CONCURRENTLY i ON jobs (id);\nVACUUM jobs;")
 EDITED = migration(1, "jobs", "CREATE TABLE jobs (id bigint);\n")
 GONE = migration(2, "gone", "SELECT 2;")
+DOCUMENT_OF_STATE = {"version": 20, "name": "job_state", "file": "sql/20_job_state.sql", "transactional": True}
+DOCUMENT_OF_LATER = {"version": 40, "name": "later", "file": "sql/40_later.sql", "transactional": True}
 LATER = migration(40, "later", "SELECT 40;")
 
 
@@ -359,7 +361,7 @@ def test_what_a_run_came_to(finished: Report, result: Result, text: str) -> None
                     {"version": 1, "name": "m1", "duration_ms": 250},
                     {"version": 2, "name": "m2", "duration_ms": 250},
                 ],
-                "pending": [{"version": 90, "name": "p0"}],
+                "pending": [{"version": 90, "name": "p0", "file": None, "transactional": True}],
                 "error": None,
             },
         ),
@@ -463,13 +465,13 @@ BLOCKER = Blocker(pid=7, user="u", application="psql", client=None, state="activ
 )
 def test_the_document_of_a_failure(make: Callable[[], ConfigError], expected: dict[str, object]) -> None:
     """A failed run's document has what was applied before, what is left, and the error with its fields."""
-    applied, pending = (AppliedNow(1, "jobs", 3),), (PendingMigration(20, "job_state"),)
+    applied, pending = (AppliedNow(1, "jobs", 3),), (PendingMigration(20, "job_state", "sql/20_job_state.sql"),)
     document = json.loads(migrate_json(Result.FAILED, 1, applied, pending, make().fields()))
     assert document == {
         "result": "failed",
         "current_version": 1,
         "applied": [{"version": 1, "name": "jobs", "duration_ms": 3}],
-        "pending": [{"version": 20, "name": "job_state"}],
+        "pending": [DOCUMENT_OF_STATE],
         "error": expected,
     }
 
@@ -478,15 +480,19 @@ def test_the_document_of_a_failure(make: Callable[[], ConfigError], expected: di
     ("found", "expected"),
     [
         (status([JOBS], [row(JOBS)]), ("up_to_date", 1, [])),
-        (status([JOBS, STATE], [row(JOBS)]), ("pending", 1, [{"version": 20, "name": "job_state"}])),
-        (status([JOBS, STATE], [row(JOBS)], target=1), ("up_to_date", 1, [{"version": 20, "name": "job_state"}])),
+        (status([JOBS, STATE], [row(JOBS)]), ("pending", 1, [DOCUMENT_OF_STATE])),
+        (status([JOBS, STATE], [row(JOBS)], target=1), ("up_to_date", 1, [DOCUMENT_OF_STATE])),
         (
             status([JOBS, STATE, LATER], [row(JOBS)], target=20),
-            ("pending", 1, [{"version": 20, "name": "job_state"}, {"version": 40, "name": "later"}]),
+            (
+                "pending",
+                1,
+                [DOCUMENT_OF_STATE, DOCUMENT_OF_STATE | {"version": 40, "name": "later", "file": "sql/40_later.sql"}],
+            ),
         ),
         (
             status([JOBS, INDEX], [row(JOBS), row(INDEX, secs=None, done=0)], target=1),
-            ("up_to_date", 1, [{"version": 30, "name": "index"}]),
+            ("up_to_date", 1, [{"version": 30, "name": "index", "file": "sql/30_index.sql", "transactional": False}]),
         ),
         (status([JOBS], [row(JOBS), row(LATER)]), ("ahead", 40, [])),
         (status([JOBS, STATE, INDEX], [row(JOBS), row(LATER)]), ("ahead", 40, [])),
@@ -542,4 +548,8 @@ def test_non_ascii_is_not_escaped() -> None:
 def test_small_words() -> None:
     """A count agrees with its noun, and steps become what the report shows."""
     assert [count(number, "migration") for number in (0, 1, 2)] == ["0 migrations", "1 migration", "2 migrations"]
-    assert pending_of(status([JOBS], []).plan.pending) == (PendingMigration(1, "jobs"),)
+    assert pending_of(status([JOBS], []).plan.pending) == (PendingMigration(1, "jobs", "sql/1_jobs.sql"),)
+    (index,) = pending_of(status([INDEX], []).plan.pending)
+    assert (index.file, index.transactional) == ("sql/30_index.sql", False)
+    (odd,) = pending_of(status([migration(1, "odd", "-- lock-timeout: x\nSELECT 1")], []).plan.pending)
+    assert odd.transactional

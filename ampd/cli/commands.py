@@ -73,9 +73,12 @@ def migrate(
         Print each statement as well, and what the server says [env: AMP_LOG=debug].
     """
     from ampd import migrator
+    from ampd.source import read_migrations
 
     progress = new_progress(quiet=quiet, verbose=verbose)
     metadata_db = configure(where, migrations, quiet=quiet)
+    if progress.verbose:
+        progress.files = {each.version: each for each in read_migrations(metadata_db.migrations.dir)}
     if check or dry_run:
         found = run_to_end(progress, lambda: migrator.status(metadata_db, target=target, on_event=progress))
         return _examined(found, check=check, json=json, quiet=quiet)

@@ -27,8 +27,14 @@ from ampd.redaction import shown
 from ampd.report import duration
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ampd.migration import Migration
+    from ampd.sql.scanner import Statement
+
     from .live import LiveDisplay
 
+_SHOWN = 1000  # characters of a statement, before it is put on one line
 _SILENCE_SECS = 5.0  # after which a log is told that something still runs
 _REFRESH_SECS = 0.2  # of the live display, which a shorter run never loads
 
@@ -41,13 +47,15 @@ class Progress:
     """
 
     def __init__(self, stream: TextIO | None = None, *, quiet: bool = False, verbose: bool = False) -> None:
-        self._quiet, self._verbose = quiet, verbose
+        self._quiet, self.verbose = quiet, verbose
         self._stream = stream or sys.stderr
         self._on_terminal = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         self._running: Starting | None = None
         self._statement: StatementStarted | None = None
         self._since = self._written = monotonic()
         self._applied: list[str] = []
+        self.files: Mapping[int, Migration] = {}  # of which each statement is shown
+        self._split: tuple[int, Sequence[Statement]] = (0, ())
         self._writing = Lock()
         self._over: Flag | None = None  # of the thread, while there is one
         self._live: LiveDisplay | None = None
@@ -67,15 +75,15 @@ class Progress:
         match event:
             case Planned():
                 self._running = None
-                if self._verbose or (self._on_terminal and event.pending):
+                if self.verbose or (self._on_terminal and event.pending):
                     self._line(str(event))
             case Starting():
                 self._statement, self._since, self._running = None, monotonic(), event
                 self._begin()
             case StatementStarted():
                 self._statement = event
-                if self._verbose:
-                    self._line(str(event))
+                if self.verbose:
+                    self._line(f"{event}: {self._text_of(event)}")
             case Applied():
                 self._running = None
                 self._applied.append(f"{event.version} {event.name}")
@@ -91,6 +99,17 @@ class Progress:
                 pass
             case _:
                 self._line(str(event))
+
+    def _text_of(self, event: StatementStarted) -> str:
+        """Return the statement on one line, as the migration's file has it."""
+        from ampd.resumption import summary
+        from ampd.sql.splitter import split
+
+        if self._split[0] != event.version:
+            file = self.files.get(event.version)
+            self._split = event.version, split(file.sql) if file else ()
+        statements = self._split[1]
+        return summary(statements[event.number - 1].text[:_SHOWN]) if event.number <= len(statements) else ""
 
     def clear(self) -> None:
         """End the live display, before something else is printed."""
