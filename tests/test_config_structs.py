@@ -69,9 +69,9 @@ def test_limits_hold_patience_and_nothing_else() -> None:
     ("limits", "message"),
     [
         (
-            Migrations(lock_timeout_secs=1, advisory_lock_wait_secs=0.5, dir=Path("sql")),
+            Migrations(lock_timeout_secs=2, advisory_lock_wait_secs=0.5, dir=Path("sql")),
             "limits= takes an ampd.Limits, not Migrations: write limits=ampd.Limits(advisory_lock_wait_secs=0.5, "
-            "lock_timeout_secs=1); dir and allow_out_of_order belong to the configuration: "
+            "lock_timeout_secs=2); dir and allow_out_of_order belong to the configuration: "
             "ampd.MetadataDb(migrations=ampd.Migrations(...))",
         ),
         ({"lock_timeout_secs": 1}, "limits= takes an ampd.Limits, not dict"),

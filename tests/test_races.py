@@ -9,6 +9,7 @@ import anyio
 import pytest
 
 import ampd as library
+from tests.cli_output import plain
 from tests.folders import write
 from tests.scenes import Heard, assert_no_trace, history, scripts
 from tests.servers import Ampd, Database
@@ -57,7 +58,7 @@ async def test_thirty_processes_on_an_empty_database(ampd: Ampd, database: Datab
     assert [(code, err) for code, _, err in results if code] == []
     assert await ran(database) == [(1, 1), (2, 1), (3, 1), (4, 1)]
     assert [finished for _, finished, _ in await history(database)] == [True] * 4
-    told = re.findall(r"^\[\d/\d\] (\d \w+)  \d+ ms$", "".join(err for _, _, err in results), re.MULTILINE)
+    told = re.findall(r"^\[\d/\d\] (\d \w+)  N ms$", plain("".join(err for _, _, err in results)), re.MULTILINE)
     assert sorted(told) == ["1 table", "2 slow", "3 index", "4 last"]
     assert all("now at version" in out or "up to date, at version 4" in out for _, out, _ in results)
     assert await database.fetchval("SELECT indisvalid FROM pg_index WHERE indexrelid = 'i'::regclass")
