@@ -67,6 +67,20 @@ async def test_the_catalog_equals_the_transcribed_schema(database: Database) -> 
     assert {row["tablename"] for row in tables} == TABLES | {TABLE}
 
 
+async def test_later_migrations_name_no_constraint_or_index_of_the_first(connection: asyncpg.Connection) -> None:
+    """In a database that amp's Rust ampd has migrated these have other names."""
+    first = "".join(file.sql for file in ampd.read_migrations() if file.version <= NEWEST)
+    names = await connection.fetch(
+        "SELECT conname AS name FROM pg_constraint WHERE connamespace = 'public'::regnamespace "
+        "UNION SELECT indexrelid::regclass::text FROM pg_index WHERE indrelid::regclass::text = ANY ($1)",
+        list(TABLES),
+    )
+    own = {row["name"] for row in names if row["name"] in first}
+    assert len(own) > len(TABLES)
+    later = "".join(file.sql for file in ampd.read_migrations() if file.version > NEWEST)
+    assert [name for name in own if name in later] == []
+
+
 async def test_no_table_has_a_trigger(connection: asyncpg.Connection) -> None:
     """The only triggers are the ones with which PostgreSQL keeps foreign keys."""
     assert await connection.fetch("SELECT tgname FROM pg_trigger WHERE NOT tgisinternal") == []
