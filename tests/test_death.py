@@ -210,6 +210,7 @@ async def test_a_network_that_falls_silent(database: Database, monkeypatch: pyte
                 proxy.silent = True
                 for name in ("_ANSWER_SECS", "_SILENCE_SECS", "_LOOK_EVERY_SECS"):  # too short for one that speaks
                     monkeypatch.setattr(table_locks, name, 0.3)
+                monkeypatch.setattr("ampd.postgres.connection.Session.ask.__kwdefaults__", {"timeout": 0.3})
 
             tasks.start_soon(cut)
             url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database.name}"
