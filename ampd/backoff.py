@@ -14,7 +14,7 @@ _FIRST_PAUSE_SECS = 0.02
 class Backoff:
     """A limit on one wait, a growing pause with jitter, and when to report it; all in seconds."""
 
-    def __init__(self, limit: float, *, longest_pause: float = 0, quiet_secs: float = QUIET_SECS) -> None:
+    def __init__(self, limit: float, *, longest_pause: float, quiet_secs: float = QUIET_SECS) -> None:
         self.limit = limit
         self._longest_pause, self._quiet_secs = longest_pause, quiet_secs
         self.renew()
@@ -51,9 +51,11 @@ class Backoff:
     def rest(self, secs: float) -> float:
         """Return how long to leave to others what an attempt has had for so many seconds: at least five times as long.
 
-        But there is always room for one more attempt before the limit; without it the rest is negative.
+        It is never shorter than a pause, since an attempt may be refused at once. There is always room for one more
+        attempt before the limit; without it the rest is negative.
         """
-        return min(secs * _RESTS * random.uniform(1, 1.2), self.limit - self.waited - secs)
+        rest = max(secs * _RESTS * random.uniform(1, 1.2), self.next_pause())
+        return min(rest, self.limit - self.waited - secs)
 
     def next_pause(self) -> float:
         """Return how long to pause before the next attempt, which is never beyond the limit."""

@@ -15,7 +15,7 @@ import msgspec
 
 from .errors import AmpdError
 from .other_sessions import Blocker, Holder
-from .report import PendingMigration, Report, duration
+from .report import PendingMigration, Report, count, duration
 
 UNFINISHED = "unfinished: run `ampd migrate` again; it resumes or says what to do"
 UNCONFIRMED = "and the server did not confirm the rollback: run `ampd status`"
@@ -181,9 +181,12 @@ class Applied(Event, frozen=True):
         done = f"[{self.number}/{self.total}] {self.version} {self.name}  {duration(self.duration_ms)}"
         if not self.retries:
             return done
-        queued = f"{self.most_queued} others waited" if self.most_queued else "nobody was seen to wait"
-        longest = f" for {self.longest_attempt_secs:.1f} s at most" if self.most_queued else ""
-        return f"{done}, at attempt {self.retries + 1} to lock its tables; {queued} behind it{longest}"
+        others = "nobody was seen to wait behind it"
+        if self.most_queued:
+            others = (
+                f"{count(self.most_queued, 'session')} waited behind it for {self.longest_attempt_secs:.1f} s at most"
+            )
+        return f"{done}, at attempt {self.retries + 1} to lock its tables; {others}"
 
 
 class Failed(Event, frozen=True):

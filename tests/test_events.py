@@ -123,7 +123,7 @@ STOPPED = "nothing was applied; 2 jobs was stopped"
                 longest_attempt_secs=1.04,
                 most_queued=4,
             ),
-            "[1/3] 2 jobs  12 ms, at attempt 3 to lock its tables; 4 others waited behind it for 1.0 s at most",
+            "[1/3] 2 jobs  12 ms, at attempt 3 to lock its tables; 4 sessions waited behind it for 1.0 s at most",
         ),
         (
             Failed(

@@ -35,6 +35,7 @@ T = TypeVar("T")
 _LOOK_EVERY_SECS = 1.0
 _ANSWER_SECS = 5.0
 _LOOKS_TO_BE_CERTAIN = 3  # that the server works for a connection no longer
+_LONGEST_PAUSE_SECS = 5.0  # after attempts that are refused at once
 _SILENCE_SECS = 15.0  # no answer on a second connection for so long: the first one is dead as well
 
 
@@ -220,7 +221,7 @@ async def with_lock_retries(
         LockTimeout: no attempt succeeded in time; the error names the blockers.
     """
     limit = execution.limits.lock_retry_secs
-    backoff = Backoff(limit)
+    backoff = Backoff(limit, longest_pause=_LONGEST_PAUSE_SECS)
     backoff.begin()
     monitor = LockMonitor(source, session, execution, backoff, fallback)
     # A shorter wait is not worth a second connection.
