@@ -98,8 +98,8 @@ def test_any_locale(ampd: Ampd, database: Database, tmp_path: Path, env: dict[st
     assert ampd("--help", env=env).returncode == 0
 
 
-def on_a_terminal(ampd: Ampd, url: str, *arguments: str, term: str) -> str:
-    """Return what ampd writes to a terminal of 40 columns."""
+def on_a_terminal(ampd: Ampd, url: str, *arguments: str, term: str = "xterm", stdout: bool = False) -> str:
+    """Return what ampd writes to a terminal of 40 columns, on stderr or on stdout."""
     ours, theirs = pty.openpty()
     os.set_blocking(ours, True)
     with os.fdopen(theirs, "wb", buffering=0) as terminal:
@@ -114,8 +114,8 @@ def on_a_terminal(ampd: Ampd, url: str, *arguments: str, term: str) -> str:
                 "AMP_CONFIG_METADATA_DB__URL": url,
             },
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=terminal,
+            stdout=terminal if stdout else subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL if stdout else terminal,
         )
     written = b""
     try:
@@ -138,3 +138,16 @@ def test_a_terminal_shows_the_plan_first(ampd: Ampd, database: Database, tmp_pat
     text = on_a_terminal(ampd, database.url, "migrate", "--migrations", "m", term="dumb")
     assert text == "[1/1] 2 b  N ms\n"
     assert on_a_terminal(ampd, database.url, "migrate", "--migrations", "m", term="xterm") == ""
+
+
+def test_status_fits_the_terminal(ampd: Ampd, database: Database, tmp_path: Path) -> None:
+    """In 40 columns the table leaves out what is least needed, and cuts a long name."""
+    write(tmp_path / "m", {"1_first.sql": "SELECT 1;\n"})
+    assert ampd("migrate", "--migrations", "m", url=database.url).returncode == 0
+    write(tmp_path / "m", {"20260101000000_a_name_that_is_long.sql": "SELECT 1;\n"})
+    text = on_a_terminal(ampd, database.url, "status", "--migrations", "m", stdout=True)
+    assert text.partition("\n\n")[2] == (
+        "state           version  name\napplied               1  first\n"
+        "pending  20260101000000  a_name_that_i..\n\nnext: `ampd migrate` applies 1 migration\n"
+    )
+    assert max(map(len, text.splitlines())) <= 40
