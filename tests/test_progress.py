@@ -139,6 +139,7 @@ def test_the_live_lines_fit_forty_columns(stream: Stream, bar: str) -> None:
     display.show(1, 2, "15.7 s, statement 2/3", "1 a_name_that_is_longer_than_the_terminal_is")
     drawn = re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", stream.getvalue()).strip()
     display.stop()
+    assert "\x1b[3" not in stream.getvalue()  # a colour
     top, name = drawn.split("\n")
     assert re.sub(r"[━╸╺ -]{4}", bar, top, count=1).rstrip() == f"{bar} 1/2 15.7 s, statement 2/3"
     assert name == "1 a_name_that_is_longer_than_the_termina"
