@@ -102,6 +102,7 @@ class Migrations(ResolvedLimits, frozen=True, kw_only=True):
     url: DatabaseUrl | None = None
     role: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     allow_out_of_order: bool = False
+    lint_allow: tuple[Annotated[str, msgspec.Meta(pattern="^[a-z-]+:[^/:]+$")], ...] = ()  # each RULE:FILE
 
     def __post_init__(self) -> None:
         super().__post_init__()

