@@ -127,8 +127,9 @@ def findings(
 def _of_file(migration: Migration, remarks: Iterable[Remark], created: Tables, number: int) -> Iterator[Finding]:
     sql = migration.sql
     statements = split(sql)
-    for index, statement in enumerate(statements):
-        if statement.words[:1] == ("CREATE",) and (made := re.match(_CREATED, shape_of(statement.text), re.DOTALL)):
+    for index, (start, end) in enumerate(statements.spans()):
+        create = sql[start : start + 6].upper() == "CREATE"
+        if create and (made := re.match(_CREATED, shape_of(sql[start:end]), re.DOTALL)):
             created.setdefault(name_parts(made["name"]), (number, index))
     allowed = set(_allowed(migration, statements))
     transactional = migration.is_transactional
@@ -220,11 +221,6 @@ def github(found: Collection[Finding], files: int) -> str:
 
 def _summary(found: Collection[Finding], files: int) -> str:
     return f"{count(files, 'migration')}, {count(len(found), 'finding') if found else 'nothing found'}"
-
-
-def json(found: Collection[Finding]) -> bytes:
-    """Return the findings as one document."""
-    return msgspec.json.format(msgspec.json.encode({"result": "findings" if found else "clean", "findings": found}))
 
 
 def _data(text: str) -> str:

@@ -97,7 +97,7 @@ class Status(msgspec.Struct, frozen=True):
 
     def json(self) -> bytes:
         """Return the document of `status --json`."""
-        return _pretty(
+        return pretty_json(
             {
                 "database": self.database,
                 "schema": self.schema,
@@ -170,7 +170,7 @@ def migrate_json(
     error: dict[str, object] | None,
 ) -> bytes:
     """Return the document of `migrate --json`, for a run that succeeded, or failed with the fields of this error."""
-    return _pretty(
+    return pretty_json(
         {
             "result": result.value,
             "current_version": current_version,
@@ -335,7 +335,8 @@ def duration(ms: float) -> str:
     return f"{minutes} min {secs} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _pretty(document: object) -> bytes:
+def pretty_json(document: object) -> bytes:
+    """Return a document as it is printed: in UTF-8, whatever is in it."""
     try:
         encoded = msgspec.json.encode(document)
     except UnicodeEncodeError:  # a path or an argument that is not UTF-8; JSON is

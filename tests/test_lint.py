@@ -1,6 +1,7 @@
 """`ampd lint`: what squawk finds, with what ampd knows of how a file runs, in each format."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -210,6 +211,10 @@ def test_files_that_are_given_are_pending(ampd: Ampd, tmp_path: Path) -> None:
     write(tmp_path / "m", FILES)
     process = ampd("lint", "m/2_b.sql", "m/1_a.sql", "m/1_a.sql", "--format=json")
     assert (process.returncode, json.loads(process.stdout)) == (0, {"result": "clean", "findings": []})
+    folder = os.fsdecode(b"\xff")
+    write(tmp_path / folder, {"1_a.sql": "DROP TABLE a;"})
+    process = ampd("lint", f"{folder}/1_a.sql", "--format", "json")
+    assert [each["file"] for each in json.loads(process.stdout)["findings"]] == ["\N{REPLACEMENT CHARACTER}/1_a.sql"]
     assert seen(ampd("lint", "2_b.sql", cwd=tmp_path / "m", env={"GITHUB_ACTIONS": ""}))[1].startswith("2_b.sql:1:1: ")
 
 
@@ -233,9 +238,9 @@ def test_the_configuration_lists_exceptions(ampd: Ampd, tmp_path: Path) -> None:
     ("arguments", "message", "hint"),
     [
         (
-            ["m/9_x.sql", "m/1_a.sql", "m/1_a.down.sql"],
-            "m/9_x.sql, m/1_a.down.sql: not a migration file",
-            "give files <version>_<name>.sql that are there; down files are none",
+            ["m/9_x.sql", "m/1_a.sql", "m/1_a.down.sql", "m", "nosuch/1_a.sql"],
+            "m/9_x.sql, m/1_a.down.sql, m, nosuch/1_a.sql: not a migration file",
+            "give files <version>_<name>.sql that are there, or their folder with --migrations",
         ),
         (
             ["m/1_a.sql", "--migrations", "m"],

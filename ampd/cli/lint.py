@@ -43,16 +43,16 @@ def lint(
         How to print the findings [default: github in GitHub Actions, else text].
     """
     from ampd import lint
+    from ampd.report import pretty_json
 
     try:
         found, number = _findings(files, migrations, where)
     except AmpdError as error:
         if format_ == "json":
-            document = {"result": "failed", "findings": [], "error": error.fields()}
-            print_json(msgspec.json.format(msgspec.json.encode(document)))
+            print_json(pretty_json({"result": "failed", "findings": [], "error": error.fields()}))
         raise
     if format_ == "json":
-        print_json(lint.json(found))
+        print_json(pretty_json({"result": "findings" if found else "clean", "findings": found}))
     else:
         in_github = format_ == "github" or (format_ is None and bool(os.environ.get("GITHUB_ACTIONS")))
         print_result((lint.github if in_github else lint.text)(found, number))
@@ -80,12 +80,12 @@ def _read(files: Sequence[Path]) -> list[Migration]:
     """
     from ampd.source import read_migrations
 
-    folders = {each.parent: read_migrations(each.parent) for each in files}
-    there = {each.parent / Path(one.file).name: one for each in files for one in folders[each.parent]}
+    folders = {each.parent for each in files if os.path.isfile(each)}
+    there = {folder / Path(each.file).name: each for folder in folders for each in read_migrations(folder)}
     if strange := [str(each) for each in files if each not in there]:
         raise ConfigError(
             f"{', '.join(strange)}: not a migration file",
-            hint="give files <version>_<name>.sql that are there; down files are none",
+            hint="give files <version>_<name>.sql that are there, or their folder with --migrations",
         )
     given = [msgspec.structs.replace(there[each], file=str(each)) for each in dict.fromkeys(files)]
     return sorted(given, key=lambda migration: migration.version)
