@@ -32,7 +32,7 @@ def shell(ampd: Ampd, url: str, redirection: str, *arguments: str) -> subprocess
 
 FULL = "error: the output cannot be written: No space left on device\n"
 NOSUCH = (
-    'unknown command "nosuch". Available commands: migrate, status, baseline, resolve, new, solo\n'
+    'unknown command "nosuch". Available commands: migrate, status, baseline, resolve, new, lint, solo\n'
     "hint: `ampd --help` lists the options\n"
 )
 
