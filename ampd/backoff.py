@@ -19,9 +19,9 @@ class Backoff:
         self._longest_pause, self._quiet_secs = longest_pause, quiet_secs
         self.renew()
 
-    def renew(self) -> None:
-        """Reset the wait: it is over."""
-        self._begun: float | None = None
+    def renew(self, since: float | None = None) -> None:
+        """Reset the wait: it is over, or another one has begun at a time of `monotonic`."""
+        self._begun = since
         self._reported = -_REPORT_EVERY_SECS
         self.pause = _FIRST_PAUSE_SECS
 

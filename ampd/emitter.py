@@ -98,11 +98,16 @@ class RunningMigration:
 
     def __init__(self, emit: Emitter, starting: Starting) -> None:
         self._emit = emit
-        self._since = monotonic()
-        self._ended = False
+        self.since = monotonic()
+        self._begun = self._ended = False
         self._cost: dict[str, Any] = {"retries": 0, "longest_attempt_secs": 0.0, "most_queued": 0}
         self.starting = starting
         self.started = False
+
+    def begin(self) -> None:
+        """Count the time from now on: its transaction begins, unless this is another attempt."""
+        if not self._begun:
+            self._begun, self.since = True, monotonic()
 
     def start(self) -> None:
         """Emit that it starts, unless an earlier attempt has: one that ends in a lock timeout is made again."""
@@ -151,7 +156,7 @@ class RunningMigration:
     @property
     def duration_ms(self) -> int:
         """Return how long it has run in milliseconds, the wait for its lock included."""
-        return round((monotonic() - self._since) * 1000)
+        return round((monotonic() - self.since) * 1000)
 
     def _facts(self) -> dict[str, Any]:
         this = self.starting

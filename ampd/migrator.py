@@ -10,10 +10,10 @@ from .advisory_lock import LockTaken
 from .config import Limits
 from .display import one_line
 from .emitter import as_ampd_error
-from .errors import AmpdError, ConfigError
+from .errors import AmpdError, ConfigError, InvalidMigration
 from .events import Finished, OnEvent, ignore
 from .history.reading import history_warnings
-from .history.refusals import check_conflicts, check_writable
+from .history.refusals import NeighboursFound, check_conflicts, check_writable
 from .migration import Migration
 from .plan import MigrationInfo, Resolution, State
 from .postgres.connection import Session
@@ -57,6 +57,7 @@ async def migrate(
     source = Hidden(database)
     del database
     run = await Run.of(source, migrations, schema, target, limits, on_event)
+    run.shows_rows = False
     async with run.emit:
         try:
             report = await _apply_all(run)
@@ -95,7 +96,7 @@ async def _apply_pending(run: Run, sessions: list[Session]) -> Report | None:
         plan = await run.planning()
         if run.planned is None:
             run.emit_plan(plan)
-        plan = await run.check_history(session, plan)
+        plan = await run.check_history(session, plan, while_applying=True)
         if (plan.pending or plan.running or plan.interrupted) and run.history.holder:
             run.lock_wait.taken(run.history)
         elif plan.interrupted and not run.history.holder_known:  # another runner may be applying it now
@@ -108,21 +109,29 @@ async def _apply_pending(run: Run, sessions: list[Session]) -> Report | None:
                 return run.warn_if_ahead(run.report(plan if run.target is None else None))
             check_writable(run.history)
             run.warn(history_warnings(run.history))
-            prepared = await run.prepared(plan)
+            from .apply.prepared import in_batches
+
+            try:
+                prepared = await run.prepared(plan)
+            except InvalidMigration:
+                await run.check_history(session, plan)  # what is wrong with them may be that another tool runs them
+                raise
             run.check_connections(prepared)
             total = len(run.done) + len(plan.pending)
             try:
-                for migration in prepared:
+                for batch in in_batches(prepared):
                     if await session.reopen():  # it could not be reset after the last migration
                         await run.read_history(session)
                         break
-                    if migration.directives.no_transaction and not guards:
+                    alone = batch[0].directives.no_transaction
+                    if alone and not guards:
                         return None
-                    if guards and not migration.directives.no_transaction:
+                    if guards and not alone:
                         await run.source.release(guards.pop())
-                    await run.apply(session, guards, migration, total)
-                    run.lock_wait.acquired()
-                    run.source.connection_wait.acquired()
+                    await run.apply(session, guards, batch, total)
+                continue
+            except NeighboursFound:
+                run.looks_around = True
                 continue
             except LockTaken as taken:
                 run.source.connection_wait.acquired()
@@ -197,7 +206,7 @@ async def resolve(
 
 async def _resolve(run: Run, session: Session, version: int, resolution: Resolution) -> Status | None:
     """Resolve it as soon as no runner holds the lock; None when the wait is long."""
-    from .apply.transaction import resolve as record_resolution
+    from .apply.recording import resolve as record_resolution
 
     while True:
         await run.read_history(session)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 
 import msgspec
@@ -35,10 +36,19 @@ class Holder(msgspec.Struct, frozen=True):
 
     @property
     def migration(self) -> str | None:
-        """Return the migration that it runs, from the comment that its message begins with."""
-        if self.query is None or not self.query.startswith("/* ampd "):
-            return None
-        return self.query.removeprefix("/* ampd ").partition(" */")[0].partition(" ")[2] or None
+        """Return the migration that it runs.
+
+        Its session's name says which, while the comment that its message begins with names the first of the message.
+        """
+        first = None
+        if self.query is not None and self.query.startswith("/* ampd "):
+            first = self.query.removeprefix("/* ampd ").partition(" */")[0].partition(" ")[2] or None
+        progress = self._progress
+        return first if progress is None or f"{first} ".startswith(f"{progress[1]} ") else progress[1]
+
+    @property
+    def _progress(self) -> re.Match[str] | None:
+        return re.fullmatch(r"ampd (\d{1,18}) (\d{1,9})/(\d{1,9})", self.application or "", re.ASCII)
 
     def is_at(self, version: int) -> bool:
         """Return whether it says that it runs the migration with this version."""
@@ -51,10 +61,12 @@ class Holder(msgspec.Struct, frozen=True):
             facts.append(f"user {one_line(self.user)}")
         if self.client:
             facts.append(f"on {one_line(self.client)}")
+        progress = self._progress
         if self.application:
-            facts.append(f"application {one_line(self.application)}")
+            facts.append(f"application {'ampd' if progress else one_line(self.application)}")
         if self.migration:
-            facts.append(f"migration {one_line(self.migration)}")
+            place = f" ({progress[2]} of {progress[3]})" if progress else ""
+            facts.append(f"migration {one_line(self.migration)}{place}")
         if self.since:
             facts.append(f"since {self.since:%Y-%m-%d %H:%M:%S%z}")
         is_runner = self.migration is not None or (self.application or "").startswith("ampd")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime
+from functools import partial
 from itertools import pairwise
 from pathlib import PurePath
 from typing import TYPE_CHECKING, TypeAlias
@@ -14,14 +14,14 @@ import anyio
 from .advisory_lock import LockTaken
 from .config import Limits, MetadataDb, check_schema, resolved_limits
 from .database_url import DatabaseUrl
-from .emitter import Emitter, RunningMigration
+from .emitter import Emitter
 from .errors import AmpdError, ConfigError, ConnectionFailed, InvalidMigration, MigrationInterrupted
 from .events import OnEvent, Planned, Starting, Stopped, Warned, was_stopped
 from .history.reading import read
 from .history.refusals import check_project
 from .history.table import History
 from .lock_wait import LockWait
-from .migration import AppliedMigration, Migration
+from .migration import AppliedMigration, DirectiveError, Migration, directives
 from .plan import Order, Plan, State, make_plan
 from .postgres.connection import CLOSE_TIMEOUT_SECS, Pool, Session, check_event_loop
 from .postgres.database import Database
@@ -30,10 +30,10 @@ from .report import AppliedNow, Report, ahead_warning, pending_of, still_pending
 from .resumption import Resumption, resuming
 from .source import reading
 from .sql.slices import at_once, in_slices
-from .version import VERSION
 
 if TYPE_CHECKING:
-    from .apply.prepared import PreparedMigration
+    from .apply.batch import Batch
+    from .apply.prepared import Execution, PreparedMigration
 
 
 Source: TypeAlias = str | DatabaseUrl | MetadataDb | Pool
@@ -77,6 +77,8 @@ class Run:
         self.done: list[AppliedNow] = []
         self.planned: Planned | None = None  # as last emitted
         self.interrupted: Starting | None = None  # by a cancellation
+        self.looks_around = False  # before a first run: what it finds is to be told, or has been
+        self.shows_rows = True  # else a history that is as the files say need not travel
         self.confirmed = True  # whether what is not applied is known to have left nothing behind
         self.warned: set[str] = set()
         self._resumptions: dict[AppliedMigration, Resumption | None] = {}
@@ -108,7 +110,8 @@ class Run:
 
     async def read_history(self, session: Session) -> History:
         """Read the history, and from the second time on also who holds the lock."""
-        self.history = await self.lock_wait.read_history(session, self.schema, self.role, self.history)
+        expected = () if self.shows_rows else self.files
+        self.history = await self.lock_wait.read_history(session, self.schema, self.role, self.history, expected)
         return self.history
 
     def plan(self, *, whole: bool = False) -> Plan:
@@ -148,9 +151,10 @@ class Run:
         self.warn(warnings(plan, migrations))
         return migrations
 
-    async def check_history(self, session: Session, plan: Plan) -> Plan:
+    async def check_history(self, session: Session, plan: Plan, *, while_applying: bool = False) -> Plan:
         """Check that the history belongs to these files, or that a first run may begin one here.
 
+        The latter can be left to the message that creates the history, `while_applying`: that raises NeighboursFound.
         Return the plan, or the one of what another runner has begun meanwhile.
 
         Raises:
@@ -162,6 +166,9 @@ class Run:
         check_project(plan, history=self.history.shown_name, packaged=self.packaged)
         if self.history.applied or self.history.holder or not self.files:
             return plan  # a holder has made this check
+        if while_applying and not self.looks_around and not self.history.table_exists and _begins_in_transaction(plan):
+            return plan
+        self.looks_around = True
         from .history.first_run import first_run_error, first_run_warnings, read_neighbours
 
         home, circumstances = self.history.schema, {"configured": self.schema is not None, "packaged": self.packaged}
@@ -246,73 +253,94 @@ class Run:
             self.emit(Warned(message=ahead_warning(report.ahead)))
         return report
 
-    async def apply(self, session: Session, guards: list[Session], prepared: PreparedMigration, total: int) -> None:
-        """Apply one migration, and add it to the history as known; emit how it ended, even when cancelled."""
+    async def apply(
+        self, session: Session, guards: list[Session], migrations: Sequence[PreparedMigration], total: int
+    ) -> None:
+        """Apply migrations that go together, and add them to the history as known.
+
+        Emits how each ended that was begun, even when cancelled.
+        """
+        from .apply.batch import Batch
         from .apply.no_transaction import apply_no_transaction
         from .apply.table_locks import with_lock_retries
-        from .apply.transaction import apply_in_transaction
+        from .apply.transaction import apply_transactions
 
-        history = self.history
+        history, number = self.history, len(self.done) + 1
         assert history is not None
-        version, name, file = prepared.migration.version, prepared.migration.name, prepared.migration.file
-        starting = Starting(
-            version=version,
-            name=name,
-            number=len(self.done) + 1,
-            total=total,
-            statements=len(prepared.statements),
-            transactional=not prepared.directives.no_transaction,
-            resumed_at=prepared.info.applied.statements_done if prepared.info.applied else 0,
-        )
-        running, begun = RunningMigration(self.emit, starting), datetime.now(UTC)
-        execution = prepared.execution(history, self.schema, self.limits, self.emit, running)
+        executions = [
+            each.execution(history, self.schema, self.limits, self.emit, number=number + place, total=total)
+            for place, each in enumerate(migrations)
+        ]
+        rows: list[AppliedMigration] = []
 
-        def applied() -> None:
-            self.done.append(AppliedNow(version, name, running.duration_ms))
+        def applied(execution: Execution) -> None:
+            migration, running = execution.migration, execution.running
+            rows.append(execution.as_applied())
+            self.done.append(AppliedNow(migration.version, migration.name, running.duration_ms))
+            self.lock_wait.acquired()
+            self.source.connection_wait.acquired()
             running.applied()
 
+        batch = Batch(executions, applied, before_history=self._before_history())
         try:
-            if prepared.directives.no_transaction:
-                await apply_no_transaction(self.source, session, guards[0], execution)
+            if migrations[0].directives.no_transaction:
+                await apply_no_transaction(self.source, session, guards[0], executions[0])
+                batch.reach(1)
             else:
-                await with_lock_retries(self.source, session, execution, apply_in_transaction)
+                await with_lock_retries(self.source, session, batch.current, partial(apply_transactions, batch=batch))
         except anyio.get_cancelled_exc_class():
-            self.confirmed = False
-            with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_TIMEOUT_SECS), suppress(AmpdError):
-                if await session.recover():
-                    self.history = await read(session, self.schema, role=self.role)
-                    self.confirmed = True
-            rows = self.history.applied if self.history else ()
-            finished = any(row.version == version and row.finished_at for row in rows)
-            if running.started and self.confirmed and finished:
-                applied()
-            else:
-                if running.started or not self.confirmed:
-                    self.interrupted = starting
-                running.failed(_interrupted_error(prepared, was_stopped(starting, confirmed=self.confirmed)))
-            raise
-        except LockTaken:
-            running.failed(_interrupted_error(prepared, f"another runner has gone on with {starting.label}"))
+            self.history = history.with_rows(rows)
+            await self._stop(session, batch)
             raise
         except Exception as error:
+            self.history = history.with_rows(rows)
+            running = batch.current()
+            if isinstance(error, LockTaken):
+                message = f"another runner has gone on with {running.running.starting.label}"
+                running.running.failed(_interrupted_error(running, message))
+                raise
             if isinstance(error, ConnectionFailed) and error.version is None:
-                error.version, error.file = version, file
-                error.hint = f"{file} was being applied; {error.hint}"
-            running.failed(error)
+                error.version, error.file = running.migration.version, running.migration.file
+                error.hint = f"{error.file} was being applied; {error.hint}"
+            running.running.failed(error)
             raise
-        applied()
-        self.history = history.with_row(
-            AppliedMigration(
-                version=version,
-                name=name,
-                checksum=prepared.migration.checksum,
-                started_at=begun,
-                finished_at=datetime.now(UTC),
-                statements_done=len(prepared.statements),
-                applied_by=history.user,
-                ampd_version=VERSION,
-            )
-        )
+        self.history = history.with_rows(rows)
+
+    def _before_history(self) -> str:
+        """Return PL/pgSQL that makes sure of nothing else in the database, if a first run has not looked."""
+        history = self.history
+        if history is None or history.schema is None or history.table_exists or self.looks_around:
+            return ""
+        from .history.first_run import check_nothing_found_sql
+
+        return check_nothing_found_sql(history.schema, self.role, packaged=self.packaged)
+
+    async def _stop(self, session: Session, batch: Batch) -> None:
+        """Roll back what a cancellation has interrupted, and find out how far the server had come."""
+        self.confirmed = False
+        with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_TIMEOUT_SECS), suppress(AmpdError):
+            if await session.recover():
+                self.history = await read(session, self.schema, role=self.role)
+                self.confirmed = True
+        if batch.done == len(batch):
+            return
+        stopped, rows = batch.current(), self.history.applied if self.history else ()
+        starting, started = stopped.running.starting, stopped.running.started
+        finished = any(row.version == stopped.migration.version and row.finished_at for row in rows)
+        if started and self.confirmed and finished:
+            batch.reach(batch.done + 1)
+            return
+        if started or not self.confirmed:
+            self.interrupted = starting
+        stopped.running.failed(_interrupted_error(stopped, was_stopped(starting, confirmed=self.confirmed)))
+
+
+def _begins_in_transaction(plan: Plan) -> bool:
+    first = plan.pending[0].migration if plan.pending else None
+    try:
+        return first is not None and not directives(first.sql).no_transaction
+    except DirectiveError:
+        return False
 
 
 def _interrupted_error(prepared: PreparedMigration, message: str) -> MigrationInterrupted:

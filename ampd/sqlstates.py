@@ -10,6 +10,7 @@ REPLACED = "AM004"  # the name of the history has come to mean another table, or
 ALTERED = "AM005"  # the history is not as ampd has made it: another owner, a trigger …
 EMPTIED = "AM006"  # rows that were in the history are not there any more
 EXPOSED = "AM007"  # the schema of the history belongs to somebody who is not trusted
+NEIGHBOURS = "AM008"  # something else is in the database that a first run has to look at
 
 FEATURE_NOT_SUPPORTED = "0A000"
 CHARACTER_NOT_IN_REPERTOIRE = "22021"
@@ -19,6 +20,7 @@ ACTIVE_SQL_TRANSACTION = "25001"
 READ_ONLY_SQL_TRANSACTION = "25006"
 IDLE_IN_TRANSACTION_SESSION_TIMEOUT = "25P03"
 TRANSACTION_TIMEOUT = "25P04"
+INVALID_SQL_STATEMENT_NAME = "26000"
 INVALID_TRANSACTION_TERMINATION = "2D000"
 INVALID_SCHEMA_NAME = "3F000"
 SERIALIZATION_FAILURE = "40001"

@@ -217,7 +217,7 @@ async def end_backend(database: Database, pid: int) -> None:
 async def ampds(database: Database) -> list[int]:
     """Return the process ids of ampd's sessions in the database."""
     rows = await database.fetch(
-        "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND application_name = 'ampd'", database.name
+        "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND application_name ~ '^ampd( |$)'", database.name
     )
     return [row["pid"] for row in rows]
 

@@ -80,28 +80,25 @@ GROUPS: dict[str, tuple[Kind, ...]] = {
         ),
         Kind(
             "Before a first run",
-            r"'histories', ",
+            r"READ ONLY; DO .*'histories', ",
             "Asks the catalog alone what else stands in the database, so that nothing is applied twice or to a "
             "stranger's database; sent only where the history has no rows.",
         ),
     ),
     "A migration in a transaction": (
         Kind(
-            "The first migration",
+            "The first migrations",
             r"CREATE TABLE \"public\"\.ampd_schema_migrations",
-            "Lock, history table, history row, script and commit in one message; the marker before each statement "
-            "tells which one is running or has failed, and what follows the last one resets the session.",
+            "Two migrations in one message: for each the lock, its history row, its script and its commit. What stands "
+            "before and after each script is in the message once, in the first transaction; the next ones take it from "
+            "there. The marker before each statement tells which one is running or has failed; what follows the last "
+            "one resets the session.",
         ),
         Kind(
             "A later migration",
             r"^/\* ampd \w+ [49] ",
             "The same where the history exists: it is locked, looked at by its oid and compared with what was read.",
-        ),
-        Kind(
-            "A migration after the first, in one run",
-            r"^/\* ampd \w+ 2 ",
-            "The oid of a table that this very run has made is not asked for: it has to be the role's own.",
-            like="A later migration",
+            like="The first migrations",
         ),
         Kind(
             "On a connection of the caller's pool",
@@ -118,7 +115,7 @@ GROUPS: dict[str, tuple[Kind, ...]] = {
         ),
         Kind(
             "A further message of a large file",
-            r"pg_current_xact_id_if_assigned(?!.*COMMIT\n?$)",
+            r"pg_current_xact_id_if_assigned(?!.*COMMIT;?\n?$)",
             "Goes on only in the transaction that the first message has begun.",
         ),
         Kind(
@@ -222,7 +219,7 @@ GROUPS: dict[str, tuple[Kind, ...]] = {
     "After an interruption": (
         Kind(
             "Going on with the file",
-            r"^/\* ampd \w+ 5 .*'the history has moved'(?!.*(INSERT INTO|UPDATE ONLY))",
+            r"^/\* ampd \w+ 5 (?!.*(INSERT INTO|UPDATE ONLY)).*RAISE INFO '\w+ lock'",
             "Under the lock: the history must still be as it was read.",
             like="Recording that the file has begun",
         ),
@@ -342,7 +339,8 @@ async def record(database: Database) -> list[str]:
 
 
 _FIXED = (
-    (r"(RAISE INFO '+)[0-9a-f]{16} ", r"\g<1>0123456789abcdef "),  # what tells our notices from a script's
+    (r"((RAISE INFO '+)|[a-z]_)[0-9a-f]{16}\b", r"\g<1>0123456789abcdef"),  # what tells what is ours from a script's
+    (r"(ampd_)[0-9a-f]{16}_", r"\g<1>0123456789abcdef_"),
     (r"(c\.oid = )[1-9][0-9]*", r"\g<1>16384"),
     (r"(nspowner IN \(c\.relowner, )[0-9]+", r"\g<1>10"),
     (r"(worker := )[0-9]+", r"\g<1>4711"),
@@ -403,10 +401,10 @@ def _lines(found: dict[Kind, str]) -> Iterator[str]:
     yield f"""# The SQL that ampd sends
 
 Recorded between ampd and a server, and written by `{RENEW}`; a test fails when it is no longer what is sent. Every
-message is one of the simple query protocol: nothing is prepared, so that any pooler will do. Shown is the first message
-of each kind, with a line break added after each of its statements; one that is much like another is shown by the lines
-in which it differs. Random values are replaced by fixed ones: the word that begins ampd's own notices
-(`0123456789abcdef`), process and transaction numbers, oids.
+message is one of the simple query protocol, and what it prepares is gone at its end, so that any pooler will do. Shown
+is the first message of each kind, with a line break added after each of its statements; one that is much like another
+is shown by the lines in which it differs. Random values are replaced by fixed ones: the word in ampd's own notices and
+names (`0123456789abcdef`), process and transaction numbers, oids.
 
 Whose code could run in these, and as whom, is in [SECURITY.md](../SECURITY.md); why they are as they are, in
 [ARCHITECTURE.md](../ARCHITECTURE.md).

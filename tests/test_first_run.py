@@ -350,6 +350,7 @@ async def test_what_another_runner_has_made_meanwhile_is_no_reason(
     database: Database, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     """A runner whose first read was before another's first migration finds its tables, and then its history as well."""
+    await database.execute("CREATE SCHEMA other CREATE TABLE ampd_schema_migrations ()")  # worth a look: it is empty
     ask = first_run.read_neighbours
 
     async def late(*arguments: Any, **options: Any) -> first_run.Neighbours:

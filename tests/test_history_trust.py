@@ -179,11 +179,11 @@ async def test_a_trigger_that_appears_between_two_transactions_is_not_run(
 
     def listen(event: ampd.Event) -> None:
         nonlocal planted
-        if isinstance(event, ampd.Applied) and event.version == 2:
+        if isinstance(event, ampd.StatementStarted) and event.version == 2:
             planted = True
-            meanwhile(trap)
+            meanwhile(trap)  # which waits for the end of that transaction, and is served before the next one
 
-    files = (*FILES[:1], *scripts("", "SELECT 1", f"{mode}SELECT 1")[1:])
+    files = (*FILES[:1], *scripts("", "SELECT pg_sleep(0.2)", f"{mode}SELECT 1")[1:])
     with pytest.raises(ampd.ConfigError, match="it has the trigger t"):
         await ampd.migrate(database.url, migrations=files, on_event=listen)
     assert planted
@@ -381,7 +381,7 @@ async def test_odd_types_and_sizes_end_in_an_error_of_the_configuration(
     await database.execute(change)
     for command in (ampd.status, ampd.migrate):
         with pytest.raises(ampd.ConfigError) as refusal:
-            await command(database.url, migrations=scripts("SELECT 1"))
+            await command(database.url, migrations=scripts("SELECT 1", "SELECT 2"))
         assert said in refusal.value.message
         assert len(str(refusal.value)) < 1000
 

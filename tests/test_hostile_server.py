@@ -168,10 +168,9 @@ def in_turn(*answers: Answer) -> Answer:
 
 def to_migration(*notes: str, error: bytes) -> Answer:
     """Answer as a server does up to the migration, and to that with an error."""
-    begun = ("pid 2", "lock", *notes)
+    begun = ("pid 2", "begin 0", *notes)
     return in_turn(
         lambda mark: noted(mark, READ) + DONE,
-        lambda mark: noted(mark, "{}") + DONE,
         lambda mark: b"".join(noted(mark, note) for note in begun) + error + READY,
     )
 
@@ -195,7 +194,11 @@ LIARS: dict[str, tuple[bytes, Answer]] = {
     ),
     "neighbours": (
         GREETING,
-        in_turn(lambda mark: noted(mark, READ) + DONE, lambda mark: noted(mark, '{"histories": 5}') + DONE),
+        in_turn(
+            lambda mark: noted(mark, READ) + DONE,
+            lambda _: fields(C="AM008") + READY,
+            lambda mark: noted(mark, '{"histories": 5}') + DONE,
+        ),
     ),
 }
 

@@ -12,7 +12,7 @@ import ampd as library
 import benchmarks.large
 from ampd import ConnectionFailed, Event, InvalidMigration, MigrationFailed, StatementStarted
 from ampd.apply.prepared import prepare
-from ampd.apply.transaction import parts
+from ampd.apply.transaction_message import parts
 from ampd.plan import make_plan
 from ampd.sql import checks, slices, splitter
 from tests.scenes import (
@@ -38,8 +38,8 @@ ALL = list(range(1, 40))
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every script be a large one, of which a few statements go into each message."""
-    monkeypatch.setattr("ampd.apply.transaction.LARGE", 0)
-    monkeypatch.setattr("ampd.apply.transaction._PART", 100)
+    monkeypatch.setattr("ampd.apply.transaction_message.LARGE", 0)
+    monkeypatch.setattr("ampd.apply.transaction_message._PART", 100)
 
 
 async def rows(database: Database) -> list[int] | None:
@@ -162,7 +162,8 @@ async def test_a_connection_that_is_lost_between_two_messages_ends_the_migration
 
             async def work() -> None:
                 pid = await database.fetchval(
-                    "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND application_name = 'ampd'", database.name
+                    "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND application_name ~ '^ampd( |$)'",
+                    database.name,
                 )
                 await end_backend(database, pid)
 

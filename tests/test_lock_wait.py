@@ -55,7 +55,8 @@ async def test_a_waiter_says_whom_it_waits_for(database: Database, script: str) 
         waiting = await heard.first(Waiting)
         since = await database.fetchval("SELECT xact_start FROM pg_stat_activity WHERE pid = $1", worker)
         await gate.execute("COMMIT")
-    assert (waiting.holder.pid, waiting.holder.client, waiting.holder.application) == (worker, "127.0.0.1", "ampd")
+    assert (waiting.holder.pid, waiting.holder.client) == (worker, "127.0.0.1")
+    assert (waiting.holder.application or "").startswith("ampd")
     assert (waiting.holder.migration, waiting.holder.since, waiting.limit) == ("1 step", since, 600)
     assert 1 <= waiting.waited < 600
     assert [len(report.applied) for report in reports] == [1, 0]
@@ -125,7 +126,7 @@ async def test_a_waiter_gives_up_in_time(database: Database, ampd: Ampd) -> None
     assert '"code":"advisory_lock_timeout"' in re.sub(r":\s+", ":", ended.stdout)
     told = re.sub(r"since [-\d]+ [:\d]+\+\d+", "since T", ended.stderr)
     told = re.sub(r"\d+ s\b", "N s", told)
-    whom = f"pid {worker}, user postgres, on 127.0.0.1, application ampd, migration 1 step, since T"
+    whom = f"pid {worker}, user postgres, on 127.0.0.1, application ampd, migration 1 step (1 of 1), since T"
     waiting = f"waiting for the migration lock (N s so far), held by {whom}\n"  # which it says only if it is slow
     assert told.replace(waiting, "") == (
         f"error: timed out after N s waiting for the migration lock, held by {whom}\n"

@@ -34,7 +34,9 @@ def ensure(condition: str) -> str:
         ),
         pytest.param("SET search_path = '';", "current_schema() = 'public'", id="an empty search_path"),
         pytest.param("CREATE TEMP TABLE t ();", "to_regclass('pg_temp.t') IS NULL", id="temporary table"),
-        pytest.param("PREPARE p AS SELECT 1;", "NOT EXISTS (SELECT FROM pg_prepared_statements)", id="PREPARE"),
+        pytest.param(
+            "PREPARE p AS SELECT 1;", "NOT EXISTS (SELECT FROM pg_prepared_statements WHERE name = 'p')", id="PREPARE"
+        ),
         pytest.param(
             "DECLARE c CURSOR WITH HOLD FOR SELECT 1;",
             "NOT EXISTS (SELECT FROM pg_cursors WHERE is_holdable)",

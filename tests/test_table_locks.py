@@ -138,7 +138,8 @@ async def test_nothing_is_held_while_resting(table: Database) -> None:
     """Between two attempts the runner has no transaction, no lock and no snapshot, and a reader gets through."""
     looked = 0
     held = (
-        "SELECT count(*) FROM pg_stat_activity a WHERE datname = current_database() AND application_name = 'ampd' AND "
+        "SELECT count(*) FROM pg_stat_activity a WHERE datname = current_database() "
+        "AND application_name ~ '^ampd( |$)' AND "
         "(state IS DISTINCT FROM 'idle' OR xact_start IS NOT NULL OR backend_xmin IS NOT NULL"
         " OR EXISTS (SELECT FROM pg_locks l WHERE l.pid = a.pid))"
     )

@@ -8,7 +8,7 @@ from typing import TypeVar
 from msgspec.structs import replace
 
 from ampd.advisory_lock import LockTaken
-from ampd.apply.transaction import record as record_in_history
+from ampd.apply.recording import record as record_in_history
 from ampd.config import Limits
 from ampd.display import one_line
 from ampd.errors import ConfigError, MigrationConflict

@@ -40,7 +40,9 @@ from .pooler import Backend, check_no_session, find_backend, restore_settings
 from .protocol import Protocol, State, Step
 from .session_state import own_role_sql, reset_session_sql, reset_settings_sql, save_settings_sql, set_role_sql
 from .table_locks import with_lock_retries
-from .transaction import LockUnavailable, StatementTracker, harm_error, note_lock_sql, parts, refused_error
+from .tracker import StatementTracker, note_lock_sql
+from .transaction import LockUnavailable, harm_error, refused_error
+from .transaction_message import parts
 from .unit_message import Wrapping, again_sql, composing, limits_of, limits_that_differ_sql, wrapping_of
 
 if TYPE_CHECKING:
@@ -166,13 +168,18 @@ class StatementRunner:
     async def _with_lock_retries(
         self, attempt: Callable[[Session, Execution], Awaitable[None]], *, blocked: AmpdError | None = None
     ) -> None:
-        async def prepared(session: Session, execution: Execution) -> None:
+        async def prepared(session: Session) -> None:
             if session.connections != self._connections:
                 await self._prepare_again()
-            await attempt(session, execution)
+            await attempt(session, self._execution)
 
         await with_lock_retries(
-            self._source, self._session, self._execution, prepared, blocked=blocked, fallback=self._guard.session
+            self._source,
+            self._session,
+            lambda: self._execution,
+            prepared,
+            blocked=blocked,
+            fallback=self._guard.session,
         )
 
     async def _prepare_again(self) -> None:

@@ -23,7 +23,7 @@ from ampd.sql.slices import in_slices
 from ampd.sql.units import units
 
 from .location import location_of
-from .transaction import StatementTracker
+from .tracker import StatementTracker
 
 if TYPE_CHECKING:
     from ampd.postgres.connection import Session

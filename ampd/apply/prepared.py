@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from ampd.emitter import Emitter, RunningMigration
 from ampd.errors import InvalidMigration
-from ampd.migration import DirectiveError, Directives, Migration, directives, reversals
+from ampd.events import Starting
+from ampd.migration import AppliedMigration, DirectiveError, Directives, Migration, directives, reversals
 from ampd.plan import MigrationInfo, Plan
 from ampd.postgres.quoting import do_block, identifier, literal
 from ampd.sql import checks, kinds, scanner, splitter
 from ampd.sql.slices import Slices, at_once
+from ampd.version import VERSION
 
 from .location import location_of
 from .session_state import set_role_sql
 
 if TYPE_CHECKING:
     from ampd.config import ResolvedLimits
-    from ampd.emitter import RunningMigration
     from ampd.events import OnEvent
     from ampd.history.table import History
     from ampd.sql.checks import Problem
@@ -39,10 +43,24 @@ class PreparedMigration(msgspec.Struct, frozen=True):
         history: History,
         schema: str | None,
         limits: ResolvedLimits,
-        on_event: OnEvent,
-        running: RunningMigration,
+        emit: Emitter,
+        *,
+        number: int,
+        total: int,
     ) -> Execution:
-        """Return it with the history to add it to, limits and callbacks; without a `schema` the search path stays."""
+        """Return it with the history to add it to, limits and callbacks; without a `schema` the search path stays.
+
+        It is the migration of that `number`, from 1, of a `total` that the run applies.
+        """
+        starting = Starting(
+            version=self.migration.version,
+            name=self.migration.name,
+            number=number,
+            total=total,
+            statements=len(self.statements),
+            transactional=not self.directives.no_transaction,
+            resumed_at=self.info.applied.statements_done if self.info.applied else 0,
+        )
         return Execution(
             self.info,
             self.migration,
@@ -52,8 +70,8 @@ class PreparedMigration(msgspec.Struct, frozen=True):
             history=history,
             schema=schema,
             limits=limits,
-            on_event=on_event,
-            running=running,
+            on_event=emit,
+            running=RunningMigration(emit, starting),
         )
 
 
@@ -65,6 +83,20 @@ class Execution(PreparedMigration, frozen=True, kw_only=True):
     limits: ResolvedLimits
     on_event: OnEvent
     running: RunningMigration
+
+    def as_applied(self) -> AppliedMigration:
+        """Return the row of the history that it has been given by now, but for the clock of the server."""
+        now, duration = datetime.now(UTC), timedelta(milliseconds=self.running.duration_ms)
+        return AppliedMigration(
+            version=self.migration.version,
+            name=self.migration.name,
+            checksum=self.migration.checksum,
+            started_at=now - duration,
+            finished_at=now,
+            statements_done=len(self.statements),
+            applied_by=self.history.user,
+            ampd_version=VERSION,
+        )
 
     @property
     def lock_timeout_secs(self) -> float:
@@ -106,6 +138,13 @@ class Execution(PreparedMigration, frozen=True, kw_only=True):
 def milliseconds(seconds: float) -> int:
     """Return what PostgreSQL's timeouts take; never 0, which is no limit, for a limit that rounds down to it."""
     return max(1, round(seconds * 1000)) if seconds else 0
+
+
+def in_batches(prepared: Iterable[PreparedMigration]) -> Iterator[list[PreparedMigration]]:
+    """Yield the migrations that go together: one outside of a transaction, or all that follow each other in one."""
+    for no_transaction, group in groupby(prepared, lambda each: each.directives.no_transaction):
+        together = list(group)
+        yield from ([each] for each in together) if no_transaction else [together]
 
 
 def prepare(pending: Iterable[MigrationInfo]) -> list[PreparedMigration]:

@@ -7,36 +7,64 @@ from ampd.postgres.quoting import do_block, identifier
 LEASE_SECS = 20  # a client that is silent for so long in a transaction that waits for it is lost
 
 # A server that loses its client in the middle of a statement finishes it first, locks held, unless told to check.
-NOTICE_A_DEAD_CLIENT = """
+_KEEPALIVES = {"tcp_keepalives_idle": "5", "tcp_keepalives_interval": "2", "tcp_keepalives_count": "3"}
+_SET_KEEPALIVES = ", ".join(f"pg_catalog.set_config('{name}', '{value}', true)" for name, value in _KEEPALIVES.items())
+NOTICE_A_DEAD_CLIENT = f"""
   BEGIN
     PERFORM pg_catalog.set_config('client_connection_check_interval', '1s', true);
   EXCEPTION WHEN OTHERS THEN NULL;  -- before PostgreSQL 14, and on Windows
   END;
-  PERFORM pg_catalog.set_config('tcp_keepalives_idle', '5', true),
-          pg_catalog.set_config('tcp_keepalives_interval', '2', true),
-          pg_catalog.set_config('tcp_keepalives_count', '3', true);"""
+  PERFORM {_SET_KEEPALIVES};"""
 
 NO_TRANSACTION_TIMEOUT = """
-  BEGIN
+  IF pg_catalog.current_setting('transaction_timeout', true) IS NOT NULL THEN  -- since PostgreSQL 17
     PERFORM pg_catalog.set_config('transaction_timeout', '0', true);
-  EXCEPTION WHEN undefined_object THEN NULL;  -- before PostgreSQL 17
+  END IF;"""
+
+
+def prepare_settings_sql(name: str) -> str:
+    """Return PL/pgSQL that prepares a statement that does the same for a transaction: what this server has of it."""
+    return f"""
+  DECLARE
+    settings pg_catalog.text := $set${_SET_KEEPALIVES}$set$;
+  BEGIN
+    BEGIN
+      PERFORM pg_catalog.set_config('client_connection_check_interval', '1s', true);
+      settings := pg_catalog.concat(settings,
+        $set$, pg_catalog.set_config('client_connection_check_interval', '1s', true)$set$);
+    EXCEPTION WHEN OTHERS THEN NULL;  -- before PostgreSQL 14, and on Windows
+    END;
+    IF pg_catalog.current_setting('transaction_timeout', true) IS NOT NULL THEN  -- since PostgreSQL 17
+      settings := pg_catalog.concat(settings, $set$, pg_catalog.set_config('transaction_timeout', '0', true)$set$);
+    END IF;
+    EXECUTE pg_catalog.concat('PREPARE {name} AS SELECT ', settings);
   END;"""
+
 
 # Deferred constraints and triggers are a part of the script: they see the session as the script has left it.
 RUN_DEFERRED = "SET CONSTRAINTS ALL IMMEDIATE; "
 
-# Not DEALLOCATE ALL: the driver of a connection of the caller's pool has prepared statements of its own.
-_DEALLOCATE = """
+
+def deallocate_sql(ours: str = "") -> str:
+    """Return a PL/pgSQL block that drops the statements that a script has prepared: all but those that are `ours`.
+
+    Not DEALLOCATE ALL: the driver of a connection of the caller's pool has prepared statements of its own.
+    """
+    others = f" AND NOT pg_catalog.starts_with(name, '{ours}')" if ours else ""
+    return f"""
 DECLARE
   made pg_catalog.text;
 BEGIN
-  FOR made IN SELECT name FROM pg_catalog.pg_prepared_statements WHERE from_sql LOOP
+  FOR made IN SELECT name FROM pg_catalog.pg_prepared_statements WHERE from_sql{others} LOOP
     EXECUTE pg_catalog.format('DEALLOCATE %I', made);
   END LOOP;
 END"""
 
+
+RESET_OBJECTS = "CLOSE ALL; UNLISTEN *; DISCARD TEMP; DISCARD SEQUENCES; "
+
 # What a rollback does not take back.
-BEYOND_ROLLBACK = f"SELECT pg_catalog.pg_advisory_unlock_all(); {do_block(_DEALLOCATE)}; "
+BEYOND_ROLLBACK = f"SELECT pg_catalog.pg_advisory_unlock_all(); {do_block(deallocate_sql())}; "
 
 _FOUND = "ampd.found"  # a setting that holds what others had set before us
 
@@ -121,7 +149,6 @@ def own_role_sql(role: str | None, *, shared: bool) -> str:
     return f"SET LOCAL SESSION AUTHORIZATION DEFAULT; {own}"
 
 
-def reset_session_sql(*, shared: bool, saved: bool = False) -> str:
+def reset_session_sql(*, shared: bool) -> str:
     """Return the statements that take back what a script may have changed in the session."""
-    taken_back = reset_settings_sql(shared=shared, saved=saved)
-    return f"{taken_back}CLOSE ALL; UNLISTEN *; DISCARD TEMP; DISCARD SEQUENCES; {BEYOND_ROLLBACK}"
+    return f"{reset_settings_sql(shared=shared)}{RESET_OBJECTS}{BEYOND_ROLLBACK}"

@@ -52,11 +52,16 @@ class LockMonitor:
     """Watches the running migration from a second connection, which is opened only when it takes long."""
 
     def __init__(
-        self, source: Database, session: Session, execution: Execution, backoff: Backoff, fallback: Session | None
+        self,
+        source: Database,
+        session: Session,
+        running: Callable[[], Execution],
+        backoff: Backoff,
+        fallback: Session | None,
     ) -> None:
         self._source = source
         self._session = session
-        self._execution = execution
+        self._running = running
         self._backoff = backoff
         self._fallback = fallback
         self._looked = monotonic()
@@ -136,7 +141,7 @@ class LockMonitor:
     def _body(self, note: Callable[[str], str]) -> str:
         pid = str(self._session.backend_pid)
         if self._session.backend_pid is None:  # until a transaction has sent it, only the label shows the backend
-            label = literal(advisory_lock.label_sql(self._execution.history.lock_key, self._execution.migration.label))
+            label = literal(advisory_lock.label_sql(self._running().history.lock_key, self._running().migration.label))
             # Anybody can write the label; nobody else can have the login that we, and so this connection, have.
             login = "usesysid = (SELECT usesysid FROM pg_stat_activity WHERE pid = pg_backend_pid())"
             mine = f"starts_with(query, {label}) AND {login} AND datname = current_database()"
@@ -170,9 +175,9 @@ class LockMonitor:
         self.most_queued = max(self.most_queued, snapshot.queued)
         limit = self._backoff.limit
         if self._backoff.should_report():
-            self._execution.on_event(
+            self._running().on_event(
                 Blocked(
-                    version=self._execution.migration.version,
+                    version=self._running().migration.version,
                     waited=self._backoff.waited,
                     limit=limit,
                     blockers=self.blockers,
@@ -204,13 +209,15 @@ class LockMonitor:
 async def with_lock_retries(
     source: Database,
     session: Session,
-    execution: Execution,
-    attempt: Callable[[Session, Execution], Awaitable[None]],
+    running: Callable[[], Execution],
+    attempt: Callable[[Session], Awaitable[None]],
     *,
     blocked: AmpdError | None = None,
     fallback: Session | None = None,
 ) -> None:
     """Make attempts, each under `lock_timeout_secs`, until one succeeds or `lock_retry_secs` have passed.
+
+    `running` returns the migration that an attempt is at: one that applies several goes on with the next.
 
     Between two attempts nothing is held and nothing waits, so that whoever queued behind us gets through; and for five
     times as long as the attempt took, so that whoever comes meanwhile waits for a sixth of the time at most. An attempt
@@ -220,10 +227,11 @@ async def with_lock_retries(
     Raises:
         LockTimeout: no attempt succeeded in time; the error names the blockers.
     """
+    execution = running()
     limit = execution.limits.lock_retry_secs
     backoff = Backoff(limit, longest_pause=_LONGEST_PAUSE_SECS)
     backoff.begin()
-    monitor = LockMonitor(source, session, execution, backoff, fallback)
+    monitor = LockMonitor(source, session, running, backoff, fallback)
     # A shorter wait is not worth a second connection.
     first_look = QUIET_SECS if blocked else min(QUIET_SECS, execution.lock_timeout_secs / 2 or QUIET_SECS)
     with anyio.CancelScope() as scope:
@@ -235,10 +243,13 @@ async def with_lock_retries(
                 session.backend_pid = None  # behind a pooler it can be another one each time
                 begun = monotonic()
                 try:
-                    await attempt(session, execution)
+                    await attempt(session)
                     return await monitor.finish_look()
                 except LockUnavailable as busy:
-                    took = monotonic() - begun
+                    if running() is not execution:  # another one than the last time
+                        execution = running()
+                        backoff.renew(since=execution.running.since)
+                    took = monotonic() - max(begun, execution.running.since)
                     waited, delay = backoff.waited, backoff.rest(took)
                     if delay < 0:
                         raise _lock_timeout_error(busy.error, monitor, waited) from busy

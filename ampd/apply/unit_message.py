@@ -22,7 +22,8 @@ from .session_state import (
     save_settings_sql,
     set_role_sql,
 )
-from .transaction import RESET_CLIENT_ENCODING, check_transaction_sql, note_transaction_sql, stay_in_transaction_sql
+from .tracker import note_transaction_sql
+from .transaction_message import RESET_CLIENT_ENCODING, check_transaction_sql, stay_in_transaction_sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -14,6 +14,7 @@ import msgspec
 from ampd.display import one_line
 from ampd.errors import ConfigError, LockTimeout, MigrationConflict, PermissionDenied
 from ampd.postgres.quoting import do_block, identifier, literal
+from ampd.sqlstates import NEIGHBOURS
 
 from .reading import READ_LOCK_SECS, locked_error
 from .refusals import NO_FOLDER
@@ -153,36 +154,54 @@ async def read_neighbours(session: Session, history: History, *, packaged: bool,
     """
     assert history.schema is not None
     try:
-        return await session.ask(_neighbours_sql(session, history.schema, role, tables=packaged), Neighbours)
+        return await session.ask(_neighbours_sql(session, history.schema, role, packaged=packaged), Neighbours)
     except LockTimeout as error:
         names = ", ".join(sorted({literal(TABLE), *(literal(tool.table) for tool in TOOLS)}))
         raise await locked_error(session, error, f"c.relname = ANY (ARRAY[{names}])") from error
 
 
-def _neighbours_sql(session: Session, home: str, role: str | None, *, tables: bool) -> str:
+def check_nothing_found_sql(home: str, role: str | None, *, packaged: bool) -> str:
+    """Return PL/pgSQL that raises NEIGHBOURS if `read_neighbours` could find anything; the search path must be pinned.
+
+    It asks the size of no table, which could be locked.
+    """
+    nothing = msgspec.json.encode(Neighbours()).decode()
+    return f"""
+    IF {_document_sql(home, role, tables=packaged, filled=False)} <> '{nothing}'::jsonb THEN
+      RAISE EXCEPTION 'there are other tables' USING ERRCODE = '{NEIGHBOURS}';
+    END IF;"""
+
+
+def _document_sql(home: str, role: str | None, *, tables: bool, filled: bool = True) -> str:
     names = ", ".join(sorted({literal(tool.table) for tool in TOOLS}))
     places = ", ".join(sorted({literal(tool.schema) for tool in TOOLS if tool.schema} | {literal(home)}))
     columns = "(SELECT jsonb_agg(attname) FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped)"
     ours = _tables_sql(
-        f"c.relname = '{TABLE}' AND n.nspname <> {literal(home)} AND NOT starts_with(n.nspname, 'pg_temp_')", role
+        f"c.relname = '{TABLE}' AND n.nspname <> {literal(home)} AND NOT starts_with(n.nspname, 'pg_temp_')",
+        role,
+        filled=filled,
     )
-    tools = _tables_sql(f"c.relname = ANY (ARRAY[{names}]) AND n.nspname = ANY (ARRAY[{places}])", role, columns)
+    named = f"c.relname = ANY (ARRAY[{names}]) AND n.nspname = ANY (ARRAY[{places}])"
+    tools = _tables_sql(named, role, columns, filled=filled)
     # Extensions bring tables of their own, such as PostGIS its spatial_ref_sys.
     others = f"""c.relname <> '{TABLE}' AND n.nspname = {literal(home)} AND NOT EXISTS (
         SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')"""
     any_table = _tables_sql(others, role, kinds="'r', 'p', 'f'", filled=False) if tables else "'[]'::jsonb"
     type_owner = f"""(SELECT pg_get_userbyid(t.typowner) FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
       WHERE t.typname = '{TABLE}' AND n.nspname = {literal(home)} AND t.typrelid = 0)"""
-    document = (
+    return (
         f"jsonb_build_object('histories', {ours}, 'tools', {tools}, 'tables', {any_table}, 'type_owner', {type_owner})"
     )
+
+
+def _neighbours_sql(session: Session, home: str, role: str | None, *, packaged: bool) -> str:
     # As in the read of the history: nothing is looked up before the search path has been replaced.
     body = f"""
 BEGIN
   PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true),
           pg_catalog.set_config('lock_timeout', '{READ_LOCK_SECS}s', true),
           pg_catalog.set_config('statement_timeout', '30s', true);
-  {session.note_sql(document)}
+  {session.note_sql(_document_sql(home, role, tables=packaged))}
 END"""
     return f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {do_block(body)}; COMMIT"
 

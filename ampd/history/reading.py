@@ -9,7 +9,8 @@ looked at by its oid: whose it is, and that nothing on it would run anybody's co
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -32,13 +33,14 @@ from .trust import (
     alterations_sql,
     columns_sql,
     fires_sql,
-    trusted_owner_sql,
-    trusted_schema_sql,
+    managed_schema_sql,
+    trusted_role_sql,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
+    from ampd.migration import Migration
     from ampd.postgres.connection import Session
 
     from .table import Owner, Table
@@ -47,7 +49,6 @@ if TYPE_CHECKING:
 READ_LOCK_SECS = 10  # nobody locks a history table for so long but by hand
 _LONGEST_ROW = 4096  # bytes as stored, of what has no length of its own: ten times what ampd writes
 _MOST_ROWS = 50_000
-_LONGEST_TEXT = 300  # characters: more than a file's name has
 
 
 class _Row(msgspec.Struct, frozen=True, array_like=True):
@@ -83,12 +84,51 @@ class _Answer(msgspec.Struct, frozen=True):
     history: History
     rows: tuple[_Row, ...] | None
     fit: bool | None  # whether all rows are of a size that ampd writes; None without rows
+    expected: bool = False  # the rows are those of the expected files, and left out
 
 
-async def read(session: Session, schema: str | None, *, role: str | None = None, who: str | None = None) -> History:
+def digest(files: Iterable[Migration]) -> str:
+    """Return what identifies a history in which exactly these files are applied: SHA-256, in hexadecimal.
+
+    The server computes the same of its rows, so that a history need not travel only to be found as expected.
+    """
+    lines = (f"{file.version} {file.checksum.hex()} {file.name}\n" for file in files)
+    return sha256("".join(lines).encode(errors="surrogatepass")).hexdigest()
+
+
+def _expected_row(file: Migration) -> AppliedMigration:
+    return AppliedMigration(
+        version=file.version,
+        name=file.name,
+        checksum=file.checksum,
+        started_at=_UNKNOWN,
+        finished_at=_UNKNOWN,
+        statements_done=0,
+        applied_by="",
+        ampd_version="",
+    )
+
+
+_UNKNOWN = datetime.fromtimestamp(0, UTC)
+
+# Of the rows h, in the order of their versions; an unfinished one is none that a file could give.
+_DIGEST = """encode(sha256(convert_to(string_agg(concat(version, ' ', encode(checksum, 'hex'), ' ', name,
+        CASE WHEN finished_at IS NULL THEN ' unfinished' END, chr(10)), '' ORDER BY version) FILTER (WHERE ampd_fit),
+        'UTF8')), 'hex')"""
+
+
+async def read(
+    session: Session,
+    schema: str | None,
+    *,
+    role: str | None = None,
+    who: str | None = None,
+    expected: Sequence[Migration] = (),
+) -> History:
     """Read the history in one round trip, in a read-only transaction; with `who` (a schema) also who holds its lock.
 
-    `role` is the configured one: it reads the history if we are a member of it, and may own it.
+    `role` is the configured one: it reads the history if we are a member of it, and may own it. A history in which
+    exactly the `expected` files are applied does not travel: its rows are then made of the files, and know no time.
 
     Raises:
         ConfigError: the table is not one of ampd's, or no schema of the search path exists.
@@ -97,8 +137,12 @@ async def read(session: Session, schema: str | None, *, role: str | None = None,
             or use any schema of its search path.
     """
     try:
-        answer = await session.ask(_read_sql(session, schema, role, who), _Answer)
-        applied = tuple(row.migration() for row in answer.rows or ())
+        known = digest(expected) if expected else None
+        answer = await session.ask(_read_sql(session, schema, role, who, known), _Answer)
+        if answer.expected:
+            applied = tuple(map(_expected_row, expected))
+        else:
+            applied = tuple(row.migration() for row in answer.rows or ())
     except LockTimeout as error:
         here = f" AND n.nspname = {literal(schema)}" if schema else ""
         raise await locked_error(session, error, f"c.relname = '{TABLE}'{here}") from error
@@ -287,120 +331,123 @@ def history_warnings(history: History) -> Iterator[str]:
         )
 
 
-def _read_sql(session: Session, schema: str | None, role: str | None, who: str | None) -> str:
+def _read_sql(session: Session, schema: str | None, role: str | None, who: str | None, known: str | None) -> str:
     # Nothing may be looked up on the search path before the block has replaced it, types included; and every catalog
     # that a fresh backend need not open saves a tenth of a millisecond.
     places = "pg_catalog.current_schemas(false)" if schema is None else f"ARRAY[{literal(schema)}::pg_catalog.name]"
     # A runner is who may write the history, if only as its owner; before there is one, whoever says so.
     is_runner = (
-        "(home IS NULL OR pg_has_role(a.usesysid, owner, 'MEMBER') OR has_table_privilege(a.usesysid, home, 'INSERT'))"
+        "(home IS NULL OR pg_has_role(a.usesysid, t.owner_oid::oid, 'MEMBER') "
+        "OR has_table_privilege(a.usesysid, home, 'INSERT'))"
     )
     holder = "NULL" if who is None else holder_sql(lock_key(who, TABLE), is_runner)
-    document = f"""jsonb_build_object('rows', applied, 'fit', fit, 'history', jsonb_build_object(
+    document = f"""jsonb_build_object('rows', applied, 'fit', fit, 'expected', same IS TRUE,
+  'history', jsonb_build_object(
     'database', current_database(), 'user', current_user, 'pid', pg_backend_pid(),
     'host', host(inet_server_addr()), 'port', inet_server_port(),
     'read_only', pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on',
     'schema', CASE WHEN home IS NULL THEN first ELSE place END,
-    'schema_exists', to_regnamespace(quote_ident(first)) IS NOT NULL,
-    'schema_owner', CASE WHEN schema_owner IS NOT NULL THEN jsonb_build_object(
-      'oid', schema_owner::int8, 'name', pg_get_userbyid(schema_owner), 'trusted', schema_trusted) END,
-    'table_exists', home IS NOT NULL, 'table', CASE WHEN home IS NOT NULL THEN jsonb_build_object(
-      'oid', home::oid::int8, 'owner_oid', owner::int8, 'owner', pg_get_userbyid(owner), 'trusted', trusted,
-      'readable', readable, 'unaltered', unaltered, 'row_security', secured, 'hidden', hidden) END,
-    'role_refused', refused,
-    'holder_known', {"false" if who is None else "true"}, 'holder', {holder}))"""
+    'schema_exists', s.oid IS NOT NULL,
+    'schema_owner', CASE WHEN s.owner IS NOT NULL THEN jsonb_build_object(
+      'oid', s.owner::int8, 'name', pg_get_userbyid(s.owner), 'trusted', schema_trusted) END,
+    'table_exists', home IS NOT NULL, 'table', CASE WHEN home IS NOT NULL THEN to_jsonb(t) || jsonb_build_object(
+      'trusted', trusted, 'readable', readable, 'unaltered', u.unaltered, 'hidden', hidden) END,
+    {"'role_refused', refused, " if role else ""}'holder_known', {"false" if who is None else "true"},
+    'holder', {holder}))"""
     # Who only reads need not be a member of the role.
     set_role_sql = f"""
   BEGIN
     PERFORM pg_catalog.set_config('role', {literal(role)}, true);
   EXCEPTION WHEN OTHERS THEN refused := SQLERRM;
   END;"""
-    # concat() takes any type as it prints itself, and so runs no cast of anybody's: a schema can be renamed under us.
-    cells = ", ".join(f"left(concat(h.{name}), {_LONGEST_TEXT})" for name in COLUMNS if name != LAST)
-    sizes = " + ".join(f"pg_column_size(h.{name})" for name in ("name", "checksum", "applied_by", "ampd_version"))
+    # Not all servers have `restrict_nonsystem_relation_kind`, which is of August 2024. A table that cannot be locked is
+    # looked for again. Who is trusted is asked where it is not us. concat() takes any type as it prints itself, and so
+    # runs no cast of anybody's: a schema can be renamed under us.
+    cells = ", ".join(f"concat({name})" for name in (*COLUMNS, "ampd_mark") if name != LAST)
+    sizes = " + ".join(f"pg_column_size({name})" for name in ("name", "checksum", "applied_by", "ampd_version"))
+    compare = (
+        f"""
+      EXECUTE concat($digest$SELECT {_DIGEST} = '{known}' $digest$, source) INTO same;"""
+        if known
+        else ""
+    )
     body = f"""
 DECLARE
-  places pg_catalog.name[] := {places};
-  place pg_catalog.name;
-  first pg_catalog.name;
-  home pg_catalog.regclass;
-  locked pg_catalog.regclass;
-  readable pg_catalog.bool;
-  owner pg_catalog.oid;
-  trusted pg_catalog.bool;
-  schema_oid pg_catalog.oid;
-  schema_owner pg_catalog.oid;
-  schema_trusted pg_catalog.bool;
-  unaltered pg_catalog.bool;
-  may_fire pg_catalog.bool;
-  secured pg_catalog.bool;
-  hidden pg_catalog.bool := false;
-  roomy pg_catalog.bool;
-  refused pg_catalog.text;
-  applied pg_catalog.jsonb;
-  fit pg_catalog.bool;
-  mark pg_catalog.text;
+places pg_catalog.name[] := {places};
+place pg_catalog.name;
+first pg_catalog.name;
+home pg_catalog.oid;
+locked pg_catalog.oid;
+t pg_catalog.record;
+u pg_catalog.record;
+s pg_catalog.record;
+readable pg_catalog.bool;
+trusted pg_catalog.bool;
+hidden pg_catalog.bool;
+owners pg_catalog.oid[];
+schema_trusted pg_catalog.bool;
+{"refused pg_catalog.text;" if role else ""}
+applied pg_catalog.jsonb;
+fit pg_catalog.bool;
+same pg_catalog.bool;
+source pg_catalog.text;
 BEGIN{set_role_sql if role else ""}
-  PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true),
-          pg_catalog.set_config('bytea_output', 'hex', true),
-          pg_catalog.set_config('datestyle', 'ISO', true),
-          pg_catalog.set_config('row_security', 'off', true),
-          pg_catalog.set_config('lock_timeout', '{READ_LOCK_SECS}s', true);
-  IF current_setting('restrict_nonsystem_relation_kind', true) IS NOT NULL THEN  -- not before August 2024
-    PERFORM set_config('restrict_nonsystem_relation_kind', 'view, foreign-table', true);
-  END IF;
-  FOR attempt IN 1..5 LOOP
-    home := NULL; readable := NULL;
-    FOREACH place IN ARRAY places LOOP
-      CONTINUE WHEN starts_with(place, 'pg_temp_');
-      first := coalesce(first, place);
-      home := to_regclass(quote_ident(place) || '.{TABLE}');
-      EXIT WHEN home IS NOT NULL;
-    END LOOP;
-    EXIT WHEN home IS NULL;
-    readable := (SELECT relkind = 'r' AND has_table_privilege(oid, 'SELECT') FROM pg_class WHERE oid = home);
-    EXIT WHEN NOT readable OR home = locked;
-    IF attempt = 5 THEN
-      RAISE EXCEPTION 'the history table is being replaced all the time' USING ERRCODE = '{REPLACED}';
-    END IF;
-    BEGIN
-      EXECUTE format('{LOCK} %I.{TABLE} IN ACCESS SHARE MODE', place);
-      locked := home;
-    EXCEPTION WHEN undefined_table OR wrong_object_type OR insufficient_privilege THEN NULL;  -- look again
-    END;
+PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+PERFORM set_config('bytea_output', 'hex', true), set_config('datestyle', 'ISO', true),
+  set_config('row_security', 'off', true), set_config('lock_timeout', '{READ_LOCK_SECS}s', true);
+IF current_setting('restrict_nonsystem_relation_kind', true) IS NOT NULL THEN
+  PERFORM set_config('restrict_nonsystem_relation_kind', 'view, foreign-table', true);
+END IF;
+FOR attempt IN 1..5 LOOP
+  home := NULL; readable := NULL;
+  FOREACH place IN ARRAY places LOOP
+    CONTINUE WHEN starts_with(place, 'pg_temp_');
+    first := coalesce(first, place);
+    home := to_regclass(quote_ident(place) || '.{TABLE}');
+    EXIT WHEN home IS NOT NULL;
   END LOOP;
-  IF home IS NOT NULL THEN
-    SELECT {PLAIN}, {MAY_FIRE}, c.relrowsecurity, c.relnamespace, c.relowner, pg_get_userbyid(c.relowner) = current_user
-      INTO unaltered, may_fire, secured, schema_oid, owner, trusted FROM pg_class c WHERE c.oid = home;
-    SELECT unaltered AND {SHAPED}, bool_or(attname = '{LAST}') INTO unaltered, roomy FROM {columns_sql("home")};
-    IF NOT trusted THEN  -- a question that is seldom worth its price
-      trusted := {trusted_owner_sql("owner", role)};
-    END IF;
-    IF may_fire THEN
-      unaltered := unaltered AND NOT {fires_sql("home")};
-    END IF;
-    IF secured THEN
-      hidden := row_security_active(home);
-    END IF;
-  ELSE
-    schema_oid := to_regnamespace(quote_ident(first));
+  EXIT WHEN home IS NULL;
+  readable := (SELECT relkind = 'r' AND has_table_privilege(oid, 'SELECT') FROM pg_class WHERE oid = home);
+  EXIT WHEN NOT readable OR home = locked;
+  IF attempt = 5 THEN
+    RAISE EXCEPTION 'the history table is replaced all the time' USING ERRCODE = '{REPLACED}';
   END IF;
-  schema_owner := (SELECT nspowner FROM pg_namespace WHERE oid = schema_oid);
-  schema_trusted := schema_owner = owner AND trusted OR pg_get_userbyid(schema_owner) = current_user;
-  IF schema_owner IS NOT NULL AND schema_trusted IS NOT TRUE THEN
-    schema_trusted := {trusted_schema_sql("schema_oid", "schema_owner", role)};
-  END IF;
-  IF home IS NOT NULL THEN
-    IF readable AND trusted AND schema_trusted AND unaltered AND NOT hidden THEN
-      mark := CASE WHEN roomy THEN 'h.{LAST}' ELSE 'NULL' END;
-      EXECUTE format('SELECT jsonb_agg(ARRAY[{cells}, left(concat(%2$s), {_LONGEST_TEXT})]) FILTER (WHERE ampd_fit),
-          bool_and(ampd_fit)
-        FROM (SELECT h.*, h.tableoid = %3$s AND coalesce({sizes} + coalesce(pg_column_size(%2$s), 0), {_LONGEST_ROW})
-                     < {_LONGEST_ROW} AS ampd_fit
-              FROM ONLY %1$I.{TABLE} h LIMIT {_MOST_ROWS + 1}) h', place, mark, home::oid) INTO applied, fit;
+  BEGIN
+    EXECUTE format('{LOCK} %I.{TABLE} IN ACCESS SHARE MODE', place);
+    locked := home;
+  EXCEPTION WHEN undefined_table OR wrong_object_type OR insufficient_privilege THEN NULL;
+  END;
+END LOOP;
+SELECT c.oid::int8 AS oid, c.relowner::int8 AS owner_oid, pg_get_userbyid(c.relowner) AS owner,
+    c.relrowsecurity AS row_security, c.relnamespace, {PLAIN} AS plain, {MAY_FIRE} AS may_fire
+  INTO t FROM pg_class c WHERE c.oid = home;
+SELECT t.plain AND {SHAPED} AND NOT (t.may_fire AND {fires_sql("home")}) AS unaltered,
+    bool_or(attname = '{LAST}') AS roomy
+  INTO u FROM {columns_sql("home")};
+SELECT oid, nspowner AS owner INTO s FROM pg_namespace
+  WHERE oid = coalesce(t.relnamespace, to_regnamespace(quote_ident(first)));
+trusted := t.owner = current_user;
+schema_trusted := pg_get_userbyid(s.owner) = current_user;
+IF NOT (coalesce(trusted, true) AND schema_trusted) THEN
+  owners := ARRAY(SELECT r.oid FROM pg_roles r WHERE r.oid IN (t.owner_oid, s.owner)
+    AND {trusted_role_sql(role)});
+  trusted := t.owner_oid = ANY (owners);
+  schema_trusted := s.owner = ANY (owners) OR {managed_schema_sql("s.oid", "s.owner")};
+END IF;
+IF home IS NOT NULL THEN
+  hidden := t.row_security AND row_security_active(home);
+  IF readable AND trusted AND schema_trusted AND u.unaltered AND NOT hidden THEN
+    source := format('FROM (SELECT h.*, %1$s AS ampd_mark, h.tableoid = %2$s
+        AND coalesce({sizes} + coalesce(pg_column_size(%1$s), 0), {_LONGEST_ROW}) < {_LONGEST_ROW} AS ampd_fit
+      FROM ONLY %3$I.{TABLE} h LIMIT {_MOST_ROWS + 1}) h', CASE WHEN u.roomy THEN '{LAST}' ELSE 'NULL' END,
+      home, place);{compare}
+    IF same IS NOT TRUE THEN
+      EXECUTE concat('SELECT jsonb_agg(ARRAY[{cells}]) FILTER (WHERE ampd_fit), bool_and(ampd_fit) ', source)
+        INTO applied, fit;
     END IF;
   END IF;
-  {session.note_sql(document)}
+END IF;
+{session.note_sql(document)}
 END"""
     # The limit on a statement that runs is the one that held when it began.
     begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = '30s'"

@@ -20,6 +20,7 @@ from ampd.sqlstates import (
     INSUFFICIENT_PRIVILEGE,
     INVALID_SCHEMA_NAME,
     MOVED,
+    NEIGHBOURS,
     REPLACED,
     UNDEFINED_TABLE,
     UNIQUE_VIOLATION,
@@ -65,8 +66,14 @@ def check_writable(history: History) -> None:
         raise read_only_error(f"{history.address} takes no writes: a standby, or read-only by default")
 
 
+class NeighboursFound(Exception):
+    """A first run was about to create a history, and there is something else that it has to look at."""
+
+
 def refusal_error(error: ServerError, history: History) -> Exception | None:
     """Return the exception for a history that could not be entered; None for any other error."""
+    if error.sqlstate == NEIGHBOURS:
+        return NeighboursFound()
     if error.sqlstate in (BUSY, MOVED, REPLACED, EXPOSED) or (error.sqlstate == ALTERED and history.table is not None):
         return LockTaken(error.message)  # reading it again tells what has become of it
     if error.sqlstate in _COLLISIONS:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
 from ampd.advisory_lock import lock_key
@@ -9,6 +11,9 @@ from ampd.display import one_line
 from ampd.migration import AppliedMigration
 from ampd.other_sessions import Holder
 from ampd.postgres.quoting import identifier
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 TABLE = "ampd_schema_migrations"
 LOCK = "LOCK TABLE ONLY"  # also found in the context of an error of that statement
@@ -55,10 +60,17 @@ class History(msgspec.Struct, frozen=True):
     table: Table | None = None  # as it was read; None also where it was made since
     applied: tuple[AppliedMigration, ...] = ()
 
-    def with_row(self, row: AppliedMigration) -> History:
-        """Return the history after one more migration of ours, without another read."""
-        rows = (*(known for known in self.applied if known.version != row.version), row)
-        return msgspec.structs.replace(self, applied=rows, table_exists=True, schema_exists=True)
+    def with_rows(self, rows: Sequence[AppliedMigration]) -> History:
+        """Return the history after some more migrations of ours, without another read."""
+        versions = {row.version for row in rows}
+        applied = (*(known for known in self.applied if known.version not in versions), *rows)
+        return msgspec.structs.replace(self, applied=applied, table_exists=True, schema_exists=True)
+
+    @property
+    def newest(self) -> str:
+        """Return the newest row's version, and whether it is unfinished, as one text; "" without rows."""
+        newest = max(self.applied, key=lambda row: row.version, default=None)
+        return f"{newest.version}{'' if newest.finished_at else ' unfinished'}" if newest else ""
 
     @property
     def address(self) -> str:

@@ -17,33 +17,36 @@ if TYPE_CHECKING:
 def trusted_owner_sql(owner: str, role: str | None = None) -> str:
     """Return an SQL expression for whether a history that belongs to `owner`, an expression of type oid, is trusted.
 
+    The search path must be pinned, for this and for all that follows.
+    """
+    return f"EXISTS (SELECT FROM pg_roles r WHERE r.oid = {owner} AND {trusted_role_sql(role)})"
+
+
+def trusted_role_sql(role: str | None = None) -> str:
+    """Return a condition on the row r of pg_roles for whether what belongs to it is trusted.
+
     Trusted are the role that connects or migrates, a superuser, the owner of the database (pg_database_owner is nobody
     else), and `role`, the configured one; never a role just because we are a member of it.
     """
-    named = (f"{literal(name)}::pg_catalog.name" for name in ("pg_database_owner", role) if name)
+    named = (f"{literal(name)}::name" for name in ("pg_database_owner", role) if name)
     me = ", ".join(("CURRENT_USER", "SESSION_USER", *named))
-    return f"""EXISTS (
-      SELECT FROM pg_catalog.pg_roles r WHERE r.oid OPERATOR(pg_catalog.=) {owner} AND (
-        r.rolsuper OR r.rolname OPERATOR(pg_catalog.=) ANY (ARRAY[{me}]) OR r.oid OPERATOR(pg_catalog.=) (
-          SELECT d.datdba FROM pg_catalog.pg_database d
-          WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())))"""
+    return f"""(r.rolsuper OR r.rolname = ANY (ARRAY[{me}])
+        OR r.oid = (SELECT datdba FROM pg_database WHERE datname = current_database()))"""
 
 
 _PUBLIC = 2200  # the oid of the schema public that a database is made with
 
 
-def trusted_schema_sql(schema: str, owner: str, role: str | None = None) -> str:
-    """Return an SQL expression for whether a schema may contain a history; both arguments are expressions of type oid.
+def managed_schema_sql(schema: str, owner: str) -> str:
+    """Return an SQL expression for whether a schema may contain a history, although its owner is not trusted.
 
     Whoever owns a schema can rename or drop it, whatever is in it, and put another in its place. So its owner must be
     trusted as that of the table is. On some managed platforms the schema public belongs to the administrators' role,
     which may create roles but is no superuser (Google's cloudsqlsuperuser): that is accepted unless we are a superuser.
+    Both arguments are expressions of type oid.
     """
-    public = f"{schema} OPERATOR(pg_catalog.=) {_PUBLIC}::pg_catalog.oid"
-    return f"""({trusted_owner_sql(owner, role)} OR {public} AND EXISTS (
-      SELECT FROM pg_catalog.pg_roles r WHERE r.oid OPERATOR(pg_catalog.=) {owner} AND r.rolcreaterole) AND NOT EXISTS (
-      SELECT FROM pg_catalog.pg_roles r WHERE r.rolsuper
-        AND r.rolname OPERATOR(pg_catalog.=) ANY (ARRAY[CURRENT_USER, SESSION_USER])))"""
+    return f"""{schema} = {_PUBLIC} AND EXISTS (SELECT FROM pg_roles WHERE oid = {owner} AND rolcreaterole)
+      AND NOT EXISTS (SELECT FROM pg_roles WHERE rolsuper AND rolname IN (CURRENT_USER, SESSION_USER))"""
 
 
 COLUMNS = {
@@ -64,11 +67,11 @@ LAST = "done_checksum"
 PLAIN = """(c.relkind = 'r' AND c.relpersistence = 'p' AND c.relchecks = 0 AND NOT c.relispartition
       AND NOT EXISTS (SELECT FROM pg_index WHERE indrelid = c.oid AND (indexprs IS NOT NULL OR indpred IS NOT NULL)))"""
 # The same of its columns, as an aggregate over `columns_sql`: those of a parent are inherited as well.
-SHAPED = f"""(bool_and(NOT atthasdef AND attinhcount = 0 AND CASE attname {
-    " ".join(f"WHEN '{name}' THEN atttypid = {_OIDS[kind]}" for name, kind in COLUMNS.items())
-} ELSE atttypid < 16384 END)
-      AND count(*) FILTER (WHERE attname IN ({", ".join(f"'{name}'" for name in COLUMNS if name != LAST)}))
-        = {len(COLUMNS) - 1})"""
+SHAPED = f"""(bool_and(NOT atthasdef AND attinhcount = 0 AND atttypid < 16384
+        AND (attname <> '{LAST}' OR atttypid = {_OIDS[COLUMNS[LAST]]}))
+      AND count(*) FILTER (WHERE (attname, atttypid) IN ({
+    ", ".join(f"('{name}', {_OIDS[kind]})" for name, kind in COLUMNS.items() if name != LAST)
+})) = {len(COLUMNS) - 1})"""
 
 # These flags stay set until the next VACUUM after the last trigger or rule was dropped.
 MAY_FIRE = "(c.relhastriggers OR c.relhasrules)"

@@ -9,12 +9,22 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ampd.postgres.quoting import do_block, identifier, literal
+from ampd.postgres.quoting import identifier, literal
 from ampd.sqlstates import ALTERED, EMPTIED, ESCAPED, EXPOSED, MOVED, REPLACED
 from ampd.version import VERSION
 
 from .table import LOCK, TABLE
-from .trust import COLUMNS, LAST, MAY_FIRE, PLAIN, SHAPED, columns_sql, fires_sql, trusted_schema_sql
+from .trust import (
+    COLUMNS,
+    LAST,
+    MAY_FIRE,
+    PLAIN,
+    SHAPED,
+    columns_sql,
+    fires_sql,
+    managed_schema_sql,
+    trusted_owner_sql,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,32 +35,80 @@ if TYPE_CHECKING:
     from .table import History
 
 
-def enter_sql(history: History, *parts: str) -> str:
+def enter_sql(history: History, *parts: str, newest: str | None = None, before: str = "") -> str:
     """Return PL/pgSQL for the beginning of a transaction that writes the history, under the lock.
 
     It checks that the history is ours to write and unchanged since it was read, or creates it where there was none,
-    and then runs `parts`.
+    and then runs `parts`. `newest` is an SQL expression for `History.newest`, where that is known only then; `before`
+    is PL/pgSQL to run before a history is created.
     """
-    if history.table_exists:
-        finished = sum(1 for row in history.applied if row.finished_at is not None)
-        newest = max((row.version for row in history.applied), default=-1)
-        begin = f"""{_check_table_sql(history)}
-    IF (SELECT count(*) <> {len(history.applied)} OR count(h.finished_at) <> {finished}
-          OR COALESCE(max(h.version), -1) <> {newest} FROM ONLY {history.name} h) THEN
-      RAISE EXCEPTION 'the history has moved' USING ERRCODE = '{MOVED}';
-    END IF;"""
-    else:
-        # A query, and not to_regclass: that may answer from what this session knew before it had the lock.
-        begin = f"""
-    IF EXISTS (SELECT FROM pg_class c WHERE {_is_named_sql(history)}) THEN
-      RAISE EXCEPTION 'the history has moved' USING ERRCODE = '{MOVED}';
-    END IF;{_create_sql(history)}{_check_table_sql(history)}"""
+    check = _check_sql(history, newest or literal(history.newest))
+    return _pinned_sql(f"{'' if history.table_exists else before + _create_sql(history)}{check}{''.join(parts)}")
+
+
+def leave_sql(history: History, version: str, statements: str, before: str) -> str:
+    """Return PL/pgSQL that records a migration as finished, in the transaction that started it and in no other.
+
+    `version`, the number of `statements` and the newest version `before`, or NULL, are numbers as SQL spells them.
+    """
+    there = f"{_has_row_sql(history, version)} AND ({before} IS NULL OR {_has_row_sql(history, before)})"
+    return _pinned_sql(f"""{_check_sql(history)}
+    UPDATE ONLY {history.name} SET finished_at = clock_timestamp(), statements_done = {statements}
+     WHERE version = {version} AND xmin = pg_current_xact_id()::xid AND {there};
+    IF NOT FOUND THEN
+      RAISE EXCEPTION 'the migration ended its own transaction, or deleted its history row' USING ERRCODE =
+        CASE WHEN {there} THEN '{ESCAPED}' ELSE '{EMPTIED}' END;
+    END IF;""")
+
+
+def _pinned_sql(body: str) -> str:
+    """Return PL/pgSQL that runs other PL/pgSQL on a search path on which no stranger can put anything."""
     return f"""
   DECLARE
     path pg_catalog.text := pg_catalog.current_setting('search_path');
-  BEGIN{_PIN}{begin}{"".join(parts)}
+    wrong pg_catalog.text;
+  BEGIN{_PIN}{body}
     PERFORM set_config('search_path', path, true);
   END;"""
+
+
+def lock_sql(history: History) -> str:
+    """Return the statement that locks the history, before anything of it is looked at."""
+    return f"\n    {LOCK} {history.name} IN ROW EXCLUSIVE MODE;"
+
+
+def _check_sql(history: History, newest: str = "NULL") -> str:
+    """Return PL/pgSQL that locks the history, and raises what is wrong with it."""
+    return f"""{lock_sql(history)}
+    wrong := {_wrong_sql(history, newest)};
+    IF wrong <> '' THEN
+      RAISE EXCEPTION 'the history is not as ampd makes it, or was replaced' USING ERRCODE = wrong;
+    END IF;"""
+
+
+def _wrong_sql(history: History, newest: str = "NULL") -> str:
+    """Return an SQL expression for what is wrong with the history, as an SQLSTATE; '' if it is ours and as it was read.
+
+    `newest` is an SQL expression for what `History.newest` has to be, or NULL. The history must be locked, and the
+    search path pinned. What follows may name the history again: nobody but the owner of its schema could give the name
+    to another table now.
+    """
+    known, owner = history.table, history.schema_owner
+    same = "pg_get_userbyid(c.relowner) = CURRENT_USER" if known is None else f"c.relowner = {known.owner_oid}"
+    this = "" if known is None else f"c.oid = {known.oid} AND "
+    owners = f"c.relowner, {owner.oid}" if owner else "c.relowner"
+    return f"""COALESCE((
+      SELECT CASE
+        WHEN ({same} AND {PLAIN} AND (SELECT {SHAPED} FROM {columns_sql("c.oid")})
+          AND NOT ({MAY_FIRE} AND {fires_sql("c.oid")})
+          AND NOT (c.relrowsecurity AND row_security_active(c.oid))) IS NOT TRUE THEN '{ALTERED}'
+        WHEN (SELECT nspowner NOT IN ({owners}) AND NOT {trusted_owner_sql("nspowner", history.role)}
+                AND NOT ({managed_schema_sql("oid", "nspowner")})
+              FROM pg_namespace WHERE oid = c.relnamespace) THEN '{EXPOSED}'
+        WHEN {newest} <> COALESCE((
+          SELECT {_NEWEST} FROM ONLY {history.name} h ORDER BY h.version DESC LIMIT 1), '') THEN '{MOVED}'
+        ELSE '' END
+      FROM pg_class c WHERE {this}{_is_named_sql(history)}), '{REPLACED}')"""
 
 
 # The path is pinned for the rest of the transaction, unless it is put back.
@@ -66,50 +124,6 @@ def _is_named_sql(history: History) -> str:
     )
 
 
-def _check_table_sql(history: History) -> str:
-    """Return PL/pgSQL that locks the history, and checks that it is the one that was read, and ours.
-
-    What follows may name it again: nobody but the owner of its schema could give the name to another table now. The
-    search path must be pinned.
-    """
-    known, owner = history.table, history.schema_owner
-    same = "pg_get_userbyid(c.relowner) = CURRENT_USER" if known is None else f"c.relowner = {known.owner_oid}"
-    this = "" if known is None else f"c.oid = {known.oid} AND "
-    owners = f"c.relowner, {owner.oid}" if owner else "c.relowner"
-    return f"""
-    {LOCK} {history.name} IN ROW EXCLUSIVE MODE;
-    DECLARE
-      home pg_catalog.oid;
-      ours pg_catalog.bool;
-      may_fire pg_catalog.bool;
-      may_hide pg_catalog.bool;
-      schema_oid pg_catalog.oid;
-      schema_owner pg_catalog.oid;
-      schema_trusted pg_catalog.bool;
-    BEGIN
-      SELECT c.oid, {same} AND {PLAIN} AND (SELECT {SHAPED} FROM {columns_sql("c.oid")}),
-             {MAY_FIRE}, c.relrowsecurity, n.oid, n.nspowner, n.nspowner IN ({owners})
-        INTO home, ours, may_fire, may_hide, schema_oid, schema_owner, schema_trusted
-        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE {this}{_is_named_sql(history)};
-      IF may_fire THEN
-        ours := ours AND NOT {fires_sql("home")};
-      END IF;
-      IF may_hide THEN
-        ours := ours AND NOT row_security_active(home);
-      END IF;
-      IF NOT schema_trusted THEN
-        schema_trusted := {trusted_schema_sql("schema_oid", "schema_owner", history.role)};
-      END IF;
-      IF home IS NULL THEN
-        RAISE EXCEPTION 'the history is another table now' USING ERRCODE = '{REPLACED}';
-      ELSIF NOT ours THEN
-        RAISE EXCEPTION 'the history is not as ampd makes it' USING ERRCODE = '{ALTERED}';
-      ELSIF NOT schema_trusted THEN
-        RAISE EXCEPTION 'the schema of the history belongs to a stranger' USING ERRCODE = '{EXPOSED}';
-      END IF;
-    END;"""
-
-
 def _create_sql(history: History) -> str:
     assert history.schema is not None
     # CREATE SCHEMA wants the right to create one even where it exists: only when it does not.
@@ -120,7 +134,11 @@ def _create_sql(history: History) -> str:
         for name, kind in COLUMNS.items()
         if name != LAST
     )
-    return _for_event_triggers_sql(f"""{schema}
+    # A query, and not to_regclass: that may answer from what this session knew before it had the lock.
+    return f"""
+    IF EXISTS (SELECT FROM pg_class c WHERE {_is_named_sql(history)}) THEN
+      RAISE EXCEPTION 'the history has moved' USING ERRCODE = '{MOVED}';
+    END IF;""" + _for_event_triggers_sql(f"""{schema}
     CREATE TABLE {history.name} (
       {columns}
     );
@@ -139,10 +157,71 @@ def _for_event_triggers_sql(definitions: str) -> str:
 
 def insert_sql(history: History, migration: Migration) -> str:
     """Return a part of `enter_sql` that records a migration as started."""
+    return insert_values_sql(history, str(migration.version), literal(migration.name), f"'{migration.checksum.hex()}'")
+
+
+def insert_values_sql(history: History, version: str, name: str, checksum: str) -> str:
+    """Return the same of values as SQL spells them; the checksum is a literal of hexadecimal digits."""
     return f"""
-    INSERT INTO {history.name} (version, name, checksum, started_at, statements_done, applied_by, ampd_version)
-    VALUES ({migration.version}, {literal(migration.name)}, decode('{migration.checksum.hex()}', 'hex'),
-            clock_timestamp(), 0, CURRENT_USER, '{VERSION}');"""
+    INSERT INTO {history.name} {_STARTED}
+    VALUES ({_started_sql(version, name, checksum)});"""
+
+
+# The newest row, as `History.newest` has it.
+_NEWEST = "pg_catalog.concat(h.version, CASE WHEN h.finished_at IS NULL THEN ' unfinished' END)"
+
+_STARTED = "(version, name, checksum, started_at, statements_done, applied_by, ampd_version)"
+
+
+def _started_sql(version: str, name: str, checksum: str) -> str:
+    return (
+        f"{version}, {name}, pg_catalog.decode({checksum}, 'hex'), pg_catalog.clock_timestamp(), 0, CURRENT_USER, "
+        f"'{VERSION}'"
+    )
+
+
+def prepare_sql(history: History, ours: str) -> str:
+    """Return a part of `enter_sql` that prepares two statements, which enter and leave the history.
+
+    Their names begin with `ours`: a word that names of scripts do not begin with.
+
+    Each returns a row if it has done its work, and none if anything is not as this transaction has found it: then
+    `enter_sql` and `leave_sql` tell what. To look at the rows of the catalog that describe the table and its schema for
+    a change is much cheaper than to look at all that they say; and to run a statement, than to plan it.
+
+    They are run on any search path: what they name is qualified, operators included.
+    """
+    enter, leave = f"{ours}_enter", f"{ours}_leave"
+    same = """(SELECT true FROM pg_catalog.pg_class
+        WHERE oid OPERATOR(pg_catalog.=) %s AND xmin OPERATOR(pg_catalog.=) %L::pg_catalog.xid)
+      AND (SELECT true FROM pg_catalog.pg_namespace
+        WHERE oid OPERATOR(pg_catalog.=) %s AND xmin OPERATOR(pg_catalog.=) %L::pg_catalog.xid)"""
+    entering = f"""PREPARE {enter} (pg_catalog.int8, pg_catalog.text, pg_catalog.text, pg_catalog.text) AS
+      INSERT INTO {history.name} {_STARTED}
+      SELECT {_started_sql("$1", "$2", "$3")}
+      WHERE COALESCE((SELECT {_NEWEST} FROM ONLY {history.name} h ORDER BY h.version DESC LIMIT 1), '')
+        OPERATOR(pg_catalog.=) $4 AND """
+    leaving = f"""PREPARE {leave} (pg_catalog.int8, pg_catalog.int4, pg_catalog.int8) AS
+      WITH finished AS (
+        UPDATE ONLY {history.name} h SET finished_at = pg_catalog.clock_timestamp(), statements_done = $2
+        WHERE h.version OPERATOR(pg_catalog.=) $1
+          AND h.xmin OPERATOR(pg_catalog.=) pg_catalog.pg_current_xact_id()::pg_catalog.xid
+          AND ($3 IS NULL OR EXISTS (
+            SELECT FROM ONLY {history.name} o WHERE o.version OPERATOR(pg_catalog.=) $3)) AND """
+    left = f"""SELECT FROM pg_catalog.pg_prepared_statements
+        WHERE from_sql AND NOT pg_catalog.starts_with(name, {literal(ours)})"""
+    return f"""
+    DECLARE
+      same pg_catalog.text := COALESCE((
+        SELECT format($same${same}$same$, c.oid, c.xmin, n.oid, n.xmin)
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE {_is_named_sql(history)} AND NOT ({MAY_FIRE} OR c.relrowsecurity)), 'false');
+    BEGIN
+      EXECUTE concat($enter${entering}$enter$, same, ' RETURNING version');
+      EXECUTE concat($leave${leaving}$leave$, same, $leave$ RETURNING 1)
+      SELECT pg_catalog.pg_advisory_unlock_all() FROM finished WHERE NOT EXISTS (
+        {left})$leave$);
+    END;"""
 
 
 def adopt_sql(history: History, migrations: Iterable[tuple[Migration, str | None]], source: str | None) -> str:
@@ -181,7 +260,7 @@ def _has_room_sql(history: History) -> str:
 def begun_by_sql(session: Session, history: History, version: int) -> str:
     """Return PL/pgSQL that notes the transaction that has last written a migration's row of the history, as `str`."""
     xmin = f"(SELECT to_jsonb(h.xmin::text) FROM ONLY {history.name} h WHERE h.version = {version})"
-    return f"{_PIN}{_check_table_sql(history)} {session.note_sql(xmin)}"
+    return f"{_check_ours_sql(history)} {session.note_sql(xmin)}"
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
@@ -212,7 +291,7 @@ def finish_no_transaction_sql(history: History, migration: Migration, was: Check
 
 def _update_sql(history: History, migration: Migration, was: Checkpoint, change: str) -> str:
     begun = was.checksum.hex() if was.checksum else ""
-    return f"""{_PIN}{_check_table_sql(history)}
+    return f"""{_check_ours_sql(history)}
     UPDATE ONLY {history.name} SET {change}
      WHERE version = {migration.version} AND finished_at IS NULL
        AND statements_done = {was.done} AND COALESCE(encode({LAST}, 'hex'), '') = '{begun}';
@@ -222,7 +301,16 @@ def _update_sql(history: History, migration: Migration, was: Checkpoint, change:
     END IF;"""
 
 
-def _has_row_sql(history: History, version: int) -> str:
+def _check_ours_sql(history: History) -> str:
+    """Return PL/pgSQL that pins the search path for the rest of the transaction, and locks and checks the history."""
+    return f"""
+    DECLARE
+      wrong pg_catalog.text;
+    BEGIN{_PIN}{_check_sql(history)}
+    END;"""
+
+
+def _has_row_sql(history: History, version: int | str) -> str:
     return f"EXISTS (SELECT FROM ONLY {history.name} WHERE version = {version})"
 
 
@@ -248,16 +336,15 @@ def resolve_sql(history: History, version: int, migration: Migration | None, sta
     END IF;"""
 
 
-def finish_sql(history: History, migration: Migration, statements: int) -> str:
-    """Return a statement that records a migration as finished, in the transaction that started it and in no other."""
-    there = _has_row_sql(history, migration.version)
-    if history.applied:
-        there += f" AND {_has_row_sql(history, max(row.version for row in history.applied))}"
-    return do_block(f"""BEGIN{_PIN}{_check_table_sql(history)}
-    UPDATE ONLY {history.name} SET finished_at = clock_timestamp(), statements_done = {statements}
-     WHERE version = {migration.version} AND xmin = pg_current_xact_id()::xid AND {there};
-    IF NOT FOUND THEN
-      RAISE EXCEPTION 'the migration ended its own transaction, or deleted its history row' USING ERRCODE =
-        CASE WHEN {there} THEN '{ESCAPED}' ELSE '{EMPTIED}' END;
-    END IF;
-END""")
+def finish_sql(history: History, version: str, statements: str, before: str) -> str:
+    """Return an SQL statement that records a migration as finished, in the transaction that started it and in no other.
+
+    It returns '', or what is wrong as an SQLSTATE. Of the number of `statements`, and of the newest version `before`
+    or NULL, it is given SQL expressions.
+    """
+    there = f"{_has_row_sql(history, version)} AND ({before} IS NULL OR {_has_row_sql(history, before)})"
+    return f"""WITH finished AS (
+      UPDATE ONLY {history.name} SET finished_at = clock_timestamp(), statements_done = {statements}
+      WHERE version = {version} AND xmin = pg_current_xact_id()::xid AND {there} RETURNING version)
+    SELECT CASE WHEN EXISTS (SELECT FROM finished) THEN ''
+      WHEN {there} THEN '{ESCAPED}' ELSE '{EMPTIED}' END"""

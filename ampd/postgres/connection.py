@@ -85,7 +85,7 @@ class Session:
         self.pooled = False  # whether a pooler stands before the server; known once a backend has sent its process id
         self._redact = redact
         self.role = role
-        self._nonce = token_hex(8)
+        self.nonce = token_hex(8)
         self._on_note: Callable[[str], None] | None = None
         self._on_event: OnEvent = ignore
         self._answering = anyio.CancelScope()  # around the message that is being answered
@@ -172,7 +172,11 @@ class Session:
 
     def note_sql(self, expression: str) -> str:
         """Return a PL/pgSQL statement that sends the value of an SQL expression to `on_note`."""
-        return f"RAISE INFO '{self._nonce} %', {expression};"
+        return f"RAISE INFO '{self.nonce} %', {expression};"
+
+    def note_text_sql(self, text: str) -> str:
+        """Return a PL/pgSQL statement that sends a constant (of plain characters) to `on_note`."""
+        return f"RAISE INFO '{self.nonce} {text}';"
 
     def note_pid_sql(self) -> str:
         """Return a PL/pgSQL statement that sends `pid` and the backend's process id to `on_note`."""
@@ -180,7 +184,7 @@ class Session:
 
     def marker_sql(self, text: str) -> str:
         """Return the shortest SQL statement that sends a constant (of plain characters) to `on_note`."""
-        return f"DO 'BEGIN RAISE INFO ''{self._nonce} {text}''; END'"
+        return f"DO 'BEGIN RAISE INFO ''{self.nonce} {text}''; END'"
 
     def give_up(self, reason: str) -> None:
         """Close the connection under a `run` that would wait for ever; it raises ConnectionFailed for this reason."""
@@ -253,11 +257,11 @@ class Session:
     def _on_message(self, _: object, message: Any) -> None:
         text: str = message.message or ""
         try:
-            if message.severity_en == "INFO" and text.startswith(self._nonce):
+            if message.severity_en == "INFO" and text.startswith(self.nonce):
                 if len(text) > _LARGEST_NOTE:
                     raise malformed_error(f"a note of {len(text)} characters")
                 if self._on_note:
-                    self._on_note(text[len(self._nonce) + 1 :])
+                    self._on_note(text[len(self.nonce) + 1 :])
             else:
                 severity = message.severity_en or message.severity or "NOTICE"
                 self._on_event(ServerMessage(severity=one_line(severity), message=folded(self._redact(text))))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from secrets import token_hex
-
 
 def literal(value: str | None) -> str:
     """Return an SQL string literal, exact whatever `standard_conforming_strings` says."""
@@ -20,7 +18,7 @@ def identifier(name: str) -> str:
 
 def do_block(body: str) -> str:
     """Return a DO statement around a PL/pgSQL body, in a dollar quote that the body does not contain."""
-    tag = "$ampd$"
+    tag, number = "$ampd$", 1
     while tag in body:
-        tag = f"$ampd_{token_hex(4)}$"
+        tag, number = f"$ampd{number}$", number + 1
     return f"DO {tag}{body}{tag}"

@@ -1,0 +1,86 @@
+"""Consecutive migrations that go together: each a transaction of its own, many of them in one message."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from ampd.history.table import History
+
+    from .prepared import Execution
+
+
+MESSAGE = 256 * 1024  # characters of scripts, and of what is added to them, in one message
+ENVELOPE = 1024  # what is added to each
+
+
+class Batch:
+    """Migrations that are applied in order, and how far that has come."""
+
+    def __init__(
+        self, executions: Sequence[Execution], on_applied: Callable[[Execution], None], *, before_history: str = ""
+    ) -> None:
+        """Keep them, and a function to call with each as soon as it is known to be committed.
+
+        `before_history` is PL/pgSQL to run before a history is created.
+        """
+        self.before_history = before_history
+        self._executions = executions
+        self._on_applied = on_applied
+        self.done = 0
+        self.alone = False  # one for each message: the server has refused one of several
+        self.unprepared = False  # a script drops prepared statements, ours among them
+        history = executions[0].history
+        self._before = list(_newest_before(history, [each.migration.version for each in executions]))
+
+    def __len__(self) -> int:
+        return len(self._executions)
+
+    def __getitem__(self, number: int) -> Execution:
+        return self._executions[number]
+
+    def current(self) -> Execution:
+        """Return the migration that runs, or is the next to run; the last one when all are applied."""
+        return self._executions[min(self.done, len(self) - 1)]
+
+    def reach(self, number: int) -> None:
+        """Take those before a migration as applied."""
+        while self.done < min(number, len(self)):
+            execution = self._executions[self.done]
+            self.done += 1
+            self._on_applied(execution)
+
+    def next_message(self) -> range:
+        """Return the numbers of those that go into the next message."""
+        stop = self.done + 1
+        if not self.alone:
+            size = self._size(self.done)
+            while stop < len(self) and (size := size + self._size(stop)) <= MESSAGE:
+                stop += 1
+        return range(self.done, stop)
+
+    def _size(self, number: int) -> int:
+        return len(self._executions[number].migration.sql) + ENVELOPE
+
+    def newest_before(self, number: int) -> tuple[str, int | None]:
+        """Return `History.newest` as a migration of the batch has to find it, and the version in it."""
+        return self._before[number]
+
+    def history(self, *, created: bool = False) -> History:
+        """Return the history that the next transaction finds, but for the rows of this batch; or once it is created."""
+        history = self._executions[0].history
+        if self.done == 0 and not created:
+            return history
+        return msgspec.structs.replace(history, table_exists=True, schema_exists=True)
+
+
+def _newest_before(history: History, versions: Iterable[int]) -> Iterator[tuple[str, int | None]]:
+    text, newest = history.newest, max((row.version for row in history.applied), default=None)
+    for version in versions:
+        yield text, newest
+        if newest is None or version > newest:
+            text, newest = str(version), version
