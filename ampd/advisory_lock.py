@@ -62,9 +62,10 @@ def label_sql(key: int, migration: str) -> str:
     return f"/* ampd {key & _UNSIGNED:x} {name} */"
 
 
-def try_lock_sql(key: int) -> str:
-    """Return PL/pgSQL that tries the lock, and touches nothing else."""
+def try_lock_sql(key: int, *, for_session: bool = False) -> str:
+    """Return PL/pgSQL that tries the lock, and touches nothing else; `for_session` is for psql alone."""
+    lasting = "" if for_session else "xact_"
     return f"""
-  IF NOT pg_catalog.pg_try_advisory_xact_lock({key}) THEN
+  IF NOT pg_catalog.pg_try_advisory_{lasting}lock({key}) THEN
     RAISE EXCEPTION 'another runner holds the lock' USING ERRCODE = '{BUSY}';
   END IF;"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import anyio
 
@@ -22,6 +23,9 @@ from .redaction import Hidden
 from .report import Report, Status
 from .run import Run, Source, check_version
 from .source import PACKAGED
+
+if TYPE_CHECKING:
+    from .apply.prepared import Execution
 
 
 async def migrate(
@@ -157,7 +161,10 @@ async def status(
     """
     source = Hidden(database)
     del database
-    run = await Run.of(source, migrations, schema, target, limits, on_event)
+    return await _status(await Run.of(source, migrations, schema, target, limits, on_event))
+
+
+async def _status(run: Run) -> Status:
     try:
         async with run.emit, run.sessions() as (session, *_):
             plan = await run.planning()
@@ -170,6 +177,29 @@ async def status(
         raise
     assert run.history is not None
     return Status(run.shown, run.history.schema, plan)
+
+
+async def dry_run(
+    database: Source, *, target: int | None = None, on_event: OnEvent = ignore
+) -> tuple[Status, list[Execution]]:
+    """Return the status, and what `migrate` would run, split and checked; changes nothing.
+
+    Raises:
+        AmpdError: `migrate` would refuse to run it, or the history cannot be read.
+    """
+    source = Hidden(database)
+    del database
+    run = await Run.of(source, None, None, target, None, on_event)
+    found = await _status(run)
+    assert run.history is not None
+    async with run.emit:
+        try:
+            check_conflicts(found.plan)
+            prepared = await run.prepared(found.plan)
+        except AmpdError as error:
+            error.report = run.report()
+            raise
+    return found, run.executions(run.history, prepared, len(prepared))
 
 
 async def resolve(

@@ -194,22 +194,6 @@ def _result(plan: Plan) -> Result:
     return Result.AHEAD if plan.ahead else Result.PENDING if plan.pending or plan.running else Result.UP_TO_DATE
 
 
-_PIECE = 1 << 20  # characters
-
-
-def dry_run_text(status: Status) -> Iterator[str]:
-    """Yield, in pieces, what `migrate --dry-run` prints: each pending migration with its SQL, as a readable script."""
-    yield f"-- {status.database}: {status.summary()}"
-    for info in status.plan.pending:
-        assert info.migration is not None
-        script = info.migration.sql
-        resumed = f", resumed at statement {info.applied.statements_done + 1}" if info.applied else ""
-        yield f"\n\n-- {info.migration.label} ({info.migration.file}{resumed})\n"
-        end = len(script.rstrip())
-        for start in range(0, end, _PIECE):
-            yield script[start : min(end, start + _PIECE)]
-
-
 def still_pending(plan: Plan) -> tuple[MigrationInfo, ...]:
     """Return what is to be applied up to the target of a plan and beyond it."""
     if plan.ahead:

@@ -253,6 +253,13 @@ class Run:
             self.emit(Warned(message=ahead_warning(report.ahead)))
         return report
 
+    def executions(self, history: History, migrations: Sequence[PreparedMigration], total: int) -> list[Execution]:
+        """Return the next migrations, of a `total` that the run applies, with the history to add them to."""
+        return [
+            each.execution(history, self.schema, self.limits, self.emit, number=number, total=total)
+            for number, each in enumerate(migrations, start=len(self.done) + 1)
+        ]
+
     async def apply(
         self, session: Session, guards: list[Session], migrations: Sequence[PreparedMigration], total: int
     ) -> None:
@@ -265,12 +272,9 @@ class Run:
         from .apply.table_locks import with_lock_retries
         from .apply.transaction import apply_transactions
 
-        history, number = self.history, len(self.done) + 1
+        history = self.history
         assert history is not None
-        executions = [
-            each.execution(history, self.schema, self.limits, self.emit, number=number + place, total=total)
-            for place, each in enumerate(migrations)
-        ]
+        executions = self.executions(history, migrations, total)
         rows: list[AppliedMigration] = []
 
         def applied(execution: Execution) -> None:

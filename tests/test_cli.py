@@ -31,11 +31,9 @@ async def test_a_database_from_empty_to_up_to_date(ampd: Ampd, database: Databas
     )
     assert run("status") == (0, pending, "")
     assert run("migrate", "--check") == (1, "DATABASE: no migration applied, 2 pending\n", "")
-    script = "".join(
-        f"\n-- {version} {name} (m/{version}_{name}.sql)\n{TWO[f'{version}_{name}.sql']}"
-        for version, name in ((1, "first"), (2, "second"))
-    )
-    assert run("migrate", "--dry-run") == (0, f"-- DATABASE: no migration applied, 2 pending\n{script}", "")
+    code, script, stderr = run("migrate", "--dry-run")  # all of which is compared where psql runs it
+    assert (code, script.partition("\n")[0], stderr) == (0, "-- DATABASE: no migration applied, 2 pending", "")
+    assert all(text in script for text in TWO.values())
     assert await database.fetchval("SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace") == 0
 
     done = "DATABASE: applied 1 migration in N s, now at version 1, 1 left pending\n"
@@ -476,6 +474,6 @@ def test_quiet_leaves_results_that_were_asked_for(ampd: Ampd, database: Database
     code, stdout, stderr = seen(ampd(*quiet, url=database.url))
     assert (code, stdout, stderr.startswith("error: ")) == (1, "", True)
     write(folder, {"1_first.sql": "CREATE TABLE a (id int);\n"})
-    assert ampd(*quiet, "--dry-run", url=database.url).stdout.endswith(TWO["2_second.sql"])
+    assert TWO["2_second.sql"] in ampd(*quiet, "--dry-run", url=database.url).stdout
     assert document(ampd(*quiet, "--json", url=database.url))["result"] == "migrated"
     assert seen(ampd(*quiet, "--check", url=database.url, env={"AMP_CONFIG_METADATA_DB_URL": "x"})) == (0, "", "")

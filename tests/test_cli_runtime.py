@@ -89,6 +89,9 @@ def test_any_locale(ampd: Ampd, database: Database, tmp_path: Path, env: dict[st
     write(tmp_path / "m", {"1_größe.sql": "SELECT 1;\n", "2_中文.sql": "SELECT 'ß', 1/0;\n"})
     process = ampd("status", "--migrations", "m", url=database.url, env=env)
     assert (process.returncode, process.stderr) == (0, "")
+    script = [sys.executable, "-m", "ampd", "migrate", "--dry-run", "--migrations", "m", "--url", database.url]
+    printed = subprocess.run(script, cwd=tmp_path, env=os.environ | env, capture_output=True, check=True).stdout
+    assert "SELECT 'ß', 1/0;\n" in printed.decode()
     document = ampd("status", "--json", "--migrations", "m", url=database.url, env=env)
     assert [step["name"] for step in json.loads(document.stdout)["migrations"]] == ["größe", "中文"]
     process = ampd("migrate", "--migrations", "m", url=database.url, env=env)

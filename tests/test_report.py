@@ -16,7 +16,6 @@ from ampd.report import (
     PendingMigration,
     Result,
     count,
-    dry_run_text,
     duration,
     examined_json,
     migrate_json,
@@ -505,31 +504,6 @@ def test_the_document_of_a_run_that_only_looks(
     result, current, pending = expected
     document = {"result": result, "current_version": current, "applied": [], "pending": pending, "error": None}
     assert json.loads(examined_json(found)) == document
-
-
-def test_the_text_of_a_dry_run() -> None:
-    """`--dry-run` prints each pending migration with its whole SQL, under comments that say which and from where."""
-    found = status([JOBS, STATE, INDEX], [row(JOBS), row(INDEX, secs=None, done=0)])
-    assert found.plan.conflicts
-    late = status([JOBS, INDEX, LATER], [row(JOBS), row(INDEX, secs=None, done=0)])
-    assert "".join(dry_run_text(late)) == (
-        "-- h:5432/amp: at version 1, 2 pending\n"
-        "\n"
-        "-- 30 index (sql/30_index.sql, resumed at statement 1)\n"
-        "-- no-transaction\n"
-        "CREATE INDEX CONCURRENTLY i ON jobs (id);\n"
-        "VACUUM jobs;\n"
-        "\n"
-        "-- 40 later (sql/40_later.sql)\n"
-        "SELECT 40;"
-    )
-    assert "".join(dry_run_text(status([JOBS, STATE], [row(JOBS)]))) == (
-        "-- h:5432/amp: at version 1, 1 pending\n"
-        "\n"
-        "-- 20 job_state (sql/20_job_state.sql)\n"
-        "ALTER TABLE jobs ADD state text;"
-    )
-    assert "".join(dry_run_text(status([JOBS], [row(JOBS)]))) == "-- h:5432/amp: up to date, at version 1"
 
 
 def test_a_path_that_is_not_utf8_is_shown_as_well_as_can_be() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import CycloptsError, Parameter, UnusedCliTokensError
@@ -28,7 +29,6 @@ from .runtime import (
     print_result,
     print_script,
     run_to_end,
-    say,
     survive,
     terminal_columns,
     wants_json,
@@ -38,6 +38,7 @@ from .solo import solo
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ampd.apply.prepared import Execution
     from ampd.report import Status
 
 
@@ -65,7 +66,7 @@ def migrate(
     check:
         Change nothing; exit 1 unless the schema is exactly up to date.
     dry_run:
-        Change nothing; print what would be applied, with its SQL.
+        Change nothing; print what would be applied as a script that psql can run, the history rows included.
     target:
         Stop after this version.
     quiet:
@@ -81,8 +82,8 @@ def migrate(
     if progress.verbose:
         progress.files = {each.version: each for each in read_migrations(metadata_db.migrations.dir)}
     if check or dry_run:
-        found = run_to_end(progress, lambda: migrator.status(metadata_db, target=target, on_event=progress))
-        return _examined(found, check=check, json=json, quiet=quiet)
+        work = partial(migrator.dry_run, metadata_db, target=target, on_event=progress)
+        return _examined(*run_to_end(progress, work), check=check, json=json, quiet=quiet)
     report = run_to_end(progress, lambda: migrator.migrate(metadata_db, target=target, on_event=progress))
     if json:
         print_json(report.json())
@@ -226,25 +227,17 @@ def _command_line_error(error: CycloptsError) -> ConfigError:
     return ConfigError(message[:1].lower() + message[1:], hint=f"`{command} --help` lists the options")
 
 
-def _examined(found: Status, *, check: bool, json: bool, quiet: bool) -> int:
+def _examined(found: Status, executions: Sequence[Execution], *, check: bool, json: bool, quiet: bool) -> int:
     """Print what `--check` and `--dry-run` have found, from the plan that a run would follow."""
-    from ampd.apply.prepared import prepare, warnings
-    from ampd.history.refusals import check_conflicts
-    from ampd.report import Report, dry_run_text, examined_json, pending_of, still_pending
+    from ampd.report import examined_json
 
-    plan = found.plan
-    try:
-        check_conflicts(plan)
-        cautions = warnings(plan, prepare(plan.pending))
-        for warning in () if quiet else cautions:
-            say(f"warning: {warning}")
-    except AmpdError as error:
-        error.report = Report(found.database, found.schema, plan.current_version, (), pending_of(still_pending(plan)))
-        raise
     if json:
         print_json(examined_json(found))
     elif not check:
-        print_script(dry_run_text(found))
+        from ampd.apply.psql_script import check_scriptable, psql_script
+
+        check_scriptable(found, executions)
+        print_script(psql_script(found, executions))
     elif not quiet:
         print_result(f"{found.database}: {found.summary()}")
     return int(check and not found.up_to_date)

@@ -182,10 +182,11 @@ def terminal_columns() -> int | None:
 
 
 def print_script(pieces: Iterable[str]) -> None:
-    """Print SQL as it is: a script that differs from what is run would be a lie."""
+    """Print SQL as it is, in UTF-8 whatever the locale: a script that differs from what is run would be a lie."""
+    sys.stdout.flush()
     for piece in pieces:
-        print(piece, end="")
-    print(flush=True)
+        sys.stdout.buffer.write(piece.encode(errors="backslashreplace"))
+    sys.stdout.buffer.flush()
 
 
 def print_json(document: bytes) -> None:
