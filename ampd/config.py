@@ -92,6 +92,9 @@ class ResolvedLimits(_Checked, frozen=True, kw_only=True):
     statement_timeout_secs: Seconds = 0
 
 
+_HISTORY = "ampd_schema_migrations"
+
+
 class Migrations(ResolvedLimits, frozen=True, kw_only=True):
     """`[metadata_db.migrations]`: where the files are, as whom and in which order they run, and the time limits.
 
@@ -101,6 +104,7 @@ class Migrations(ResolvedLimits, frozen=True, kw_only=True):
     dir: Path | None = None
     url: DatabaseUrl | None = None
     role: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    table: Annotated[str, msgspec.Meta(min_length=1)] = _HISTORY
     allow_out_of_order: bool = False
     lint_allow: tuple[Annotated[str, msgspec.Meta(pattern="^[a-z-]+:[^/:]+$")], ...] = ()  # each RULE:FILE
 
@@ -109,6 +113,9 @@ class Migrations(ResolvedLimits, frozen=True, kw_only=True):
         if self.role is not None:
             with self._under("role"):
                 _check_name("role", self.role, reserved=self.role in ("none", "public") or self.role.startswith("pg_"))
+        if self.table != _HISTORY:
+            with self._under("table"):
+                _check_name("table", self.table, reserved=self.table.startswith("pg_"))
 
 
 class Limits(_Checked, frozen=True, kw_only=True):
@@ -237,6 +244,20 @@ def check_schema(schema: str) -> None:
     if not schema:
         raise ConfigError("the schema's name is empty", hint="name the schema, or leave it out for the search path's")
     _check_name("schema", schema, reserved=schema == "$user" or schema.startswith("pg_"))
+
+
+def check_table(table: str) -> None:
+    """Refuse a name that a history table cannot have.
+
+    Raises:
+        ConfigError: an empty name, or one that PostgreSQL reserves, or cuts.
+        TypeError: not a str.
+    """
+    if not isinstance(table, str):
+        raise TypeError(f"the name of a table is a str, not {type(table).__name__}")
+    if not table:
+        raise ConfigError("the table's name is empty", hint="name the table, or leave it out")
+    _check_name("table", table, reserved=table.startswith("pg_"))
 
 
 def _check_name(what: str, name: str, *, reserved: bool) -> None:

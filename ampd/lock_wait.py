@@ -11,7 +11,7 @@ from .backoff import Backoff
 from .errors import AdvisoryLockTimeout, ConnectionFailed
 from .events import OnEvent, Waiting
 from .history.reading import read
-from .history.table import History
+from .history.table import History, Place
 from .other_sessions import Holder
 
 if TYPE_CHECKING:
@@ -70,12 +70,7 @@ class LockWait:
             await anyio.sleep(self._backoff.next_pause())
 
     async def read_history(
-        self,
-        session: Session,
-        schema: str | None,
-        role: str | None,
-        before: History | None,
-        expected: Sequence[Migration] = (),
+        self, session: Session, place: Place, before: History | None, expected: Sequence[Migration] = ()
     ) -> History:
         """Read the history; with one that was read `before` also who holds the lock now.
 
@@ -85,11 +80,11 @@ class LockWait:
         who = before.schema if before else None
         await session.reopen()  # a session that only waits has no state to lose
         try:
-            found = await read(session, schema, role=role, who=who, expected=expected)
+            found = await read(session, place, who=who, expected=expected)
         except ConnectionFailed:
             if before is None or not await session.reopen():
                 raise
-            found = await read(session, schema, role=role, who=who, expected=expected)
+            found = await read(session, place, who=who, expected=expected)
         why, self.is_taken_by_others, self._why = self._why, False, None
         unless = why.unless if why and before and not found.holder and found.applied == before.applied else None
         self._collisions = self._collisions + 1 if unless else 0

@@ -33,6 +33,7 @@ async def migrate(
     *,
     migrations: Iterable[Migration] | None = None,
     schema: str | None = None,
+    table: str | None = None,
     target: int | None = None,
     limits: Limits | None = None,
     on_event: OnEvent = ignore,
@@ -46,6 +47,8 @@ async def migrate(
         database: a PostgreSQL URL, an `asyncpg.Pool`, or the `metadata_db` section of a configuration.
         migrations: in any order; default: those of the configured folder, else the packaged ones.
         schema: where the tables and the history live; default: as configured, else what the search path says.
+        table: what the history is called, so that several projects can share a schema; default: as configured, else
+            ampd_schema_migrations.
         target: stop after this version.
         limits: how patient to be; what is not given stays as configured, and so do folder and `allow_out_of_order`.
         on_event: a plain function, called with each event. Once the history is read, `Planned`; for each migration
@@ -60,7 +63,7 @@ async def migrate(
     """
     source = Hidden(database)
     del database
-    run = await Run.of(source, migrations, schema, target, limits, on_event)
+    run = await Run.of(source, migrations, schema, table, target, limits, on_event)
     run.shows_rows = False
     async with run.emit:
         try:
@@ -151,6 +154,7 @@ async def status(
     *,
     migrations: Iterable[Migration] | None = None,
     schema: str | None = None,
+    table: str | None = None,
     target: int | None = None,
     limits: Limits | None = None,
     on_event: OnEvent = ignore,
@@ -161,7 +165,7 @@ async def status(
     """
     source = Hidden(database)
     del database
-    return await _status(await Run.of(source, migrations, schema, target, limits, on_event))
+    return await _status(await Run.of(source, migrations, schema, table, target, limits, on_event))
 
 
 async def _status(run: Run) -> Status:
@@ -189,7 +193,7 @@ async def dry_run(
     """
     source = Hidden(database)
     del database
-    run = await Run.of(source, None, None, target, None, on_event)
+    run = await Run.of(source, None, None, None, target, None, on_event)
     found = await _status(run)
     assert run.history is not None
     async with run.emit:
@@ -209,6 +213,7 @@ async def resolve(
     *,
     migrations: Iterable[Migration] | None = None,
     schema: str | None = None,
+    table: str | None = None,
     limits: Limits | None = None,
     on_event: OnEvent = ignore,
 ) -> Status:
@@ -226,7 +231,7 @@ async def resolve(
     if not isinstance(resolution, Resolution):
         ways = "ampd.Resolution.APPLIED or ampd.Resolution.ROLLED_BACK"
         raise TypeError(f"the resolution is {ways}, not {type(resolution).__name__}")
-    run = await Run.of(source, migrations, schema, None, limits, on_event)
+    run = await Run.of(source, migrations, schema, table, None, limits, on_event)
     while True:
         async with run.emit, run.sessions() as (session, *_):
             if (resolved := await _resolve(run, session, version, resolution)) is not None:

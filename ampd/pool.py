@@ -28,6 +28,7 @@ async def open_pool(
     *,
     migrations: Iterable[Migration] | None = None,
     schema: str | None = None,
+    table: str | None = None,
     limits: Limits | None = None,
     on_event: OnEvent = ignore,
     **options: Any,
@@ -59,9 +60,9 @@ async def open_pool(
         metadata_db = replace(metadata_db, schema=schema)
     unopened = unopened_pool(metadata_db, hidden_options)
     if metadata_db.auto_migrate:
-        await migrate(metadata_db, migrations=migrations, limits=limits, on_event=on_event)
+        await migrate(metadata_db, migrations=migrations, table=table, limits=limits, on_event=on_event)
     else:
-        found = await status(metadata_db, migrations=migrations, limits=limits, on_event=on_event)
+        found = await status(metadata_db, migrations=migrations, table=table, limits=limits, on_event=on_event)
         check_conflicts(found.plan)
         if pending := still_pending(found.plan):
             raise MigrationConflict(

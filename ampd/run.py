@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, TypeAlias
 import anyio
 
 from .advisory_lock import LockTaken
-from .config import Limits, MetadataDb, check_schema, resolved_limits
+from .config import Limits, MetadataDb, check_schema, check_table, resolved_limits
 from .database_url import DatabaseUrl
 from .emitter import Emitter
 from .errors import AmpdError, ConfigError, ConnectionFailed, InvalidMigration, MigrationInterrupted
 from .events import OnEvent, Planned, Starting, Stopped, Warned, was_stopped
 from .history.reading import read
 from .history.refusals import check_project
-from .history.table import History
+from .history.table import History, Place
 from .lock_wait import LockWait
 from .migration import AppliedMigration, DirectiveError, Migration, directives
 from .plan import Order, Plan, State, make_plan
@@ -48,6 +48,7 @@ class Run:
         configured: MetadataDb,
         files: tuple[Migration, ...],
         schema: str | None,
+        table: str | None,
         target: int | None,
         limits: Limits | None,
         on_event: OnEvent,
@@ -62,6 +63,9 @@ class Run:
         self.schema = configured.schema if schema is None else schema
         if self.schema is not None:
             check_schema(self.schema)
+        if table is not None:
+            check_table(table)
+        self.place = Place(self.schema, policy.table if table is None else table, policy.role)
         self.files = files
         self.packaged = packaged
         self.target = target
@@ -90,6 +94,7 @@ class Run:
         source: Hidden[Source],
         migrations: Iterable[Migration] | None,
         schema: str | None,
+        table: str | None,
         target: int | None,
         limits: Limits | None,
         on_event: OnEvent,
@@ -100,7 +105,7 @@ class Run:
         folder = configured.migrations.dir
         files = await in_slices(reading(folder)) if migrations is None else _in_order(migrations)
         packaged = migrations is None and folder is None
-        return cls(source, configured, files, schema, target, limits, on_event, packaged=packaged)
+        return cls(source, configured, files, schema, table, target, limits, on_event, packaged=packaged)
 
     @asynccontextmanager
     async def sessions(self, count: int = 1) -> AsyncIterator[list[Session]]:
@@ -111,7 +116,7 @@ class Run:
     async def read_history(self, session: Session) -> History:
         """Read the history, and from the second time on also who holds the lock."""
         expected = () if self.shows_rows else self.files
-        self.history = await self.lock_wait.read_history(session, self.schema, self.role, self.history, expected)
+        self.history = await self.lock_wait.read_history(session, self.place, self.history, expected)
         return self.history
 
     def plan(self, *, whole: bool = False) -> Plan:
@@ -171,11 +176,13 @@ class Run:
         self.looks_around = True
         from .history.first_run import first_run_error, first_run_warnings, read_neighbours
 
-        home, circumstances = self.history.schema, {"configured": self.schema is not None, "packaged": self.packaged}
+        home, configured, table = self.history.schema, self.schema is not None, self.place.table
         assert home is not None
-        neighbours = await read_neighbours(session, self.history, packaged=self.packaged, role=self.role)
-        error = first_run_error(neighbours, home, **circumstances)
-        warnings = tuple(first_run_warnings(neighbours, home, **circumstances))
+        neighbours = await read_neighbours(session, self.history, packaged=self.packaged)
+        error = first_run_error(neighbours, home, configured=configured, packaged=self.packaged, table=table)
+        warnings = tuple(
+            first_run_warnings(neighbours, home, configured=configured, packaged=self.packaged, table=table)
+        )
         if error or warnings:  # unless what is there has been made since the history was read, by another runner
             await self.read_history(session)
             if self.history.applied or self.history.holder:
@@ -317,14 +324,14 @@ class Run:
             return ""
         from .history.first_run import check_nothing_found_sql
 
-        return check_nothing_found_sql(history.schema, self.role, packaged=self.packaged)
+        return check_nothing_found_sql(history.schema, self.place, packaged=self.packaged)
 
     async def _stop(self, session: Session, batch: Batch) -> None:
         """Roll back what a cancellation has interrupted, and find out how far the server had come."""
         self.confirmed = False
         with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_TIMEOUT_SECS), suppress(AmpdError):
             if await session.recover():
-                self.history = await read(session, self.schema, role=self.role)
+                self.history = await read(session, self.place)
                 self.confirmed = True
         if batch.done == len(batch):
             return

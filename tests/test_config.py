@@ -33,6 +33,7 @@ KEYS: list[tuple[str, str, str, object]] = [
     ("migrations.dir", '"/sql"', "/sql", Path("/sql")),
     ("migrations.url", '"postgres://u@h/db"', "postgres://u@h/db", DatabaseUrl("postgresql://u@h/db")),
     ("migrations.role", '"amp_owner"', "amp_owner", "amp_owner"),
+    ("migrations.table", '"queue"', "queue", "queue"),
     ("migrations.allow_out_of_order", "true", "on", True),
     (
         "migrations.lint_allow",
@@ -105,6 +106,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "migrations.statement_timeout_secs": 0,
         "migrations.url": None,
         "migrations.role": None,
+        "migrations.table": "ampd_schema_migrations",
         "migrations.allow_out_of_order": False,
         "migrations.lint_allow": (),
     }

@@ -380,7 +380,7 @@ async def test_a_table_that_is_put_in_its_place(database: Database) -> None:
         await connection.execute(TAKEN["dbmate"].history)
     seen_before = Neighbour("public", "schema_migrations", "postgres", True)
     source: Hidden[Any] = Hidden(database.url)
-    run = await Run.of(source, (), None, None, None, print)
+    run = await Run.of(source, (), None, None, None, None, print)
     async with run.sessions() as (session, *_):
         with pytest.raises(library.PermissionDenied, match="is not trusted"):
             await read_rows(session, seen_before, TOOLS["dbmate"], None)

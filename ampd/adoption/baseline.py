@@ -40,6 +40,7 @@ async def baseline(
     source: str | None = None,
     migrations: Iterable[Migration] | None = None,
     schema: str | None = None,
+    table: str | None = None,
     limits: Limits | None = None,
     on_event: OnEvent = ignore,
 ) -> Status:
@@ -60,7 +61,7 @@ async def baseline(
     """
     hidden = Hidden(database)
     del database
-    takeover = await Takeover.of(hidden, version, source, migrations, schema, limits, on_event)
+    takeover = await Takeover.of(hidden, version, source, migrations, schema, table, limits, on_event)
     return await takeover.record()
 
 
@@ -78,6 +79,7 @@ class Takeover:
         source: str | None,
         migrations: Iterable[Migration] | None = None,
         schema: str | None = None,
+        table: str | None = None,
         limits: Limits | None = None,
         on_event: OnEvent = ignore,
     ) -> Takeover:
@@ -96,7 +98,7 @@ class Takeover:
             check_version("version", version)
         if source not in (None, "auto", *TOOLS):
             raise ConfigError(f'"{source}" is none of the tools: {", ".join(TOOLS)}, or auto')
-        return cls(await Run.of(database, migrations, schema, version, limits, on_event), version, source)
+        return cls(await Run.of(database, migrations, schema, table, version, limits, on_event), version, source)
 
     @property
     def database(self) -> str:
@@ -165,7 +167,7 @@ class Takeover:
         check_conflicts(replace(known, conflicts=real))
         neighbours = Neighbours()
         if self._source or not history.applied:
-            neighbours = await read_neighbours(session, history, packaged=True, role=run.role)
+            neighbours = await read_neighbours(session, history, packaged=True)
         if not history.applied:
             others = replace(neighbours, tools=())  # whose histories are no obstacle here
             configured = run.schema is not None

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ampd.errors import AmpdError, ConnectionFailed, MigrationFailed
-from ampd.history import refusals, table
+from ampd.history import refusals
 from ampd.postgres.failures import ABOUT_THE_CONNECTION, translated_error
 from ampd.postgres.server_error import ServerError
 from ampd.sql.slices import in_slices
@@ -118,7 +118,8 @@ def harm_error(
     """
     migration = execution.migration
     if statement is None:
-        places = (found.start() for found in re.finditer(table.TABLE, migration.sql, re.IGNORECASE))
+        named = re.escape(execution.history.place.table)
+        places = (found.start() for found in re.finditer(named, migration.sql, re.IGNORECASE))
         naming = {number for place in places if (number := execution.statements.at(place)) is not None}
         statement = execution.statements[naming.pop()] if len(naming) == 1 else None
     found = location_of(migration, statement.start if statement else None)

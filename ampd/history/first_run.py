@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ampd.errors import AmpdError
     from ampd.postgres.connection import Session
 
-    from .table import History
+    from .table import History, Place
 
 
 _MOST = 20  # tables of each kind that are asked for
@@ -140,68 +140,68 @@ def tool_of(table: Neighbour) -> Tool | None:
     return None
 
 
-async def read_neighbours(session: Session, history: History, *, packaged: bool, role: str | None = None) -> Neighbours:
+async def read_neighbours(session: Session, history: History, *, packaged: bool) -> Neighbours:
     """Read what else there is, from the catalog alone, in one round trip and in a read-only transaction.
 
     Args:
         session: a connection, outside of any transaction.
         history: one without any rows.
         packaged: whether the packaged migrations are about to run because no folder was named.
-        role: the role under which migrations are configured to run.
 
     Raises:
         AmpdError: the question could not be answered.
     """
     assert history.schema is not None
     try:
-        return await session.ask(_neighbours_sql(session, history.schema, role, packaged=packaged), Neighbours)
+        return await session.ask(_neighbours_sql(session, history.schema, history.place, packaged=packaged), Neighbours)
     except LockTimeout as error:
-        names = ", ".join(sorted({literal(TABLE), *(literal(tool.table) for tool in TOOLS)}))
+        names = ", ".join(sorted({literal(history.place.table), *(literal(tool.table) for tool in TOOLS)}))
         raise await locked_error(session, error, f"c.relname = ANY (ARRAY[{names}])") from error
 
 
-def check_nothing_found_sql(home: str, role: str | None, *, packaged: bool) -> str:
+def check_nothing_found_sql(home: str, place: Place, *, packaged: bool) -> str:
     """Return PL/pgSQL that raises NEIGHBOURS if `read_neighbours` could find anything; the search path must be pinned.
 
     It asks the size of no table, which could be locked.
     """
     nothing = msgspec.json.encode(Neighbours()).decode()
     return f"""
-    IF {_document_sql(home, role, tables=packaged, filled=False)} <> '{nothing}'::jsonb THEN
+    IF {_document_sql(home, place, tables=packaged, filled=False)} <> '{nothing}'::jsonb THEN
       RAISE EXCEPTION 'there are other tables' USING ERRCODE = '{NEIGHBOURS}';
     END IF;"""
 
 
-def _document_sql(home: str, role: str | None, *, tables: bool, filled: bool = True) -> str:
+def _document_sql(home: str, place: Place, *, tables: bool, filled: bool = True) -> str:
+    role, table = place.role, literal(place.table)
     names = ", ".join(sorted({literal(tool.table) for tool in TOOLS}))
     places = ", ".join(sorted({literal(tool.schema) for tool in TOOLS if tool.schema} | {literal(home)}))
     columns = "(SELECT jsonb_agg(attname) FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped)"
     ours = _tables_sql(
-        f"c.relname = '{TABLE}' AND n.nspname <> {literal(home)} AND NOT starts_with(n.nspname, 'pg_temp_')",
+        f"c.relname = {table} AND n.nspname <> {literal(home)} AND NOT starts_with(n.nspname, 'pg_temp_')",
         role,
         filled=filled,
     )
     named = f"c.relname = ANY (ARRAY[{names}]) AND n.nspname = ANY (ARRAY[{places}])"
     tools = _tables_sql(named, role, columns, filled=filled)
     # Extensions bring tables of their own, such as PostGIS its spatial_ref_sys.
-    others = f"""c.relname <> '{TABLE}' AND n.nspname = {literal(home)} AND NOT EXISTS (
+    others = f"""c.relname <> {table} AND n.nspname = {literal(home)} AND NOT EXISTS (
         SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')"""
     any_table = _tables_sql(others, role, kinds="'r', 'p', 'f'", filled=False) if tables else "'[]'::jsonb"
     type_owner = f"""(SELECT pg_get_userbyid(t.typowner) FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
-      WHERE t.typname = '{TABLE}' AND n.nspname = {literal(home)} AND t.typrelid = 0)"""
+      WHERE t.typname = {table} AND n.nspname = {literal(home)} AND t.typrelid = 0)"""
     return (
         f"jsonb_build_object('histories', {ours}, 'tools', {tools}, 'tables', {any_table}, 'type_owner', {type_owner})"
     )
 
 
-def _neighbours_sql(session: Session, home: str, role: str | None, *, packaged: bool) -> str:
+def _neighbours_sql(session: Session, home: str, place: Place, *, packaged: bool) -> str:
     # As in the read of the history: nothing is looked up before the search path has been replaced.
     body = f"""
 BEGIN
   PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true),
           pg_catalog.set_config('lock_timeout', '{READ_LOCK_SECS}s', true),
           pg_catalog.set_config('statement_timeout', '30s', true);
-  {session.note_sql(_document_sql(home, role, tables=packaged))}
+  {session.note_sql(_document_sql(home, place, tables=packaged))}
 END"""
     return f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {do_block(body)}; COMMIT"
 
@@ -223,19 +223,22 @@ def _tables_sql(which: str, role: str | None, columns: str = "NULL", *, kinds: s
       {size} ORDER BY trusted DESC, schema, name LIMIT {_MOST}) few)"""
 
 
-def first_run_error(found: Neighbours, home: str, *, configured: bool, packaged: bool) -> AmpdError | None:
+def first_run_error(
+    found: Neighbours, home: str, *, configured: bool, packaged: bool, table: str = TABLE
+) -> AmpdError | None:
     """Return the error for a schema `home` in which no first run may begin; None if it may.
 
     `configured` says whether the schema was set, and `packaged` whether these are the packaged migrations because no
-    folder was named. Tables of untrusted owners are no reason: else anybody could prevent a first run.
+    folder was named. With a `table` of its own it is a library's, beside whatever the application uses. Tables of
+    untrusted owners are no reason: else anybody could prevent a first run.
     """
     here = one_line(identifier(home))
     if found.type_owner is not None:
         return PermissionDenied(
-            f"the history table {here}.{TABLE} cannot be made: a type of that name, which belongs to "
+            f"the history table {here}.{one_line(table)} cannot be made: a type of that name, which belongs to "
             f"{one_line(found.type_owner)}, is in its place",
-            hint=f"as its owner or a superuser: ALTER TYPE {here}.{TABLE} RENAME TO …; or set metadata_db.schema to "
-            "another schema",
+            hint=f"as its owner or a superuser: ALTER TYPE {here}.{one_line(table)} RENAME TO …; or set "
+            "metadata_db.schema to another schema",
         )
     if not configured and (elsewhere := _trusted(found.histories)):
         return ConfigError(
@@ -244,9 +247,9 @@ def first_run_error(found: Neighbours, home: str, *, configured: bool, packaged:
             hint=f'to go on with that history set metadata_db.schema = "{one_line(elsewhere[0].schema)}", or let the '
             f'search path lead there; to begin one in {here} all the same set metadata_db.schema = "{one_line(home)}"',
         )
-    for table, tool in _histories_of_tools(_trusted(found.tools), home):
+    for other, tool in _histories_of_tools(_trusted(found.tools) if table == TABLE else (), home):
         return MigrationConflict(
-            f"{here} is migrated by {tool.name}: its history {table} has entries, and ampd has none there",
+            f"{here} is migrated by {tool.name}: its history {other} has entries, and ampd has none there",
             hint=_way_out(tool, packaged=packaged),
         )
     if packaged and (tables := _trusted(_tables_of_applications(found, home))):
@@ -274,17 +277,19 @@ def _way_out(tool: Tool, *, packaged: bool) -> str:
     )
 
 
-def first_run_warnings(found: Neighbours, home: str, *, configured: bool, packaged: bool) -> Iterator[str]:
+def first_run_warnings(
+    found: Neighbours, home: str, *, configured: bool, packaged: bool, table: str = TABLE
+) -> Iterator[str]:
     """Yield warnings before a first run that is allowed."""
     here = identifier(home)
     histories = found.histories if configured else _strangers(found.histories)
     if histories:
         yield f"a history is begun in {here}, and there is one in {_some(histories)} as well, which is left alone"
-    for table, tool in _histories_of_tools(found.tools, home):
-        if not table.trusted:
-            yield f"{here} seems to be migrated by {tool.name}: {table} has entries; ampd runs every file all the same"
-    for table, tool in _histories_of_tools(found.tools, None):
-        yield f"this database is migrated by {tool.name} as well, whose history is {table}"
+    for other, tool in _histories_of_tools(found.tools, home):
+        if not other.trusted or table != TABLE:
+            yield f"{here} seems to be migrated by {tool.name}: {other} has entries; ampd runs every file all the same"
+    for other, tool in _histories_of_tools(found.tools, None):
+        yield f"this database is migrated by {tool.name} as well, whose history is {other}"
     if packaged and (tables := _strangers(_tables_of_applications(found, home))):
         yield f"{here} already contains tables: {_some(tables)}; amp's own are created among them"
 

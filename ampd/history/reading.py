@@ -23,7 +23,7 @@ from ampd.other_sessions import Blocker
 from ampd.postgres.quoting import do_block, identifier, literal
 from ampd.sqlstates import REPLACED
 
-from .table import LOCK, TABLE, History
+from .table import LOCK, History
 from .trust import (
     COLUMNS,
     LAST,
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from ampd.migration import Migration
     from ampd.postgres.connection import Session
 
-    from .table import Owner, Table
+    from .table import Owner, Place, Table
 
 
 READ_LOCK_SECS = 10  # nobody locks a history table for so long but by hand
@@ -118,16 +118,11 @@ _DIGEST = """encode(sha256(convert_to(string_agg(concat(version, ' ', encode(che
 
 
 async def read(
-    session: Session,
-    schema: str | None,
-    *,
-    role: str | None = None,
-    who: str | None = None,
-    expected: Sequence[Migration] = (),
+    session: Session, place: Place, *, who: str | None = None, expected: Sequence[Migration] = ()
 ) -> History:
     """Read the history in one round trip, in a read-only transaction; with `who` (a schema) also who holds its lock.
 
-    `role` is the configured one: it reads the history if we are a member of it, and may own it. A history in which
+    The configured role reads it if we are a member of that, and may own it. A history in which
     exactly the `expected` files are applied does not travel: its rows are then made of the files, and know no time.
 
     Raises:
@@ -138,19 +133,20 @@ async def read(
     """
     try:
         known = digest(expected) if expected else None
-        answer = await session.ask(_read_sql(session, schema, role, who, known), _Answer)
+        answer = await session.ask(_read_sql(session, place, who, known), _Answer)
         if answer.expected:
             applied = tuple(map(_expected_row, expected))
         else:
             applied = tuple(row.migration() for row in answer.rows or ())
     except LockTimeout as error:
-        here = f" AND n.nspname = {literal(schema)}" if schema else ""
-        raise await locked_error(session, error, f"c.relname = '{TABLE}'{here}") from error
+        here = f" AND n.nspname = {literal(place.schema)}" if place.schema else ""
+        raise await locked_error(session, error, f"c.relname = {literal(place.table)}{here}", place.table) from error
     except ValueError as error:
         raise _not_ours_error(
-            f"{TABLE} in {schema or 'the search path'}", f"a row of it cannot be read: {error}"
+            f"{one_line(place.table)} in {one_line(place.schema or 'the search path')}",
+            f"a row of it cannot be read: {error}",
         ) from error
-    history = msgspec.structs.replace(answer.history, role=role, applied=applied)
+    history = msgspec.structs.replace(answer.history, place=place, applied=applied)
     session.role, session.pooled = history.user, history.pid != session.server_pid
     if history.schema is None:
         raise _search_path_error(one_line(history.user), await session.ask(_path_sql(session), _SearchPath))
@@ -175,10 +171,11 @@ class _Lock(msgspec.Struct, frozen=True):
     blocker: Blocker
 
 
-async def locked_error(session: Session, error: LockTimeout, which: str) -> LockTimeout:
+async def locked_error(session: Session, error: LockTimeout, which: str, history: str | None = None) -> LockTimeout:
     """Return the error for a table that could not be read since somebody has locked it, with who that is.
 
-    `which` is a condition for the row c of pg_class and the row n of pg_namespace of the tables that it can be.
+    `which` is a condition for the row c of pg_class and the row n of pg_namespace of the tables that it can be;
+    `history` is what a history table is called.
     """
     document = f"""(SELECT coalesce(jsonb_agg(jsonb_build_object('table', format('%I.%I', n.nspname, c.relname),
       'blocker', jsonb_build_object('pid', l.pid, 'user', a.usename, 'application', a.application_name, 'client',
@@ -196,7 +193,9 @@ async def locked_error(session: Session, error: LockTimeout, which: str) -> Lock
     blockers = tuple(lock.blocker for lock in locks)
     pids = ", ".join(str(blocker.pid) for blocker in blockers)
     table = one_line(locks[0].table)
-    what = "the history table " if table.endswith(f".{TABLE}") else ""
+    what = (
+        "the history table " if history and locks[0].table.endswith((f".{history}", f".{identifier(history)}")) else ""
+    )
     return LockTimeout(
         f"another session has locked {what}{table}"
         + "".join(f"\n  blocked by {blocker.describe()}" for blocker in blockers),
@@ -218,7 +217,7 @@ def _check_trust(history: History, table: Table) -> None:
     if not table.readable:
         me = identifier(history.user)
         raise PermissionDenied(
-            f"permission denied for table {TABLE}",
+            f"permission denied for table {one_line(history.place.table)}",
             hint=f"as its owner: GRANT SELECT ON TABLE {history.shown_name} TO {me}; and INSERT, UPDATE, DELETE, if "
             "it is to migrate",
         )
@@ -331,7 +330,9 @@ def history_warnings(history: History) -> Iterator[str]:
         )
 
 
-def _read_sql(session: Session, schema: str | None, role: str | None, who: str | None, known: str | None) -> str:
+def _read_sql(session: Session, place: Place, who: str | None, known: str | None) -> str:
+    schema, role, table = place.schema, place.role, place.quoted_table
+    named = table.replace("%", "%%").replace("'", "''")  # in a format
     # Nothing may be looked up on the search path before the block has replaced it, types included; and every catalog
     # that a fresh backend need not open saves a tenth of a millisecond.
     places = "pg_catalog.current_schemas(false)" if schema is None else f"ARRAY[{literal(schema)}::pg_catalog.name]"
@@ -340,7 +341,7 @@ def _read_sql(session: Session, schema: str | None, role: str | None, who: str |
         "(home IS NULL OR pg_has_role(a.usesysid, t.owner_oid::oid, 'MEMBER') "
         "OR has_table_privilege(a.usesysid, home, 'INSERT'))"
     )
-    holder = "NULL" if who is None else holder_sql(lock_key(who, TABLE), is_runner)
+    holder = "NULL" if who is None else holder_sql(lock_key(who, place.table), is_runner)
     document = f"""jsonb_build_object('rows', applied, 'fit', fit, 'expected', same IS TRUE,
   'history', jsonb_build_object(
     'database', current_database(), 'user', current_user, 'pid', pg_backend_pid(),
@@ -403,7 +404,7 @@ FOR attempt IN 1..5 LOOP
   FOREACH place IN ARRAY places LOOP
     CONTINUE WHEN starts_with(place, 'pg_temp_');
     first := coalesce(first, place);
-    home := to_regclass(quote_ident(place) || '.{TABLE}');
+    home := to_regclass(quote_ident(place) || {literal(f".{table}")});
     EXIT WHEN home IS NOT NULL;
   END LOOP;
   EXIT WHEN home IS NULL;
@@ -413,7 +414,7 @@ FOR attempt IN 1..5 LOOP
     RAISE EXCEPTION 'the history table is replaced all the time' USING ERRCODE = '{REPLACED}';
   END IF;
   BEGIN
-    EXECUTE format('{LOCK} %I.{TABLE} IN ACCESS SHARE MODE', place);
+    EXECUTE format('{LOCK} %I.{named} IN ACCESS SHARE MODE', place);
     locked := home;
   EXCEPTION WHEN undefined_table OR wrong_object_type OR insufficient_privilege THEN NULL;
   END;
@@ -439,7 +440,7 @@ IF home IS NOT NULL THEN
   IF readable AND trusted AND schema_trusted AND u.unaltered AND NOT hidden THEN
     source := format('FROM (SELECT h.*, %1$s AS ampd_mark, h.tableoid = %2$s
         AND coalesce({sizes} + coalesce(pg_column_size(%1$s), 0), {_LONGEST_ROW}) < {_LONGEST_ROW} AS ampd_fit
-      FROM ONLY %3$I.{TABLE} h LIMIT {_MOST_ROWS + 1}) h', CASE WHEN u.roomy THEN '{LAST}' ELSE 'NULL' END,
+      FROM ONLY %3$I.{named} h LIMIT {_MOST_ROWS + 1}) h', CASE WHEN u.roomy THEN '{LAST}' ELSE 'NULL' END,
       home, place);{compare}
     IF same IS NOT TRUE THEN
       EXECUTE concat('SELECT jsonb_agg(ARRAY[{cells}]) FILTER (WHERE ampd_fit), bool_and(ampd_fit) ', source)

@@ -16,6 +16,21 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 TABLE = "ampd_schema_migrations"
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where a history is, as configured: without a schema, where the search path finds it or would create it."""
+
+    schema: str | None = None
+    table: str = TABLE
+    role: str | None = None  # which may own it
+
+    @property
+    def quoted_table(self) -> str:
+        """Return the table's name as SQL spells it."""
+        return self.table if self.table == TABLE else identifier(self.table)
+
+
 LOCK = "LOCK TABLE ONLY"  # also found in the context of an error of that statement
 
 
@@ -56,7 +71,7 @@ class History(msgspec.Struct, frozen=True):
     holder_known: bool
     holder: Holder | None
     role_refused: str | None = None  # why SET ROLE to the configured one failed, in the server's words
-    role: str | None = None  # as configured
+    place: Place = Place()  # as configured
     table: Table | None = None  # as it was read; None also where it was made since
     applied: tuple[AppliedMigration, ...] = ()
 
@@ -73,6 +88,11 @@ class History(msgspec.Struct, frozen=True):
         return f"{newest.version}{'' if newest.finished_at else ' unfinished'}" if newest else ""
 
     @property
+    def role(self) -> str | None:
+        """Return the role that migrations run as, where one is configured."""
+        return self.place.role
+
+    @property
     def address(self) -> str:
         """Return `host:port/database` as the server sees itself."""
         database = one_line(self.database)
@@ -82,13 +102,13 @@ class History(msgspec.Struct, frozen=True):
     def lock_key(self) -> int:
         """Return the key of the advisory lock that whoever adds to this history holds."""
         assert self.schema is not None
-        return lock_key(self.schema, TABLE)
+        return lock_key(self.schema, self.place.table)
 
     @property
     def name(self) -> str:
         """Return the history table's qualified and quoted name."""
         assert self.schema is not None
-        return f"{identifier(self.schema)}.{TABLE}"
+        return f"{identifier(self.schema)}.{self.place.quoted_table}"
 
     @property
     def shown_name(self) -> str:

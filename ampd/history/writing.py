@@ -13,7 +13,7 @@ from ampd.postgres.quoting import identifier, literal
 from ampd.sqlstates import ALTERED, EMPTIED, ESCAPED, EXPOSED, MOVED, REPLACED
 from ampd.version import VERSION
 
-from .table import LOCK, TABLE
+from .table import LOCK
 from .trust import (
     COLUMNS,
     LAST,
@@ -119,7 +119,7 @@ _PIN = """
 def _is_named_sql(history: History) -> str:
     """Return a condition for the row c of pg_class that the history's name stands for."""
     return (
-        f"c.relname = '{TABLE}' AND c.relnamespace = (SELECT oid FROM pg_namespace "
+        f"c.relname = {literal(history.place.table)} AND c.relnamespace = (SELECT oid FROM pg_namespace "
         f"WHERE nspname = {literal(history.schema)})"
     )
 
