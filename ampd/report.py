@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from .display import one_line
-from .plan import MigrationInfo, Plan, State
+from .plan import Conflict, MigrationInfo, Plan, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -94,6 +94,26 @@ class Status(msgspec.Struct, frozen=True):
     def up_to_date(self) -> bool:
         """Return whether files and history agree exactly."""
         return self.plan.up_to_date
+
+    @property
+    def ready(self) -> bool:
+        """Return whether a service can start on it: current, or ahead of this build, and nothing in conflict."""
+        return not (self.plan.pending or self.plan.running or self.plan.conflicts)
+
+    @property
+    def pending(self) -> tuple[MigrationInfo, ...]:
+        """Return what `migrate` would apply, in order; nothing while the database is ahead."""
+        return self.plan.pending
+
+    @property
+    def ahead(self) -> tuple[MigrationInfo, ...]:
+        """Return what a newer build has applied and this one has no file for."""
+        return self.plan.ahead
+
+    @property
+    def conflicts(self) -> tuple[Conflict, ...]:
+        """Return what stops a run, each with what to do about it."""
+        return self.plan.conflicts
 
     def json(self) -> bytes:
         """Return the document of `status --json`."""

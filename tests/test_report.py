@@ -46,9 +46,15 @@ DOCUMENT_OF_LATER = {"version": 40, "name": "later", "file": "sql/40_later.sql",
 LATER = migration(40, "later", "SELECT 40;")
 
 
-def status(files: list[Migration], rows: list[AppliedMigration], *, target: int | None = None) -> Status:
+def status(
+    files: list[Migration],
+    rows: list[AppliedMigration],
+    *,
+    target: int | None = None,
+    runner: Holder | None = None,
+) -> Status:
     """Return where a database with this history stands."""
-    return Status("h:5432/amp", "public", make_plan(files, rows, target=target))
+    return Status("h:5432/amp", "public", make_plan(files, rows, target=target, runner=runner))
 
 
 EVERYTHING = status(
@@ -314,6 +320,47 @@ def test_the_sum_of_status(found: Status, summary: str) -> None:
     """The first line says the version and what is left, in conflict or ahead."""
     assert found.summary() == summary
     assert found.text().splitlines()[0] == f"h:5432/amp: {summary}"
+
+
+@pytest.mark.parametrize(
+    ("found", "ready", "pending", "ahead", "conflicts"),
+    [
+        (status([JOBS], [row(JOBS)]), True, [], [], []),
+        (status([], []), True, [], [], []),
+        (status([JOBS, STATE], [row(JOBS)]), False, [20], [], []),
+        (status([JOBS, STATE], [row(JOBS)], target=1), True, [], [], []),
+        (status([JOBS], [row(JOBS), row(LATER)]), True, [], [40], []),
+        (status([JOBS], [row(JOBS), row(LATER, secs=None)]), True, [], [40], []),  # a newer build is at it
+        (status([JOBS, STATE], [row(JOBS), row(LATER)]), False, [], [40], [20]),  # no newer build has left out a file
+        (status([JOBS], [row(EDITED), row(LATER)]), False, [], [40], [1]),
+        (status([INDEX], [row(INDEX, secs=None, done=0)]), False, [30], [], []),  # to be resumed
+        (status([EDITED], [row(JOBS, secs=None)]), False, [], [], [1]),
+        (RUNNING, False, [40], [], []),
+        (status([JOBS, INDEX], [row(JOBS), row(INDEX, secs=None, done=0)], runner=RUNNER), False, [], [], []),
+    ],
+    ids=[
+        "current",
+        "nothing",
+        "behind",
+        "target",
+        "ahead",
+        "running ahead",
+        "out of order",
+        "changed",
+        "resumed",
+        "interrupted",
+        "running",
+        "running last",
+    ],
+)
+def test_an_answer_for_a_readiness_probe(
+    found: Status, ready: bool, pending: list[int], ahead: list[int], conflicts: list[int]
+) -> None:
+    """A service can start where the database is current or ahead, and nothing is pending, running or in conflict."""
+    assert found.ready is ready
+    assert [info.version for info in found.pending] == pending
+    assert [info.version for info in found.ahead] == ahead
+    assert [conflict.version for conflict in found.conflicts] == conflicts
 
 
 def test_times_are_those_of_utc() -> None:
