@@ -72,6 +72,7 @@ NEEDED = {
     "ampd.errors",
     "ampd.events",
     "ampd.history",
+    "ampd.history.distrust",
     "ampd.history.reading",
     "ampd.history.refusals",
     "ampd.history.table",

@@ -16,7 +16,8 @@ from ampd.errors import ConfigError, LockTimeout, MigrationConflict, PermissionD
 from ampd.postgres.quoting import do_block, identifier, literal
 from ampd.sqlstates import NEIGHBOURS
 
-from .reading import READ_LOCK_SECS, locked_error
+from .distrust import locked_error
+from .reading import READ_LOCK_SECS
 from .refusals import NO_FOLDER
 from .table import TABLE
 from .trust import trusted_owner_sql
