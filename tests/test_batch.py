@@ -1,0 +1,199 @@
+"""Migrations that travel together: each stays a transaction, whatever becomes of the others."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import anyio
+import asyncpg
+import pytest
+
+import ampd
+from ampd import Limits, LockTimeout, Migration, MigrationFailed
+from ampd.apply import batch
+from ampd.postgres.connection import Session
+from tests.scenes import Heard, end_backend, history, never_look, scripts, transaction, waiting_for_a_lock
+from tests.servers import Database, Proxy
+
+pytestmark = pytest.mark.anyio
+
+
+def tables(count: int) -> tuple[Migration, ...]:
+    """Return migrations that each create a table, t1 and so on."""
+    return scripts(*(f"CREATE TABLE t{number} ();" for number in range(1, count + 1)))
+
+
+def with_third(files: Sequence[Migration], sql: str) -> tuple[Migration, ...]:
+    """Return the migrations with another one in the third place."""
+    return (*files[:2], *scripts("", "", sql)[2:], *files[3:])
+
+
+async def applied(database: Database) -> list[int]:
+    """Return the versions that the history has as finished."""
+    rows = await database.fetch("SELECT version FROM ampd_schema_migrations WHERE finished_at IS NOT NULL ORDER BY 1")
+    return [row["version"] for row in rows]
+
+
+BROKEN = {
+    "at run time": ("SELECT 1;\nSELECT 1/0;", 2, "division by zero"),
+    "while it is read": ("SELECT 1;\nSELEKT 2;", 2, 'syntax error at or near "SELEKT"'),
+    "at the end": (
+        "CREATE TABLE p (id int PRIMARY KEY);\n"
+        "CREATE TABLE c (id int REFERENCES p DEFERRABLE INITIALLY DEFERRED);\nINSERT INTO c VALUES (1);",
+        None,
+        "violates foreign key constraint",
+    ),
+}
+
+
+@pytest.mark.parametrize("source", ["url", "pool"])
+@pytest.mark.parametrize("broken", BROKEN)
+async def test_an_error_leaves_exactly_those_before_it(database: Database, broken: str, source: str) -> None:
+    """Wherever the server notices it, with the line in the right file; and the next run goes on from there."""
+    sql, line, message = BROKEN[broken]
+    files, heard = tables(5), Heard()
+    async with asyncpg.create_pool(database.url, min_size=1) as pool:
+        with pytest.raises(MigrationFailed, match=message) as failure:
+            await ampd.migrate(
+                database.url if source == "url" else pool, migrations=with_third(files, sql), on_event=heard
+            )
+        assert (failure.value.version, failure.value.line) == (3, line)
+        assert [each.version for each in heard.of(ampd.Applied)] == [1, 2]
+        # One that the server cannot read has never started.
+        assert [each.version for each in heard.of(ampd.Failed)] == ([] if "SELEKT" in sql else [3])
+        assert await applied(database) == [1, 2]
+        report = await ampd.migrate(database.url if source == "url" else pool, migrations=files)
+    assert [each.version for each in report.applied] == [3, 4, 5]
+
+
+async def test_a_lock_timeout_leaves_those_before_it_and_is_tried_again(database: Database) -> None:
+    """The ones before it are committed, and the ones after it follow when the lock is free."""
+    await database.execute("CREATE TABLE busy ()")
+    files, heard = with_third(tables(5), "ALTER TABLE busy ADD COLUMN a int"), Heard()
+    async with transaction(database, "SELECT FROM busy") as reader, anyio.create_task_group() as tasks:
+
+        async def run() -> None:
+            await ampd.migrate(database.url, migrations=files, limits=Limits(lock_timeout_secs=0.1), on_event=heard)
+
+        tasks.start_soon(run)
+        assert (await heard.first(ampd.LockRetry)).version == 3
+        assert await applied(database) == [1, 2]
+        await reader.execute("COMMIT")
+    assert await applied(database) == [1, 2, 3, 4, 5]
+    assert [each.version for each in heard.of(ampd.Applied)] == [1, 2, 3, 4, 5]
+
+
+async def test_a_lock_that_stays_taken_ends_the_run_there(database: Database) -> None:
+    """The error names the third, and the first two stay."""
+    await database.execute("CREATE TABLE busy ()")
+    files = with_third(tables(5), "ALTER TABLE busy ADD COLUMN a int")
+    async with transaction(database, "SELECT FROM busy"):
+        with pytest.raises(LockTimeout) as failure:
+            await ampd.migrate(
+                database.url, migrations=files, limits=Limits(lock_timeout_secs=0.1, lock_retry_secs=0.3)
+            )
+    assert failure.value.version == 3
+    assert await applied(database) == [1, 2]
+
+
+async def test_a_connection_lost_in_the_middle_leaves_whole_migrations(database: Database) -> None:
+    """What was reported is there; what was running is not."""
+    files, heard = with_third(tables(5), "SELECT pg_advisory_xact_lock(4711)"), Heard()
+    async with transaction(database, "SELECT pg_advisory_xact_lock(4711)"), anyio.create_task_group() as tasks:
+
+        async def run() -> None:
+            with pytest.raises(ampd.ConnectionFailed) as failure:
+                await ampd.migrate(database.url, migrations=files, limits=Limits(lock_timeout_secs=0), on_event=heard)
+            assert failure.value.version == 3
+
+        tasks.start_soon(run)
+        (worker,) = await waiting_for_a_lock(database)
+        await end_backend(database, worker)
+    assert await applied(database) == [1, 2] == [each.version for each in heard.of(ampd.Applied)]
+
+
+async def test_cancelled_in_the_middle_it_says_how_far_it_came(database: Database) -> None:
+    """The one that runs is rolled back; the report has those before it."""
+    files, heard = with_third(tables(5), "SELECT pg_advisory_xact_lock(4711)"), Heard()
+    async with transaction(database, "SELECT pg_advisory_xact_lock(4711)"):
+        async with anyio.create_task_group() as tasks:
+
+            async def run() -> None:
+                await ampd.migrate(database.url, migrations=files, limits=Limits(lock_timeout_secs=0), on_event=heard)
+
+            tasks.start_soon(run)
+            await waiting_for_a_lock(database)
+            tasks.cancel_scope.cancel()
+        (stopped,) = heard.of(ampd.Stopped)
+    assert stopped.confirmed
+    assert [each.version for each in stopped.report.applied] == [1, 2] == await applied(database)
+
+
+@pytest.mark.parametrize(
+    "sql", ["DEALLOCATE ALL", "DO 'BEGIN EXECUTE ''DEALLOCATE ALL''; END'", "DO $$ BEGIN DEALLOCATE ALL; END $$"]
+)
+async def test_a_script_may_drop_all_prepared_statements(database: Database, sql: str) -> None:
+    """Ours among them: it is run once more with statements that need none."""
+    files = with_third(tables(5), f"CREATE TABLE once (); {sql};")
+    report = await ampd.migrate(database.url, migrations=files)
+    assert [each.version for each in report.applied] == [1, 2, 3, 4, 5] == await applied(database)
+    assert await history(database) == [(version, True, 2 if version == 3 else 1) for version in range(1, 6)]
+
+
+async def test_scripts_do_not_see_what_others_have_prepared(database: Database) -> None:
+    """Two migrations of one message may prepare a statement of the same name."""
+    files = scripts("PREPARE mine AS SELECT 1", "PREPARE mine AS SELECT 2", "EXECUTE mine")
+    with pytest.raises(MigrationFailed, match='prepared statement "mine" does not exist') as failure:
+        await ampd.migrate(database.url, migrations=files)
+    assert failure.value.version == 3
+
+
+async def test_nothing_is_left_on_a_connection_of_the_callers_pool(database: Database) -> None:
+    """No prepared statement and no setting, whether it ends well or not."""
+    async with asyncpg.create_pool(database.url, min_size=1, max_size=1) as pool:
+        await ampd.migrate(pool, migrations=tables(3)[:2])
+        with pytest.raises(MigrationFailed):
+            await ampd.migrate(pool, migrations=with_third(tables(4), "SELECT 1/0"))
+        left = await pool.fetch("SELECT name FROM pg_prepared_statements WHERE from_sql")
+        name = await pool.fetchval("SELECT current_setting('application_name')")
+    assert (left, name) == ([], "")
+
+
+async def test_a_session_says_which_migration_it_is_at(database: Database) -> None:
+    """By its application_name, which every role can see."""
+    files = with_third(tables(4), "SELECT pg_advisory_xact_lock(4711)")
+    gate = transaction(database, "SELECT pg_advisory_xact_lock(4711)")
+    async with gate as holder, anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: ampd.migrate(database.url, migrations=files, limits=Limits(lock_timeout_secs=0)))
+        (worker,) = await waiting_for_a_lock(database)
+        name = await database.fetchval("SELECT application_name FROM pg_stat_activity WHERE pid = $1", worker)
+        await holder.execute("COMMIT")
+    assert name == "ampd 3 3/4"
+
+
+@pytest.mark.one_version
+async def test_a_message_has_a_size(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is longer takes another round trip, and no more than that."""
+    never_look(monkeypatch)
+    monkeypatch.setattr(batch, "MESSAGE", 10 * (batch.ENVELOPE + 30))
+    async with Proxy(database.server.host, database.server.port) as proxy:
+        url = f"postgresql://postgres@{proxy.host}:{proxy.port}/{database.name}"
+        await ampd.migrate(url, migrations=tables(25))
+        assert proxy.round_trips == 1 + 3
+    assert await applied(database) == list(range(1, 26))
+
+
+@pytest.mark.one_version
+async def test_what_a_migration_adds_to_a_message_is_small(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most a kilobyte each; the first one carries what the others use."""
+    sent: list[int] = []
+    run = Session.run
+
+    async def measured(session: Session, message: str, **options: Any) -> None:
+        sent.append(len(message.encode()))
+        await run(session, message, **options)
+
+    monkeypatch.setattr(Session, "run", measured)
+    await ampd.migrate(database.url, migrations=tables(1))
+    await ampd.migrate(database.url, migrations=tables(101))
+    scripts_alone = sum(len(file.sql) for file in tables(101)[1:])
+    assert (max(sent) - scripts_alone) / 100 < 1024
