@@ -74,8 +74,8 @@ if TYPE_CHECKING:
         Result as Result,
         Status as Status,
     )
+    from .resources import read_migrations as read_migrations
     from .resumption import Resumption as Resumption
-    from .source import read_migrations as read_migrations
 
 # isort: on
 _HOMES = {
@@ -98,8 +98,8 @@ _HOMES = {
     "plan": "Conflict MigrationInfo Plan Resolution State",
     "pool": "open_pool",
     "report": "AppliedNow PendingMigration Report Result Status",
+    "resources": "read_migrations",
     "resumption": "Resumption",
-    "source": "read_migrations",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from .errors import InvalidMigration
 from .migration import Checksum, Migration, parse_file_name
-from .sql.slices import Slices, at_once
+from .sql.slices import Slices
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -21,26 +21,13 @@ PACKAGED = "ampd/migrations"  # how the packaged folder is shown
 _LARGEST = 512 * 2**20  # bytes of a file
 
 
-def read_migrations(directory: str | Path | None = None) -> tuple[Migration, ...]:
-    """Return the migrations of a folder, or the packaged ones, in the order of their versions.
-
-    Files that are not `.sql`, `*.down.sql` files, subfolders and whatever begins with a dot are ignored.
-
-    Raises:
-        InvalidMigration: no such folder, or no migration in it; or files not named `<version>_<name>.sql`, two with
-            one version, some that are no regular files, cannot be read, are not UTF-8 or contain a NUL byte. All are
-            named at once.
-    """
-    return at_once(reading(directory))
-
-
 def reading(directory: str | Path | None = None) -> Slices[tuple[Migration, ...]]:
-    """Read them in slices; the work of `read_migrations`."""
+    """Read the migrations of a folder, or the packaged ones, in slices; the work of `read_migrations`."""
     if directory is None:
-        return (yield from _read(_packaged(), PACKAGED, _INSTALL_AGAIN))
+        return (yield from reading_from(_packaged(), PACKAGED, _INSTALL_AGAIN))
     if not str(directory):  # from a variable that is not set, say: it would be the working folder
         raise InvalidMigration("the migrations folder is an empty path", hint="write . for the working folder")
-    return (yield from _read(Path(directory), str(Path(directory)), _ANOTHER_PATH))
+    return (yield from reading_from(Path(directory), str(Path(directory)), _ANOTHER_PATH))
 
 
 _INSTALL_AGAIN = "install ampd again, with its .sql files, or give a folder of your own with --migrations DIR"
@@ -60,7 +47,8 @@ def _packaged() -> Path | Traversable:
     return files("ampd") / "migrations"
 
 
-def _read(folder: Path | Traversable, shown: str, hint: str) -> Slices[tuple[Migration, ...]]:
+def reading_from(folder: Path | Traversable, shown: str, hint: str) -> Slices[tuple[Migration, ...]]:
+    """Read the migrations of a folder that errors call `shown`; the `hint` is for one that is not there, or empty."""
     migrations: list[Migration] = []
     taken: dict[int, str] = {}
     problems: list[tuple[str, str]] = []

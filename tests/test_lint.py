@@ -11,7 +11,7 @@ import pytest
 from ampd import ConfigError, InvalidMigration
 from ampd.cli.lint import find_squawk, run_squawk
 from ampd.lint import Finding, Remark, findings
-from ampd.source import read_migrations
+from ampd.resources import read_migrations
 from tests.cli_output import error, seen
 from tests.folders import write
 from tests.scenes import scripts

@@ -75,11 +75,12 @@ def migrate(
         Print each statement as well, and what the server says [env: AMP_LOG=debug].
     """
     from ampd import migrator
-    from ampd.source import read_migrations
 
     progress = new_progress(quiet=quiet, verbose=verbose)
     metadata_db = configure(where, migrations, quiet=quiet)
     if progress.verbose:
+        from ampd.resources import read_migrations
+
         progress.files = {each.version: each for each in read_migrations(metadata_db.migrations.dir)}
     if check or dry_run:
         work = partial(migrator.dry_run, metadata_db, target=target, on_event=progress)

@@ -61,7 +61,7 @@ def lint(
 
 def _findings(files: Sequence[Path], directory: Path | None, where: WhereGiven) -> tuple[list[Finding], int]:
     from ampd import lint
-    from ampd.source import read_migrations
+    from ampd.resources import read_migrations
 
     if files and directory:
         raise ConfigError("both files and --migrations are given", hint="give the files, or their folder")
@@ -78,7 +78,7 @@ def _read(files: Sequence[Path]) -> list[Migration]:
     Raises:
         ConfigError: one is not a migration.
     """
-    from ampd.source import read_migrations
+    from ampd.resources import read_migrations
 
     folders = {each.parent for each in files if os.path.isfile(each)}
     there = {folder / Path(each.file).name: each for folder in folders for each in read_migrations(folder)}
