@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         ReadOnlyServer as ReadOnlyServer,
         TlsFailed as TlsFailed,
     )
+    from .event_log import log_events as log_events
     from .events import (
         Applied as Applied,
         Blocked as Blocked,
@@ -88,6 +89,7 @@ _HOMES = {
         "InvalidMigration LockTimeout MigrationConflict MigrationFailed MigrationInterrupted NoAnswer "
         "PermissionDenied ReadOnlyServer TlsFailed"
     ),
+    "event_log": "log_events",
     "events": (
         "Applied Blocked Event Failed Finished LockRetry OnEvent Planned Retrying ServerMessage Starting "
         "StatementStarted Stopped Waiting WaitingForConnection Warned"
