@@ -6,15 +6,17 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import anyio
+import msgspec
 
 from .advisory_lock import LockTaken
 from .config import Limits
 from .display import one_line
-from .emitter import as_ampd_error
-from .errors import AmpdError, ConfigError, InvalidMigration
+from .emitter import Emitter, as_ampd_error
+from .errors import AdvisoryLockTimeout, AmpdError, ConfigError, InvalidMigration
 from .events import Finished, OnEvent, ignore
 from .history.reading import history_warnings
 from .history.refusals import NeighboursFound, check_conflicts, check_writable
+from .history.table import History
 from .migration import Migration
 from .plan import MigrationInfo, Resolution, State
 from .postgres.connection import Session
@@ -26,6 +28,7 @@ from .source import PACKAGED
 
 if TYPE_CHECKING:
     from .apply.prepared import Execution
+    from .apply.rehearsal_report import Rehearsal
 
 
 async def migrate(
@@ -204,6 +207,67 @@ async def dry_run(
             error.report = run.report()
             raise
     return found, run.executions(run.history, prepared, len(prepared))
+
+
+async def rehearse(
+    database: Source, *, target: int | None = None, secs: float = 5, on_event: OnEvent = ignore
+) -> Rehearsal:
+    """Run what is pending in one transaction of at most so many seconds, roll it back, and return what it held.
+
+    An error of connecting, reading or running is part of what is returned; nothing is left in either case.
+    """
+    source = Hidden(database)
+    del database
+    from .apply.rehearsal_report import Rehearsal
+
+    run = await Run.of(source, None, None, None, target, None, on_event)
+    try:
+        async with run.emit, run.sessions() as (session, *_):
+            return await _rehearse(run, session, secs)
+    except AmpdError as error:
+        return Rehearsal(run.shown, error=error)
+
+
+async def _rehearse(run: Run, session: Session, secs: float) -> Rehearsal:
+    from .apply.rehearsal import rehearse as rehearse_migrations
+    from .apply.rehearsal_report import Rehearsal
+
+    plan = await run.check_history(session, await run.planning())
+    history = await run.read_history(session)  # from the second time on it says who holds the lock
+    _check_free(history)
+    plan = await run.planning()
+    check_conflicts(plan)
+    run.warn_if_ahead(run.report(plan))
+    if not plan.pending:
+        return Rehearsal(run.shown)
+    check_writable(history)
+    run.warn(history_warnings(history))
+    prepared = await run.prepared(plan)
+    run.limits = msgspec.structs.replace(run.limits, lock_retry_secs=0.0)  # one attempt
+    silent = Emitter(ignore, lambda: (run.shown, history.schema))  # nothing is applied, so nothing starts
+    executions = [
+        each.execution(history, run.schema, run.limits, silent, number=number, total=len(prepared))
+        for number, each in enumerate(prepared, start=1)
+    ]
+    try:
+        return await rehearse_migrations(run.source, session, executions, secs, run.shown)
+    except LockTaken as taken:
+        _check_free(await run.read_history(session))
+        raise taken.unless or AdvisoryLockTimeout(
+            "another runner has changed the history meanwhile", hint="run again"
+        ) from taken
+
+
+def _check_free(history: History) -> None:
+    """Check that nobody holds the advisory lock.
+
+    Raises:
+        AdvisoryLockTimeout: names who does.
+    """
+    if history.holder:
+        raise AdvisoryLockTimeout(
+            f"the migration lock is held by {history.holder.describe()}", hint="wait for it and run again"
+        )
 
 
 async def resolve(

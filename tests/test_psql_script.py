@@ -125,9 +125,9 @@ def psql(database: Database, script: str, *options: str) -> subprocess.Completed
     return subprocess.run(command, input=script, capture_output=True, encoding="utf-8", check=False)
 
 
-def dump(database: Database) -> str:
-    """Return what pg_dump says of the schema; nothing, if it is older than the server."""
-    command = [program(database, "pg_dump"), "--schema-only", database.url]
+def dump(database: Database, *, data: bool = False) -> str:
+    """Return what pg_dump says of the schema, and of the data; nothing, if it is older than the server."""
+    command = [program(database, "pg_dump"), *([] if data else ["--schema-only"]), database.url]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if "server version mismatch" in done.stderr:
         return ""

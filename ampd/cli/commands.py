@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ampd.apply.prepared import Execution
+    from ampd.apply.rehearsal_report import Rehearsal
     from ampd.report import Status
 
 
@@ -46,6 +47,9 @@ def migrate(
     *,
     check: Annotated[bool, Flag] = False,
     dry_run: Annotated[bool, Flag] = False,
+    rehearse: Annotated[bool, Flag] = False,
+    strict: Annotated[bool, Flag] = False,
+    rehearse_secs: float | None = None,
     target: Version | None = None,
     json: JsonOption = False,
     quiet: Annotated[bool, Flag, Parameter(alias="-q")] = False,
@@ -67,6 +71,12 @@ def migrate(
         Change nothing; exit 1 unless the schema is exactly up to date.
     dry_run:
         Change nothing; print what would be applied as a script that psql can run, the history rows included.
+    rehearse:
+        Run what is pending for real in one transaction, show its locks and times, and roll it back.
+    strict:
+        With --rehearse: exit 1 if a lock would block the reads or writes of others.
+    rehearse_secs:
+        With --rehearse: hold the locks for at most so many seconds [default: 5].
     target:
         Stop after this version.
     quiet:
@@ -76,8 +86,13 @@ def migrate(
     """
     from ampd import migrator
 
+    _check_rehearsal(rehearse=rehearse, other=check or dry_run, strict=strict, secs=rehearse_secs)
     progress = new_progress(quiet=quiet, verbose=verbose)
     metadata_db = configure(where, migrations, quiet=quiet)
+    if rehearse:
+        secs = 5 if rehearse_secs is None else rehearse_secs
+        rehearsing = partial(migrator.rehearse, metadata_db, target=target, secs=secs, on_event=progress)
+        return _rehearsed(run_to_end(progress, rehearsing), strict=strict, json=json, quiet=quiet)
     if progress.verbose:
         from ampd.resources import read_migrations
 
@@ -242,3 +257,32 @@ def _examined(found: Status, executions: Sequence[Execution], *, check: bool, js
     elif not quiet:
         print_result(f"{found.database}: {found.summary()}")
     return int(check and not found.up_to_date)
+
+
+def _check_rehearsal(*, rehearse: bool, other: bool, strict: bool, secs: float | None) -> None:
+    """Refuse options that do not go together.
+
+    Raises:
+        ConfigError: names them.
+    """
+    if rehearse and other:
+        raise ConfigError("--rehearse runs what is pending, and --check and --dry-run do not", hint="give one of them")
+    if not rehearse and (strict or secs is not None):
+        option = "--strict" if strict else "--rehearse-secs"
+        raise ConfigError(f"{option} goes with --rehearse alone", hint=f"ampd migrate --rehearse {option}")
+    if secs is not None and not 0 < secs <= _LONGEST_REHEARSAL_SECS:
+        raise ConfigError(f"--rehearse-secs takes seconds up to {_LONGEST_REHEARSAL_SECS}, not {secs:g}")
+
+
+_LONGEST_REHEARSAL_SECS = 3600
+
+
+def _rehearsed(rehearsal: Rehearsal, *, strict: bool, json: bool, quiet: bool) -> int:
+    """Print what `--rehearse` has found."""
+    if json:
+        print_json(rehearsal.json())
+    elif not quiet and (text := rehearsal.text()):
+        print_result(text)
+    if rehearsal.error:
+        complain(rehearsal.error)
+    return int(rehearsal.error is not None or (strict and rehearsal.blocks))

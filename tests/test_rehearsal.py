@@ -1,0 +1,283 @@
+"""A rehearsal: what it says of locks and times, and that nothing of it is left."""
+
+import asyncio
+from pathlib import Path
+
+import asyncpg
+import msgspec
+import pytest
+
+import ampd
+from ampd import migrator
+from ampd.advisory_lock import lock_key
+from ampd.apply import transaction_message
+from ampd.apply.rehearsal_report import HeldLock, Rehearsal, RehearsedMigration, SkippedMigration, _spelt
+from ampd.history.table import TABLE
+from tests.cli_output import document, error, plain, seen
+from tests.folders import write
+from tests.scenes import GENEROUS, folder_of, report_at_once, transaction, until
+from tests.servers import Ampd, Database
+from tests.test_psql_script import dump
+
+pytestmark = pytest.mark.anyio
+
+TABLES = """CREATE TABLE jobs (id int PRIMARY KEY, note text);
+INSERT INTO jobs SELECT g, 'n' FROM generate_series(1, 1200) g;
+CREATE TABLE nothing (id int); CREATE TABLE events (id int, note text); INSERT INTO events TABLE jobs; ANALYZE"""
+FILES = {
+    "1_column.sql": "ALTER TABLE jobs ADD COLUMN at timestamptz;\nALTER TABLE nothing ADD COLUMN at timestamptz;\n",
+    "2_rewrite.sql": "ALTER TABLE jobs ALTER COLUMN id TYPE bigint;\nCREATE TABLE fresh (id int);\n",
+    "3_outside.sql": "-- no-transaction\nCREATE INDEX CONCURRENTLY i ON jobs (note);\n",
+    "4_index.sql": "CREATE INDEX ON events (id);\nTRUNCATE nothing;\n",
+}
+OUTSIDE = "it runs outside of a transaction, and cannot be rolled back"
+BOTH = "reads and writes"
+
+
+async def rehearsed(
+    database: Database, path: Path, *texts: str, secs: float = GENEROUS, **migrations: object
+) -> Rehearsal:
+    """Rehearse migrations 1, 2, … with these texts."""
+    policy = msgspec.convert({"dir": folder_of(path / "m", *texts), **migrations}, ampd.Migrations)
+    return await migrator.rehearse(ampd.MetadataDb(url=ampd.DatabaseUrl(database.url), migrations=policy), secs=secs)
+
+
+def summary(found: Rehearsal) -> tuple[list[int], list[tuple[int, str]], str]:
+    """Return the versions that ran, what was skipped and why, and the error."""
+    ran = [each.version for each in found.migrations]
+    return ran, [(each.version, each.reason) for each in found.skipped], plain(str(found.error or ""))
+
+
+@pytest.mark.any_server
+async def test_a_rehearsal_shows_locks_and_leaves_nothing(ampd: Ampd, database: Database, tmp_path: Path) -> None:
+    """Locks, sizes, rewrites and what was skipped are shown; --strict fails on what blocks; pg_dump is as before."""
+    await database.execute(TABLES)
+    before = dump(database, data=True)
+    write(tmp_path / "m", FILES)
+
+    def run(*options: str) -> tuple[int, str, str]:
+        return seen(ampd("migrate", "--rehearse", *options, "--migrations", "m", url=database.url))
+
+    found = """\
+DATABASE: rehearsed 3 migrations in N s, and rolled back
+(after each migration: all locks that the one transaction held by then)
+1 column: N ms
+  ! holds ACCESS EXCLUSIVE on public.jobs (1.2 k rows, 48 kB) for N ms, blocks reads and writes
+    holds ACCESS EXCLUSIVE on public.nothing (0 rows, 0 bytes) for N ms
+2 rewrite: N ms
+  ! holds ACCESS EXCLUSIVE on public.jobs (1.2 k rows, 48 kB) for N ms, rewritten or truncated, blocks reads and writes
+    holds ACCESS EXCLUSIVE on public.nothing (0 rows, 0 bytes) for N ms
+4 index: N ms
+  ! holds SHARE on public.events (1.2 k rows, 48 kB) for N ms, blocks writes
+  ! holds ACCESS EXCLUSIVE on public.jobs (1.2 k rows, 48 kB) for N ms, blocks reads and writes
+    holds ACCESS EXCLUSIVE on public.nothing (0 rows, 0 bytes) for N ms, rewritten or truncated
+3 outside: not rehearsed, it runs outside of a transaction, and cannot be rolled back
+"""
+    if database.server.major < 14:  # which cannot tell an empty table from one that was never analyzed
+        found = found.replace("0 rows, 0", "rows unknown, 0")
+        line = "holds ACCESS EXCLUSIVE on public.nothing (rows unknown, 0 bytes) for N ms, rewritten or truncated"
+        found = found.replace(f"    {line}", f"  ! {line}, blocks reads and writes")
+    assert run() == (0, found, "")
+    assert run("--strict", "--quiet") == (1, "", "")
+    assert dump(database, data=True) == before
+
+    process = ampd("migrate", "--rehearse", "--json", "--target=1", "--migrations", "m", url=database.url)
+    lock = {"mode": "ACCESS EXCLUSIVE", "rewritten": False}
+    jobs = {"table": "public.jobs", "rows": 1200, "bytes": 49152, "blocks": BOTH}
+    nothing = {"table": "public.nothing", "rows": 0 if database.server.major > 13 else None, "bytes": 0, "blocks": None}
+    told = {"version": 1, "name": "column", "duration_ms": "…", "locks": [lock | jobs, lock | nothing]}
+    assert document(process) == {"result": "rehearsed", "migrations": [told], "skipped": [], "error": None}
+    assert (process.returncode, process.stderr) == (0, "")
+
+    assert ampd("migrate", "--migrations", "m", url=database.url).returncode == 0
+    assert run("--strict") == (0, "DATABASE: nothing to rehearse\n", "")
+
+
+@pytest.mark.any_server
+async def test_a_fault_is_told_as_by_a_run(ampd: Ampd, database: Database, tmp_path: Path) -> None:
+    """What a migration would fail of is the same error; what ran before it is shown, and nothing is kept."""
+    role = await database.role("plain", "CREATE, USAGE ON SCHEMA public")
+    await database.execute("CREATE TABLE theirs (id int)")
+    before = dump(database)
+    write(tmp_path / "m", {"1_first.sql": "CREATE TABLE a (id int);\n", "2_second.sql": "SELECT 1;\nDROP TABLE aa;\n"})
+    mine, theirs = (("migrate", "--migrations", folder) for folder in ("m", "n"))
+    code, stdout, stderr = seen(ampd(*mine, "--rehearse", url=database.url))
+    assert (code, stdout) == (1, "DATABASE: rehearsed 1 migration in N s, and rolled back\n1 first: N ms\n")
+    assert stderr.startswith('error: m/2_second.sql:2: table "aa" does not exist (SQLSTATE 42P01)\n')
+    process = ampd(*mine, "--rehearse", "--json", url=database.url)
+    message = 'm/2_second.sql:2: table "aa" does not exist (SQLSTATE 42P01)'
+    hint = "nothing of this migration was kept: fix the file and run again"
+    facts = {"version": 2, "file": "m/2_second.sql", "line": 2, "column": 1, "sqlstate": "42P01"}
+    assert document(process) == {
+        "result": "failed",
+        "migrations": [{"version": 1, "name": "first", "duration_ms": "…", "locks": []}],
+        "skipped": [],
+        "error": error("migration_failed", message, hint, **facts),
+    }
+    write(tmp_path / "n", {"1_first.sql": "ALTER TABLE theirs ADD COLUMN n int;\n"})
+    refused = seen(ampd(*theirs, "--rehearse", url=role.url))
+    assert dump(database) == before
+    assert seen(ampd(*theirs, url=role.url)) == refused
+    assert "must be owner of table theirs" in refused[2]
+    assert seen(ampd(*mine, url=database.url)) == (1, "", f"[1/2] 1 first  N ms\n{stderr}")
+
+
+@pytest.mark.one_version
+def test_options_that_do_not_go_together_are_refused(ampd: Ampd) -> None:
+    """Whoever mixes them is told before anything connects."""
+    one_of = "error: --rehearse runs what is pending, and --check and --dry-run do not\nhint: give one of them\n"
+    for other in ("--check", "--dry-run"):
+        assert seen(ampd("migrate", "--rehearse", other)) == (1, "", one_of)
+    for option in (["--strict"], ["--rehearse-secs", "2"]):
+        alone = f"error: {option[0]} goes with --rehearse alone\nhint: ampd migrate --rehearse {option[0]}\n"
+        assert seen(ampd("migrate", *option)) == (1, "", alone)
+    for secs in ("0", "-1", "nan", "inf", "3601"):
+        wrong = f"error: --rehearse-secs takes seconds up to 3600, not {secs}\n"
+        assert seen(ampd("migrate", "--rehearse", f"--rehearse-secs={secs}")) == (1, "", wrong)
+
+
+async def test_the_locks_are_those_that_others_see(database: Database, tmp_path: Path) -> None:
+    """On each table that was there before, the strongest mode is the one that pg_locks shows from outside."""
+    await database.execute(f"{TABLES}; CREATE TABLE parts (id int) PARTITION BY RANGE (id)")
+    await database.execute(
+        "CREATE TABLE part PARTITION OF parts FOR VALUES FROM (0) TO (9); CREATE TABLE gone (id int)"
+    )
+    script = """-- lock-timeout: 30s
+CREATE TABLE fresh (id int REFERENCES jobs); CREATE INDEX ON events (id); INSERT INTO nothing SELECT id FROM events;
+ALTER TABLE parts ADD COLUMN n int; DROP TABLE gone; SELECT pg_advisory_xact_lock(42)"""
+    seen_from_outside = """SELECT DISTINCT c.oid::regclass::text AS name, l.mode
+      FROM pg_locks l JOIN pg_class c ON c.oid = l.relation JOIN pg_stat_activity a USING (pid)
+      WHERE a.datname = current_database() AND a.application_name = 'ampd rehearsal'
+        AND c.relkind IN ('r', 'p') AND c.relnamespace = 'public'::regnamespace AND c.relname <> $1"""
+    waiting = "SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database"
+    waiting += " WHERE d.datname = current_database() AND l.objid = 42 AND NOT l.granted"
+    async with transaction(database, "SELECT pg_advisory_xact_lock(42)") as gate, asyncio.TaskGroup() as group:
+        task = group.create_task(rehearsed(database, tmp_path, script))
+        await until(lambda: database.fetchval(waiting))
+        rows = await database.fetch(seen_from_outside, TABLE)
+        await gate.execute("ROLLBACK")
+    found = task.result()
+    assert summary(found) == ([1], [], "")
+    others = {(f"public.{row['name']}", _spelt(row["mode"])) for row in rows}
+    shown = {(lock.table, lock.mode) for lock in found.migrations[0].locks}
+    assert shown <= others
+    assert shown == {
+        ("public.events", "SHARE"),
+        ("public.gone", "ACCESS EXCLUSIVE"),
+        ("public.jobs", "SHARE ROW EXCLUSIVE"),
+        ("public.nothing", "ROW EXCLUSIVE"),
+        ("public.part", "ACCESS EXCLUSIVE"),
+        ("public.parts", "ACCESS EXCLUSIVE"),
+    }
+    assert {name for name, _ in others} == {name for name, _ in shown}
+
+
+async def test_what_cannot_be_rehearsed_is_named(database: Database, tmp_path: Path) -> None:
+    """A value of an enum that is not committed, and what a skipped migration would have made, are no faults."""
+    await database.execute("CREATE TYPE mood AS ENUM ('sad')")
+    add, use = "ALTER TYPE mood ADD VALUE 'happy'", "CREATE TABLE t AS SELECT 'happy'::mood AS m"
+    enum = "it uses an enum value that a migration before it adds, which has to be committed first"
+    found = await rehearsed(database, tmp_path, add, use, "SELECT 1")
+    assert summary(found) == ([1], [(2, enum), (3, "it comes after 2 step")], "")
+    together = await rehearsed(database, tmp_path, f"{add};\n{use}", "SELECT 1", "SELECT 1")
+    assert summary(together)[:2] == ([], [])
+    assert together.error is not None
+    assert together.error.message.startswith(f"{tmp_path}/m/1_step.sql:2: unsafe use of new value")
+    outside = "-- no-transaction\nCREATE TABLE made (id int)"
+    needs = await rehearsed(database, tmp_path, "SELECT 1", outside, "ALTER TABLE made ADD COLUMN n int")
+    lacking = 'without 2 step the server says: relation "made" does not exist'
+    assert summary(needs) == ([1], [(2, OUTSIDE), (3, lacking)], "")
+    fault = await rehearsed(database, tmp_path, "SELECT 1", outside, "SELECT 1/0")
+    assert summary(fault)[:2] == ([1], [(2, OUTSIDE)])
+    assert fault.error is not None
+    assert fault.error.sqlstate == "22012"
+
+
+async def test_each_migration_begins_as_in_a_transaction_of_its_own(database: Database, tmp_path: Path) -> None:
+    """Settings, temporary tables and the state of constraints do not reach the next migration."""
+    first = """CREATE TABLE early (id int PRIMARY KEY, other int REFERENCES early DEFERRABLE INITIALLY DEFERRED);
+INSERT INTO early VALUES (1, 2); SET search_path = pg_catalog; SET lock_timeout = '7s'; CREATE TEMP TABLE tt ();
+INSERT INTO public.early VALUES (2, 1); SET client_encoding = 'LATIN1'; PREPARE p AS SELECT 1; SET ROLE pg_monitor"""
+    second = """INSERT INTO early VALUES (3, 4); INSERT INTO early VALUES (4, 3); CREATE TEMP TABLE tt ();
+PREPARE p AS SELECT 1; CREATE TABLE late (id int PRIMARY KEY, other int REFERENCES late DEFERRABLE INITIALLY DEFERRED);
+INSERT INTO late VALUES (1, 2); INSERT INTO late VALUES (2, 1);
+DO $$ BEGIN ASSERT current_setting('lock_timeout') = '1s' AND current_user = session_user; END $$"""
+    assert summary(await rehearsed(database, tmp_path, first, second, "SELECT 'ß'")) == ([1, 2, 3], [], "")
+    broken = await rehearsed(database, tmp_path, first, "SELECT 1", "INSERT INTO early VALUES (9, 10)")
+    assert summary(broken)[:2] == ([1, 2], [])
+    assert broken.error is not None
+    assert broken.error.sqlstate == "23503"
+
+
+async def test_a_rehearsal_ends_in_time(database: Database, tmp_path: Path) -> None:
+    """It holds its locks no longer than it may, and is rolled back in the middle of a statement."""
+    before = dump(database)
+    found = await rehearsed(database, tmp_path, "CREATE TABLE t ();\nSELECT pg_sleep(60)", secs=0.5)
+    ended = (
+        "the rehearsal was ended after N ms, in 1 step: its locks stand in the way of others\n"
+        "hint: everything was rolled back; --rehearse-secs takes another limit"
+    )
+    assert summary(found) == ([], [], ended)
+    assert dump(database) == before
+
+
+async def test_a_table_lock_is_tried_once(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock that is not free in time ends the rehearsal, and the error says who has it."""
+    report_at_once(monkeypatch)
+    await database.execute(TABLES)
+    async with transaction(database, "SELECT count(*) FROM jobs") as reader:
+        found = await rehearsed(database, tmp_path, "DROP TABLE jobs", lock_timeout_secs=2)
+        assert isinstance(found.error, ampd.LockTimeout)
+        assert [each.pid for each in found.error.blockers] == [reader.get_server_pid()]
+        assert "canceling statement due to lock timeout" in found.error.message
+
+
+async def test_the_migration_lock_is_tried_once(database: Database, tmp_path: Path) -> None:
+    """While another runner is at work, nothing is rehearsed, and the error says who it is."""
+    key = lock_key("public", TABLE)
+    async with transaction(database, f"SELECT pg_advisory_xact_lock({key})") as runner:
+        found = await rehearsed(database, tmp_path, "SELECT 1")
+    assert isinstance(found.error, ampd.AdvisoryLockTimeout)
+    assert f"the migration lock is held by a session that is not ampd: pid {runner.get_server_pid()}," in str(
+        found.error
+    )
+
+
+async def test_a_large_file_is_rehearsed_in_parts(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes in several messages of the transaction, with the same end as any other."""
+    monkeypatch.setattr(transaction_message, "LARGE", 100)
+    monkeypatch.setattr(transaction_message, "_PART", 50)
+    many = "SET client_encoding = 'LATIN1';\n" + "".join(f"CREATE TABLE t{n} ();\n" for n in range(20))
+    assert summary(await rehearsed(database, tmp_path, many, "SELECT 1")) == ([1, 2], [], "")
+
+
+async def test_the_session_of_a_pool_is_as_before(database: Database) -> None:
+    """What is packaged is rehearsed on a connection of a pool, and nothing stays: no prepared statement, no table."""
+    async with asyncpg.create_pool(database.url, min_size=1, max_size=2) as pool:
+        found = await migrator.rehearse(pool, secs=GENEROUS)
+        assert found.error is None
+        assert len(found.migrations) > 5
+        assert await pool.fetchval("SELECT count(*) FROM pg_prepared_statements WHERE from_sql") == 0
+    assert await database.fetchval("SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace") == 0
+
+
+def test_sizes_are_as_people_read_them() -> None:
+    """Rows and bytes are short, and say so where the server does not know."""
+    locks = [
+        HeldLock("public.a", "SHARE", rows, size, rewritten=False, blocks="writes")
+        for rows, size in ((None, 0), (1, 8192), (41_300_000, 12 * 2**30), (2_500_000_000, 3 * 2**40))
+    ]
+    found = Rehearsal("d", (RehearsedMigration(1, "a\nb", 180, tuple(locks)),), (SkippedMigration(2, "c", "why"),))
+    assert (
+        found.text()
+        == """\
+d: rehearsed 1 migration in 180 ms, and rolled back
+1 a\\nb: 180 ms
+  ! holds SHARE on public.a (rows unknown, 0 bytes) for 180 ms, blocks writes
+  ! holds SHARE on public.a (1 row, 8 kB) for 180 ms, blocks writes
+  ! holds SHARE on public.a (41 M rows, 12 GB) for 180 ms, blocks writes
+  ! holds SHARE on public.a (2.5 G rows, 3 TB) for 180 ms, blocks writes
+2 c: not rehearsed, why"""
+    )
