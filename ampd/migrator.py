@@ -197,6 +197,7 @@ async def dry_run(
     source = Hidden(database)
     del database
     run = await Run.of(source, None, None, None, target, None, on_event)
+    run.shows_rows = False
     found = await _status(run)
     assert run.history is not None
     async with run.emit:

@@ -3,12 +3,14 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.to_thread
 import pytest
 
 import ampd as library
+from ampd.postgres.connection import Session
 from tests.folders import write
 from tests.scenes import never_look, scripts
 from tests.servers import Ampd, Database, Proxy
@@ -24,6 +26,29 @@ async def test_nothing_pending_costs_one_connection_and_one_round_trip(database:
         async with Proxy(database.server.host, database.server.port) as proxy:
             await run(f"postgresql://postgres@{proxy.host}:{proxy.port}/{database.name}", migrations=files)
             assert (proxy.connections, proxy.round_trips) == (1, 1), run
+
+
+@pytest.mark.parametrize("count", [1, 300])
+async def test_nothing_pending_takes_few_bytes(database: Database, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most 6 kB are sent and 1 kB received, however long the history is."""
+    files = scripts(*(f"SELECT {number}" for number in range(count)))
+    await library.migrate(database.url, migrations=files)
+    messages, notes = list[str](), list[str]()
+    run = Session.run
+
+    async def measured(session: Session, message: str, *, on_note: Any, **options: Any) -> None:
+        messages.append(message)
+
+        def noted(note: str) -> None:
+            notes.append(note)
+            on_note(note)
+
+        await run(session, message, on_note=noted, **options)
+
+    monkeypatch.setattr(Session, "run", measured)
+    assert (await library.migrate(database.url, migrations=files)).result == "up_to_date"
+    assert [len(message.encode()) <= 6000 for message in messages] == [True]
+    assert [len(note.encode()) <= 900 for note in notes] == [True]  # beside what the protocol adds
 
 
 @pytest.mark.parametrize("count", [1, 28, 200])
