@@ -1,6 +1,7 @@
 """A rehearsal: what it says of locks and times, and that nothing of it is left."""
 
 import asyncio
+import signal
 from pathlib import Path
 
 import asyncpg
@@ -10,12 +11,12 @@ import pytest
 import ampd
 from ampd import migrator
 from ampd.advisory_lock import lock_key
-from ampd.apply import transaction_message
+from ampd.apply import rehearsal, transaction_message
 from ampd.apply.rehearsal_report import HeldLock, Rehearsal, RehearsedMigration, SkippedMigration, _spelt
 from ampd.history.table import TABLE
 from tests.cli_output import document, error, plain, seen
 from tests.folders import write
-from tests.scenes import GENEROUS, folder_of, report_at_once, transaction, until
+from tests.scenes import GENEROUS, ampds, assert_no_trace, folder_of, meanwhile, report_at_once, transaction, until
 from tests.servers import Ampd, Database
 from tests.test_psql_script import dump
 
@@ -38,8 +39,14 @@ async def rehearsed(
     database: Database, path: Path, *texts: str, secs: float = GENEROUS, **migrations: object
 ) -> Rehearsal:
     """Rehearse migrations 1, 2, … with these texts."""
-    policy = msgspec.convert({"dir": folder_of(path / "m", *texts), **migrations}, ampd.Migrations)
-    return await migrator.rehearse(ampd.MetadataDb(url=ampd.DatabaseUrl(database.url), migrations=policy), secs=secs)
+    folder_of(path / "m", *texts)
+    return await migrator.rehearse(configured(database, path, **migrations), secs=secs)
+
+
+def configured(database: Database, path: Path, **migrations: object) -> ampd.MetadataDb:
+    """Return the configuration for this database and these migrations."""
+    policy = msgspec.convert({"dir": path / "m", **migrations}, ampd.Migrations)
+    return ampd.MetadataDb(url=ampd.DatabaseUrl(database.url), migrations=policy)
 
 
 def summary(found: Rehearsal) -> tuple[list[int], list[tuple[int, str]], str]:
@@ -155,9 +162,11 @@ ALTER TABLE parts ADD COLUMN n int; DROP TABLE gone; SELECT pg_advisory_xact_loc
         task = group.create_task(rehearsed(database, tmp_path, script))
         await until(lambda: database.fetchval(waiting))
         rows = await database.fetch(seen_from_outside, TABLE)
+        status = await ampd.status(configured(database, tmp_path))
         await gate.execute("ROLLBACK")
     found = task.result()
     assert summary(found) == ([1], [], "")
+    assert [info.state for info in status.plan.migrations] == [ampd.State.PENDING]  # nobody applies it
     others = {(f"public.{row['name']}", _spelt(row["mode"])) for row in rows}
     shown = {(lock.table, lock.mode) for lock in found.migrations[0].locks}
     assert shown <= others
@@ -195,6 +204,10 @@ async def test_what_cannot_be_rehearsed_is_named(database: Database, tmp_path: P
 
 async def test_each_migration_begins_as_in_a_transaction_of_its_own(database: Database, tmp_path: Path) -> None:
     """Settings, temporary tables and the state of constraints do not reach the next migration."""
+    await database.execute(
+        "CREATE TABLE one (id int CONSTRAINT same UNIQUE DEFERRABLE INITIALLY DEFERRED);"
+        "CREATE TABLE other (id int CONSTRAINT same CHECK (id > 0))"
+    )
     first = """CREATE TABLE early (id int PRIMARY KEY, other int REFERENCES early DEFERRABLE INITIALLY DEFERRED);
 INSERT INTO early VALUES (1, 2); SET search_path = pg_catalog; SET lock_timeout = '7s'; CREATE TEMP TABLE tt ();
 INSERT INTO public.early VALUES (2, 1); SET client_encoding = 'LATIN1'; PREPARE p AS SELECT 1; SET ROLE pg_monitor"""
@@ -205,8 +218,10 @@ DO $$ BEGIN ASSERT current_setting('lock_timeout') = '1s' AND current_user = ses
     assert summary(await rehearsed(database, tmp_path, first, second, "SELECT 'ß'")) == ([1, 2, 3], [], "")
     broken = await rehearsed(database, tmp_path, first, "SELECT 1", "INSERT INTO early VALUES (9, 10)")
     assert summary(broken)[:2] == ([1, 2], [])
-    assert broken.error is not None
-    assert broken.error.sqlstate == "23503"
+    configuration = configured(database, tmp_path)
+    with pytest.raises(ampd.MigrationFailed) as failure:
+        await ampd.migrate(configuration)
+    assert str(broken.error) == str(failure.value)
 
 
 async def test_a_rehearsal_ends_in_time(database: Database, tmp_path: Path) -> None:
@@ -218,6 +233,45 @@ async def test_a_rehearsal_ends_in_time(database: Database, tmp_path: Path) -> N
         "hint: everything was rolled back; --rehearse-secs takes another limit"
     )
     assert summary(found) == ([], [], ended)
+    assert dump(database) == before
+
+
+async def test_a_client_that_stands_still_between_two_migrations_is_given_up(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server ends the transaction by itself: nobody queues behind a client that is frozen."""
+
+    held = list[TimeoutError]()
+
+    async def gone() -> bool:
+        return not await ampds(database)
+
+    def stand_still(*_: object) -> tuple[()]:
+        try:
+            meanwhile(lambda: until(gone))
+        except TimeoutError as error:
+            held.append(error)
+        return ()
+
+    monkeypatch.setattr(rehearsal, "held_locks", stand_still)
+    found = await rehearsed(database, tmp_path, "CREATE TABLE t ()", "SELECT 1", secs=0.5)
+    assert found.error is not None
+    assert held == []
+    assert await database.fetchval("SELECT to_regclass('t') IS NULL")
+
+
+async def test_a_rehearsal_that_is_stopped_leaves_nothing(ampd: Ampd, database: Database, tmp_path: Path) -> None:
+    """Ctrl+C ends it in the middle of a statement."""
+    before = dump(database)
+    folder_of(tmp_path / "m", "CREATE TABLE t ();\nSELECT pg_sleep(60)")
+    options = ("--rehearse", "--rehearse-secs=60", "--migrations", "m")
+    process = ampd.start("migrate", *options, url=database.url)
+    sleeps = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
+    await until(lambda: database.fetchval(sleeps))
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=GENEROUS) == ("", "SIGINT: nothing was applied\n")
+    assert process.returncode == 130
+    await assert_no_trace(database)
     assert dump(database) == before
 
 

@@ -1,0 +1,140 @@
+"""The messages of a rehearsal: migrations one after the other in one transaction, with looks at its locks. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ampd import advisory_lock
+from ampd.history import writing
+from ampd.other_sessions import readable_sql
+from ampd.postgres.quoting import do_block, literal
+
+from .message import Message
+from .prepared import milliseconds
+from .session_state import (
+    NO_TRANSACTION_TIMEOUT,
+    NOTICE_A_DEAD_CLIENT,
+    RESET_OBJECTS,
+    deallocate_sql,
+    reset_settings_sql,
+    save_settings_sql,
+    set_role_sql,
+)
+from .transaction_message import RESET_CLIENT_ENCODING
+
+if TYPE_CHECKING:
+    from ampd.postgres.connection import Session
+    from ampd.sql.slices import Slices
+
+    from .prepared import Execution
+
+
+_NOW = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+_LOCKS = """(SELECT coalesce(json_agg(json_build_array(l.relation::bigint, l.mode, c.relfilenode::bigint,
+    CASE WHEN c.relkind IN ('r', 'm') THEN pg_relation_size(l.relation) END)), '[]')
+  FROM pg_locks l LEFT JOIN pg_class c ON c.oid = l.relation
+  WHERE l.locktype = 'relation' AND l.pid = pg_backend_pid()
+    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()))"""
+# Not SET CONSTRAINTS ALL, as at the end of a real run: it would hold for the following migrations as well, even for
+# constraints that these make. A real transaction begins with each constraint as it was declared.
+_RUN_DEFERRED = """DECLARE
+  made pg_catalog.record;
+BEGIN
+  FOR made IN
+    SELECT n.nspname, c.conname, pg_catalog.bool_and(c.condeferred) AS deferred
+    FROM pg_catalog.pg_constraint c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.connamespace
+    WHERE pg_catalog.has_schema_privilege(n.oid, 'USAGE')
+    GROUP BY n.nspname, c.conname HAVING pg_catalog.bool_or(c.condeferrable)
+  LOOP
+    EXECUTE pg_catalog.format('SET CONSTRAINTS %I.%I IMMEDIATE', made.nspname, made.conname);
+    IF made.deferred THEN
+      EXECUTE pg_catalog.format('SET CONSTRAINTS %I.%I DEFERRED', made.nspname, made.conname);
+    END IF;
+  END LOOP;
+END"""
+
+
+def composing(
+    session: Session, execution: Execution, part: range, *, first: bool, silence_secs: float
+) -> Slices[Message]:
+    """Return, in slices, the message that runs a part of a migration; the `first` one opens the transaction.
+
+    The server ends the transaction when it has waited for the client for `silence_secs`. It notes two JSON arrays: the
+    time in milliseconds and each `Table` in the first message, before the script; the time and each `Lock` after it.
+    """
+    label = f"rehearsal of {execution.migration.label}"
+    message = Message(f"{advisory_lock.label_sql(execution.history.lock_key, label)} ")
+    if part.start == 0:
+        message.add(_enter_sql(session, execution, first=first, silence_secs=silence_secs))
+    for index in part:
+        statement = execution.statements[index]
+        message.add(f"{session.marker_sql(str(index))}; ")
+        message.add_statement(statement)
+        message.add(execution.again_after_sql(statement, local=True))
+        yield
+    ends = part.stop == len(execution.statements)
+    message.add(_leave_sql(session, execution, silence_secs) if ends else RESET_CLIENT_ENCODING)
+    message.join()
+    yield
+    return message
+
+
+def _enter_sql(session: Session, execution: Execution, *, first: bool, silence_secs: float) -> str:
+    """Return the statements before a script, as a real run has them."""
+    history = execution.history
+    begin = "BEGIN ISOLATION LEVEL READ COMMITTED; " if first else ""
+    tables = _tables_sql(history.schema or "", history.place.table) if first else "'[]'::json"
+    save = do_block(f"BEGIN {save_settings_sql(local=True)} END") + "; " if session.shared else ""
+    note = f"\n    {session.note_sql(f'json_build_array({_NOW}, {tables})')}"
+    body = (
+        f"{session.note_pid_sql()}{NOTICE_A_DEAD_CLIENT}{NO_TRANSACTION_TIMEOUT}"
+        f"{advisory_lock.try_lock_sql(history.lock_key)}"
+        f"{writing.enter_sql(history, writing.insert_sql(history, execution.migration), note)}"
+        f"{execution.search_path_sql(local=True)}"
+    )
+    return (
+        f"{begin}{save}SET LOCAL statement_timeout = 0; {_limits_sql(execution, silence_secs)}"
+        f"SET LOCAL application_name = 'ampd rehearsal'; {set_role_sql(history.role, local=True)}"
+        f"{do_block(f'BEGIN {body} END')};\n"
+        f"SET LOCAL statement_timeout = {milliseconds(execution.statement_timeout_secs)}; "
+    )
+
+
+def _tables_sql(schema: str, table: str) -> str:
+    """Return an expression for all tables but the history, as an array of `Table`. The search path must be pinned."""
+    # Before PostgreSQL 14 a table that was never analyzed has 0 rows in 0 pages.
+    name = readable_sql("format('%I.%I', n.nspname, c.relname)")
+    return f"""(
+    SELECT coalesce(json_agg(json_build_array(c.oid::bigint, {name}, c.relkind = 'p',
+      c.relfilenode::bigint, CASE WHEN c.relpages = 0 AND c.reltuples = 0
+        AND current_setting('server_version_num')::integer < 140000 THEN -1 ELSE c.reltuples::bigint END,
+      c.relpages::bigint * current_setting('block_size')::bigint)), '[]')
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind IN ('r', 'p', 'm') AND c.relpersistence <> 't'
+      AND n.nspname NOT IN ('pg_catalog', 'information_schema')
+      AND NOT (n.nspname = {literal(schema)} AND c.relname = {literal(table)}))"""
+
+
+def _limits_sql(execution: Execution, silence_secs: float) -> str:
+    return (
+        f"SET LOCAL lock_timeout = {milliseconds(execution.lock_timeout_secs)}; "
+        f"SET LOCAL idle_in_transaction_session_timeout = {milliseconds(silence_secs)}; "
+    )
+
+
+def _leave_sql(session: Session, execution: Execution, silence_secs: float) -> str:
+    """Return the statements after a script: all that a real run does but for the COMMIT, and a look at the locks."""
+    history, count = execution.history, len(execution.statements)
+    before = str(max((row.version for row in history.applied), default="NULL"))
+    finish = writing.leave_sql(history, str(execution.migration.version), str(count), before)
+    look = (
+        "BEGIN PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true); "
+        f"{session.note_sql(f'json_build_array({_NOW}, {_LOCKS})')} END"
+    )
+    return (
+        f"{session.marker_sql(str(count))}; {do_block(_RUN_DEFERRED)}; {do_block(look)}; "
+        f"{reset_settings_sql(shared=session.shared, saved=True)}{RESET_OBJECTS}"
+        f"{_limits_sql(execution, silence_secs)}"
+        f"{set_role_sql(history.role, local=True)}{do_block(deallocate_sql())}; "
+        f"{do_block(f'BEGIN PERFORM pg_catalog.pg_advisory_unlock_all();{finish} END')}"
+    )
