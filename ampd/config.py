@@ -183,7 +183,7 @@ class MetadataDb(_Checked, frozen=True, kw_only=True):
             raise _wrong_error(self._at, problem)
         if self.schema is not None:
             with self._under("schema"):
-                check_schema(self.schema)
+                check_name("schema", self.schema)
         if self.url is None and self.url_file is not None:
             with self._under("url_file"):
                 msgspec.structs.force_setattr(self, "url", _url_in(self.url_file))
@@ -232,32 +232,18 @@ def _url_in(file: Path) -> DatabaseUrl:
         raise ConfigError(f"{file}: {error.message}", hint=error.hint) from None
 
 
-def check_schema(schema: str) -> None:
-    """Refuse a name that a schema cannot have.
+def check_name(what: str, name: str) -> None:
+    """Refuse a name that a schema, or the history table, cannot have; `what` is "schema" or "table".
 
     Raises:
         ConfigError: an empty name, or one that PostgreSQL reserves, or cuts.
         TypeError: not a str.
     """
-    if not isinstance(schema, str):
-        raise TypeError(f"the name of a schema is a str, not {type(schema).__name__}")
-    if not schema:
-        raise ConfigError("the schema's name is empty", hint="name the schema, or leave it out for the search path's")
-    _check_name("schema", schema, reserved=schema == "$user" or schema.startswith("pg_"))
-
-
-def check_table(table: str) -> None:
-    """Refuse a name that a history table cannot have.
-
-    Raises:
-        ConfigError: an empty name, or one that PostgreSQL reserves, or cuts.
-        TypeError: not a str.
-    """
-    if not isinstance(table, str):
-        raise TypeError(f"the name of a table is a str, not {type(table).__name__}")
-    if not table:
-        raise ConfigError("the table's name is empty", hint="name the table, or leave it out")
-    _check_name("table", table, reserved=table.startswith("pg_"))
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a {what} is a str, not {type(name).__name__}")
+    if not name:
+        raise ConfigError(f"the {what}'s name is empty", hint=f"name the {what}, or leave it out for the default")
+    _check_name(what, name, reserved=name == "$user" or name.startswith("pg_"))
 
 
 def _check_name(what: str, name: str, *, reserved: bool) -> None:

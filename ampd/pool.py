@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from .config import Limits, MetadataDb, check_schema
+from .config import Limits, MetadataDb, check_name
 from .errors import ConfigError, MigrationConflict
 from .events import OnEvent, Warned, ignore
 from .history.refusals import check_conflicts
@@ -56,7 +56,7 @@ async def open_pool(
         raise TypeError(f"open_pool takes the metadata_db section of a configuration, not {kind}")
     check_event_loop()
     if schema is not None:
-        check_schema(schema)
+        check_name("schema", schema)
         metadata_db = replace(metadata_db, schema=schema)
     unopened = unopened_pool(metadata_db, hidden_options)
     if metadata_db.auto_migrate:

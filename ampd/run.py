@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import anyio
 
 from .advisory_lock import LockTaken
-from .config import Limits, MetadataDb, check_schema, check_table, resolved_limits
+from .config import Limits, MetadataDb, check_name, resolved_limits
 from .database_url import DatabaseUrl
 from .emitter import Emitter
 from .errors import AmpdError, ConfigError, ConnectionFailed, InvalidMigration, MigrationInterrupted
@@ -62,9 +62,9 @@ class Run:
         self.order = Order.ALLOW_OUT_OF_ORDER if policy.allow_out_of_order else Order.STRICT
         self.schema = configured.schema if schema is None else schema
         if self.schema is not None:
-            check_schema(self.schema)
+            check_name("schema", self.schema)
         if table is not None:
-            check_table(table)
+            check_name("table", table)
         self.place = Place(self.schema, policy.table if table is None else table, policy.role)
         self.files = files
         self.packaged = packaged
