@@ -254,9 +254,7 @@ async def _rehearse(run: Run, session: Session, secs: float) -> Rehearsal:
         return await rehearse_migrations(run.source, session, executions, secs, run.shown)
     except LockTaken as taken:
         _check_free(await run.read_history(session))
-        raise taken.unless or AdvisoryLockTimeout(
-            "another runner has changed the history meanwhile", hint="run again"
-        ) from taken
+        raise taken.unless or AdvisoryLockTimeout("another runner was at work meanwhile", hint="run again") from taken
 
 
 def _check_free(history: History) -> None:

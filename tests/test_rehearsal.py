@@ -224,6 +224,18 @@ DO $$ BEGIN ASSERT current_setting('lock_timeout') = '1s' AND current_user = ses
     assert str(broken.error) == str(failure.value)
 
 
+async def test_a_deferred_check_of_another_table_is_made(database: Database, tmp_path: Path) -> None:
+    """What is deleted may be referred to by a table that nobody has touched: the end of its migration finds out."""
+    await database.execute(
+        "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int REFERENCES a DEFERRABLE INITIALLY DEFERRED);"
+        "INSERT INTO a VALUES (1); INSERT INTO b VALUES (1)"
+    )
+    found = await rehearsed(database, tmp_path, "DELETE FROM a", "SELECT 1")
+    assert summary(found)[:2] == ([], [])
+    assert found.error is not None
+    assert (found.error.version, found.error.sqlstate) == (1, "23503")
+
+
 async def test_a_rehearsal_ends_in_time(database: Database, tmp_path: Path) -> None:
     """It holds its locks no longer than it may, and is rolled back in the middle of a statement."""
     before = dump(database)

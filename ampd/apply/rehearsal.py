@@ -116,7 +116,7 @@ class _Rehearsing:
             counts_bytes = session.counts_bytes
             raise refused_error(error, execution, message, tracker.running, counts_bytes=counts_bytes) from error
         try:
-            entered, tables = msgspec.json.decode(tracker.documents[0], type=tuple[int, list[Table]])
+            tables, entered = msgspec.json.decode(tracker.documents[0], type=tuple[list[Table], int])
             left, locks = msgspec.json.decode(tracker.documents[-1], type=tuple[int, list[Lock]])
         except (IndexError, ValueError) as error:
             raise malformed_error(error) from error

@@ -39,12 +39,16 @@ _LOCKS = """(SELECT coalesce(json_agg(json_build_array(l.relation::bigint, l.mod
 # constraints that these make. A real transaction begins with each constraint as it was declared.
 _RUN_DEFERRED = """DECLARE
   made pg_catalog.record;
+  locked pg_catalog.oid[] := ARRAY(SELECT relation FROM pg_catalog.pg_locks
+    WHERE locktype OPERATOR(pg_catalog.=) 'relation' AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid());
 BEGIN
   FOR made IN
     SELECT n.nspname, c.conname, pg_catalog.bool_and(c.condeferred) AS deferred
     FROM pg_catalog.pg_constraint c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.connamespace
     WHERE pg_catalog.has_schema_privilege(n.oid, 'USAGE')
-    GROUP BY n.nspname, c.conname HAVING pg_catalog.bool_or(c.condeferrable)
+    GROUP BY n.nspname, c.conname HAVING pg_catalog.bool_or(
+      c.condeferrable AND (c.conrelid OPERATOR(pg_catalog.=) ANY (locked)
+        OR c.confrelid OPERATOR(pg_catalog.=) ANY (locked)))
   LOOP
     EXECUTE pg_catalog.format('SET CONSTRAINTS %I.%I IMMEDIATE', made.nspname, made.conname);
     IF made.deferred THEN
@@ -59,8 +63,9 @@ def composing(
 ) -> Slices[Message]:
     """Return, in slices, the message that runs a part of a migration; the `first` one opens the transaction.
 
-    The server ends the transaction when it has waited for the client for `silence_secs`. It notes two JSON arrays: the
-    time in milliseconds and each `Table` in the first message, before the script; the time and each `Lock` after it.
+    The server ends the transaction when it has waited for the client for `silence_secs`. It notes two JSON arrays:
+    before the script each `Table`, in the first message, and the time in milliseconds; after it the time and each
+    `Lock`.
     """
     label = f"rehearsal of {execution.migration.label}"
     message = Message(f"{advisory_lock.label_sql(execution.history.lock_key, label)} ")
@@ -85,7 +90,7 @@ def _enter_sql(session: Session, execution: Execution, *, first: bool, silence_s
     begin = "BEGIN ISOLATION LEVEL READ COMMITTED; " if first else ""
     tables = _tables_sql(history.schema or "", history.place.table) if first else "'[]'::json"
     save = do_block(f"BEGIN {save_settings_sql(local=True)} END") + "; " if session.shared else ""
-    note = f"\n    {session.note_sql(f'json_build_array({_NOW}, {tables})')}"
+    note = f"\n    {session.note_sql(f'json_build_array({tables}, {_NOW})')}"
     body = (
         f"{session.note_pid_sql()}{NOTICE_A_DEAD_CLIENT}{NO_TRANSACTION_TIMEOUT}"
         f"{advisory_lock.try_lock_sql(history.lock_key)}"
