@@ -47,7 +47,9 @@ async def migrate(
     history once and writes nothing. Cancelled, it rolls the running migration back.
 
     Args:
-        database: a PostgreSQL URL, an `asyncpg.Pool`, or the `metadata_db` section of a configuration.
+        database: a PostgreSQL URL, an `asyncpg.Pool`, the `metadata_db` section of a configuration; or an
+            `asyncpg.Connection` in no transaction, which nothing else uses meanwhile: it has no second one for a
+            no-transaction migration.
         migrations: in any order; default: those of the configured folder, else the packaged ones.
         schema: where the tables and the history live; default: as configured, else what the search path says.
         table: what the history is called, so that several projects can share a schema; default: as configured, else
@@ -126,7 +128,7 @@ async def _apply_pending(run: Run, sessions: list[Session]) -> Report | None:
             except InvalidMigration:
                 await run.check_history(session, plan)  # what is wrong with them may be that another tool runs them
                 raise
-            run.check_connections(prepared)
+            await run.check_connections(session, prepared)
             total = len(run.done) + len(plan.pending)
             try:
                 for batch in in_batches(prepared):

@@ -23,7 +23,7 @@ from .history.table import History, Place
 from .lock_wait import LockWait
 from .migration import AppliedMigration, DirectiveError, Migration, directives
 from .plan import Order, Plan, State, make_plan
-from .postgres.connection import CLOSE_TIMEOUT_SECS, Pool, Session, check_event_loop
+from .postgres.connection import CLOSE_TIMEOUT_SECS, Connection, Pool, Session, check_event_loop
 from .postgres.database import Database
 from .redaction import Hidden
 from .report import AppliedNow, Report, ahead_warning, pending_of, still_pending
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from .apply.prepared import Execution, PreparedMigration
 
 
-Source: TypeAlias = str | DatabaseUrl | MetadataDb | Pool
+Source: TypeAlias = str | DatabaseUrl | MetadataDb | Pool | Connection
 
 
 class Run:
@@ -217,23 +217,27 @@ class Run:
             waiting=self.lock_wait.waiting,
         )
 
-    def check_connections(self, migrations: list[PreparedMigration]) -> None:
-        """Refuse a pool that is too small for a no-transaction migration.
+    async def check_connections(self, session: Session, migrations: list[PreparedMigration]) -> None:
+        """Refuse a pool that is too small for a no-transaction migration, and a connection whose owner would lose.
 
         Raises:
-            ConfigError: it has but one connection.
+            ConfigError: it has but one connection; or the reset after a migration would take away what is there.
         """
         if no_transaction := [each for each in migrations if each.directives.no_transaction]:
             from .apply.guard import check_two_connections
 
             check_two_connections(self.source, no_transaction[0].migration.label)
+        if self.source.is_one_connection and not session.pooled:
+            from .postgres.passed_connection import check_nothing_to_lose
+
+            await check_nothing_to_lose(session)
 
     @property
     def shown(self) -> str:
         """Return the name of the database for messages."""
         if self.source.label is None and self.history:
             return self.history.address
-        return self.source.label or "the pool's database"
+        return self.source.label or f"{self.source.passed}'s database"
 
     def report(self, rest: Plan | None = None) -> Report:
         """Return how far the run has come; `rest` is the plan of everything, where it is known."""

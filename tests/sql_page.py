@@ -101,7 +101,13 @@ GROUPS: dict[str, tuple[Kind, ...]] = {
             like="The first migrations",
         ),
         Kind(
-            "On a connection of the caller's pool",
+            "Before a migration on a connection of the caller's",
+            r"pg_listening_channels",
+            "Asks what the reset of the session would take away that is not ours; nothing is run where there is any. "
+            "Not sent to a connection that ampd itself takes from a pool.",
+        ),
+        Kind(
+            "On a connection of the caller's, or of its pool",
             r"^/\* ampd \w+ 7 ",
             "Others use the session as well: what they have set is noted before the script, and put back after it.",
             like="A later migration",
@@ -326,8 +332,9 @@ async def record(database: Database) -> list[str]:
             with suppress(ampd.AmpdError):
                 await run
         await ampd.migrate(recorder.url, migrations=FILES[:6])
-        async with asyncpg.create_pool(recorder.url, min_size=1, max_size=2, statement_cache_size=0) as pool:
-            await ampd.migrate(pool, migrations=FILES[:7])
+        lent = asyncpg.create_pool(recorder.url, min_size=1, max_size=2, statement_cache_size=0)
+        async with lent as pool, pool.acquire() as connection:
+            await ampd.migrate(connection, migrations=FILES[:7])
         with suppress(ampd.AmpdError):
             await ampd.migrate(recorder.url, migrations=FILES[:8])
         await ampd.resolve(recorder.url, 8, ampd.Resolution.ROLLED_BACK, migrations=FILES[:8])

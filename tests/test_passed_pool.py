@@ -323,15 +323,17 @@ async def test_a_pool_of_another_event_loop(database: Database) -> None:
         loop.close()
 
 
-async def test_what_is_no_database(database: Database) -> None:
-    """A connection, or whatever else is neither a URL nor a pool nor a configuration, is named and refused."""
-    kinds = "the database is a PostgreSQL URL, an asyncpg.Pool or the metadata_db section of a configuration, not "
-    async with database.connect() as connection, lent_pool(database) as pool, pool.acquire() as lent:
-        for source, kind in ((connection, "Connection"), (lent, "PoolConnectionProxy"), (None, "NoneType")):
-            for run in (ampd.migrate, ampd.status):
-                with pytest.raises(TypeError) as refused:
-                    await run(source, migrations=[ONE])
-                assert str(refused.value) == kinds + kind
+async def test_what_is_no_database() -> None:
+    """Whatever is neither a URL nor a pool nor a connection nor a configuration is named and refused."""
+    kinds = (
+        "the database is a PostgreSQL URL, an asyncpg.Pool, an asyncpg.Connection or the metadata_db section of a "
+        "configuration, not "
+    )
+    for source, kind in ((asyncio.Lock(), "Lock"), (None, "NoneType")):
+        for run in (ampd.migrate, ampd.status):
+            with pytest.raises(TypeError) as refused:
+                await run(source, migrations=[ONE])
+            assert str(refused.value) == kinds + kind
     with pytest.raises(TypeError) as refused:
         async with ampd.open_pool(ampd.Config()):  # type: ignore[arg-type]
             pass

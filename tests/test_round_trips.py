@@ -113,6 +113,7 @@ NEEDED = {
     "ampd.postgres.database",
     "ampd.postgres.failures",
     "ampd.postgres.libpq",
+    "ampd.postgres.passed_connection",
     "ampd.postgres.permissions",
     "ampd.postgres.quoting",
     "ampd.postgres.server_error",

@@ -86,13 +86,14 @@ class Guard:
 
 
 def check_two_connections(source: Database, label: str) -> None:
-    """Refuse a pool that has no connection for the guard.
+    """Refuse a pool that has no connection for the guard, or a single connection.
 
     Raises:
-        ConfigError: the pool has but one.
+        ConfigError: there is but one.
     """
     if source.pool_size == 1:
+        has_one = "one was passed" if source.is_one_connection else "the pool has one"
         raise ConfigError(
-            f"{label} runs outside of a transaction and needs two connections; the pool has one",
+            f"{label} runs outside of a transaction and needs two connections; {has_one}",
             hint="give `ampd.migrate` a pool with max_size of at least 2, or the URL",
         )

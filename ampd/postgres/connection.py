@@ -31,9 +31,12 @@ from .server_error import ServerError, sqlstate_of
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from ampd.redaction import Hidden
+
 
 T = TypeVar("T")
 Pool: TypeAlias = asyncpg.Pool
+Connection: TypeAlias = asyncpg.Connection  # or what a pool gives for one: asyncpg makes that an instance of it
 
 APPLICATION_NAME = "ampd"
 CONNECT_TIMEOUT_SECS = 10.0
@@ -144,6 +147,12 @@ class Session:
                     await self.connection.execute(message, timeout=_UNLIMITED_SECS)
                     self._unanswered, self.has_answered = False, True
             except (*BROKEN, *LOST) as error:
+                if not self.has_answered and _is_in_use(error):  # by whoever has passed it: nothing was sent
+                    self._unanswered = False
+                    raise ConfigError(
+                        "the connection that was passed is in use by another task",
+                        hint="let nothing else use it during the call; or pass a pool, or the URL",
+                    ) from error
                 terminate(self.connection)
                 if isinstance(error, UnicodeDecodeError):
                     raise ConnectionFailed(
@@ -228,8 +237,8 @@ class Session:
         """
         if self.is_closed():
             return False
-        if not self._unanswered and not self.connection.is_in_transaction():
-            return True
+        if not self._unanswered and not (self.has_answered and self.connection.is_in_transaction()):
+            return True  # a transaction of before our first message is not ours
         try:
             with anyio.CancelScope(shield=True), anyio.fail_after(close_timeout()):
                 await self.connection.execute(f"ROLLBACK; {resets}", timeout=_UNLIMITED_SECS)
@@ -273,7 +282,29 @@ class Session:
 _LARGEST_NOTE = 64 * 2**20  # characters of what the server notes: a history of the largest size fits in
 
 
+def _is_in_use(error: BaseException) -> bool:
+    return isinstance(error, asyncpg.InterfaceError) and "another operation is in progress" in str(error)
+
+
 def terminate(connection: Any) -> None:
     """Close a connection at once; one that its pool has taken back is closed already."""
     with suppress(asyncpg.InterfaceError):
         connection.terminate()
+
+
+async def connect(arguments: Hidden[dict[str, Any]]) -> asyncpg.Connection:
+    """Connect; when cancelled, wait for the attempt: else asyncpg leaves an error that nobody retrieves."""
+    attempt = asyncio.ensure_future(asyncpg.connect(**arguments.reveal()))
+    try:
+        return await asyncio.shield(attempt)
+    except asyncio.CancelledError:
+        attempt.add_done_callback(_discard)
+        with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_TIMEOUT_SECS):
+            await asyncio.wait([attempt])
+        attempt.cancel()
+        raise
+
+
+def _discard(attempt: asyncio.Future[Any]) -> None:
+    if not attempt.cancelled() and attempt.exception() is None:
+        attempt.result().terminate()

@@ -1,4 +1,4 @@
-"""Where sessions come from: a URL, or a caller's pool; and waiting for them."""
+"""Where sessions come from: a URL, or a caller's pool or connection; and waiting for them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from ampd.errors import AmpdError, ConfigError, ConnectionFailed, NoAnswer
 from ampd.events import OnEvent, Retrying, Warned, ignore
 from ampd.redaction import Hidden, discreet, without_frames
 
-from .connection import CLOSE_TIMEOUT_SECS, CONNECT_TIMEOUT_SECS, Session, close_timeout, terminate
+from .connection import CLOSE_TIMEOUT_SECS, CONNECT_TIMEOUT_SECS, Session, close_timeout, connect, terminate
 from .connection_wait import ConnectionsBusy, ConnectionWait, HungUp, PoolInUse
 from .failures import BROKEN, DRIVER, connection_error, is_full
 from .libpq import driver_arguments, pool_redact
+from .passed_connection import PassedConnection
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -46,8 +47,8 @@ _QUEUES: dict[int, _PoolQueue] = {}  # by the pool's id, while there are runs: a
 
 
 @discreet
-def _source(hidden: Hidden[Any]) -> DatabaseUrl | Pool:
-    """Return the URL or pool that a caller has given.
+def _source(hidden: Hidden[Any]) -> DatabaseUrl | Pool | PassedConnection:
+    """Return the URL or pool that a caller has given; a connection as a pool of one.
 
     Raises:
         ConfigError: the URL is malformed, or missing in the configuration.
@@ -60,14 +61,16 @@ def _source(hidden: Hidden[Any]) -> DatabaseUrl | Pool:
         return source
     if isinstance(source, str):
         return DatabaseUrl(source)
+    if isinstance(source, asyncpg.Connection):
+        return PassedConnection.of(source)
     raise TypeError(
-        "the database is a PostgreSQL URL, an asyncpg.Pool or the metadata_db section of a configuration, "
-        f"not {type(source).__name__}{way_to_url(source)}"
+        "the database is a PostgreSQL URL, an asyncpg.Pool, an asyncpg.Connection or the metadata_db section of a "
+        f"configuration, not {type(source).__name__}{way_to_url(source)}"
     )
 
 
 class Database:
-    """Opens sessions, by a URL or from a caller's pool."""
+    """Opens sessions, by a URL or from a caller's pool or connection."""
 
     def __init__(
         self,
@@ -80,7 +83,7 @@ class Database:
         source = _source(hidden_source)
         if isinstance(source, DatabaseUrl):
             self._url: DatabaseUrl | None = source
-            self._pool: asyncpg.Pool | None = None
+            self._pool: asyncpg.Pool | PassedConnection | None = None
             self.label: str | None = source.label
             self._role = source.user or os.environ.get("PGUSER")
         else:
@@ -94,6 +97,16 @@ class Database:
         self.connection_wait = ConnectionWait(max(advisory_lock_wait_secs, least), on_event)
         self._warned = False
         self._on_event = on_event
+
+    @property
+    def is_one_connection(self) -> bool:
+        """Return whether the caller has passed a connection of its own, which is all there is."""
+        return isinstance(self._pool, PassedConnection)
+
+    @property
+    def passed(self) -> str:
+        """Return what the caller has passed in place of a URL, for messages."""
+        return "the connection" if self.is_one_connection else "the pool"
 
     @property
     def pool_size(self) -> int | None:
@@ -161,7 +174,8 @@ class Database:
             yield None
             return
         if getattr(self._pool, "_loop", None) not in (None, asyncio.get_running_loop()):  # there is no public way
-            raise ConfigError("the pool belongs to another event loop", hint="open the pool in the loop that migrates")
+            what = self.passed
+            raise ConfigError(f"{what} belongs to another event loop", hint=f"open {what} in the loop that migrates")
         queue = _QUEUES.setdefault(id(self._pool), _PoolQueue())
         queue.runs += 1
         try:
@@ -271,6 +285,10 @@ class Database:
 
     def _in_use_error(self, count: int, *, by_runs: bool) -> ConnectionFailed:
         assert self._pool is not None
+        if self.is_one_connection:
+            return ConnectionFailed(
+                "another run uses the connection that was passed", hint="await one run after the other, or pass a pool"
+            )
         size = self._pool.get_max_size()
         what = (
             f"none of the pool's {size} connections is free" if size > 1 else "the pool's only connection is not free"
@@ -329,9 +347,9 @@ class Database:
             self._warned = True
             for warning in warnings:
                 self._on_event(Warned(message=warning))
-        return lambda: _connect(arguments)
+        return lambda: connect(arguments)
 
-    async def _acquired(self, pool: Pool, timeout: float) -> Any:
+    async def _acquired(self, pool: Pool | PassedConnection, timeout: float) -> Any:
         """Return a connection of the pool, and read the password that the pool has."""
         try:
             return await pool.acquire(timeout=timeout)
@@ -391,6 +409,8 @@ class Database:
         finally:
             if not released:  # a pool waits for ever for a connection that is neither released nor closed
                 terminate(connection)
+                if isinstance(self._pool, PassedConnection):
+                    await self._pool.release(connection, timeout=secs)
 
 
 _LONGEST_PAUSE_SECS = 2.0
@@ -401,21 +421,3 @@ def _terminate_all(taking: asyncio.Future[list[Session]]) -> None:
     if not taking.cancelled() and taking.exception() is None:
         for session in taking.result():
             session.give_up("the run was cancelled")
-
-
-async def _connect(arguments: Hidden[dict[str, Any]]) -> asyncpg.Connection:
-    """Connect; when cancelled, wait for the attempt: else asyncpg leaves an error that nobody retrieves."""
-    attempt = asyncio.ensure_future(asyncpg.connect(**arguments.reveal()))
-    try:
-        return await asyncio.shield(attempt)
-    except asyncio.CancelledError:
-        attempt.add_done_callback(_discard)
-        with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_TIMEOUT_SECS):
-            await asyncio.wait([attempt])
-        attempt.cancel()
-        raise
-
-
-def _discard(attempt: asyncio.Future[Any]) -> None:
-    if not attempt.cancelled() and attempt.exception() is None:
-        attempt.result().terminate()
