@@ -11,10 +11,13 @@ import asyncpg
 import pytest
 
 import ampd
+from ampd import run as run_state
 from ampd.advisory_lock import lock_key
 from ampd.history.table import TABLE
+from ampd.postgres import connection as session
+from ampd.postgres import database as postgres_database
 from tests.pools import INDEX, ONE, TWO, migration, tables
-from tests.scenes import Heard, history, until, waiting_for_a_lock
+from tests.scenes import GENEROUS, Heard, history, until, waiting_for_a_lock
 from tests.servers import Database
 
 pytestmark = [pytest.mark.anyio, pytest.mark.any_server]
@@ -149,14 +152,14 @@ async def test_a_migration_that_needs_two_connections(database: Database) -> Non
         ("SELECT pg_advisory_lock(7)", "advisory locks"),
         ("BEGIN; DECLARE mine CURSOR WITH HOLD FOR SELECT 1; COMMIT", "cursors WITH HOLD"),
         ("PREPARE mine AS SELECT 1", "prepared statements"),
-        ("SET SESSION AUTHORIZATION pg_database_owner", "SET SESSION AUTHORIZATION"),
+        ("SET SESSION AUTHORIZATION pg_monitor", "SET SESSION AUTHORIZATION"),
         ("LISTEN mine; CREATE TEMP TABLE mine ()", "temporary tables, LISTEN"),
     ],
 )
 async def test_what_a_reset_would_take_away(database: Database, made: str, what: str) -> None:
     """A caller's own temporary tables and the like are not dropped: the run is refused before anything is applied."""
     async with database.connect() as connection:
-        await database.execute("GRANT CREATE, USAGE ON SCHEMA public TO pg_database_owner")
+        await database.execute("GRANT CREATE, USAGE ON SCHEMA public TO pg_monitor")
         await connection.execute(made)
         with pytest.raises(ampd.ConfigError) as refused:
             await ampd.migrate(connection, migrations=[ONE])
@@ -167,7 +170,7 @@ async def test_what_a_reset_would_take_away(database: Database, made: str, what:
         assert await tables(database) == []
         assert (await ampd.status(connection, migrations=[ONE])).pending
         await ampd.migrate(database.url, migrations=[ONE])
-        await database.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO pg_database_owner")
+        await database.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO pg_monitor")
         assert (await ampd.migrate(connection, migrations=[ONE])).result == "up_to_date"
 
 
@@ -211,8 +214,12 @@ async def test_a_long_wait_leaves_the_connection_to_its_owner(database: Database
 
 
 @pytest.mark.parametrize("made", WAYS)
-async def test_a_cancelled_run_leaves_the_connection_open(database: Database, made: Callable[[Database], Any]) -> None:
+async def test_a_cancelled_run_leaves_the_connection_open(
+    database: Database, made: Callable[[Database], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What was running is rolled back, and the connection serves on; so it does after an error."""
+    for module in (session, postgres_database, run_state):  # however slow the machine is
+        monkeypatch.setattr(module, "CLOSE_TIMEOUT_SECS", GENEROUS)
     slow, heard = migration(4, "slow", "CREATE TABLE slow (); SET work_mem = '1MB'; SELECT pg_sleep(600)"), Heard()
     async with made(database) as connection:
         run = asyncio.create_task(ampd.migrate(connection, migrations=[ONE, slow], on_event=heard))
