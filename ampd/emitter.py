@@ -100,6 +100,7 @@ class RunningMigration:
         self._emit = emit
         self.since = monotonic()
         self._begun = self._ended = False
+        self._duration_ms: int | None = None
         self._cost: dict[str, Any] = {"retries": 0, "longest_attempt_secs": 0.0, "most_queued": 0}
         self.starting = starting
         self.started = False
@@ -108,6 +109,10 @@ class RunningMigration:
         """Count the time from now on: its transaction begins, unless this is another attempt."""
         if not self._begun:
             self._begun, self.since = True, monotonic()
+
+    def finish(self) -> None:
+        """Count the time up to now: it is done."""
+        self._duration_ms = self.duration_ms
 
     def start(self) -> None:
         """Emit that it starts, unless an earlier attempt has: one that ends in a lock timeout is made again."""
@@ -156,7 +161,7 @@ class RunningMigration:
     @property
     def duration_ms(self) -> int:
         """Return how long it has run in milliseconds, the wait for its lock included."""
-        return round((monotonic() - self.since) * 1000)
+        return round((monotonic() - self.since) * 1000) if self._duration_ms is None else self._duration_ms
 
     def _facts(self) -> dict[str, Any]:
         this = self.starting

@@ -290,6 +290,7 @@ class Run:
 
         def applied(execution: Execution) -> None:
             migration, running = execution.migration, execution.running
+            running.finish()
             rows.append(execution.as_applied())
             self.done.append(AppliedNow(migration.version, migration.name, running.duration_ms))
             self.lock_wait.acquired()
@@ -308,8 +309,14 @@ class Run:
             await self._stop(session, batch)
             raise
         except Exception as error:
-            self.history = history.with_rows(rows)
             running = batch.current()
+            if batch.at_end and await self._is_applied(session, running.migration):
+                batch.reach(batch.done + 1)  # what has failed came after its COMMIT
+                self.history = history.with_rows(rows)
+                if batch.done == len(batch):
+                    return
+                running = _blame_next(error, running, batch.current())
+            self.history = history.with_rows(rows)
             if isinstance(error, LockTaken):
                 message = f"another runner has gone on with {running.running.starting.label}"
                 running.running.failed(_interrupted_error(running, message))
@@ -320,6 +327,13 @@ class Run:
             running.running.failed(error)
             raise
         self.history = history.with_rows(rows)
+
+    async def _is_applied(self, session: Session, migration: Migration) -> bool:
+        """Return whether the history has a migration as finished, as far as it can be read."""
+        with suppress(AmpdError):
+            history = await read(session, self.place)
+            return any(row.version == migration.version and row.finished_at for row in history.applied)
+        return False
 
     def _before_history(self) -> str:
         """Return PL/pgSQL that makes sure of nothing else in the database, if a first run has not looked."""
@@ -356,6 +370,15 @@ def _begins_in_transaction(plan: Plan) -> bool:
         return first is not None and not directives(first.sql).no_transaction
     except DirectiveError:
         return False
+
+
+def _blame_next(error: Exception, running: Execution, following: Execution) -> Execution:
+    """Let an error name the migration that it has stopped before it began; return that."""
+    if isinstance(error, AmpdError) and error.file == running.migration.file:
+        message = error.message.replace(" at the end of the migration", "")
+        error.message = message.replace(f"{error.file}: ", f"{following.migration.file}: ", 1)
+        error.version, error.file = following.migration.version, following.migration.file
+    return following
 
 
 def _interrupted_error(prepared: PreparedMigration, message: str) -> MigrationInterrupted:

@@ -10,6 +10,7 @@ import pytest
 import ampd
 from ampd import Limits, LockTimeout, Migration, MigrationFailed
 from ampd.apply import batch
+from ampd.apply.tracker import BatchTracker
 from ampd.postgres.connection import Session
 from tests.scenes import Heard, end_backend, history, never_look, scripts, transaction, waiting_for_a_lock
 from tests.servers import Database, Proxy
@@ -197,3 +198,51 @@ async def test_what_a_migration_adds_to_a_message_is_small(database: Database, m
     await ampd.migrate(database.url, migrations=tables(101))
     scripts_alone = sum(len(file.sql) for file in tables(101)[1:])
     assert (max(sent) - scripts_alone) / 100 < 1024
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "CREATE ROLE {role}; ALTER TABLE ampd_schema_migrations OWNER TO {role}",
+        "ALTER TABLE ampd_schema_migrations ALTER name SET DEFAULT 'x'",
+        "CREATE INDEX mine ON ampd_schema_migrations (lower(name))",
+        "ALTER TABLE ampd_schema_migrations ADD CHECK (version > 0)",
+        "CREATE DOMAIN title AS text; ALTER TABLE ampd_schema_migrations ALTER name TYPE title",
+    ],
+)
+async def test_a_migration_that_alters_the_history_is_refused(database: Database, change: str, first: bool) -> None:
+    """In the very transaction that has created the history as well, and whatever row of the catalog tells it."""
+    role = f"{database.name}_heir"
+    files = (*scripts(change.format(role=role)), *tables(3)[1:])
+    if not first:
+        files = (*tables(1), *scripts("", change.format(role=role))[1:], *tables(3)[2:])
+        await ampd.migrate(database.url, migrations=files[:1])
+    with pytest.raises(MigrationFailed, match="is not as ampd has made it any more") as failure:
+        await ampd.migrate(database.url, migrations=files)
+    assert failure.value.version == (1 if first else 2)
+
+
+async def test_the_first_script_of_all_may_drop_all_prepared_statements(database: Database) -> None:
+    """The history is created all the same."""
+    files = (*scripts("DEALLOCATE ALL"), *tables(3)[1:])
+    assert len((await ampd.migrate(database.url, migrations=files)).applied) == 3
+
+
+async def test_an_interruption_between_two_transactions_is_not_that_of_the_first(database: Database) -> None:
+    """What the history has as applied is reported so, whatever ends the message after its COMMIT."""
+    files, heard, cancelled = tables(4), Heard(), False
+    take = BatchTracker._take
+
+    def interrupted(self: BatchTracker, word: str, *rest: str) -> None:
+        nonlocal cancelled
+        if word == "begin" and rest == ("2",) and not cancelled:  # as if it had not come
+            cancelled = True
+            raise RuntimeError("lost")
+        take(self, word, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BatchTracker, "_take", interrupted)
+        with pytest.raises(RuntimeError):
+            await ampd.migrate(database.url, migrations=files, on_event=heard)
+    assert [each.version for each in heard.of(ampd.Applied)] == (await applied(database))[:2] == [1, 2]

@@ -220,3 +220,26 @@ async def test_another_projects_history_is_refused_by_every_call(
         assert f"history: {theirs} a{theirs}, last at" in error.value.message
         assert "allow_out_of_order" not in str(error.value)
     assert await history(database) == [(theirs, True, 1)]
+
+
+async def test_an_unfinished_row_is_never_taken_for_a_file(database: Database) -> None:
+    """Not even for one whose name says what the history says of that row."""
+    text = "-- no-transaction\nSELECT 1;\nSELECT 1/0;\n"
+    with pytest.raises(ampd.MigrationFailed):
+        await ampd.migrate(database.url, migrations=(Migration(1, "x", "1_x.sql", text, checksum(text.encode())),))
+    for name in ("x", "x unfinished", "x\n"):
+        renamed = Migration(1, name, f"1_{name}.sql", text, checksum(text.encode()))
+        with pytest.raises(ampd.MigrationFailed, match="division by zero"):
+            await ampd.migrate(database.url, migrations=(renamed,))
+
+
+async def test_a_row_too_large_is_refused_although_the_files_agree(database: Database) -> None:
+    """A row that ampd cannot have written is not passed over when the history is compared with the files."""
+    files = scripts("SELECT 1")
+    await ampd.migrate(database.url, migrations=files)
+    await database.execute(
+        "ALTER TABLE ampd_schema_migrations ALTER name SET STORAGE EXTERNAL; INSERT INTO ampd_schema_migrations "
+        f"VALUES (2, repeat('x', {10**5}), '', now(), now(), 1, 'a', 'b')"
+    )
+    with pytest.raises(ampd.ConfigError, match="rows of a size"):
+        await ampd.migrate(database.url, migrations=files)

@@ -32,6 +32,7 @@ class Batch:
         self._executions = executions
         self._on_applied = on_applied
         self.done = 0
+        self.at_end = False  # the current one's script has ended: whether it is committed only the history tells
         self.alone = False  # one for each message: the server has refused one of several
         self.unprepared = False  # a script drops prepared statements, ours among them
         history = executions[0].history
@@ -49,6 +50,7 @@ class Batch:
 
     def reach(self, number: int) -> None:
         """Take those before a migration as applied."""
+        self.at_end = False
         while self.done < min(number, len(self)):
             execution = self._executions[self.done]
             self.done += 1

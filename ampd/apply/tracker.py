@@ -71,3 +71,4 @@ class BatchTracker(StatementTracker):
             self._execution.running.begin()
         else:
             super()._take(word, number, *rest)
+            self._batch.at_end = self.running >= len(self._execution.statements)

@@ -142,13 +142,15 @@ class _Envelope:
             literal(f"{APPLICATION_NAME} {migration.version} {starting.number}/{starting.total}"),
         )
         begin, at_first = (self._session.note_text_sql(text) for text in (f"begin {number}", "0"))
+        prepare, save = "", ""
         if first:
-            begin = f"{self._session.note_pid_sql()} {begin}{self._prepare(number)}"
-        save = do_block(f"BEGIN {self._run('save')} END") + "; " if self._session.shared else ""
+            begin, prepare = f"{self._session.note_pid_sql()} {begin}", self._prepare(number)
+        if self._session.shared:
+            save, begin = do_block(f"BEGIN {begin} {self._run('save')} END") + "; ", ""
         # The limit on a statement is the one that held when it began, and the script's is not meant for ours.
         return (
             f"BEGIN ISOLATION LEVEL READ COMMITTED; {save}SET LOCAL statement_timeout = 0; "
-            f"{do_block(f'BEGIN {begin} {enter} {at_first} END')};\n"
+            f"{do_block(f'BEGIN {begin}{prepare} {enter} {at_first} END')};\n"
         )
 
     def leave_sql(self, number: int) -> str:
@@ -163,7 +165,7 @@ class _Envelope:
             str(milliseconds(execution.lock_timeout_secs)),
         )
         if number == self._numbers[-1] and not self._batch.unprepared:
-            leave += "".join(f" DEALLOCATE {self._ours}_{name};" for name in ("settings", "enter", "leave"))
+            leave += "".join(f" DEALLOCATE {self._ours}_{name};" for name in ("settings", "same", "enter", "leave"))
         at_end = self._session.note_text_sql(count) if execution.statements else ""
         return f"{do_block(f'BEGIN {at_end} {leave} END')}; COMMIT;\n"
 
@@ -184,12 +186,15 @@ class _Envelope:
 
     def _prepare(self, number: int) -> str:
         """Return PL/pgSQL that takes the lock, makes the history if there is none, and prepares what is to be run."""
-        if self._batch.unprepared:
-            return ""
         history, timeout = self._batch.history(), milliseconds(self._batch[number].lock_timeout_secs)
-        prepare, newest = writing.prepare_sql(history, self._ours), literal(self._batch.newest_before(number)[0])
+        if self._batch.unprepared and history.table_exists:
+            return ""
+        settings, prepare = prepare_settings_sql(f"{self._ours}_settings"), writing.prepare_sql(history, self._ours)
+        if self._batch.unprepared:
+            settings = prepare = ""
+        newest = literal(self._batch.newest_before(number)[0])
         return f"""
-  SET LOCAL lock_timeout = {timeout};{prepare_settings_sql(f"{self._ours}_settings")}
+  SET LOCAL lock_timeout = {timeout};{settings}
   {advisory_lock.try_lock_sql(history.lock_key)} {set_role_sql(history.role, local=True)}
   {writing.enter_sql(history, prepare, newest=newest, before=self._batch.before_history)}"""
 
@@ -197,10 +202,13 @@ class _Envelope:
         """Return PL/pgSQL that runs a prepared statement, and other PL/pgSQL if that does nothing."""
         if self._batch.unprepared:
             return unless
-        call = self._quoted("call", f"EXECUTE {self._ours}_{name}({arguments})")
+        same, call = f"EXECUTE {self._ours}_same", self._quoted("call", f"EXECUTE {self._ours}_{name}({arguments})")
         otherwise = self._quoted("otherwise", f"DO {self._quoted('whole', f'BEGIN {unless} END')}")
         return f"""
-  EXECUTE {call} INTO done;
+  EXECUTE '{same}' INTO done;
+  IF done IS NOT NULL THEN
+    EXECUTE {call} INTO done;
+  END IF;
   IF done IS NULL THEN
     EXECUTE {otherwise};
   END IF;"""
@@ -209,7 +217,7 @@ class _Envelope:
         return do_block(f"BEGIN {save_settings_sql(local=True)} END")
 
     def _enter(self) -> str:
-        history = self._batch.history(created=not self._batch.unprepared)
+        history = self._batch.history(created=True)
         version, name, checksum, newest = _argument(1), _argument(2, "L"), _argument(3, "L"), _argument(4, "L")
         insert = writing.insert_values_sql(history, version, name, checksum)
         whole = writing.enter_sql(history, insert, newest=newest)

@@ -100,8 +100,8 @@ def digest(files: Iterable[Migration]) -> str:
 
     The server computes the same of its rows, so that a history need not travel only to be found as expected.
     """
-    lines = (f"{file.version} {file.checksum.hex()} {file.name}\n" for file in files)
-    return sha256("".join(lines).encode(errors="surrogatepass")).hexdigest()
+    lines = (f"{file.version} {file.checksum.hex()} {file.name.encode().hex()}\n" for file in files)
+    return sha256("".join(lines).encode()).hexdigest()
 
 
 def _expected_row(file: Migration) -> AppliedMigration:
@@ -119,10 +119,10 @@ def _expected_row(file: Migration) -> AppliedMigration:
 
 _UNKNOWN = datetime.fromtimestamp(0, UTC)
 
-# Of the rows h, in the order of their versions; an unfinished one is none that a file could give.
-_DIGEST = """encode(sha256(convert_to(string_agg(concat(version, ' ', encode(checksum, 'hex'), ' ', name,
-        CASE WHEN finished_at IS NULL THEN ' unfinished' END, chr(10)), '' ORDER BY version) FILTER (WHERE ampd_fit),
-        'UTF8')), 'hex')"""
+# Of the rows h, in the order of their versions; one that is unfinished, or too large, is none that a file could give.
+_DIGEST = """bool_and(ampd_fit AND finished_at IS NOT NULL)
+  AND encode(sha256(convert_to(string_agg(concat(version, ' ', encode(checksum, 'hex'), ' ',
+    encode(convert_to(name, 'UTF8'), 'hex'), chr(10)), '' ORDER BY version), 'UTF8')), 'hex')"""
 
 
 async def read(

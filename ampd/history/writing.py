@@ -181,47 +181,47 @@ def _started_sql(version: str, name: str, checksum: str) -> str:
 
 
 def prepare_sql(history: History, ours: str) -> str:
-    """Return a part of `enter_sql` that prepares two statements, which enter and leave the history.
+    """Return a part of `enter_sql` that prepares three statements, whose names begin with the word `ours`.
 
-    Their names begin with `ours`: a word that names of scripts do not begin with.
-
-    Each returns a row if it has done its work, and none if anything is not as this transaction has found it: then
-    `enter_sql` and `leave_sql` tell what. To look at the rows of the catalog that describe the table and its schema for
-    a change is much cheaper than to look at all that they say; and to run a statement, than to plan it.
+    `…_same` returns a row if the catalog has the history as this transaction has found it: the rows of table and schema
+    are the same versions, and nothing is on the table that those rows do not tell. To look at that is much cheaper than
+    the whole check; and to run a statement, than to plan it. Only then may `…_enter` and `…_leave` be run, under the
+    same lock: a trigger would fire even for a statement that finds no row. Each returns a row if it has done its work;
+    else `enter_sql` and `leave_sql` tell what is wrong.
 
     They are run on any search path: what they name is qualified, operators included.
     """
-    enter, leave = f"{ours}_enter", f"{ours}_leave"
-    same = """(SELECT true FROM pg_catalog.pg_class
-        WHERE oid OPERATOR(pg_catalog.=) %s AND xmin OPERATOR(pg_catalog.=) %L::pg_catalog.xid)
-      AND (SELECT true FROM pg_catalog.pg_namespace
-        WHERE oid OPERATOR(pg_catalog.=) %s AND xmin OPERATOR(pg_catalog.=) %L::pg_catalog.xid)"""
-    entering = f"""PREPARE {enter} (pg_catalog.int8, pg_catalog.text, pg_catalog.text, pg_catalog.text) AS
+    eq, quote = "OPERATOR(pg_catalog.=)", f"${ours}_sql$"
+    same = f"""SELECT true WHERE EXISTS (SELECT FROM pg_catalog.pg_class
+        WHERE oid {eq} %1$s AND ctid {eq} %2$L::pg_catalog.tid AND xmin {eq} %3$L::pg_catalog.xid)
+      AND EXISTS (SELECT FROM pg_catalog.pg_namespace
+        WHERE oid {eq} %4$s AND ctid {eq} %5$L::pg_catalog.tid AND xmin {eq} %6$L::pg_catalog.xid)
+      AND NOT EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attrelid {eq} %1$s AND attnum OPERATOR(pg_catalog.>) 0
+        AND NOT attisdropped
+        AND (atthasdef OR attinhcount OPERATOR(pg_catalog.>) 0 OR atttypid OPERATOR(pg_catalog.>=) 16384))
+      AND NOT EXISTS (SELECT FROM pg_catalog.pg_index
+        WHERE indrelid {eq} %1$s AND (indexprs IS NOT NULL OR indpred IS NOT NULL))"""
+    entering = f"""PREPARE {ours}_enter (pg_catalog.int8, pg_catalog.text, pg_catalog.text, pg_catalog.text) AS
       INSERT INTO {history.name} {_STARTED}
       SELECT {_started_sql("$1", "$2", "$3")}
       WHERE COALESCE((SELECT {_NEWEST} FROM ONLY {history.name} h ORDER BY h.version DESC LIMIT 1), '')
-        OPERATOR(pg_catalog.=) $4 AND """
-    leaving = f"""PREPARE {leave} (pg_catalog.int8, pg_catalog.int4, pg_catalog.int8) AS
+        {eq} $4 RETURNING version"""
+    leaving = f"""PREPARE {ours}_leave (pg_catalog.int8, pg_catalog.int4, pg_catalog.int8) AS
       WITH finished AS (
         UPDATE ONLY {history.name} h SET finished_at = pg_catalog.clock_timestamp(), statements_done = $2
-        WHERE h.version OPERATOR(pg_catalog.=) $1
-          AND h.xmin OPERATOR(pg_catalog.=) pg_catalog.pg_current_xact_id()::pg_catalog.xid
-          AND ($3 IS NULL OR EXISTS (
-            SELECT FROM ONLY {history.name} o WHERE o.version OPERATOR(pg_catalog.=) $3)) AND """
-    left = f"""SELECT FROM pg_catalog.pg_prepared_statements
-        WHERE from_sql AND NOT pg_catalog.starts_with(name, {literal(ours)})"""
-    return f"""
-    DECLARE
-      same pg_catalog.text := COALESCE((
-        SELECT format($same${same}$same$, c.oid, c.xmin, n.oid, n.xmin)
-        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-        WHERE {_is_named_sql(history)} AND NOT ({MAY_FIRE} OR c.relrowsecurity)), 'false');
-    BEGIN
-      EXECUTE concat($enter${entering}$enter$, same, ' RETURNING version');
-      EXECUTE concat($leave${leaving}$leave$, same, $leave$ RETURNING 1)
+        WHERE h.version {eq} $1 AND h.xmin {eq} pg_catalog.pg_current_xact_id()::pg_catalog.xid
+          AND ($3 IS NULL OR EXISTS (SELECT FROM ONLY {history.name} o WHERE o.version {eq} $3)) RETURNING 1)
       SELECT pg_catalog.pg_advisory_unlock_all() FROM finished WHERE NOT EXISTS (
-        {left})$leave$);
-    END;"""
+        SELECT FROM pg_catalog.pg_prepared_statements
+        WHERE from_sql AND NOT pg_catalog.starts_with(name, {literal(ours)}))"""
+    # A flag for triggers and rules stays set for a while after the last one was dropped: then nothing is the same.
+    return f"""
+    EXECUTE concat('PREPARE {ours}_same AS ', COALESCE((
+      SELECT format({quote}{same}{quote}, c.oid, c.ctid, c.xmin, n.oid, n.ctid, n.xmin)
+      FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+      WHERE {_is_named_sql(history)} AND NOT ({MAY_FIRE} OR c.relrowsecurity)), 'SELECT true WHERE false'));
+    EXECUTE {quote}{entering}{quote};
+    EXECUTE {quote}{leaving}{quote};"""
 
 
 def adopt_sql(history: History, migrations: Iterable[tuple[Migration, str | None]], source: str | None) -> str:

@@ -237,11 +237,13 @@ class Session:
         """
         if self.is_closed():
             return False
-        if not self._unanswered and not (self.has_answered and self.connection.is_in_transaction()):
-            return True  # a transaction of before our first message is not ours
+        # A transaction of before our first message is not ours.
+        idle = not self._unanswered and not (self.has_answered and self.connection.is_in_transaction())
+        if idle and not (resets and self.has_answered):
+            return True
         try:
             with anyio.CancelScope(shield=True), anyio.fail_after(close_timeout()):
-                await self.connection.execute(f"ROLLBACK; {resets}", timeout=_UNLIMITED_SECS)
+                await self.connection.execute(resets if idle else f"ROLLBACK; {resets}", timeout=_UNLIMITED_SECS)
                 self._unanswered = False
         except (*BROKEN, asyncpg.PostgresError):
             terminate(self.connection)
