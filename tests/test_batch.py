@@ -231,7 +231,7 @@ async def test_the_first_script_of_all_may_drop_all_prepared_statements(database
 
 async def test_an_interruption_between_two_transactions_is_not_that_of_the_first(database: Database) -> None:
     """What the history has as applied is reported so, whatever ends the message after its COMMIT."""
-    files, heard, cancelled = tables(4), Heard(), False
+    files, heard, cancelled = with_third(tables(4), "SELECT pg_sleep(60)"), Heard(), False
     take = BatchTracker._take
 
     def interrupted(self: BatchTracker, word: str, *rest: str) -> None:
@@ -245,4 +245,4 @@ async def test_an_interruption_between_two_transactions_is_not_that_of_the_first
         patch.setattr(BatchTracker, "_take", interrupted)
         with pytest.raises(RuntimeError):
             await ampd.migrate(database.url, migrations=files, on_event=heard)
-    assert [each.version for each in heard.of(ampd.Applied)] == (await applied(database))[:2] == [1, 2]
+    assert [each.version for each in heard.of(ampd.Applied)] == [1, 2] == await applied(database)
