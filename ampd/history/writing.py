@@ -334,17 +334,3 @@ def resolve_sql(history: History, version: int, migration: Migration | None, sta
     IF {_has_room_sql(history)} THEN
       UPDATE ONLY {history.name} SET {LAST} = NULL WHERE version = {version};
     END IF;"""
-
-
-def finish_sql(history: History, version: str, statements: str, before: str) -> str:
-    """Return an SQL statement that records a migration as finished, in the transaction that started it and in no other.
-
-    It returns '', or what is wrong as an SQLSTATE. Of the number of `statements`, and of the newest version `before`
-    or NULL, it is given SQL expressions.
-    """
-    there = f"{_has_row_sql(history, version)} AND ({before} IS NULL OR {_has_row_sql(history, before)})"
-    return f"""WITH finished AS (
-      UPDATE ONLY {history.name} SET finished_at = clock_timestamp(), statements_done = {statements}
-      WHERE version = {version} AND xmin = pg_current_xact_id()::xid AND {there} RETURNING version)
-    SELECT CASE WHEN EXISTS (SELECT FROM finished) THEN ''
-      WHEN {there} THEN '{ESCAPED}' ELSE '{EMPTIED}' END"""
