@@ -92,7 +92,7 @@ class ResolvedLimits(_Checked, frozen=True, kw_only=True):
     statement_timeout_secs: Seconds = 0
 
 
-_HISTORY = "ampd_schema_migrations"
+HISTORY_TABLE = "ampd_schema_migrations"  # unless configured otherwise
 
 
 class Migrations(ResolvedLimits, frozen=True, kw_only=True):
@@ -104,7 +104,7 @@ class Migrations(ResolvedLimits, frozen=True, kw_only=True):
     dir: Path | None = None
     url: DatabaseUrl | None = None
     role: Annotated[str, msgspec.Meta(min_length=1)] | None = None
-    table: Annotated[str, msgspec.Meta(min_length=1)] = _HISTORY
+    table: Annotated[str, msgspec.Meta(min_length=1)] = HISTORY_TABLE
     allow_out_of_order: bool = False
     lint_allow: tuple[Annotated[str, msgspec.Meta(pattern="^[a-z-]+:[^/:]+$")], ...] = ()  # each RULE:FILE
 
@@ -113,7 +113,7 @@ class Migrations(ResolvedLimits, frozen=True, kw_only=True):
         if self.role is not None:
             with self._under("role"):
                 _check_name("role", self.role, reserved=self.role in ("none", "public") or self.role.startswith("pg_"))
-        if self.table != _HISTORY:
+        if self.table != HISTORY_TABLE:
             with self._under("table"):
                 _check_name("table", self.table, reserved=self.table.startswith("pg_"))
 

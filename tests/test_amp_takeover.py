@@ -4,7 +4,7 @@ import pytest
 
 import ampd as library
 from ampd.adoption.amp import NEWEST, amp_history
-from ampd.history.table import TABLE
+from ampd.config import HISTORY_TABLE as TABLE
 from tests.cli_output import seen
 from tests.servers import Ampd, Database
 

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 import ampd as library
 from ampd.advisory_lock import lock_key
-from ampd.history.table import TABLE
+from ampd.config import HISTORY_TABLE as TABLE
 from tests.cli_output import plain, seen
 from tests.folders import write
 from tests.scenes import Heard, building, scripts, transaction

@@ -10,9 +10,9 @@ import pytest
 import ampd as library
 from ampd import AdvisoryLockTimeout, MigrationFailed, MigrationInterrupted, Report, Waiting, Warned
 from ampd.advisory_lock import lock_key
+from ampd.config import HISTORY_TABLE as TABLE
 from ampd.config import Limits
 from ampd.events import Event
-from ampd.history.table import TABLE
 from tests.scenes import (
     GENEROUS,
     Heard,

@@ -8,7 +8,7 @@ import pytest
 
 import ampd
 from ampd.adoption.amp import NEWEST, packaged_facts, read_facts
-from ampd.history.table import TABLE
+from ampd.config import HISTORY_TABLE as TABLE
 from ampd.redaction import Hidden
 from ampd.run import Run
 from tests.servers import Database

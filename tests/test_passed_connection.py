@@ -13,7 +13,7 @@ import pytest
 import ampd
 from ampd import run as run_state
 from ampd.advisory_lock import lock_key
-from ampd.history.table import TABLE
+from ampd.config import HISTORY_TABLE as TABLE
 from ampd.postgres import connection as session
 from ampd.postgres import database as postgres_database
 from tests.pools import INDEX, ONE, TWO, migration, tables

@@ -11,7 +11,7 @@ import pytest
 
 import ampd
 from ampd.advisory_lock import lock_key
-from ampd.history.table import TABLE
+from ampd.config import HISTORY_TABLE as TABLE
 from tests.pools import INDEX, ONE, TWO, migration, on_each, tables, until_none_is_left
 from tests.scenes import Heard, history
 from tests.servers import Database

@@ -13,8 +13,8 @@ import ampd as library
 from ampd import ConnectionFailed, Report, Waiting, WaitingForConnection
 from ampd.advisory_lock import lock_key
 from ampd.apply import table_locks
+from ampd.config import HISTORY_TABLE as HISTORY
 from ampd.config import Limits
-from ampd.history.table import TABLE as HISTORY
 from tests.repetition import TIMES
 from tests.scenes import GENEROUS, Heard, report_at_once, scripts, transaction, until, waiting_for_a_lock
 from tests.servers import Database, Role, pgbouncer

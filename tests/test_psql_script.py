@@ -14,7 +14,7 @@ import ampd
 from ampd import State, migrator
 from ampd.advisory_lock import lock_key
 from ampd.apply.psql_script import check_scriptable, psql_script
-from ampd.history.table import TABLE
+from ampd.config import HISTORY_TABLE as TABLE
 from ampd.version import VERSION
 from tests.cli_output import plain
 from tests.scenes import indexes, scripts, transaction

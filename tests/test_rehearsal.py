@@ -13,7 +13,7 @@ from ampd import migrator
 from ampd.advisory_lock import lock_key
 from ampd.apply import rehearsal, transaction_message
 from ampd.apply.rehearsal_report import HeldLock, Rehearsal, RehearsedMigration, SkippedMigration, _spelt
-from ampd.history.table import TABLE
+from ampd.config import HISTORY_TABLE as TABLE
 from tests.cli_output import document, error, plain, seen
 from tests.folders import write
 from tests.scenes import GENEROUS, ampds, assert_no_trace, folder_of, meanwhile, report_at_once, transaction, until

@@ -10,8 +10,8 @@ import pytest
 
 import ampd
 from ampd.advisory_lock import lock_key
+from ampd.config import HISTORY_TABLE as NAME
 from ampd.errors import AmpdError
-from ampd.history.table import TABLE as NAME
 from ampd.other_sessions import Holder
 from ampd.resumption import done_checksum
 from ampd.sql.splitter import split

@@ -11,8 +11,8 @@ import ampd as library
 from ampd.adoption.baseline import Takeover
 from ampd.adoption.proof import Baseline, Record
 from ampd.adoption.tools import TOOLS, read_rows
+from ampd.config import HISTORY_TABLE as TABLE
 from ampd.history.first_run import Neighbour
-from ampd.history.table import TABLE
 from ampd.redaction import Hidden
 from ampd.run import Run
 from tests.cli_output import plain, seen

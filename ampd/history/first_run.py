@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from ampd.config import HISTORY_TABLE
 from ampd.display import one_line
 from ampd.errors import ConfigError, LockTimeout, MigrationConflict, PermissionDenied
 from ampd.postgres.quoting import do_block, identifier, literal
@@ -19,7 +20,6 @@ from ampd.sqlstates import NEIGHBOURS
 from .distrust import locked_error
 from .reading import READ_LOCK_SECS
 from .refusals import NO_FOLDER
-from .table import TABLE
 from .trust import trusted_owner_sql
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ def _tables_sql(which: str, role: str | None, columns: str = "NULL", *, kinds: s
 
 
 def first_run_error(
-    found: Neighbours, home: str, *, configured: bool, packaged: bool, table: str = TABLE
+    found: Neighbours, home: str, *, configured: bool, packaged: bool, table: str = HISTORY_TABLE
 ) -> AmpdError | None:
     """Return the error for a schema `home` in which no first run may begin; None if it may.
 
@@ -248,7 +248,7 @@ def first_run_error(
             hint=f'to go on with that history set metadata_db.schema = "{one_line(elsewhere[0].schema)}", or let the '
             f'search path lead there; to begin one in {here} all the same set metadata_db.schema = "{one_line(home)}"',
         )
-    for other, tool in _histories_of_tools(_trusted(found.tools) if table == TABLE else (), home):
+    for other, tool in _histories_of_tools(_trusted(found.tools) if table == HISTORY_TABLE else (), home):
         return MigrationConflict(
             f"{here} is migrated by {tool.name}: its history {other} has entries, and ampd has none there",
             hint=_way_out(tool, packaged=packaged),
@@ -279,7 +279,7 @@ def _way_out(tool: Tool, *, packaged: bool) -> str:
 
 
 def first_run_warnings(
-    found: Neighbours, home: str, *, configured: bool, packaged: bool, table: str = TABLE
+    found: Neighbours, home: str, *, configured: bool, packaged: bool, table: str = HISTORY_TABLE
 ) -> Iterator[str]:
     """Yield warnings before a first run that is allowed."""
     here = identifier(home)
@@ -287,7 +287,7 @@ def first_run_warnings(
     if histories:
         yield f"a history is begun in {here}, and there is one in {_some(histories)} as well, which is left alone"
     for other, tool in _histories_of_tools(found.tools, home):
-        if not other.trusted or table != TABLE:
+        if not other.trusted or table != HISTORY_TABLE:
             yield f"{here} seems to be migrated by {tool.name}: {other} has entries; ampd runs every file all the same"
     for other, tool in _histories_of_tools(found.tools, None):
         yield f"this database is migrated by {tool.name} as well, whose history is {other}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ampd.advisory_lock import lock_key
+from ampd.config import HISTORY_TABLE
 from ampd.display import one_line
 from ampd.migration import AppliedMigration
 from ampd.other_sessions import Holder
@@ -15,20 +16,18 @@ from ampd.postgres.quoting import identifier
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-TABLE = "ampd_schema_migrations"
-
 
 class Place(msgspec.Struct, frozen=True):
     """Where a history is, as configured: without a schema, where the search path finds it or would create it."""
 
     schema: str | None = None
-    table: str = TABLE
+    table: str = HISTORY_TABLE
     role: str | None = None  # which may own it
 
     @property
     def quoted_table(self) -> str:
         """Return the table's name as SQL spells it."""
-        return self.table if self.table == TABLE else identifier(self.table)
+        return self.table if self.table == HISTORY_TABLE else identifier(self.table)
 
 
 LOCK = "LOCK TABLE ONLY"  # also found in the context of an error of that statement
