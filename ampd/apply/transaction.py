@@ -56,13 +56,10 @@ async def _apply_next(session: Session, batch: Batch) -> None:
     """Apply those that go into the next message; with luck all of them."""
     numbers = batch.next_message()
     message, tracker = Message(), BatchTracker(session, batch)
-    pieces: list[range | None] = [None]
-    if len(numbers) == 1:
-        pieces = list(parts(batch[numbers[0]].statements))
+    pieces = list(parts(batch[numbers.start].statements)) if len(numbers) == 1 else []
     try:
-        for part in pieces:
-            only = part if len(pieces) > 1 else None
-            message = await in_slices(composing(session, batch, numbers, only, tracker.transaction or ""))
+        for part in pieces if len(pieces) > 1 else [None]:
+            message = await in_slices(composing(session, batch, numbers, part, tracker.transaction or ""))
             tracker.running = -1
             await session.run(str(message), on_note=tracker, on_event=batch.current().on_event)
     except BaseException as error:
