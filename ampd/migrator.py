@@ -69,7 +69,7 @@ async def migrate(
     source = Hidden(database)
     del database
     run = await Run.of(source, migrations, schema, table, target, limits, on_event)
-    run.shows_rows = False
+    run.needs_rows = False
     async with run.emit:
         try:
             report = await _apply_all(run)
@@ -108,7 +108,7 @@ async def _apply_pending(run: Run, sessions: list[Session]) -> Report | None:
         plan = await run.planning()
         if run.planned is None:
             run.emit_plan(plan)
-        plan = await run.check_history(session, plan, while_applying=True)
+        plan = await run.check_history(session, plan, may_ask_later=True)
         if (plan.pending or plan.running or plan.interrupted) and run.history.holder:
             run.lock_wait.taken(run.history)
         elif plan.interrupted and not run.history.holder_known:  # another runner may be applying it now
@@ -143,7 +143,7 @@ async def _apply_pending(run: Run, sessions: list[Session]) -> Report | None:
                     await run.apply(session, guards, batch, total)
                 continue
             except NeighboursFound:
-                run.looks_around = True
+                run.asks_first = True
                 continue
             except LockTaken as taken:
                 run.source.connection_wait.acquired()
@@ -170,10 +170,11 @@ async def status(
     """
     source = Hidden(database)
     del database
-    return await _status(await Run.of(source, migrations, schema, table, target, limits, on_event))
+    return await current_status(await Run.of(source, migrations, schema, table, target, limits, on_event))
 
 
-async def _status(run: Run) -> Status:
+async def current_status(run: Run) -> Status:
+    """Return the status, from a run that has not begun."""
     try:
         async with run.emit, run.sessions() as (session, *_):
             plan = await run.planning()
@@ -199,8 +200,8 @@ async def dry_run(
     source = Hidden(database)
     del database
     run = await Run.of(source, None, None, None, target, None, on_event)
-    run.shows_rows = False
-    found = await _status(run)
+    run.needs_rows = False
+    found = await current_status(run)
     assert run.history is not None
     async with run.emit:
         try:

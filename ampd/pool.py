@@ -15,11 +15,12 @@ from .errors import ConfigError, MigrationConflict
 from .events import OnEvent, Warned, ignore
 from .history.refusals import check_conflicts
 from .migration import Migration
-from .migrator import migrate, status
+from .migrator import current_status, migrate
 from .postgres.connection import Pool, check_event_loop
 from .postgres.pool import connected, unopened_pool
 from .redaction import Hidden
 from .report import ahead_warning, count, still_pending
+from .run import Run
 
 
 @asynccontextmanager
@@ -62,7 +63,9 @@ async def open_pool(
     if metadata_db.auto_migrate:
         await migrate(metadata_db, migrations=migrations, table=table, limits=limits, on_event=on_event)
     else:
-        found = await status(metadata_db, migrations=migrations, table=table, limits=limits, on_event=on_event)
+        run = await Run.of(Hidden(metadata_db), migrations, None, table, None, limits, on_event)
+        run.needs_rows = False
+        found = await current_status(run)
         check_conflicts(found.plan)
         if pending := still_pending(found.plan):
             raise MigrationConflict(

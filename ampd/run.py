@@ -81,8 +81,8 @@ class Run:
         self.done: list[AppliedNow] = []
         self.planned: Planned | None = None  # as last emitted
         self.interrupted: Starting | None = None  # by a cancellation
-        self.looks_around = False  # before a first run: what it finds is to be told, or has been
-        self.shows_rows = True  # else a history that is as the files say need not travel
+        self.asks_first = False  # what else is in the database before a first run, in a question of its own
+        self.needs_rows = True  # who and when: else a history that is as the files say need not travel
         self.confirmed = True  # whether what is not applied is known to have left nothing behind
         self.warned: set[str] = set()
         self._resumptions: dict[AppliedMigration, Resumption | None] = {}
@@ -115,7 +115,7 @@ class Run:
 
     async def read_history(self, session: Session) -> History:
         """Read the history, and from the second time on also who holds the lock."""
-        expected = () if self.shows_rows else self.files
+        expected = () if self.needs_rows else self.files
         self.history = await self.lock_wait.read_history(session, self.place, self.history, expected)
         return self.history
 
@@ -156,10 +156,10 @@ class Run:
         self.warn(warnings(plan, migrations))
         return migrations
 
-    async def check_history(self, session: Session, plan: Plan, *, while_applying: bool = False) -> Plan:
+    async def check_history(self, session: Session, plan: Plan, *, may_ask_later: bool = False) -> Plan:
         """Check that the history belongs to these files, or that a first run may begin one here.
 
-        The latter can be left to the message that creates the history, `while_applying`: that raises NeighboursFound.
+        The latter can be left to the message that creates the history, which then raises NeighboursFound.
         Return the plan, or the one of what another runner has begun meanwhile.
 
         Raises:
@@ -171,9 +171,9 @@ class Run:
         check_project(plan, history=self.history.shown_name, packaged=self.packaged)
         if self.history.applied or self.history.holder or not self.files:
             return plan  # a holder has made this check
-        if while_applying and not self.looks_around and not self.history.table_exists and _begins_in_transaction(plan):
+        if may_ask_later and not self.asks_first and not self.history.table_exists and _begins_in_transaction(plan):
             return plan
-        self.looks_around = True
+        self.asks_first = True
         from .history.first_run import first_run_error, first_run_warnings, read_neighbours
 
         home, configured, table = self.history.schema, self.schema is not None, self.place.table
@@ -313,7 +313,7 @@ class Run:
             if batch.at_end and await self._is_applied(session, running.migration):
                 batch.reach(batch.done + 1)  # what has failed came after its COMMIT
                 self.history = history.with_rows(rows)
-                if batch.done == len(batch):
+                if batch.done == len(batch) and isinstance(error, AmpdError):
                     return
                 running = _blame_next(error, running, batch.current())
             self.history = history.with_rows(rows)
@@ -338,7 +338,7 @@ class Run:
     def _before_history(self) -> str:
         """Return PL/pgSQL that makes sure of nothing else in the database, if a first run has not looked."""
         history = self.history
-        if history is None or history.schema is None or history.table_exists or self.looks_around:
+        if history is None or history.schema is None or history.table_exists or self.asks_first:
             return ""
         from .history.first_run import check_nothing_found_sql
 
