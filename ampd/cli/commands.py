@@ -220,8 +220,7 @@ def _outcome(arguments: Sequence[str]) -> int:
             raise _command_line_error(error) from None
     except AmpdError as error:
         if wants_json(arguments):
-            known = error.report
-            print_failure(error, *((known.current_version, known.applied, known.pending) if known else ()))
+            print_failure(error, error.report)
         complain(error)
         return 1
     except Signalled as signalled:

@@ -16,7 +16,7 @@ from ampd.errors import AmpdError, MigrationInterrupted
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-    from ampd.report import AppliedNow, PendingMigration, Report
+    from ampd.report import Report
 
     from .progress import Progress
 
@@ -114,10 +114,8 @@ def end_signalled(signalled: Signalled, *, json: bool) -> int:
     """Print that a signal has ended the command, and return its exit code."""
     say(signalled.told)
     if json:
-        known = signalled.report
-        facts = (known.current_version, known.applied, known.pending) if known else ()
         with suppress(OSError):  # stdout may be closed
-            print_failure(MigrationInterrupted(signalled.told, conflicts=()), *facts)
+            print_failure(MigrationInterrupted(signalled.told, conflicts=()), signalled.report)
     return 128 + signalled.number
 
 
@@ -143,17 +141,13 @@ def abandon(stream: TextIO) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def print_failure(
-    error: AmpdError,
-    current_version: int | None = None,
-    applied: tuple[AppliedNow, ...] = (),
-    pending: tuple[PendingMigration, ...] = (),
-) -> None:
-    """Print what failed, and how far it came, as the JSON document of `migrate`."""
+def print_failure(error: AmpdError, known: Report | None) -> None:
+    """Print what failed, and how far it came if that is known, as the JSON document of `migrate`."""
     from ampd.report import Result, migrate_json
 
+    facts = (known.current_version, known.applied, known.pending) if known else (None, (), ())
     try:
-        print_json(migrate_json(Result.FAILED, current_version, applied, pending, error.fields()))
+        print_json(migrate_json(Result.FAILED, *facts, error.fields()))
     except OSError as unwritten:
         survive(unwritten)
 
