@@ -255,10 +255,7 @@ class Session:
 
     def is_closed(self) -> bool:
         """Return whether the connection is known to be gone."""
-        try:
-            return bool(self.connection.is_closed())
-        except asyncpg.InterfaceError:  # its pool has taken it back already
-            return True
+        return is_closed(self.connection)
 
     def ignore_messages(self) -> None:
         """Remove the listener for notices, before the connection goes back to its pool."""
@@ -286,6 +283,14 @@ _LARGEST_NOTE = 64 * 2**20  # characters of what the server notes: a history of 
 
 def _is_in_use(error: BaseException) -> bool:
     return isinstance(error, asyncpg.InterfaceError) and "another operation is in progress" in str(error)
+
+
+def is_closed(connection: Any) -> bool:
+    """Return whether a connection is closed, or its pool has taken it back."""
+    try:
+        return bool(connection.is_closed())
+    except asyncpg.InterfaceError:
+        return True
 
 
 def terminate(connection: Any) -> None:

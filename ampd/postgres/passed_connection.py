@@ -10,15 +10,15 @@ import anyio
 
 from ampd.errors import ConfigError, ConnectionFailed
 
+from .connection import is_closed
 from .quoting import do_block
 
 if TYPE_CHECKING:
     from .connection import Connection, Session
 
 
-_KNOWN: WeakValueDictionary[int, PassedConnection] = (
-    WeakValueDictionary()
-)  # by the connection's id, while there are runs
+# By the connection's id, while there are runs.
+_KNOWN: WeakValueDictionary[int, PassedConnection] = WeakValueDictionary()
 
 
 class PassedConnection:
@@ -81,16 +81,6 @@ class PassedConnection:
         """Take it back from a run."""
         if self._taken.locked():
             self._taken.release()
-
-
-def is_closed(connection: Connection) -> bool:
-    """Return whether a connection is closed, or its pool has taken it back."""
-    from asyncpg import InterfaceError
-
-    try:
-        return bool(connection.is_closed())
-    except InterfaceError:
-        return True
 
 
 async def check_nothing_to_lose(session: Session) -> None:
