@@ -17,7 +17,7 @@ from ampd.advisory_lock import lock_key
 from ampd.config import HISTORY_TABLE as TABLE
 from tests.cli_output import plain, seen
 from tests.folders import write
-from tests.scenes import Heard, building, scripts, transaction
+from tests.scenes import Heard, scripts, transaction, waiting_for_a_lock
 from tests.servers import Ampd, Database
 
 pytestmark = pytest.mark.anyio
@@ -126,13 +126,14 @@ async def test_it_waits_for_whoever_has_the_lock(database: Database) -> None:
     assert len(await rows(database)) == 3
 
 
-async def test_it_waits_for_a_file_that_another_runner_is_at(database: Database) -> None:
-    """A no-transaction file that is being applied is no conflict, and is recorded by who applies it."""
-    files = scripts("CREATE TABLE a (x int)", "-- no-transaction\nCREATE INDEX CONCURRENTLY i ON a (x)", "SELECT 1")
+@pytest.mark.parametrize("statement", ["CREATE INDEX CONCURRENTLY i ON a (x)", "DO 'BEGIN LOCK TABLE a; END'"])
+async def test_it_waits_for_a_file_that_another_runner_is_at(database: Database, statement: str) -> None:
+    """A no-transaction file that is being applied is no conflict, resumable or not; who applies it records it."""
+    files = scripts("CREATE TABLE a (x int)", f"-- no-transaction\n-- lock-timeout: 0\n{statement}", "SELECT 1")
     await library.migrate(database.url, migrations=files[:1])
     async with transaction(database, "SELECT FROM a") as reader, anyio.create_task_group() as tasks:
         tasks.start_soon(lambda: library.migrate(database.url, migrations=files[:2]))
-        await building(database)
+        await waiting_for_a_lock(database)
         heard = Heard()
         work = asyncio.ensure_future(library.baseline(database.url, 3, migrations=files, on_event=heard))
         await heard.first(library.Waiting)

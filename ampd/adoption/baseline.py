@@ -160,8 +160,6 @@ class Takeover:
         if known.interrupted and not history.holder_known:  # another runner may be applying it now
             await run.read_history(session)
             return await self._found(session)
-        if known.interrupted and history.holder:
-            raise LockTaken("another runner is applying it")
         # What is to be recorded may lie below what is.
         real = tuple(conflict for conflict in known.conflicts if conflict.info.state is not State.OUT_OF_ORDER)
         check_conflicts(replace(known, conflicts=real))
