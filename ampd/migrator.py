@@ -199,7 +199,7 @@ async def dry_run(
     """
     source = Hidden(database)
     del database
-    run = await Run.of(source, None, None, None, target, None, on_event)
+    run = await Run.of(source, target=target, on_event=on_event)
     run.needs_rows = False
     found = await current_status(run)
     assert run.history is not None
@@ -224,7 +224,7 @@ async def rehearse(
     del database
     from .apply.rehearsal_report import Rehearsal
 
-    run = await Run.of(source, None, None, None, target, None, on_event)
+    run = await Run.of(source, target=target, on_event=on_event)
     try:
         async with run.emit, run.sessions() as (session, *_):
             return await _rehearse(run, session, secs)
@@ -297,7 +297,7 @@ async def resolve(
     if not isinstance(resolution, Resolution):
         ways = "ampd.Resolution.APPLIED or ampd.Resolution.ROLLED_BACK"
         raise TypeError(f"the resolution is {ways}, not {type(resolution).__name__}")
-    run = await Run.of(source, migrations, schema, table, None, limits, on_event)
+    run = await Run.of(source, migrations, schema, table, limits=limits, on_event=on_event)
     while True:
         async with run.emit, run.sessions() as (session, *_):
             if (resolved := await _resolve(run, session, version, resolution)) is not None:

@@ -16,7 +16,7 @@ from .config import Limits, MetadataDb, check_name, resolved_limits
 from .database_url import DatabaseUrl
 from .emitter import Emitter
 from .errors import AmpdError, ConfigError, ConnectionFailed, InvalidMigration, MigrationInterrupted
-from .events import OnEvent, Planned, Starting, Stopped, Warned, was_stopped
+from .events import OnEvent, Planned, Starting, Stopped, Warned, ignore, was_stopped
 from .history.reading import read
 from .history.refusals import check_project
 from .history.table import History, Place
@@ -92,12 +92,12 @@ class Run:
     async def of(
         cls,
         source: Hidden[Source],
-        migrations: Iterable[Migration] | None,
-        schema: str | None,
-        table: str | None,
-        target: int | None,
-        limits: Limits | None,
-        on_event: OnEvent,
+        migrations: Iterable[Migration] | None = None,
+        schema: str | None = None,
+        table: str | None = None,
+        target: int | None = None,
+        limits: Limits | None = None,
+        on_event: OnEvent = ignore,
     ) -> Run:
         """Return a run from the arguments of `migrate`; without migrations, those of the folder are read."""
         check_event_loop()

@@ -318,7 +318,7 @@ async def test_what_has_changed_since_it_was_shown(database: Database, tmp_path:
     """What a person has agreed to is what is written, or nothing."""
     await database.execute(f"{TAKEN['goose'].history}; DELETE FROM goose_db_version WHERE version_id = 2")
     source: Hidden[Any] = Hidden(database.url)
-    takeover = await Takeover.of(source, None, "goose", files_of(TAKEN["goose"], tmp_path))
+    takeover = Takeover(await Run.of(source, files_of(TAKEN["goose"], tmp_path)), "goose")
     shown = await takeover.examine()
     await database.execute("INSERT INTO goose_db_version (version_id, is_applied) VALUES (2, true)")
     with pytest.raises(
@@ -380,7 +380,7 @@ async def test_a_table_that_is_put_in_its_place(database: Database) -> None:
         await connection.execute(TAKEN["dbmate"].history)
     seen_before = Neighbour("public", "schema_migrations", "postgres", True)
     source: Hidden[Any] = Hidden(database.url)
-    run = await Run.of(source, (), None, None, None, None, print)
+    run = await Run.of(source, ())
     async with run.sessions() as (session, *_):
         with pytest.raises(library.PermissionDenied, match="is not trusted"):
             await read_rows(session, seen_before, TOOLS["dbmate"], None)

@@ -61,44 +61,37 @@ async def baseline(
     """
     hidden = Hidden(database)
     del database
-    takeover = await Takeover.of(hidden, version, source, migrations, schema, table, limits, on_event)
-    return await takeover.record()
+    check_question(version, source)
+    return await Takeover(await Run.of(hidden, migrations, schema, table, version, limits, on_event), source).record()
+
+
+def check_question(version: int | None, source: str | None) -> None:
+    """Check that `baseline` was told what to record.
+
+    Raises:
+        ConfigError: neither version nor source was given, or there is no such tool.
+        TypeError: the version is no int.
+    """
+    if version is None and source is None:
+        raise ConfigError(
+            "say what the database contains already: a version, or the tool that has migrated it",
+            hint="`ampd baseline VERSION` records every file up to VERSION as applied; `ampd baseline --from TOOL` "
+            "what that tool's history proves",
+        )
+    if version is not None:
+        check_version("version", version)
+    if source not in (None, "auto", *TOOLS):
+        raise ConfigError(f'"{source}" is none of the tools: {", ".join(TOOLS)}, or auto')
 
 
 class Takeover:
-    """What `baseline` was asked for: the command line looks first, and records what it has shown."""
+    """What `baseline` was asked for: the command line looks first, and records what it has shown.
 
-    def __init__(self, run: Run, version: int | None, source: str | None) -> None:
-        self._run, self._version, self._source = run, version, source
+    The version is the target of the run.
+    """
 
-    @classmethod
-    async def of(
-        cls,
-        database: Hidden[Source],
-        version: int | None,
-        source: str | None,
-        migrations: Iterable[Migration] | None = None,
-        schema: str | None = None,
-        table: str | None = None,
-        limits: Limits | None = None,
-        on_event: OnEvent = ignore,
-    ) -> Takeover:
-        """Return one from the arguments of `baseline`.
-
-        Raises:
-            ConfigError: neither version nor source was given, or there is no such file or tool.
-        """
-        if version is None and source is None:
-            raise ConfigError(
-                "say what the database contains already: a version, or the tool that has migrated it",
-                hint="`ampd baseline VERSION` records every file up to VERSION as applied; `ampd baseline --from TOOL` "
-                "what that tool's history proves",
-            )
-        if version is not None:
-            check_version("version", version)
-        if source not in (None, "auto", *TOOLS):
-            raise ConfigError(f'"{source}" is none of the tools: {", ".join(TOOLS)}, or auto')
-        return cls(await Run.of(database, migrations, schema, table, version, limits, on_event), version, source)
+    def __init__(self, run: Run, source: str | None) -> None:
+        self._run, self._source = run, source
 
     @property
     def database(self) -> str:
@@ -178,8 +171,8 @@ class Takeover:
         if self._source:
             found = await self._proved(session, history, neighbours, self._source)
         else:
-            assert self._version is not None
-            found = Baseline(up_to(run.files, self._version))
+            assert run.target is not None
+            found = Baseline(up_to(run.files, run.target))
         applied = {row.version for row in history.applied}
         return replace(found, records=tuple(each for each in found.records if each.migration.version not in applied))
 
@@ -195,7 +188,7 @@ class Takeover:
         if tool == "sqlx" and run.files and run.files[0].file.startswith(f"{PACKAGED}/"):
             return await self._amps(session, history, rows)
         recorded, allowed = {row.version for row in history.applied}, run.order is Order.ALLOW_OUT_OF_ORDER
-        found = proved(tool, rows, run.files, self._version, recorded=recorded, out_of_order=allowed)
+        found = proved(tool, rows, run.files, run.target, recorded=recorded, out_of_order=allowed)
         if found.problems:
             raise MigrationConflict(
                 f"the history of {tool}, {table}, does not agree with the files; nothing was recorded:"
@@ -215,8 +208,8 @@ class Takeover:
             raise MigrationConflict("none of the migrations in the history of sqlx is amp's", hint=NO_FOLDER)
         problems, absent = history_problems(rows)
         hint = _AMP_FIRST if absent and not problems else _NOT_AMPS
-        if self._version not in (None, NEWEST):
-            problems.append(f"the newest migration that amp of 2026-03 comes to is {NEWEST}, not {self._version}")
+        if self._run.target not in (None, NEWEST):
+            problems.append(f"the newest migration that amp of 2026-03 comes to is {NEWEST}, not {self._run.target}")
         if not absent:
             problems += catalog_problems(await read_facts(session, history.schema or ""))
         if problems or absent:

@@ -13,7 +13,6 @@ from .app import Flag, JsonOption, MigrationsOption, Version, WhereGiven, config
 from .runtime import new_progress, print_json, print_result, run_to_end, say, terminal_columns
 
 if TYPE_CHECKING:
-    from ampd.adoption.baseline import Takeover
     from ampd.adoption.proof import Baseline
 
 
@@ -45,15 +44,17 @@ def baseline(
     yes:
         Write without asking; needed where nobody can be asked.
     """
-    from ampd.adoption import baseline
+    from ampd.adoption.baseline import Takeover, check_question
     from ampd.redaction import Hidden
     from ampd.report import count
+    from ampd.run import Run
 
     progress = new_progress()
     metadata_db = configure(where, migrations)
+    check_question(version, source)
 
     async def look() -> tuple[Takeover, Baseline]:
-        takeover = await baseline.Takeover.of(Hidden(metadata_db), version, source, on_event=progress)
+        takeover = Takeover(await Run.of(Hidden(metadata_db), target=version, on_event=progress), source)
         return takeover, await takeover.examine()
 
     takeover, found = run_to_end(progress, look)
