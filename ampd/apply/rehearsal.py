@@ -107,7 +107,6 @@ class _Rehearsing:
                 message = await in_slices(
                     composing(session, execution, part, first=not self._begun, silence_secs=self._secs + 1)
                 )
-                tracker.running = -1 if part.start == 0 else tracker.running
                 self._begun = True
                 await session.run(str(message), on_note=tracker)
         except ServerError as error:
