@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 import ampd
-from ampd import migrator
+from ampd import migrator, source
 from ampd.advisory_lock import lock_key
 from ampd.apply import rehearsal, transaction_message
 from ampd.apply.rehearsal_report import HeldLock, Rehearsal, RehearsedMigration, SkippedMigration, _spelt
@@ -203,18 +203,20 @@ async def test_what_cannot_be_rehearsed_is_named(database: Database, tmp_path: P
 
 
 async def test_each_migration_begins_as_in_a_transaction_of_its_own(database: Database, tmp_path: Path) -> None:
-    """Settings, temporary tables and the state of constraints do not reach the next migration."""
+    """Settings, temporary tables, locks and the state of constraints do not reach the next migration."""
     await database.execute(
         "CREATE TABLE one (id int CONSTRAINT same UNIQUE DEFERRABLE INITIALLY DEFERRED);"
         "CREATE TABLE other (id int CONSTRAINT same CHECK (id > 0))"
     )
     first = """CREATE TABLE early (id int PRIMARY KEY, other int REFERENCES early DEFERRABLE INITIALLY DEFERRED);
 INSERT INTO early VALUES (1, 2); SET search_path = pg_catalog; SET lock_timeout = '7s'; CREATE TEMP TABLE tt ();
-INSERT INTO public.early VALUES (2, 1); SET client_encoding = 'LATIN1'; PREPARE p AS SELECT 1; SET ROLE pg_monitor"""
+INSERT INTO public.early VALUES (2, 1); SET client_encoding = 'LATIN1'; PREPARE p AS SELECT 1;
+SELECT pg_advisory_lock(7); SET ROLE pg_monitor"""
     second = """INSERT INTO early VALUES (3, 4); INSERT INTO early VALUES (4, 3); CREATE TEMP TABLE tt ();
 PREPARE p AS SELECT 1; CREATE TABLE late (id int PRIMARY KEY, other int REFERENCES late DEFERRABLE INITIALLY DEFERRED);
 INSERT INTO late VALUES (1, 2); INSERT INTO late VALUES (2, 1);
-DO $$ BEGIN ASSERT current_setting('lock_timeout') = '1s' AND current_user = session_user; END $$"""
+DO $$ BEGIN ASSERT current_setting('lock_timeout') = '1s' AND current_user = session_user;
+ASSERT NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 7 AND pid = pg_backend_pid()); END $$"""
     assert summary(await rehearsed(database, tmp_path, first, second, "SELECT 'ß'")) == ([1, 2, 3], [], "")
     broken = await rehearsed(database, tmp_path, first, "SELECT 1", "INSERT INTO early VALUES (9, 10)")
     assert summary(broken)[:2] == ([1, 2], [])
@@ -222,6 +224,13 @@ DO $$ BEGIN ASSERT current_setting('lock_timeout') = '1s' AND current_user = ses
     with pytest.raises(ampd.MigrationFailed) as failure:
         await ampd.migrate(configuration)
     assert str(broken.error) == str(failure.value)
+
+
+async def test_a_rehearsal_has_the_schema_of_a_run(database: Database, tmp_path: Path) -> None:
+    """The configured schema is where each migration makes its tables, also behind a RESET of its own."""
+    folder_of(tmp_path / "m", "CREATE TABLE one ();\nRESET ALL;\nCREATE TABLE two ()", "DROP TABLE app.one, app.two")
+    found = await migrator.rehearse(msgspec.structs.replace(configured(database, tmp_path), schema="app"))
+    assert summary(found) == ([1, 2], [], "")
 
 
 async def test_a_deferred_check_of_another_table_is_made(database: Database, tmp_path: Path) -> None:
@@ -315,7 +324,10 @@ async def test_a_large_file_is_rehearsed_in_parts(
     """It goes in several messages of the transaction, with the same end as any other."""
     monkeypatch.setattr(transaction_message, "LARGE", 100)
     monkeypatch.setattr(transaction_message, "_PART", 50)
-    many = "SET client_encoding = 'LATIN1';\n" + "".join(f"CREATE TABLE t{n} ();\n" for n in range(20))
+    many = "SELECT set_config('client_encoding', 'LATIN1', false);\n" + "".join(
+        f"CREATE TABLE t{n} ();\n" for n in range(20)
+    )
+    many += "DO $$ BEGIN ASSERT length('ß') = 1; END $$"
     assert summary(await rehearsed(database, tmp_path, many, "SELECT 1")) == ([1, 2], [], "")
 
 
@@ -327,6 +339,26 @@ async def test_the_session_of_a_pool_is_as_before(database: Database) -> None:
         assert len(found.migrations) > 5
         assert await pool.fetchval("SELECT count(*) FROM pg_prepared_statements WHERE from_sql") == 0
     assert await database.fetchval("SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace") == 0
+
+
+async def test_a_session_of_the_callers_is_as_before(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each migration finds the settings of the session's owner, and what no rollback takes back is taken back."""
+    finds = "DO $$ BEGIN ASSERT current_setting('work_mem') = '7MB'; END $$"
+    fails = "PREPARE p AS SELECT 1;\nSELECT pg_advisory_lock(7);\nSELECT 1/0"
+    packaged = folder_of(tmp_path / "m", "SET work_mem = '3MB'", finds, fails)
+    monkeypatch.setattr(source, "_packaged", lambda: packaged)
+    async with database.connect() as connection:
+        await connection.execute("SET work_mem = '7MB'")
+        found = await migrator.rehearse(connection, secs=GENEROUS)
+        assert summary(found)[:2] == ([1, 2], [])
+        assert found.error is not None
+        assert found.error.sqlstate == "22012"
+        assert await connection.fetchval("SHOW work_mem") == "7MB"
+        left = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+        assert await connection.fetchval(left) == 0
+        assert await connection.fetchval("SELECT count(*) FROM pg_prepared_statements WHERE from_sql") == 0
 
 
 def test_sizes_are_as_people_read_them() -> None:
