@@ -32,6 +32,8 @@ from ampd.events import (
 from ampd.migration import Migration, checksum
 from ampd.postgres import connection
 from ampd.postgres import database as postgres_database
+from ampd.sql.checks import Problem
+from ampd.sql.slices import Slices
 from tests.servers import Database, Proxy
 
 T = TypeVar("T")
@@ -79,6 +81,16 @@ def report_at_once(patch: pytest.MonkeyPatch) -> None:
 def never_look(patch: pytest.MonkeyPatch) -> None:
     """Let no migration take so long that it is looked at from another connection."""
     patch.setattr(table_locks.LockMonitor, "run", lambda *_: anyio.sleep_forever())
+
+
+def blind_to_problems(patch: pytest.MonkeyPatch) -> None:
+    """Let scripts be run that contain what cannot work."""
+
+    def blind(*_: object, **__: object) -> Slices[tuple[Problem, ...]]:
+        yield
+        return ()
+
+    patch.setattr("ampd.sql.checks.finding_problems", blind)
 
 
 async def until(question: Callable[[], Awaitable[T]]) -> T:

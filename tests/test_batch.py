@@ -12,7 +12,17 @@ from ampd import Limits, LockTimeout, Migration, MigrationFailed
 from ampd.apply import batch
 from ampd.apply.tracker import BatchTracker
 from ampd.postgres.connection import Session
-from tests.scenes import Heard, end_backend, history, never_look, scripts, transaction, waiting_for_a_lock
+from tests.scenes import (
+    Heard,
+    blind_to_problems,
+    end_backend,
+    history,
+    meanwhile,
+    never_look,
+    scripts,
+    transaction,
+    waiting_for_a_lock,
+)
 from tests.servers import Database, Proxy
 
 pytestmark = pytest.mark.anyio
@@ -247,3 +257,45 @@ async def test_an_interruption_between_two_transactions_is_not_that_of_the_first
         with pytest.raises(RuntimeError):
             await ampd.migrate(database.url, migrations=files, on_event=heard)
     assert [each.version for each in heard.of(ampd.Applied)] == [1, 2] == await applied(database)
+
+
+async def test_a_row_that_comes_between_two_transactions_is_noticed(database: Database) -> None:
+    """What was planned before a newer build has applied its own is not applied after it."""
+    files, heard = (*tables(1), *scripts("", "SELECT pg_sleep(0.3)")[1:], *tables(4)[2:]), Heard()
+
+    async def newer() -> None:
+        async with database.connect() as connection:
+            await connection.execute(
+                "BEGIN; LOCK TABLE ampd_schema_migrations IN SHARE ROW EXCLUSIVE MODE; INSERT INTO "
+                "ampd_schema_migrations VALUES (99, 'newer', '', now(), now(), 1, 'a', 'b'); COMMIT"
+            )
+
+    def listen(event: ampd.Event) -> None:
+        heard(event)
+        if isinstance(event, ampd.StatementStarted) and event.version == 2:
+            meanwhile(newer)  # which waits for the end of that transaction, and is served before the next one
+
+    with pytest.raises(ampd.MigrationConflict, match="2 migrations are in conflict"):
+        await ampd.migrate(database.url, migrations=files, on_event=listen)
+    assert [each.version for each in heard.of(ampd.Applied)] == [1, 2]
+    assert await applied(database) == [1, 2, 99]
+
+
+@pytest.mark.parametrize(
+    ("ending", "message"),
+    [
+        ("COMMIT", "ended its own transaction"),
+        ("COMMIT; BEGIN", "ended its own transaction"),
+        ("ROLLBACK; BEGIN", "has lost rows while this migration ran"),
+    ],
+)
+async def test_a_script_that_ends_its_transaction_is_found_out(
+    database: Database, monkeypatch: pytest.MonkeyPatch, ending: str, message: str
+) -> None:
+    """Also where the search for what cannot work has not seen it: nothing after it is run."""
+    blind_to_problems(monkeypatch)
+    files = (*tables(1), *scripts("", f"CREATE TABLE t2 (); {ending}; SELECT 1")[1:], *tables(3)[2:])
+    with pytest.raises(MigrationFailed, match=message) as failure:
+        await ampd.migrate(database.url, migrations=files)
+    assert failure.value.version == 2
+    assert await database.fetchval("SELECT to_regclass('t3')") is None

@@ -14,11 +14,12 @@ from ampd import ConnectionFailed, Event, InvalidMigration, MigrationFailed, Sta
 from ampd.apply.prepared import prepare
 from ampd.apply.transaction_message import parts
 from ampd.plan import make_plan
-from ampd.sql import checks, slices, splitter
+from ampd.sql import splitter
 from tests.scenes import (
     GENEROUS,
     Heard,
     assert_no_trace,
+    blind_to_problems,
     end_backend,
     history,
     meanwhile,
@@ -231,11 +232,7 @@ async def test_what_ends_the_transaction_ends_the_run(
 ) -> None:
     """If a script could end its transaction, none of its later messages would run outside of it."""
 
-    def blind(*_: object, **__: object) -> slices.Slices[tuple[checks.Problem, ...]]:
-        yield
-        return ()
-
-    monkeypatch.setattr("ampd.sql.checks.finding_problems", blind)
+    blind_to_problems(monkeypatch)
     statements = SCRIPT.split(";\n")
     script = ";\n".join((*statements[:10], end, *statements[10:]))
     with pytest.raises(MigrationFailed, match="ended its own transaction"):
