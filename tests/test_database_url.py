@@ -196,8 +196,9 @@ def everything_encoded(text: str) -> str:
 
 
 def sparingly_encoded(text: str) -> str:
-    """Return the text as a person writes it, with nothing encoded but what ends a part of the URL."""
-    return "".join(quote(each, safe="") if each in " %:/?#@&=,+[]" or not each.isprintable() else each for each in text)
+    """Return the text as a person writes it: encoded is what ends a part of the URL, or may begin a placeholder."""
+    ends = " %:/?#@&=,+[]${<"
+    return "".join(quote(each, safe="") if each in ends or not each.isprintable() else each for each in text)
 
 
 ENCODERS: list[Callable[[str], str]] = [lambda text: quote(text, safe=""), everything_encoded, sparingly_encoded]
