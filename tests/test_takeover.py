@@ -342,15 +342,19 @@ async def test_which_tool_it_is(database: Database, tmp_path: Path) -> None:
     with pytest.raises(library.ConfigError) as error:
         await library.baseline(database.url, source="auto", migrations=files)
     assert str(error.value) == (
-        '"public" contains no history of a tool that ampd can read with entries\n'
+        '"public" contains no history of a tool that ampd can read\n'
         "hint: if it is in another schema, set metadata_db.schema; if you know what the database contains, "
         "`ampd baseline VERSION` records every file up to VERSION as applied"
     )
     await database.execute(TAKEN["goose"].history)
     with pytest.raises(library.ConfigError) as error:
         await library.baseline(database.url, source="sqlx", migrations=files)
-    assert error.value.message == (
-        '"public" contains no history of sqlx with entries, but goose: "public"."goose_db_version" (owner postgres)'
+    assert str(error.value) == (
+        '"public" contains no history of sqlx that has entries, but goose: "public"."goose_db_version" '
+        "(owner postgres)\n"
+        "hint: to take over what is there: `ampd baseline --from goose`; if the history of sqlx is in another schema, "
+        "set metadata_db.schema; if you know what the database contains, `ampd baseline VERSION` records every file "
+        "up to VERSION as applied"
     )
     await database.execute(TAKEN["alembic"].history)
     with pytest.raises(library.ConfigError) as error:

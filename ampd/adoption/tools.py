@@ -131,14 +131,17 @@ def found_history(tables: Iterable[Neighbour], home: str, source: str) -> tuple[
         if TOOLS[known.source].columns <= table.columns
     }
     shown = ", ".join(f"{name}: {table}" for name, table in found.items())
+    ways = [f"`ampd baseline --from {name}`" for name in found]
     if source != "auto":
         found = {name: table for name, table in found.items() if name == source}
     if not found:
-        whose = "a tool that ampd can read" if source == "auto" else source
+        missing = "a tool that ampd can read" if source == "auto" else f"{source} that has entries"
+        instead = f"to take over what is there: {' or '.join(ways)}; " if ways else ""
+        history = f"the history of {source}" if ways else "it"
         raise ConfigError(
-            f"{here} contains no history of {whose} with entries" + (f", but {shown}" if shown else ""),
-            hint="if it is in another schema, set metadata_db.schema; if you know what the database contains, "
-            "`ampd baseline VERSION` records every file up to VERSION as applied",
+            f"{here} contains no history of {missing}" + (f", but {shown}" if shown else ""),
+            hint=f"{instead}if {history} is in another schema, set metadata_db.schema; if you know what the database "
+            "contains, `ampd baseline VERSION` records every file up to VERSION as applied",
         )
     if len(found) > 1:
         raise ConfigError(
