@@ -60,7 +60,8 @@ def check_writable(history: History) -> None:
         role, me = identifier(history.role), identifier(history.user)
         raise PermissionDenied(
             f"{one_line(history.user)} cannot take on the role in metadata_db.migrations.role: {history.role_refused}",
-            hint=f"as a superuser: GRANT {role} TO {me}; or correct metadata_db.migrations.role",
+            hint=f"if there is such a role, as a superuser: GRANT {role} TO {me}; "
+            "else correct metadata_db.migrations.role",
         )
     if history.read_only:
         raise read_only_error(f"{history.address} takes no writes: a standby, or read-only by default")
