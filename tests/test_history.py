@@ -172,6 +172,10 @@ async def test_a_table_that_is_no_history(database: Database, table: str, proble
         with pytest.raises(ampd.ConfigError) as raised:
             await run(database.url, migrations=scripts("SELECT 1"))
         assert "is not ampd's history table, or was changed by hand: " + problem in raised.value.message
+        assert raised.value.hint == (
+            "undo the change; or if another program has made the table, keep the history under another name with "
+            "metadata_db.migrations.table, or in a schema of its own with metadata_db.schema"
+        )
 
 
 async def test_a_history_that_moves_between_plan_and_turn(database: Database) -> None:

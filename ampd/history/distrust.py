@@ -123,8 +123,8 @@ def not_ours_error(name: str, why: str) -> ConfigError:
     """Return the error for a table in the history's place that is not as ampd makes it."""
     return ConfigError(
         f"{name} is not ampd's history table, or was changed by hand: {why}",
-        hint="undo the change; or if another program has made the table, keep the history in a schema of its own "
-        "with metadata_db.schema",
+        hint="undo the change; or if another program has made the table, keep the history under another name with "
+        "metadata_db.migrations.table, or in a schema of its own with metadata_db.schema",
     )
 
 
