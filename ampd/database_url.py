@@ -52,14 +52,18 @@ class DatabaseUrl:
         if not isinstance(url, str):
             raise TypeError(f"a database URL is a str, not {type(url).__name__}{way_to_url(url)}")
         _check_filled_in(url)
+        example = "write it as postgresql://user:***@host:5432/database, with the password for ***"
+        if not url.strip():
+            raise ConfigError(
+                "the database URL is empty", hint=f"check that the variable that it comes from is set; {example}"
+            )
         scheme, separator, rest = url.strip().partition("://")
         dialect, plus, driver = scheme.partition("+")
         if not separator or dialect not in ("postgresql", "postgres") or (plus and driver not in _DRIVERS):
             jdbc = "remove jdbc: from its beginning, and put what follows the ? in libpq's words; or "
             raise ConfigError(
                 "the database URL does not begin with postgresql:// or postgres://",
-                hint=(jdbc if scheme.startswith("jdbc:") else "")
-                + "write it as postgresql://user:***@host:5432/database, with the password for ***",
+                hint=(jdbc if scheme.startswith("jdbc:") else "") + example,
             )
         rest, _, query = rest.partition("?")
         authority, _, path = rest.partition("/")

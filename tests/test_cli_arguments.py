@@ -422,7 +422,7 @@ PORT = "error: AMP_CONFIG_METADATA_DB__URL: metadata_db.url: the port in the dat
         ("postgresql:///d?host=/nonexistent&password=secret", "error: /nonexistent:5432/d cannot be reached: "),
         ("mysql://u:secret@h/d", "error: AMP_CONFIG_METADATA_DB__URL: metadata_db.url: the database URL does not beg"),
         ("secret", "error: AMP_CONFIG_METADATA_DB__URL: metadata_db.url: the database URL does not begin with "),
-        ("", "error: AMP_CONFIG_METADATA_DB__URL: metadata_db.url: the database URL does not begin with "),
+        ("", "error: AMP_CONFIG_METADATA_DB__URL: metadata_db.url: the database URL is empty\n"),
         ("postgresql://u:secret@a..b/d", "error: a..b:5432/d: "),
         ("postgresql://u:secret@[::g]/d", "error: [::g]:5432/d: "),
     ],

@@ -92,7 +92,16 @@ def test_what_a_url_means(
                 "the database URL does not begin with postgresql:// or postgres://",
                 "write it as postgresql://user:***@host:5432/database, with the password for ***",
             )
-            for url in ("", "h/db", "host=h password=hunter2", "mysql://u:hunter2@h/db", "POSTGRESQL:/u:hunter2@h/db")
+            for url in ("h/db", "host=h password=hunter2", "mysql://u:hunter2@h/db", "POSTGRESQL:/u:hunter2@h/db")
+        ),
+        *(
+            (
+                url,
+                "the database URL is empty",
+                "check that the variable that it comes from is set; "
+                "write it as postgresql://user:***@host:5432/database, with the password for ***",
+            )
+            for url in ("", " \n")
         ),
         ("postgresql://u:hunter2/x@h/db", "the database URL has an @ after the host", ENCODE),
         ("postgresql://u:hunter2/x", NOT_A_PORT, ENCODE),
