@@ -254,20 +254,12 @@ def test_the_deprecated_key_works_with_a_warning(ampd: Ampd, database: Database,
 # --- bad command lines
 
 
-COMMANDS = "migrate, status, baseline, resolve, new, solo"
-
-
 @pytest.mark.parametrize(
     ("arguments", "message", "page"),
     [
         (
             ["nosuch"],
             'unknown command "nosuch". Available commands: migrate, status, baseline, resolve, new, lint, solo',
-            "ampd",
-        ),
-        (
-            ["--nosuch"],
-            'unknown command "--nosuch". Available commands: migrate, status, baseline, resolve, new, lint, solo',
             "ampd",
         ),
         (["migrate", "--nosuch"], "unknown option: --nosuch", "ampd migrate"),
@@ -304,6 +296,14 @@ def test_bad_command_lines(ampd: Ampd, arguments: list[str], message: str, page:
     process = ampd("migrate", "--json", "--nosuch")
     expected = error("config", "unknown option: --nosuch", "`ampd migrate --help` lists the options")
     assert (process.returncode, document(process)) == (1, failed(expected))
+
+
+@pytest.mark.parametrize("option", ["--nosuch", "--migrations"])
+def test_an_option_before_the_command(ampd: Ampd, option: str) -> None:
+    """Only --config and --url stand there: any other option is not taken for an unknown command."""
+    message = f"unknown option before the command: {option}"
+    hint = "only --config and --url may stand there; `ampd --help` lists the commands"
+    assert seen(ampd(option, "m", "status")) == (1, "", f"error: {message}\nhint: {hint}\n")
 
 
 @pytest.mark.parametrize(

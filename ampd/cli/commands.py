@@ -8,7 +8,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import CycloptsError, Parameter, UnusedCliTokensError
+from cyclopts import CycloptsError, Parameter, UnknownCommandError, UnusedCliTokensError
 
 from ampd.errors import AmpdError, ConfigError
 from ampd.redaction import learn_passwords
@@ -234,6 +234,11 @@ def _outcome(arguments: Sequence[str]) -> int:
 
 def _command_line_error(error: CycloptsError) -> ConfigError:
     message = str(error).removesuffix(".")
+    if isinstance(error, UnknownCommandError) and (token := (error.unused_tokens or [""])[0]).startswith("-"):
+        return ConfigError(
+            f"unknown option before the command: {token}",
+            hint="only --config and --url may stand there; `ampd --help` lists the commands",
+        )
     if isinstance(error, UnusedCliTokensError):
         message = f"unexpected argument: {' '.join(error.unused_tokens or ())}"
     if itself := re.fullmatch(r"Unknown option: (\S+)\. Did you mean \1\?", message):  # it stands behind a --
