@@ -12,7 +12,16 @@ import ampd
 from ampd import migrator, source
 from ampd.advisory_lock import lock_key
 from ampd.apply import rehearsal, transaction_message
-from ampd.apply.rehearsal_report import HeldLock, Rehearsal, RehearsedMigration, SkippedMigration, _spelt
+from ampd.apply.rehearsal_report import (
+    HeldLock,
+    Lock,
+    Rehearsal,
+    RehearsedMigration,
+    SkippedMigration,
+    Table,
+    _spelt,
+    held_locks,
+)
 from ampd.config import HISTORY_TABLE as TABLE
 from tests.cli_output import document, error, plain, seen
 from tests.folders import write
@@ -359,6 +368,14 @@ async def test_a_session_of_the_callers_is_as_before(
         left = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
         assert await connection.fetchval(left) == 0
         assert await connection.fetchval("SELECT count(*) FROM pg_prepared_statements WHERE from_sql") == 0
+
+
+def test_a_size_that_is_not_known_is_not_that_of_an_empty_table() -> None:
+    """What has no file, a table that is dropped or one of partitions, counts as full unless it is known to be empty."""
+    for rows, blocks in ((-1, BOTH), (5, BOTH), (0, None)):
+        tables = {1: Table(1, "dropped", False, 10, rows, 0), 2: Table(2, "parent", True, 0, rows, 0)}
+        locks = [Lock(oid, "AccessExclusiveLock", file, None) for oid, file in ((1, None), (2, 0))]
+        assert [each.blocks for each in held_locks(tables, {}, locks)] == [blocks, blocks]
 
 
 def test_sizes_are_as_people_read_them() -> None:

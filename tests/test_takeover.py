@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 import ampd as library
+from ampd.adoption import tools
 from ampd.adoption.baseline import Takeover
 from ampd.adoption.proof import Baseline, Record
 from ampd.adoption.tools import TOOLS, read_rows
@@ -148,6 +149,7 @@ TAKEN = {
                 "3 is applied, and there is no such file",
             "DELETE FROM schema_migrations WHERE version = '0002'":
                 "m/0002_posts.sql is not among the applied ones, and newer ones are",
+            "INSERT INTO schema_migrations VALUES ('2')": "2 leads to m/0002_posts.sql, and so does another one",
         },
     ),
     "node-pg-migrate": Taken(
@@ -388,6 +390,24 @@ async def test_a_table_that_is_put_in_its_place(database: Database) -> None:
     async with run.sessions() as (session, *_):
         with pytest.raises(library.PermissionDenied, match="is not trusted"):
             await read_rows(session, seen_before, TOOLS["dbmate"], None)
+
+
+async def test_a_history_that_cannot_be_read_whole(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that are hidden from us, or that are too many, are no proof."""
+    await database.execute(
+        f"{TAKEN['dbmate'].history}; ALTER TABLE schema_migrations ENABLE ROW LEVEL SECURITY;"
+        "CREATE POLICY one ON schema_migrations USING (version = '0002')"
+    )
+    files = files_of(TAKEN["dbmate"], tmp_path)
+    role = await database.role("some", "SELECT ON schema_migrations", "USAGE, CREATE ON SCHEMA public")
+    with pytest.raises(library.AmpdError, match="would be affected by row-level security"):
+        await library.baseline(role.url, source="dbmate", migrations=files)
+    monkeypatch.setattr(tools, "_MOST_ROWS", 1)
+    with pytest.raises(library.ConfigError, match=r"the history .*schema_migrations.* has more than 1 rows"):
+        await library.baseline(database.url, source="dbmate", migrations=files)
+    assert await database.fetchval(f"SELECT to_regclass('{TABLE}') IS NULL")
 
 
 async def test_the_command(ampd: Ampd, database: Database, tmp_path: Path) -> None:
