@@ -298,43 +298,37 @@ async def resolve(
         ways = "ampd.Resolution.APPLIED or ampd.Resolution.ROLLED_BACK"
         raise TypeError(f"the resolution is {ways}, not {type(resolution).__name__}")
     run = await Run.of(source, migrations, schema, table, limits=limits, on_event=on_event)
-    while True:
-        async with run.emit, run.sessions() as (session, *_):
-            if (resolved := await _resolve(run, session, version, resolution)) is not None:
-                return resolved
-        await run.lock_wait.pause()
+    return await run.when_free(lambda session: _resolve(run, session, version, resolution))
 
 
-async def _resolve(run: Run, session: Session, version: int, resolution: Resolution) -> Status | None:
-    """Resolve it as soon as no runner holds the lock; None when the wait is long."""
+async def _resolve(run: Run, session: Session, version: int, resolution: Resolution) -> Status:
+    """Resolve it.
+
+    Raises:
+        LockTaken: a runner holds the lock.
+    """
     from .apply.recording import resolve as record_resolution
 
-    while True:
+    if not (run.history and run.history.holder_known):
         await run.read_history(session)
-        plan = await run.check_history(session, await run.planning())
-        assert run.history is not None
-        history = run.history
-        info = next((info for info in plan.migrations if info.version == version), None)
-        if info is None or info.state not in (State.INTERRUPTED, State.RUNNING):
-            state = f"is {info.state.value.replace('_', ' ')}" if info else "is unknown"
-            lacking = info is not None and info.state is State.AHEAD
-            raise ConfigError(
-                f"version {version} {state}, not interrupted: there is nothing to resolve",
-                hint=_OTHER_FOLDER if lacking else "`ampd status` shows what is interrupted",
-            )
-        if resolution is Resolution.APPLIED:
-            _check_its_file(info, run.files)
-        try:
-            if not history.holder:
-                await record_resolution(session, history, info, resolution)
-                history = await run.read_history(session)
-                return Status(run.shown, history.schema, await run.planning())
-        except LockTaken:
-            pass
-        run.lock_wait.taken(history)
-        if run.lock_wait.should_disconnect:
-            return None
-        await run.lock_wait.pause()
+    plan = await run.check_history(session, await run.planning())
+    history = run.history
+    assert history is not None
+    info = next((info for info in plan.migrations if info.version == version), None)
+    if info is None or info.state not in (State.INTERRUPTED, State.RUNNING):
+        state = f"is {info.state.value.replace('_', ' ')}" if info else "is unknown"
+        lacking = info is not None and info.state is State.AHEAD
+        raise ConfigError(
+            f"version {version} {state}, not interrupted: there is nothing to resolve",
+            hint=_OTHER_FOLDER if lacking else "`ampd status` shows what is interrupted",
+        )
+    if resolution is Resolution.APPLIED:
+        _check_its_file(info, run.files)
+    if history.holder:
+        raise LockTaken("a runner is at it")
+    await record_resolution(session, history, info, resolution)
+    history = await run.read_history(session)
+    return Status(run.shown, history.schema, await run.planning())
 
 
 _OTHER_FOLDER = "give the folder that its file is in with --migrations DIR"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import PurePath
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import anyio
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .apply.prepared import Execution, PreparedMigration
 
 
+T = TypeVar("T")
 Source: TypeAlias = str | DatabaseUrl | MetadataDb | Pool | Connection
 
 
@@ -112,6 +113,25 @@ class Run:
         """Yield sessions, the history read on the first; while waiting for them the run holds none."""
         async with self.source.sessions(count, self.read_history) as sessions:
             yield sessions
+
+    async def when_free(self, work: Callable[[Session], Awaitable[T]]) -> T:
+        """Return what `work` returns, which raises LockTaken for as long as another runner holds the lock.
+
+        Before each further attempt the history is read again.
+        """
+        while True:
+            async with self.emit, self.sessions() as (session, *_):
+                while True:
+                    try:
+                        return await work(session)
+                    except LockTaken as taken:
+                        assert self.history is not None
+                        self.lock_wait.taken(self.history, taken)
+                    if self.lock_wait.should_disconnect:
+                        break
+                    await self.lock_wait.pause()
+                    await self.read_history(session)
+            await self.lock_wait.pause()
 
     async def read_history(self, session: Session) -> History:
         """Read the history, and from the second time on also who holds the lock."""

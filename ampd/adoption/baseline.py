@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
-from typing import TypeVar
+from collections.abc import Iterable
 
 from msgspec.structs import replace
 
-from ampd.advisory_lock import LockTaken
 from ampd.apply.recording import record as record_in_history
 from ampd.config import Limits
 from ampd.display import one_line
@@ -29,8 +27,6 @@ from ampd.source import PACKAGED
 from .amp import NEWEST, amp_history, catalog_problems, history_problems, read_facts
 from .proof import Baseline, Record, applied_at, proved, up_to
 from .tools import TOOLS, Row, found_history, read_rows
-
-T = TypeVar("T")
 
 
 async def baseline(
@@ -100,7 +96,7 @@ class Takeover:
 
     async def examine(self) -> Baseline:
         """Return what would be recorded; writes nothing."""
-        return await self._when_free(self._found)
+        return await self._run.when_free(self._found)
 
     async def record(self, shown: Baseline | None = None) -> Status:
         """Record it.
@@ -123,24 +119,7 @@ class Takeover:
                 await run.read_history(session)
             return Status(run.shown, run.history.schema, run.plan(whole=True))
 
-        return await self._when_free(recorded)
-
-    async def _when_free(self, work: Callable[[Session], Awaitable[T]]) -> T:
-        """Return what `work` returns, as soon as no other runner holds the lock."""
-        run = self._run
-        while True:
-            async with run.emit, run.sessions() as (session, *_):
-                while True:
-                    try:
-                        return await work(session)
-                    except LockTaken as taken:
-                        assert run.history is not None
-                        run.lock_wait.taken(run.history, taken)
-                    if run.lock_wait.should_disconnect:
-                        break
-                    await run.lock_wait.pause()
-                    await run.read_history(session)
-            await run.lock_wait.pause()
+        return await self._run.when_free(recorded)
 
     async def _found(self, session: Session) -> Baseline:
         """Return what is to be recorded, after checking that it does not contradict what the database remembers."""
