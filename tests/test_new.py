@@ -67,9 +67,9 @@ def test_names_that_are_made_usable(name: str, slug: str) -> None:
         ("a\x1bb", "contains a character that cannot be printed"),
         ("a\0b", "contains a character that cannot be printed"),
         ("a\udcff", "contains a character that cannot be printed"),
-        ("a.sql", "ends in .sql, which file names have by themselves"),
-        ("a.UP", "ends in .up, which file names have by themselves"),
-        ("a.down", "ends in .down, which file names have by themselves"),
+        ("a.sql", "ends in .sql: give it without the ending of its file"),
+        ("a.UP", "ends in .up: give it without the ending of its file"),
+        ("a.down", "ends in .down: give it without the ending of its file"),
         ("ä" * 120, "is too long for the name of a file"),
     ],
 )

@@ -68,7 +68,7 @@ def checked_name(name: str) -> str:
     elif not slug.isprintable():  # surrogates, of bytes that are no UTF-8, included
         problem = "contains a character that cannot be printed"
     elif ending := re.search(r"\.(sql|up|down)$", slug):
-        problem = f"ends in {ending[0]}, which file names have by themselves"
+        problem = f"ends in {ending[0]}: give it without the ending of its file"
     elif len(slug.encode()) > _LONGEST - len("20260101000000_.sql"):
         problem = "is too long for the name of a file"
     if problem:
