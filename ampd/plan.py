@@ -246,7 +246,7 @@ _VERDICTS: dict[State, tuple[str, str]] = {
         "or reset the database and run all migrations again",
     ),
     State.INTERRUPTED: (
-        "was started and did not finish: {done} of its statements are recorded as done",
+        "was started and did not finish: {done} recorded as done",
         "{restore}look at the database, finish or undo the migration by hand, then run "
         "`ampd resolve {version} --applied` or `ampd resolve {version} --rolled-back`",
     ),
@@ -257,12 +257,13 @@ def conflict_of(info: MigrationInfo) -> Conflict:
     """Return the conflict of a migration in such a state."""
     message, hint = _VERDICTS[info.state]
     edited = info.applied and (info.migration is None or info.migration.checksum != info.applied.checksum)
+    done = info.applied.statements_done if info.applied else 0
     facts = {
         "restore": "restore the file as it was when it was started, and `ampd migrate` may resume it; else "
         if edited
         else "",
         "newest": info.newest_applied,
         "version": info.version,
-        "done": info.applied.statements_done if info.applied else 0,
+        "done": "1 statement is" if done == 1 else f"{done} statements are",
     }
     return Conflict(info, f"{info.label} {message.format(**facts)}", hint.format(**facts))

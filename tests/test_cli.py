@@ -199,7 +199,7 @@ error: 4 migrations are in conflict with the history of the database; nothing is
   applied: never
   to do:   give the file a version above 5 (and no other change), or set allow_out_of_order = true; \
 or reset the database and run all migrations again
-5 index was started and did not finish: 0 of its statements are recorded as done
+5 index was started and did not finish: 0 statements are recorded as done
   file:    m/5_index.sql, SHA-256 {now}
   started: TIME by postgres, SHA-256 {index}
   to do:   restore the file as it was when it was started, and `ampd migrate` may resume it; else \
@@ -319,7 +319,7 @@ async def test_an_interrupted_migration_alone(ampd: Ampd, database: Database, tm
     write(folder, {"1_odd.sql": "-- no-transaction\nSELECT 2;\n"})
     new = sha256((folder / "1_odd.sql").read_bytes()).hexdigest()
     text = f"""\
-error: 1 odd was started and did not finish: 1 of its statements are recorded as done
+error: 1 odd was started and did not finish: 1 statement is recorded as done
   file:    m/1_odd.sql, SHA-256 {new}
   started: TIME by postgres, SHA-256 {old}
 hint: restore the file as it was when it was started, and `ampd migrate` may resume it; else \

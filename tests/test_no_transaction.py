@@ -260,7 +260,7 @@ async def test_a_statement_already_done_may_not(table: Database, resolution: Res
     with pytest.raises(MigrationInterrupted) as raised:
         await library.migrate(table.url, migrations=changed)
     assert (raised.value.message, raised.value.code) == (
-        "1 step was started and did not finish: 2 of its statements are recorded as done",
+        "1 step was started and did not finish: 2 statements are recorded as done",
         "interrupted",
     )
     assert raised.value.hint is not None
@@ -298,7 +298,7 @@ async def test_a_killed_block_that_commits_by_itself_is_interrupted(
                 await gate.execute("COMMIT")
 
             tasks.start_soon(end_it)
-            with pytest.raises(MigrationInterrupted, match="0 of its statements are recorded as done"):
+            with pytest.raises(MigrationInterrupted, match="0 statements are recorded as done"):
                 await library.migrate(table.url, migrations=scripts(*files), on_event=heard)
     assert await history(table) == [(1, False, 0)]
     assert await table.fetchval("SELECT max(id) FROM t") == 4

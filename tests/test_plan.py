@@ -232,7 +232,7 @@ OWN = checksum(b"SELECT 2;").hex()
                 "applied_checksum": OTHER,
                 "applied_at": "2026-01-02T12:00:00+00:00",
                 "applied_by": "amp",
-                "message": "2 m2 was started and did not finish: 0 of its statements are recorded as done",
+                "message": "2 m2 was started and did not finish: 0 statements are recorded as done",
                 "hint": "restore the file as it was when it was started, and `ampd migrate` may resume it; else "
                 "look at the database, finish or undo the migration by hand, then run "
                 "`ampd resolve 2 --applied` or `ampd resolve 2 --rolled-back`",

@@ -199,7 +199,7 @@ pending            35  new
   to do: give the file a version above 30 (and no other change), or set allow_out_of_order = true; \
 or reset the database and run all migrations again
 
-30 index was started and did not finish: 3 of its statements are recorded as done
+30 index was started and did not finish: 3 statements are recorded as done
   to do: look at the database, finish or undo the migration by hand, then run `ampd resolve 30 --applied` or \
 `ampd resolve 30 --rolled-back`"""
 NARROW = """\
