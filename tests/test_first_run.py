@@ -147,7 +147,7 @@ async def test_another_tools_history(database: Database, tmp_path: Path) -> None
         "has none there\n"
         "hint: ampd would run every file from the beginning: if sqlx has applied them, `ampd baseline --from "
         "sqlx` checks that and records it; if they are others, give them a schema of their own with "
-        "metadata_db.schema; if sqlx is no longer used here, rename its table"
+        "metadata_db.schema; if what sqlx has made is gone from here, rename its table"
     )
     assert await refusals(configured(database.url, folder)) == {(library.MigrationConflict, message)}
     assert await histories(database) == []

@@ -274,7 +274,7 @@ def _way_out(tool: Tool, *, packaged: bool) -> str:
     return (
         f"{f'{NO_FOLDER}; ' if packaged else ''}ampd would run every file from the beginning: if {tool.name} has "
         f"applied them, {records}; if they are others, give them a schema of their own with metadata_db.schema; if "
-        f"{tool.name} is no longer used here, rename its table"
+        f"what {tool.name} has made is gone from here, rename its table"
     )
 
 
