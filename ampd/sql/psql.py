@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 # Outside of quotes and comments psql replaces :name, :'name', :"name" and :{?name}, if it has a variable of that name;
 # not :: and :=. Behind a backslash a colon is only a colon.
-_COLON = r"""::|:=|:(?=[\w'"{]|[^\0-\x7f])"""
+_COLON = r"""::|:(?=[\w'"{]|[^\0-\x7f])"""
 
 
 def for_psql(script: str, statements: Statements, number: int) -> str:
