@@ -46,16 +46,17 @@ AMPS_OWN_WAY = f"""
 """
 
 
+SQLX_ROWS = "INSERT INTO _sqlx_migrations VALUES " + ", ".join(
+    f"({version}, '{name}', '2026-03-12 10:00:00+00', true, decode('{checksum}', 'hex'), 1)"
+    for version, (name, checksum) in amp_history().items()
+)
+
+
 @pytest.fixture
 async def amps(database: Database) -> Database:
     """A database whose tables and sqlx history are amp's of 2026-03."""
     await library.migrate(database.url, migrations=FILES)
-    await database.execute(AMPS_OWN_WAY)
-    rows = ", ".join(
-        f"({version}, '{name}', '2026-03-12 10:00:00+00', true, decode('{checksum}', 'hex'), 1)"
-        for version, (name, checksum) in amp_history().items()
-    )
-    await database.execute(f"{SQLX}; INSERT INTO _sqlx_migrations VALUES {rows}")
+    await database.execute(f"{AMPS_OWN_WAY} {SQLX} {SQLX_ROWS}")
     return database
 
 

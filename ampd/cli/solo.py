@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from shlex import quote
+from shutil import which
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from ampd.errors import ConfigError
+
 from .app import Flag, WhereGiven, configure
-from .runtime import new_progress, print_result, run_to_end, say, terminal_columns
+from .runtime import complain, new_progress, print_result, run_to_end, say, terminal_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -17,6 +21,7 @@ if TYPE_CHECKING:
     from cyclopts import Token
 
     from ampd.config import MetadataDb
+    from ampd.errors import MigrationConflict
     from ampd.report import Status
 
     from .progress import Progress
@@ -62,18 +67,29 @@ def solo(
                 where = where._replace(config=found)
     metadata_db = configure(where, None, defaults={"auto_migrate": True}, url_needed=False)
 
-    def up(standing: Status, url: str) -> None:
+    def up(standing: Status | None, url: str, *, managed: bool) -> None:
         progress.clear()
-        print_result(standing.text(terminal_columns()) if once else f"{standing.summary()}\n{url}")
-        if not once:
-            say("ready; Ctrl+C stops it")
+        if once:
+            assert standing is not None
+            print_result(standing.text(terminal_columns()))
+            return
+        print_result("\n".join([*([standing.summary()] if standing else []), url]))
+        if managed:
+            say(_to_try(url))
+        say("ready; Ctrl+C stops it")
 
     run_to_end(progress, lambda: _keep_up(metadata_db, amp_dir, once=once, progress=progress, on_up=up), stopping=True)
     return 0
 
 
+def _to_try(url: str) -> str:
+    quoted = quote(url)
+    commands = (f"ampd status --url {quoted}", f"export AMP_CONFIG_METADATA_DB__URL={quoted}")
+    return "\n  ".join(["try:", *([f"psql {quoted}"] if which("psql") else []), *commands])
+
+
 async def _keep_up(
-    metadata_db: MetadataDb, amp_dir: Path, *, once: bool, progress: Progress, on_up: Callable[[Status, str], None]
+    metadata_db: MetadataDb, amp_dir: Path, *, once: bool, progress: Progress, on_up: Callable[..., None]
 ) -> None:
     from contextlib import AsyncExitStack
 
@@ -82,18 +98,78 @@ async def _keep_up(
 
     from ampd import migrator
     from ampd.database_url import DatabaseUrl
+    from ampd.errors import MigrationConflict, MigrationFailed
+    from ampd.local_server.folders import make_amps_folders
+    from ampd.local_server.layout import OURS
     from ampd.local_server.server import local_server
 
     async with AsyncExitStack() as stack:
         ended = anyio.sleep_forever
         url = metadata_db.url or metadata_db.migrations.url
+        managed, amps = url is None, False
         if url is None:
             server = await stack.enter_async_context(local_server(amp_dir / "metadb"))
+            make_amps_folders(amp_dir)
             url = DatabaseUrl(server.url)
+            amps = server.layout != OURS and metadata_db.migrations.dir is None
             metadata_db = replace(metadata_db, url=url)
             ended = server.ended
-        if metadata_db.auto_migrate:
-            await migrator.migrate(metadata_db, on_event=progress)
-        on_up(await migrator.status(metadata_db, on_event=progress), str(url))
+        standing: Status | None = None
+        try:
+            if metadata_db.auto_migrate:
+                await _migrate(metadata_db, progress, amps=amps)
+            standing = await migrator.status(metadata_db, on_event=progress)
+        except (MigrationConflict, MigrationFailed) as error:
+            if not managed:
+                raise
+            if metadata_db.auto_migrate or once:
+                error.hint = f"{error.hint}; {_LOOK}" if error.hint else _LOOK
+                raise
+            complain(error)
+        on_up(standing, str(url), managed=managed)
         if not once:
             await ended()
+
+
+_LOOK = (
+    "to look at the database, start the server without migrating: "
+    "`AMP_CONFIG_METADATA_DB__AUTO_MIGRATE=false ampd solo`"
+)
+
+
+async def _migrate(metadata_db: MetadataDb, progress: Progress, *, amps: bool) -> None:
+    """Migrate; a database that amp's own `ampd solo` has made and migrated is taken over first."""
+    from ampd import migrator
+    from ampd.errors import MigrationConflict
+
+    try:
+        await migrator.migrate(metadata_db, on_event=progress)
+    except MigrationConflict as refused:
+        if not amps:
+            raise
+        await _take_over(metadata_db, refused, progress)
+        await migrator.migrate(metadata_db, on_event=progress)
+
+
+async def _take_over(metadata_db: MetadataDb, refused: MigrationConflict, progress: Progress) -> None:
+    """Record the packaged migrations as applied, as `ampd baseline --from sqlx` does; say which.
+
+    Raises:
+        MigrationConflict: history and catalog are not those of amp of 2026-03, or why a run was `refused` is another.
+    """
+    from ampd.adoption.baseline import Takeover
+    from ampd.redaction import Hidden
+    from ampd.run import Run
+
+    takeover = Takeover(await Run.of(Hidden(metadata_db), on_event=progress), "sqlx")
+    try:
+        found = await takeover.examine()
+    except ConfigError:  # there is no history of sqlx
+        raise refused from None
+    if not found.records:
+        raise refused
+    await takeover.record(found)
+    say(
+        f"{takeover.database} has been migrated by amp's own ampd: recorded as applied, without running them:\n"
+        f"{found.text(terminal_columns())}"
+    )

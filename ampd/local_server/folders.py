@@ -57,6 +57,20 @@ def make_folder(folder: Path) -> None:
     check_path(folder, "keep a database in", must_exist=True)
 
 
+def make_amps_folders(amp_dir: Path) -> None:
+    """Make the folders that amp's programs expect beside the database, unless they are there; links may be, too.
+
+    Raises:
+        ConfigError: one cannot be made.
+    """
+    for name in ("data", "providers", "manifests"):
+        folder = amp_dir / name
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot make the folder {folder}: {error.strerror}", hint=ELSEWHERE) from error
+
+
 def _set_mode(folder: Path, mode: int) -> None:
     """Set the mode of a folder that was just made, whatever the umask; not that of what has taken its place since."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)

@@ -42,9 +42,7 @@ from ampd.errors import ConfigError
 from .folders import ELSEWHERE, beside, make_folder, open_without_links, usable
 from .installation import Installation, find_postgres
 from .launcher import POLL_SECS, Launcher, is_running, startup_error, wait_while
-
-DATABASE = "amp"
-SUPERUSER = "postgres"
+from .layout import OURS, Layout, ampd_above, amps, find_layout
 
 _PORT = 5432
 _LONGEST_SOCKET_PATH = 103  # bytes: 104 on macOS and 108 on Linux hold the closing zero too
@@ -62,21 +60,29 @@ class LocalServer(msgspec.Struct, frozen=True):
     port: int
     tcp: bool
     process: subprocess.Popen[bytes]
+    layout: Layout = OURS
 
     @property
     def url(self) -> str:
-        """Return the URL of the database `amp` by Unix socket."""
-        return f"postgresql:///{DATABASE}?host={quote(str(self.socket_dir))}&port={self.port}&user={SUPERUSER}"
+        """Return the URL of the metadata database by Unix socket."""
+        return _socket_url(self.layout, self.socket_dir, self.port)
 
     @property
     def tcp_url(self) -> str | None:
         """Return the URL of the same database by TCP; None if the server does not listen there."""
-        return f"postgresql://{SUPERUSER}@127.0.0.1:{self.port}/{DATABASE}" if self.tcp else None
+        layout = self.layout
+        user = quote(layout.superuser, safe="")
+        return f"postgresql://{user}@127.0.0.1:{self.port}/{layout.database}" if self.tcp else None
 
     async def ended(self) -> None:
         """Wait until the server has ended by itself, and raise ConnectionFailed with the end of its log."""
         await wait_while(partial(is_running, self.process), interval=0.2)
         raise startup_error("the local PostgreSQL server has ended", beside(self.data_dir, "log"))
+
+
+def _socket_url(layout: Layout, socket_dir: Path, port: int) -> str:
+    user = quote(layout.superuser, safe="")
+    return f"postgresql:///{layout.database}?host={quote(str(socket_dir))}&port={port}&user={user}"
 
 
 @asynccontextmanager
@@ -104,6 +110,12 @@ async def _up(
     if made_by is None:
         await _make_cluster(data_dir, installation, launcher)
     elif leftover := _postmaster(data_dir):
+        if amps_ampd := ampd_above(leftover):  # one of ours would hold the lock
+            url = _socket_url(amps(data_dir), data_dir, _PORT)
+            raise ConfigError(
+                f"amp's own ampd (pid {amps_ampd}) runs the server in {data_dir}",
+                hint=f"use it at {url}, or stop it, or {ELSEWHERE}",
+            )
         await _stop(leftover, lambda: _postmaster(data_dir) == leftover)
     socket_dir = stack.enter_context(_socket_dir(data_dir, launcher))
     give_up = anyio.current_time() + _PASSING_PATIENCE
@@ -116,6 +128,10 @@ async def _up(
         if anyio.current_time() > give_up or not any(passing in str(failure) for passing in _PASSING):
             raise failure
         await anyio.sleep(0.1)
+    if made_by is not None:
+        place = (server.socket_dir, server.port)
+        layout = await find_layout(data_dir, lambda layout: _socket_url(layout, *place))
+        server = msgspec.structs.replace(server, layout=layout)
     lock.write(server.url)
     lock.flush()
     return server
@@ -162,8 +178,8 @@ async def _make_cluster(data_dir: Path, installation: Installation, launcher: La
         shutil.rmtree(new)
     new.mkdir(mode=0o700)
     launcher.give(new)
-    nature = ("--username", SUPERUSER, "--auth", "trust", "--encoding", "UTF8", "--no-locale")
-    create = f"CREATE DATABASE {DATABASE}\n".encode()
+    nature = ("--username", OURS.superuser, "--auth", "trust", "--encoding", "UTF8", "--no-locale")
+    create = f"CREATE DATABASE {OURS.database}\n".encode()
     try:
         await launcher.run(installation.bindir / "initdb", "--pgdata", new, *nature, log=log)
         await launcher.run(installation.bindir / "postgres", "--single", "-D", new, "postgres", stdin=create, log=log)
