@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import asyncpg
 import msgspec
@@ -47,8 +48,8 @@ OWN = (
 )
 RESET = (
     "SET CONSTRAINTS ALL IMMEDIATE; SET LOCAL statement_timeout = 0; SET SESSION AUTHORIZATION DEFAULT; "
-    "RESET ROLE; RESET ALL; CLOSE ALL; UNLISTEN *; DISCARD TEMP; DISCARD SEQUENCES; "
-    "SET LOCAL lock_timeout = 1000;"
+    "RESET ROLE; RESET ALL; CLOSE ALL; UNLISTEN *; DISCARD TEMP; DISCARD SEQUENCES;\n"
+    "\\encoding UTF8\nSET standard_conforming_strings = on;\nSET LOCAL lock_timeout = 1000;"
 )
 EXPECTED = f"""\
 -- DATABASE: no migration applied, 2 pending
@@ -59,10 +60,10 @@ EXPECTED = f"""\
 \\set ON_ERROR_ROLLBACK off
 \\set AUTOCOMMIT on
 \\set SINGLELINE off
-
--- 1 step (m/1_step.sql)
 \\encoding UTF8
 SET standard_conforming_strings = on;
+
+-- 1 step (m/1_step.sql)
 BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = 1000; SET LOCAL statement_timeout = 0;
 DO …;
 SET LOCAL statement_timeout = 0;
@@ -76,8 +77,6 @@ COMMIT;
 DO …;
 
 -- 2 step (m/2_step.sql): statement by statement, not in one transaction
-\\encoding UTF8
-SET standard_conforming_strings = on;
 DO …;
 
 BEGIN ISOLATION LEVEL READ COMMITTED; {OWN}
@@ -174,6 +173,59 @@ async def test_psql_does_what_migrate_does(
         assert (await ampd.status(configuration)).up_to_date
         found.append((dump(database), [await rows(database, table) for table in tables]))
     assert found[0] == found[1]
+
+
+SHELL = "\\! touch ran_by_psql"
+STRINGS_OFF = "SELECT set_config('standard_conforming_strings', 'off', false) IS NULL;\n"
+SHIFT_JIS = "DO $$ BEGIN EXECUTE 'SET client_encoding = SJIS'; END $$;\n"
+READ_OTHERWISE = {
+    "backslash": f"{STRINGS_OFF}INSERT INTO t VALUES ('a\\', ' {SHELL}\n', 'b')",
+    "letter": f"{SHIFT_JIS}INSERT INTO t VALUES ('ß', ' {SHELL}\n', 'b');",
+    "comment": f"{SHIFT_JIS}INSERT INTO t VALUES ('a'); /* ß/* */ {SHELL}\n */",
+    "reset": "RESET ALL; INSERT INTO app.t VALUES ('ß'); -- ß",
+    "semicolons": "CREATE RULE r AS ON DELETE TO t DO (SELECT 1; SELECT 2);;/*;*/INSERT INTO t VALUES ('\\;', $$;ß$$);",
+}
+
+
+@pytest.mark.parametrize("text", list(READ_OTHERWISE.values()), ids=list(READ_OTHERWISE))
+async def test_psql_reads_a_file_as_ampd_does(
+    database: Database, configured: Configure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str
+) -> None:
+    """Whatever a file or a user has set, psql finds no command in a string or comment, and no other letters."""
+    monkeypatch.chdir(tmp_path)
+    found = []
+    for client, first in ((ampd, ""), (psql, ""), (psql, "-- no-transaction\n")):
+        await database.execute(
+            "DROP SCHEMA IF EXISTS app CASCADE; CREATE SCHEMA app; CREATE TABLE app.t (a text, b text, c text)"
+        )
+        configuration = configured(*scripts(f"{first}{text}", f"{first}INSERT INTO t VALUES ('ß\\')"), schema="app")
+        if client is ampd:
+            await ampd.migrate(configuration)
+        else:
+            with monkeypatch.context() as patch:
+                script = await printed(configuration)
+                patch.setenv("PGCLIENTENCODING", "LATIN1")
+                assert psql(database, script).stderr == ""
+        found.append(await database.fetch("SELECT * FROM app.t"))
+    assert found[0] == found[1] == found[2]
+    assert not (tmp_path / "ran_by_psql").exists()
+
+
+async def test_names_are_the_same_to_psql(
+    database: Database, configured: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A schema and a role beyond ASCII are found again once a file has reset the session."""
+    owner = await database.role("öwner", f"CREATE ON DATABASE {database.name}")
+    files = "RESET ALL", "-- no-transaction\nRESET ALL; DISCARD ALL; CREATE TABLE c ()", "RESET ROLE; CREATE TABLE d ()"
+    configuration = configured(*scripts(*files), schema="ä\\b")
+    policy = msgspec.structs.replace(configuration.migrations, role=owner.name)
+    script = await printed(msgspec.structs.replace(configuration, migrations=policy))
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    assert psql(database, script).stderr == ""
+    tables = await database.fetch(
+        "SELECT schemaname, tablename, tableowner FROM pg_tables WHERE tableowner = $1", owner.name
+    )
+    assert {tuple(table) for table in tables} == {("ä\\b", name, owner.name) for name in ("c", "d", TABLE)}
 
 
 async def test_the_whole_of_a_script(configured: Configure) -> None:

@@ -14,7 +14,7 @@ from ampd.history.writing import Checkpoint
 from ampd.postgres.quoting import do_block
 from ampd.resumption import DoneChecksums
 from ampd.sql.kinds import Kind
-from ampd.sql.psql import for_psql
+from ampd.sql.psql import for_psql, is_plain, join
 from ampd.sql.units import units
 from ampd.version import VERSION
 
@@ -39,7 +39,8 @@ _HEADER = """\
 \\set AUTOCOMMIT on
 \\set SINGLELINE off
 """
-_SESSION = "\\encoding UTF8\nSET standard_conforming_strings = on;\n"  # again for each: RESET ALL takes it back
+# By these psql finds where strings and comments end, and RESET ALL takes them back.
+_READING = "\\encoding UTF8\nSET standard_conforming_strings = on;\n"
 _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED; "
 _UNLOCK = f"{do_block('BEGIN PERFORM pg_catalog.pg_advisory_unlock_all(); END')};\n"
 
@@ -73,12 +74,12 @@ def psql_script(status: Status, executions: Sequence[Execution]) -> Iterator[str
         return
     history = executions[0].history
     role, schema = map(one_line, (history.role or history.user, history.schema or ""))
-    yield _HEADER.format(role=role, schema=schema, version=VERSION)
+    yield _HEADER.format(role=role, schema=schema, version=VERSION) + _READING
     for each in executions:
         execution = msgspec.structs.replace(each, history=history)
         outside = execution.directives.no_transaction
         mark = ": statement by statement, not in one transaction" if outside else ""
-        yield f"\n-- {execution.migration.label} ({one_line(execution.migration.file)}){mark}\n{_SESSION}"
+        yield f"\n-- {execution.migration.label} ({one_line(execution.migration.file)}){mark}\n"
         yield from _statement_by_statement(execution) if outside else _in_transaction(execution)
         history = history.with_rows([execution.as_applied()])
 
@@ -92,7 +93,7 @@ def _in_transaction(execution: Execution) -> Iterator[str]:
     yield _line(_BEGIN, limits, set_role_sql(history.role, local=True))
     yield _block(advisory_lock.try_lock_sql(history.lock_key), enter, execution.search_path_sql(local=True))
     yield f"SET LOCAL statement_timeout = {milliseconds(execution.statement_timeout_secs)};\n\n"
-    yield from (_piece(execution, number, local=True) for number in range(len(execution.statements)))
+    yield from _pieces(execution, range(len(execution.statements)), local=True)
     yield migration.sql if not execution.statements else ""
     yield f"\n\n{_end_sql(execution, finish)}"
 
@@ -111,27 +112,34 @@ def _statement_by_statement(execution: Execution) -> Iterator[str]:
     def record(done: int, past: int, before: str = "", *, begin: str = _BEGIN, end: str = "COMMIT;\n") -> str:
         nonlocal begun
         was, begun = begun, Checkpoint(done, checksums.of(past))
-        return _line(begin, *own) + _block(before, writing.advance_sql(history, migration, was, begun)) + end
+        rest = _line(*own) + _block(before, writing.advance_sql(history, migration, was, begun)) + end
+        return begin + rest if is_plain(rest) else f"{_line(begin)}{_READING}{rest}"
 
     enter = writing.enter_sql(history, writing.insert_sql(history, migration), writing.make_room_sql(history))
     yield prepare + record(0, 0, enter)
     for unit in units(statements, 0, []):
-        pieces = [_piece(execution, number, local=False) for number in range(unit.first, unit.past)]
+        numbers, first, last = range(unit.first, unit.past), _BEGIN, "COMMIT;\n"
+        if unit.kind is Kind.COMMIT:
+            (first, last), numbers = (
+                ("".join(_pieces(execution, end, local=False)) for end in (numbers[:1], numbers[-1:])),
+                numbers[1:-1],
+            )
+        pieces = "".join(_pieces(execution, numbers, local=False))
         limits = [
             f"{name} = {milliseconds(secs)}; "
             for name, secs in limits_of(unit, execution).items()
             if name != "transaction_timeout"  # which not every server has
         ]
+        yield "\n" if is_plain(first + pieces) else f"\n{_READING}"
         if unit.transactional:
-            first, last = (pieces.pop(0), pieces.pop()) if unit.kind is Kind.COMMIT else (_BEGIN, "COMMIT;\n")
-            yield "\n" + _line(first, *(f"SET LOCAL {limit}" for limit in limits))
-            yield _line(*pieces) + record(unit.past, unit.past, begin=RUN_DEFERRED, end=_line(last))
+            yield _line(first, *(f"SET LOCAL {limit}" for limit in limits))
+            yield _line(pieces) + record(unit.past, unit.past, begin=RUN_DEFERRED, end=_line(last))
             continue
-        yield "\n" + record(unit.first, unit.past)
+        yield record(unit.first, unit.past)
         yield _line(*(f"SET {limit}" for limit in limits)) + "\n-- not in a transaction:\n"
-        yield f"{_line(*pieces)}\n{record(unit.past, unit.past)}"
+        yield f"{_line(pieces)}\n{record(unit.past, unit.past)}"
         if unit.statements[0].words[:2] == ("DISCARD", "ALL"):
-            yield _SESSION + prepare
+            yield _READING + prepare
     finish = writing.finish_no_transaction_sql(history, migration, begun, len(statements))
     yield f"\n{_BEGIN}{_end_sql(execution, finish)}"
 
@@ -148,8 +156,9 @@ def _block(*parts: str) -> str:
 def _end_sql(execution: Execution, finish: str) -> str:
     """Return the statements that take back what a script has done to the session, and commit the finished row."""
     return (
-        _line(
-            f"{RUN_DEFERRED}{reset_settings_sql(shared=False)}{RESET_OBJECTS}",
+        _line(f"{RUN_DEFERRED}{reset_settings_sql(shared=False)}{RESET_OBJECTS}")
+        + _READING
+        + _line(
             f"SET LOCAL lock_timeout = {milliseconds(execution.lock_timeout_secs)}; ",
             set_role_sql(execution.history.role, local=True),
         )
@@ -157,8 +166,17 @@ def _end_sql(execution: Execution, finish: str) -> str:
     )
 
 
-def _piece(execution: Execution, number: int, *, local: bool) -> str:
-    """Return a statement of the file, with what sets path and role again where it has taken them back."""
-    piece = for_psql(execution.migration.sql, execution.statements, number)
-    again = execution.again_after_sql(execution.statements[number], local=local)
-    return _line(piece) + _line(again) if again else piece
+def _pieces(execution: Execution, numbers: range, *, local: bool) -> Iterator[str]:
+    """Yield statements of the file, with what sets path and role again where one has taken them back.
+
+    They go in one message, as in a run, if psql could read the rest otherwise once the first ones are done.
+    """
+    script, statements = execution.migration.sql, execution.statements
+    past = statements.start(numbers.stop) if numbers.stop < len(statements) else len(script)
+    rest = script[statements.end(numbers.start) : past] if numbers else ""
+    joined = not is_plain(f"{rest}{execution.history.role}{execution.schema}")
+    for number in numbers:
+        piece = for_psql(script, statements, number, joined=joined)
+        again = execution.again_after_sql(statements[number], local=local)
+        yield _line(piece) + _line(join(again) if joined else again) if again else piece
+    yield "\n;\n" if joined and numbers else ""
