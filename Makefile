@@ -40,8 +40,9 @@ lint: $(VENV)/ready  ## check style, format and the direction of imports
 types: $(VENV)/ready  ## check types
 	@$(BIN)/mypy
 
-docs: $(VENV)/ready  ## write docs/sql.md anew: the SQL that ampd sends, recorded from a real run
+docs: $(VENV)/ready  ## write docs/sql.md (recorded from a real run) and docs/metadata-schema.md (from a catalog) anew
 	@$(BIN)/python -m tests.sql_page docs/sql.md
+	@$(BIN)/python -m tests.schema_page docs/metadata-schema.md
 
 bench: $(VENV)/ready  ## measure ampd against its peers
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -1,6 +1,7 @@
 """The packaged migrations add up to amp's metadata schema, and its rules hold in a living database."""
 
 from collections.abc import AsyncIterator
+from difflib import unified_diff
 from typing import Any
 
 import asyncpg
@@ -11,7 +12,9 @@ from ampd.adoption.amp import NEWEST, packaged_facts, read_facts
 from ampd.config import HISTORY_TABLE as TABLE
 from ampd.redaction import Hidden
 from ampd.run import Run
+from tests import schema_page
 from tests.servers import Database
+from tests.sql_page import RENEW
 
 pytestmark = pytest.mark.anyio
 
@@ -79,6 +82,16 @@ async def test_later_migrations_name_no_constraint_or_index_of_the_first(connect
     assert len(own) > len(TABLES)
     later = "".join(file.sql for file in ampd.read_migrations() if file.version > NEWEST)
     assert [name for name in own if name in later] == []
+
+
+@pytest.mark.one_version
+async def test_the_page_shows_the_schema(connection: asyncpg.Connection) -> None:
+    """docs/metadata-schema.md, diagram included, is what the catalog says, and no table is without a purpose."""
+    built = schema_page.page(await schema_page.read(connection)).splitlines()
+    shown = schema_page.PAGE.read_text(encoding="utf-8").splitlines()
+    if built != shown:
+        changes = "\n".join(unified_diff(shown, built, "docs/metadata-schema.md", "the catalog", n=1, lineterm=""))
+        pytest.fail(f"docs/metadata-schema.md is not the schema: write it anew with `{RENEW}`\n{changes}")
 
 
 async def test_no_table_has_a_trigger(connection: asyncpg.Connection) -> None:
