@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         LockRetry as LockRetry,
         OnEvent as OnEvent,
         Planned as Planned,
+        Progressed as Progressed,
         Retrying as Retrying,
         ServerMessage as ServerMessage,
         Starting as Starting,
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
     )
     from .resources import read_migrations as read_migrations
     from .resumption import Resumption as Resumption
+    from .statement_progress import StatementProgress as StatementProgress
 
 # isort: on
 _HOMES = {
@@ -91,7 +93,7 @@ _HOMES = {
     ),
     "event_log": "log_events",
     "events": (
-        "Applied Blocked Event Failed Finished LockRetry OnEvent Planned Retrying ServerMessage Starting "
+        "Applied Blocked Event Failed Finished LockRetry OnEvent Planned Progressed Retrying ServerMessage Starting "
         "StatementStarted Stopped Waiting WaitingForConnection Warned"
     ),
     "migration": "AppliedMigration Migration",
@@ -102,6 +104,7 @@ _HOMES = {
     "report": "AppliedNow PendingMigration Report Result Status",
     "resources": "read_migrations",
     "resumption": "Resumption",
+    "statement_progress": "StatementProgress",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 

@@ -13,11 +13,24 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from .errors import AmpdError, MigrationInterrupted
-from .events import Applied, Event, Failed, Finished, LockRetry, OnEvent, Starting, StatementStarted, Stopped
+from .events import (
+    Applied,
+    Event,
+    Failed,
+    Finished,
+    LockRetry,
+    OnEvent,
+    Progressed,
+    Starting,
+    StatementStarted,
+    Stopped,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
+
+    from .statement_progress import StatementProgress
 
 
 _PLAIN = "on_event= takes a plain function of one event"
@@ -104,6 +117,7 @@ class RunningMigration:
         self._cost: dict[str, Any] = {"retries": 0, "longest_attempt_secs": 0.0, "most_queued": 0}
         self.starting = starting
         self.started = False
+        self._progress: StatementProgress | None = None
 
     def begin(self) -> None:
         """Count the time from now on: its transaction begins, unless this is another attempt."""
@@ -122,6 +136,7 @@ class RunningMigration:
 
     def statement(self, index: int, line: int) -> None:
         """Emit that the server has begun a statement; the index counts from 0."""
+        self._progress = None
         if self.started and not self._ended:
             this = self.starting
             self._emit(
@@ -135,6 +150,18 @@ class RunningMigration:
                     line=line,
                 )
             )
+
+    def progress(self, found: StatementProgress | None) -> None:
+        """Emit how far the running statement is, if the server tells and it is further than before."""
+        if found != self._progress and self.started and not self._ended:
+            self._progress = found
+            if found is not None:
+                this = self.starting
+                self._emit(
+                    Progressed(
+                        version=this.version, name=this.name, number=this.number, total=this.total, progress=found
+                    )
+                )
 
     def retry(self, event: LockRetry) -> None:
         """Emit that a table lock has ended an attempt, and add up what that has cost others."""

@@ -16,6 +16,7 @@ import msgspec
 from .errors import AmpdError
 from .other_sessions import Blocker, Holder
 from .report import PendingMigration, Report, count, duration
+from .statement_progress import StatementProgress
 
 UNFINISHED = "unfinished: run `ampd migrate` again; it resumes or says what to do"
 UNCONFIRMED = "and the server did not confirm the rollback: run `ampd status`"
@@ -83,7 +84,8 @@ class Waiting(Event, frozen=True):
     holder: Holder
 
     def __str__(self) -> str:
-        return f"waiting for the migration lock ({self.waited:.0f} s so far), held by {self.holder.describe()}"
+        held = f"waiting for the migration lock ({self.waited:.0f} s so far), held by {self.holder.describe()}"
+        return f"{held}, {self.holder.progress}" if self.holder.progress else held
 
 
 class Starting(Event, frozen=True):
@@ -125,6 +127,22 @@ class StatementStarted(Event, frozen=True):
     def __str__(self) -> str:
         at = f"[{self.migration}/{self.total}] {self.version} {self.name}"
         return f"{at}: statement {self.number}/{self.statements}, line {self.line}"
+
+
+class Progressed(Event, frozen=True):
+    """How far the server is in the running statement of a migration, `number` of `total`, where it counts.
+
+    That is in index builds, VACUUM, CLUSTER, ANALYZE and COPY; looked at every few seconds, from a second connection.
+    """
+
+    version: int
+    name: str
+    number: int
+    total: int
+    progress: StatementProgress
+
+    def __str__(self) -> str:
+        return f"[{self.number}/{self.total}] {self.version} {self.name}: {self.progress}"
 
 
 class Blocked(Event, frozen=True):

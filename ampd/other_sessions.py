@@ -9,6 +9,7 @@ import msgspec
 
 from .display import one_line
 from .redaction import masked
+from .statement_progress import StatementProgress
 
 
 def readable_sql(text: str) -> str:
@@ -30,6 +31,7 @@ class Holder(msgspec.Struct, frozen=True):
     client: str | None = None
     since: datetime | None = None
     query: str | None = None
+    progress: StatementProgress | None = None
 
     def __post_init__(self) -> None:
         _mask_query(self)

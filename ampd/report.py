@@ -155,7 +155,8 @@ class Status(msgspec.Struct, frozen=True):
         for info in plan.running:
             assert info.runner is not None
             statement = f", at statement {at[0]} of {at[1]}" if (at := _running_statement(info)) else ""
-            yield f"{info.label} is being run{statement}, by {info.runner.describe()}"
+            progress = f", {info.runner.progress}" if info.runner.progress else ""
+            yield f"{info.label} is being run{statement}{progress}\n  by {info.runner.describe()}"
         if plan.running:
             yield "next: `ampd migrate` waits for it"
         elif plan.pending and not plan.conflicts:
@@ -264,6 +265,7 @@ def _runner_fields(info: MigrationInfo) -> dict[str, object] | None:
     runner, at = info.runner, _running_statement(info)
     if runner is None:
         return None
+    progress = runner.progress
     return {
         "pid": runner.pid,
         "user": runner.user,
@@ -272,6 +274,8 @@ def _runner_fields(info: MigrationInfo) -> dict[str, object] | None:
         "since": runner.since.isoformat() if runner.since else None,
         "statement": at[0] if at else None,
         "statements": at[1] if at else None,
+        "phase": progress.phase if progress else None,
+        "percent": progress.percent if progress else None,
     }
 
 

@@ -21,6 +21,7 @@ from ampd.events import (
     Failed,
     Finished,
     Planned,
+    Progressed,
     Retrying,
     Starting,
     StatementStarted,
@@ -141,6 +142,10 @@ class Heard(list[Event]):
                     of = (running.version, running.name, running.number, running.total)
                     assert (event.version, event.name, event.number, event.total) == of, told
                     running = None
+                case Progressed():
+                    assert running is not None, told
+                    of = (running.version, running.name, running.number, running.total)
+                    assert (event.version, event.name, event.number, event.total) == of, told
                 case Waiting():
                     assert running is None, told
                     assert planned is not None, told

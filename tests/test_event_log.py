@@ -32,6 +32,10 @@ LEVELS: list[tuple[ampd.Event, int]] = [
         ampd.StatementStarted(version=2, name="jobs", migration=1, total=3, number=2, statements=4, line=9),
         logging.DEBUG,
     ),
+    (
+        ampd.Progressed(version=2, name="jobs", number=1, total=3, progress=ampd.StatementProgress("COPY FROM", 9)),
+        logging.INFO,
+    ),
     (ampd.Applied(**RUNNING), logging.INFO),
     (ampd.Failed(**RUNNING, error=ERROR), logging.ERROR),
     (ampd.Finished(report=REPORT), logging.INFO),

@@ -23,6 +23,7 @@ from ampd.events import (
     Finished,
     LockRetry,
     Planned,
+    Progressed,
     Retrying,
     ServerMessage,
     Starting,
@@ -34,6 +35,7 @@ from ampd.events import (
 )
 from ampd.other_sessions import Blocker, Holder
 from ampd.report import AppliedNow, PendingMigration, Report
+from ampd.statement_progress import StatementProgress
 from tests.scenes import GENEROUS, Heard, assert_no_trace, history, meanwhile, scripts, transaction, until
 from tests.servers import Database
 
@@ -163,6 +165,10 @@ STOPPED = "nothing was applied; 2 jobs was stopped"
             ),
             "waiting for the migration lock (2 s so far), held by pid 7, on h, application ampd, migration 2 jobs, "
             "since 2026-01-02 12:00:00+0000",
+        ),
+        (
+            Progressed(version=2, name="jobs", number=1, total=3, progress=StatementProgress("COPY FROM", 43)),
+            "[1/3] 2 jobs: COPY FROM 43 %",
         ),
         (
             Blocked(version=2, waited=2, limit=300, blockers=(BLOCKER,), queued=3),

@@ -10,14 +10,17 @@ import pytest
 from ampd.cli import progress
 from ampd.cli.live import LiveDisplay
 from ampd.cli.progress import Progress
-from ampd.events import Applied, LockRetry, Planned, ServerMessage, Starting, StatementStarted, Waiting
+from ampd.events import Applied, LockRetry, Planned, Progressed, ServerMessage, Starting, StatementStarted, Waiting
 from ampd.other_sessions import Holder
 from ampd.report import PendingMigration
+from ampd.statement_progress import StatementProgress
 from tests.scenes import GENEROUS
 
 PLANNED = Planned(database="h:1/d", applied=0, pending=(PendingMigration(1, "a"),), ahead=(), total=1)
 STARTING = Starting(version=1, name="index", number=1, total=2, statements=3)
 STATEMENT = StatementStarted(version=1, name="index", migration=1, total=2, number=2, statements=3, line=9)
+SCANNING = StatementProgress("building index: scanning table", 43)
+PROGRESSED = Progressed(version=1, name="index", number=1, total=2, progress=SCANNING)
 APPLIED = Applied(version=1, name="index", number=1, total=2, duration_ms=192_400)
 
 
@@ -65,14 +68,20 @@ def test_a_log_is_told_now_and_then_that_something_runs() -> None:
     until(lambda: "running" in stream.getvalue())
     tell(STATEMENT)
     until(lambda: "statement" in stream.getvalue())
+    tell(PROGRESSED)
+    until(lambda: "43 %" in stream.getvalue())
+    tell(STATEMENT)
+    told = len(stream.getvalue())
+    until(lambda: stream.getvalue().endswith("statement 2/3\n") and len(stream.getvalue()) > told)
     tell(APPLIED)
-    told = stream.getvalue()
+    text = stream.getvalue()
     sleep(0.05)
-    assert stream.getvalue() == told
+    assert stream.getvalue() == text
     tell.clear()
-    assert plain(told) == [
+    assert plain(text) == [
         "[1/2] 1 index: running for N ms",
         "[1/2] 1 index: running for N ms, statement 2/3",
+        "[1/2] 1 index: running for N ms, statement 2/3, building index: scanning table 43 %",
         "[1/2] 1 index  3 min 12 s",
     ]
 
@@ -112,6 +121,8 @@ def test_a_terminal_is_left_with_the_lines_that_stay() -> None:
     tell(PLANNED)
     tell(Starting(version=1, name="in\x1b[2Jdex", number=1, total=2, statements=3))
     until(lambda: "1 in" in stream.getvalue())
+    tell(PROGRESSED)
+    until(lambda: "scanning table 43 %" in stream.getvalue())
     tell(ServerMessage(severity="NOTICE", message="half way [bold]x"))
     tell(APPLIED)
     tell.clear()
@@ -119,7 +130,7 @@ def test_a_terminal_is_left_with_the_lines_that_stay() -> None:
     assert "\x1b[2Jdex" not in text
     left = re.sub(r"\x1b\[\?25[lh]", "", text)
     lines = [line for line in re.split(r"\x1b\[2K|\x1b\[1A|\r|\n", left) if line]
-    stay = [line for line in lines if not re.match(r"[━╸╺ ]+ 0/2 |1 in", line)]
+    stay = [line for line in lines if not re.match(r"[━╸╺ ]+ 0/2 |1 in|building", line)]
     assert stay == ["h:1/d: 1 of 1 to apply, from 1 a", "notice: half way [bold]x", "[1/2] 1 index  3 min 12 s"]
     assert text.endswith("\x1b[?25h") or text.rstrip().endswith("\x1b[2K")
 
@@ -136,13 +147,20 @@ class Ascii(Stream):
 def test_the_live_lines_fit_forty_columns(stream: Stream, bar: str) -> None:
     """Bar, number, time and statement are one line, and the migration's name is cut to another."""
     display = LiveDisplay(stream)
-    display.show(1, 2, "15.7 s, statement 2/3", "1 a_name_that_is_longer_than_the_terminal_is")
+    display.show(
+        1,
+        2,
+        "15.7 s, statement 2/3",
+        "1 a_name_that_is_longer_than_the_terminal_is",
+        "building index: loading tuples in tree 43 %",
+    )
     drawn = re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", stream.getvalue()).strip()
     display.stop()
     assert "\x1b[3" not in stream.getvalue()  # a colour
-    top, name = drawn.split("\n")
+    top, name, *phase = drawn.split("\n")
     assert re.sub(r"[━╸╺ -]{4}", bar, top, count=1).rstrip() == f"{bar} 1/2 15.7 s, statement 2/3"
     assert name == "1 a_name_that_is_longer_than_the_termina"
+    assert phase == ["building index: loading tuples in tree ", "43 %"]
 
 
 def test_a_stream_that_fails_stops_nothing() -> None:

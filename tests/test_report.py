@@ -21,6 +21,7 @@ from ampd.report import (
     migrate_json,
     pending_of,
 )
+from ampd.statement_progress import StatementProgress
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
@@ -212,7 +213,8 @@ running       30  index
 pending       40  a_name_that_is_long_..
 
 30 index is being run, at statement 1 of
-  2, by pid 77, user amp, on 10.0.0.1,
+  2, building index: scanning table 43 %
+  by pid 77, user amp, on 10.0.0.1,
   application ampd, since 2026-01-02
   12:00:00+0000
 
@@ -235,21 +237,38 @@ def test_the_text_fits_a_terminal(columns: int) -> None:
     assert EVERYTHING.text(150) == TEXT
 
 
-RUNNER = Holder(77, "amp", "ampd", "10.0.0.1", NOON)
+SCANNING = StatementProgress("building index: scanning table", 43)
+RUNNER = Holder(77, "amp", "ampd", "10.0.0.1", NOON, progress=SCANNING)
 LONG = migration(40, "a_name_that_is_long_enough", "SELECT 40;")
 RUNNING = Status(
     "h:5432/amp", "amp", make_plan([JOBS, INDEX, LONG], [row(JOBS), row(INDEX, secs=None, done=0)], runner=RUNNER)
 )
 
 
+RUNNING_TEXT = """\
+h:5432/amp, schema amp: at version 1, 1 running, 1 pending
+
+state    version  name                        when (UTC)         took  by
+applied        1  jobs                        2026-01-02 12:00  1.5 s  amp
+running       30  index                       2026-01-02 12:00         amp
+pending       40  a_name_that_is_long_enough
+
+30 index is being run, at statement 1 of 2, building index: scanning table 43 %
+  by pid 77, user amp, on 10.0.0.1, application ampd, since 2026-01-02 12:00:00+0000
+
+next: `ampd migrate` waits for it"""
+
+
 def test_a_running_migration() -> None:
     """It is no conflict and not up to date; text and document say who is at it, since when, at which statement."""
+    assert RUNNING.text() == RUNNING_TEXT
     assert (RUNNING.plan.conflicts, RUNNING.up_to_date) == ((), False)
     assert [info.version for info in RUNNING.plan.pending] == [40]
     document = json.loads(RUNNING.json())
     assert document["result"] == "pending"
     runner = {"pid": 77, "user": "amp", "application": "ampd", "client": "10.0.0.1"}
     runner |= {"since": "2026-01-02T12:00:00+00:00", "statement": 1, "statements": 2}
+    runner |= {"phase": "building index: scanning table", "percent": 43}
     assert [(each["state"], each["runner"]) for each in document["migrations"]] == [
         ("applied", None),
         ("running", runner),
@@ -262,9 +281,9 @@ def test_a_migration_that_its_runner_says_it_is_at() -> None:
     runner = msgspec.structs.replace(RUNNER, query="/* ampd 4711 20 job_state */ BEGIN")
     found = Status("h:5432/amp", "public", make_plan([JOBS, STATE, LATER], [row(JOBS)], runner=runner))
     assert [info.state for info in found.plan.migrations] == ["applied", "running", "pending"]
-    assert found.text().splitlines()[-3:] == [
-        "20 job_state is being run, by pid 77, user amp, on 10.0.0.1, application ampd, migration 20 job_state, "
-        "since 2026-01-02 12:00:00+0000",
+    assert found.text().splitlines()[-4:] == [
+        "20 job_state is being run, building index: scanning table 43 %",
+        "  by pid 77, user amp, on 10.0.0.1, application ampd, migration 20 job_state, since 2026-01-02 12:00:00+0000",
         "",
         "next: `ampd migrate` waits for it",
     ]

@@ -125,6 +125,7 @@ NEEDED = {
     "ampd.sql",
     "ampd.sql.slices",
     "ampd.sqlstates",
+    "ampd.statement_progress",
     "ampd.version",
 }
 

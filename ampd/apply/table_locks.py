@@ -17,6 +17,7 @@ from ampd.events import Blocked, LockRetry
 from ampd.other_sessions import Blocker, readable_sql
 from ampd.postgres.quoting import do_block, literal
 from ampd.report import count
+from ampd.statement_progress import StatementProgress, progress_sql
 
 from .background import in_background
 from .transaction import LockUnavailable
@@ -46,6 +47,7 @@ class LockSnapshot(msgspec.Struct, frozen=True):
     alive: bool
     blockers: tuple[Blocker, ...]
     queued: int
+    progress: StatementProgress | None = None
 
 
 class LockMonitor:
@@ -148,6 +150,7 @@ class LockMonitor:
             pid = f"(SELECT pid FROM pg_stat_activity WHERE {mine} ORDER BY state = 'active' DESC LIMIT 1)"
         query = readable_sql("left(regexp_replace(a.query, '[[:space:]]+', ' ', 'g'), 60)")
         snapshot = f"""jsonb_build_object('worker', worker,
+    'progress', progress,
     'alive', EXISTS (SELECT FROM pg_stat_activity WHERE pid = worker AND state IS DISTINCT FROM 'idle'),
     'queued', (SELECT count(*) FROM pg_stat_activity
                WHERE wait_event_type = 'Lock' AND worker = ANY (pg_blocking_pids(pid))),
@@ -159,11 +162,13 @@ class LockMonitor:
       FROM (SELECT DISTINCT unnest(pg_blocking_pids(worker)) AS pid) b
       LEFT JOIN pg_stat_activity a ON a.pid = b.pid))"""
         path = "PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true)"
-        return f"""DECLARE worker integer; BEGIN {path};
-  PERFORM pg_stat_clear_snapshot(); worker := {pid}; {note(snapshot)} END"""
+        return f"""DECLARE worker integer; progress pg_catalog.jsonb; BEGIN {path};
+  PERFORM pg_stat_clear_snapshot(); worker := {pid};{progress_sql("worker", "progress")}
+  {note(snapshot)} END"""
 
     def _record(self, snapshot: LockSnapshot) -> None:
         since, self._looked = self._looked, monotonic()
+        self._running().running.progress(snapshot.progress)
         if not snapshot.blockers:
             return
         self.blocked_secs += self._looked - since

@@ -18,7 +18,7 @@ class _Console(Console):
 
 
 class LiveDisplay:
-    """Two lines at the end of what is printed, erased in the end; drawn when told to, and by no thread of its own."""
+    """Two or three lines at the end of what is printed, erased in the end; drawn by no thread of its own."""
 
     def __init__(self, stream: TextIO) -> None:
         self._console = _Console(file=stream, highlight=False, force_terminal=True)
@@ -27,12 +27,13 @@ class LiveDisplay:
         )
         self._live.start()
 
-    def show(self, done: int, total: int, now: str, label: str) -> None:
+    def show(self, done: int, total: int, now: str, label: str, phase: str = "") -> None:
         """Draw how many migrations of how many are done, how far the one that runs now is, and which it is."""
         bar = Table.grid(padding=(0, 1))
         width = min(40, max(4, self._console.width - 36))
         bar.add_row(ProgressBar(total=total, completed=done, width=width), Text(f"{done}/{total} {now}", no_wrap=True))
-        self._live.update(Group(bar, Text(label, no_wrap=True, overflow="crop")), refresh=True)
+        lines = [Text(label, no_wrap=True, overflow="crop"), *([Text(phase, overflow="fold")] if phase else [])]
+        self._live.update(Group(bar, *lines), refresh=True)
 
     def line(self, text: str) -> None:
         """Print a line that stays."""

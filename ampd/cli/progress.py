@@ -17,6 +17,7 @@ from ampd.events import (
     Finished,
     LockRetry,
     Planned,
+    Progressed,
     Starting,
     StatementStarted,
     Stopped,
@@ -52,6 +53,7 @@ class Progress:
         self._on_terminal = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         self._running: Starting | None = None
         self._statement: StatementStarted | None = None
+        self._progress: Progressed | None = None
         self._since = self._written = monotonic()
         self._applied: list[str] = []
         self.files: Mapping[int, Migration] = {}  # of which each statement is shown
@@ -78,12 +80,14 @@ class Progress:
                 if self.verbose or (self._on_terminal and event.pending):
                     self._line(str(event))
             case Starting():
-                self._statement, self._since, self._running = None, monotonic(), event
+                self._statement, self._progress, self._since, self._running = None, None, monotonic(), event
                 self._begin()
             case StatementStarted():
-                self._statement = event
+                self._statement, self._progress = event, None
                 if self.verbose:
                     self._line(f"{event}: {self._text_of(event)}")
+            case Progressed():
+                self._progress = event
             case Applied():
                 self._running = None
                 self._applied.append(f"{event.version} {event.name}")
@@ -133,7 +137,7 @@ class Progress:
             if self._on_terminal:
                 from .live import LiveDisplay  # which takes a while
             with self._writing, suppress(OSError, ValueError):  # a closed stderr is no reason to stop a migration
-                running, statement = self._running, self._statement
+                running, statement, progress = self._running, self._statement, self._progress
                 if over.is_set():
                     return
                 if running is None:
@@ -141,10 +145,12 @@ class Progress:
                 now = duration((monotonic() - self._since) * 1000)
                 if statement:
                     now += f", statement {statement.number}/{statement.statements}"
+                phase = shown(str(progress.progress)) if progress else ""
                 if self._on_terminal:
                     self._live = self._live or LiveDisplay(self._stream)
-                    self._live.show(running.number - 1, running.total, now, shown(running.label))
+                    self._live.show(running.number - 1, running.total, now, shown(running.label), phase)
                 elif monotonic() - self._written >= _SILENCE_SECS:
+                    now += f", {phase}" if phase else ""
                     self._write(f"[{running.number}/{running.total}] {shown(running.label)}: running for {now}\n")
 
     def _line(self, text: str) -> None:

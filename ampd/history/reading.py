@@ -21,6 +21,7 @@ from ampd.errors import LockTimeout
 from ampd.migration import AppliedMigration
 from ampd.postgres.quoting import do_block, literal
 from ampd.sqlstates import REPLACED
+from ampd.statement_progress import progress_sql
 
 from .distrust import (
     SearchPath,
@@ -193,7 +194,15 @@ def _read_sql(session: Session, place: Place, who: str | None, known: str | None
         "(home IS NULL OR pg_has_role(a.usesysid, t.owner_oid::oid, 'MEMBER') "
         "OR has_table_privilege(a.usesysid, home, 'INSERT'))"
     )
-    holder = "NULL" if who is None else holder_sql(lock_key(who, place.table), is_runner)
+    find_holder = (
+        f"""
+holder := {holder_sql(lock_key(who, place.table), is_runner)};
+IF holder IS NOT NULL THEN{progress_sql("(holder->>'pid')::integer", "progress")}
+  holder := holder || jsonb_build_object('progress', progress);
+END IF;"""
+        if who is not None
+        else ""
+    )
     document = f"""jsonb_build_object('rows', applied, 'fit', fit, 'expected', same IS TRUE,
   'history', jsonb_build_object(
     'database', current_database(), 'user', current_user, 'pid', pg_backend_pid(),
@@ -206,7 +215,7 @@ def _read_sql(session: Session, place: Place, who: str | None, known: str | None
     'table_exists', home IS NOT NULL, 'table', CASE WHEN home IS NOT NULL THEN to_jsonb(t) || jsonb_build_object(
       'trusted', trusted, 'readable', readable, 'unaltered', u.unaltered, 'hidden', hidden) END,
     {"'role_refused', refused, " if role else ""}'holder_known', {"false" if who is None else "true"},
-    'holder', {holder}))"""
+    'holder', {"holder" if find_holder else "NULL"}))"""
     # Who only reads need not be a member of the role.
     set_role_sql = f"""
   BEGIN
@@ -244,6 +253,7 @@ applied pg_catalog.jsonb;
 fit pg_catalog.bool;
 same pg_catalog.bool;
 source pg_catalog.text;
+{"holder pg_catalog.jsonb; progress pg_catalog.jsonb;" if find_holder else ""}
 BEGIN{set_role_sql if role else ""}
 PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 PERFORM set_config('bytea_output', 'hex', true), set_config('datestyle', 'ISO', true),
@@ -299,7 +309,7 @@ IF home IS NOT NULL THEN
         INTO applied, fit;
     END IF;
   END IF;
-END IF;
+END IF;{find_holder}
 {session.note_sql(document)}
 END"""
     # The limit on a statement that runs is the one that held when it began.
