@@ -1,7 +1,7 @@
 # Needs Python 3.11 or newer, git and make; everything else goes into .venv (or VENV) and .cache.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo format check lint types test test-matrix test-oldest test-newest docs bench lock clean
+.PHONY: help demo format check lint types test test-matrix test-oldest test-newest docs pictures bench lock clean
 
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
@@ -43,6 +43,9 @@ types: $(VENV)/ready  ## check types
 docs: $(VENV)/ready  ## write docs/sql.md (recorded from a real run) and docs/metadata-schema.md (from a catalog) anew
 	@$(BIN)/python -m tests.sql_page docs/sql.md
 	@$(BIN)/python -m tests.schema_page docs/metadata-schema.md
+
+pictures: $(VENV)/ready  ## take the pictures of README.md anew: docs/pictures, from the output of the commands
+	@$(BIN)/python -m tests.pictures docs/pictures
 
 bench: $(VENV)/ready  ## measure ampd against its peers
 	@$(BIN)/python -m benchmarks $(ARGS)

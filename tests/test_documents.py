@@ -11,7 +11,9 @@ import ampd
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-OURS = re.escape(f"{PROJECT['project']['urls']['Repository']}/blob/main/")
+REPOSITORY = PROJECT["project"]["urls"]["Repository"]
+RAW = REPOSITORY.replace("github.com", "raw.githubusercontent.com")  # which a picture is shown from
+OURS = f"(?:{re.escape(REPOSITORY)}/blob|{re.escape(RAW)})/main/"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
 
