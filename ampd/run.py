@@ -238,15 +238,20 @@ class Run:
         )
 
     async def check_connections(self, session: Session, migrations: list[PreparedMigration]) -> None:
-        """Refuse a pool that is too small for a no-transaction migration, and a connection whose owner would lose.
+        """Refuse a pool that is too small for a no-transaction migration, and connections whose owner would lose.
 
         Raises:
-            ConfigError: it has but one connection; or the reset after a migration would take away what is there.
+            ConfigError: there is but one; or a migration, or the reset after it, would take away what is there.
         """
         if no_transaction := [each for each in migrations if each.directives.no_transaction]:
             from .apply.guard import check_two_connections
 
             check_two_connections(self.source, no_transaction[0].migration.label)
+            if self.source.pool_size is not None and not session.pooled:
+                from .apply.pooler import check_no_discard
+
+                for each in no_transaction:
+                    check_no_discard(self.source, each)
         if self.source.is_one_connection and not session.pooled:
             from .postgres.passed_connection import check_nothing_to_lose
 

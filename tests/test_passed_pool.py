@@ -13,7 +13,7 @@ import ampd
 from ampd.advisory_lock import lock_key
 from ampd.config import HISTORY_TABLE as TABLE
 from tests.pools import INDEX, ONE, TWO, migration, on_each, tables, until_none_is_left
-from tests.scenes import Heard, history
+from tests.scenes import Heard, history, scripts
 from tests.servers import Database
 
 pytestmark = [pytest.mark.anyio, pytest.mark.any_server]
@@ -261,6 +261,68 @@ async def test_what_the_service_sets_on_its_connections_holds_throughout(databas
     assert [tuple(row) for row in rows] == [
         ("app", name, owner.name) for name in ("ampd_schema_migrations", "four", "one", "three", "two")
     ]
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        pytest.param(("CREATE TABLE a ()", "RESET ALL", "CREATE TABLE b ()"), id="RESET ALL"),
+        pytest.param(("CREATE TABLE a ()", "DO $$ BEGIN RESET ALL; END $$", "CREATE TABLE b ()"), id="in a block"),
+        pytest.param(("CREATE TABLE a ()", "DEALLOCATE ALL", "CREATE TABLE b ()"), id="DEALLOCATE ALL"),
+        pytest.param(("-- no-transaction\nRESET ALL; SELECT 1; CREATE TABLE a ()", "CREATE TABLE b ()"), id="outside"),
+        pytest.param(("-- no-transaction\nCREATE TABLE a ()", "CREATE TABLE b ()"), id="first of all outside"),
+        pytest.param(("-- no-transaction\nCALL off()", "CREATE TABLE a ()", "CREATE TABLE b ()"), id="in a procedure"),
+    ],
+)
+async def test_reset_all_keeps_the_role_of_a_lent_pool(database: Database, texts: tuple[str, ...]) -> None:
+    """RESET ALL takes away what ampd has noted in a setting, but not the role that the pool's owner has set."""
+    owner = await database.role("owner", "ALL ON SCHEMA public")
+    await database.execute("CREATE PROCEDURE off() LANGUAGE plpgsql AS 'BEGIN RESET ALL; COMMIT; END'")
+
+    async def init(connection: asyncpg.Connection) -> None:
+        await connection.execute(f"SET ROLE {owner.name}")
+
+    async with asyncpg.create_pool(database.url, min_size=2, max_size=2, init=init) as pool:
+        await ampd.migrate(pool, migrations=scripts(*texts))
+        assert await on_each(pool, "SELECT current_user::text") == [[(owner.name,)]] * 2
+        assert await on_each(pool, "SELECT FROM pg_prepared_statements WHERE from_sql") == [[]] * 2
+    owned = "SELECT DISTINCT pg_get_userbyid(relowner) FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+    assert await database.fetch(owned) == [(owner.name,)]
+    assert await database.fetch("SELECT DISTINCT applied_by FROM ampd_schema_migrations") == [(owner.name,)]
+
+
+async def test_reset_all_keeps_the_settings_of_a_passed_connection(database: Database) -> None:
+    """What the owner of a connection has set is there again afterwards; if no note of it is left, the file fails."""
+    async with database.connect() as connection:
+        await connection.execute("SET lock_timeout = '7s'")
+        files = scripts("CREATE TABLE a ()", "RESET ALL; SET work_mem = '1MB'", "RESET ALL; DEALLOCATE ALL")
+        with pytest.raises(ampd.MigrationFailed) as caught:
+            await ampd.migrate(connection, migrations=files)
+        assert str(caught.value) == (
+            "3_step.sql: what others had set on the connection is lost: the migration ran RESET ALL and DEALLOCATE ALL "
+            "at the end of the migration (SQLSTATE AM003)\n"
+            "hint: nothing of this migration was kept: fix the file and run again"
+        )
+        assert await connection.fetchrow("SELECT current_setting('lock_timeout'), current_setting('work_mem')") == (
+            "7s",
+            "4MB",
+        )
+        assert await connection.fetch("SELECT FROM pg_prepared_statements WHERE from_sql") == []
+    assert await database.fetchval("SELECT max(version) FROM ampd_schema_migrations") == 2
+
+
+async def test_discard_all_on_a_lent_pool(database: Database) -> None:
+    """DISCARD ALL would take the pool's own settings and the driver's statements away: it is refused before the run."""
+    text = "-- no-transaction\nCREATE TABLE t ();\nDISCARD ALL"
+    async with lent_pool(database) as pool:
+        with pytest.raises(ampd.ConfigError) as caught:
+            await ampd.migrate(pool, migrations=scripts("CREATE TABLE s ()", text))
+        assert (caught.value.message, caught.value.hint) == (
+            "2_step.sql:3: DISCARD ALL would also discard what the pool has set and prepared in the session",
+            "give the URL, for connections of ampd's own; or take the statement out, if the migration is applied "
+            "nowhere yet",
+        )
+        assert await pool.fetchval("SELECT to_regclass('ampd_schema_migrations')") is None
 
 
 async def test_a_connection_that_cannot_be_cleaned_is_not_given_back(database: Database) -> None:

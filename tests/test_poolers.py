@@ -171,8 +171,8 @@ async def test_what_a_pooler_sets_on_its_connections_stays(database: Database) -
     ("script", "left"),
     [
         ("SET work_mem = '3MB'; RESET work_mem; RESET lock_timeout", ("9MB", "8s", "app")),
-        ("RESET ALL; SET search_path = public; SET work_mem = '3MB'", ("4MB", "0", '"$user", public')),
-        ("SELECT set_config('ampd.found', '{}', false); SET work_mem = '3MB'", ("4MB", "0", '"$user", public')),
+        ("RESET ALL; SET search_path = public; SET work_mem = '3MB'", ("9MB", "8s", "app")),
+        ("SELECT set_config('ampd.found', '{}', false); SET work_mem = '3MB'", ("9MB", "8s", "app")),
     ],
 )
 async def test_what_was_remembered_is_remembered_once(

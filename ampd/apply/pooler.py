@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ampd.postgres.database import Database
     from ampd.sql.slices import Slices
 
-    from .prepared import Execution
+    from .prepared import Execution, PreparedMigration
 
 
 _FIRST_PAUSE_SECS = 0.05
@@ -111,6 +111,23 @@ def check_no_session(execution: Execution, backend: Backend) -> Slices[None]:
 
 
 _WHO_AND_WHERE = ("search_path", "role", "session_authorization")
+
+
+def check_no_discard(source: Database, migration: PreparedMigration) -> None:
+    """Refuse DISCARD ALL in a no-transaction file on connections of a pool of the caller's.
+
+    Raises:
+        ConfigError: it would take away what the pool and the driver have set and prepared there.
+    """
+    for statement in migration.statements:
+        if statement.words[:2] == ("DISCARD", "ALL"):
+            raise ConfigError(
+                f"{migration.migration.file}:{statement.line}: DISCARD ALL would also discard what {source.passed} has "
+                "set and prepared in the session",
+                hint="give the URL, for connections of ampd's own; or take the statement out, if the migration is "
+                "applied nowhere yet",
+                **location_of(migration.migration, statement.start),
+            )
 
 
 async def restore_settings(

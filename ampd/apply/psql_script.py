@@ -107,7 +107,7 @@ def _statement_by_statement(execution: Execution) -> Iterator[str]:
     checksums, begun = DoneChecksums(statements), Checkpoint(0, None)
     lock = advisory_lock.try_lock_sql(history.lock_key, for_session=True)
     prepare = _block(lock, execution.search_path_sql(local=False)) + _line(set_role_sql(history.role, local=False))
-    own = own_role_sql(history.role, shared=False), execution.limits_sql()
+    own = own_role_sql(history.role, ""), execution.limits_sql()
 
     def record(done: int, past: int, before: str = "", *, begin: str = _BEGIN, end: str = "COMMIT;\n") -> str:
         nonlocal begun
@@ -156,7 +156,7 @@ def _block(*parts: str) -> str:
 def _end_sql(execution: Execution, finish: str) -> str:
     """Return the statements that take back what a script has done to the session, and commit the finished row."""
     return (
-        _line(f"{RUN_DEFERRED}{reset_settings_sql(shared=False)}{RESET_OBJECTS}")
+        _line(f"{RUN_DEFERRED}{reset_settings_sql('')}{RESET_OBJECTS}")
         + _READING
         + _line(
             f"SET LOCAL lock_timeout = {milliseconds(execution.lock_timeout_secs)}; ",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ampd.postgres.quoting import do_block, identifier
+from ampd.sqlstates import ESCAPED
 
 LEASE_SECS = 20  # a client that is silent for so long in a transaction that waits for it is lost
 
@@ -66,7 +67,9 @@ RESET_OBJECTS = "CLOSE ALL; UNLISTEN *; DISCARD TEMP; DISCARD SEQUENCES; "
 # What a rollback does not take back.
 BEYOND_ROLLBACK = f"SELECT pg_catalog.pg_advisory_unlock_all(); {do_block(deallocate_sql())}; "
 
-_FOUND = "ampd.found"  # a setting that holds what others had set before us
+# What others had set in a session before us, as JSON. A prepared statement holds it, which a script's RESET ALL leaves
+# alone, and a setting, which its DEALLOCATE ALL leaves alone.
+_FOUND = "ampd.found"
 
 # A transaction's own modes cannot be reset, and end with it.
 _SET = """pg_catalog.pg_settings
@@ -74,28 +77,53 @@ _SET = """pg_catalog.pg_settings
       AND name OPERATOR(pg_catalog.<>) ALL ('{transaction_isolation, transaction_read_only, transaction_deferrable}')"""
 
 
-def save_settings_sql(*, local: bool) -> str:
-    """Return PL/pgSQL that saves the settings of those who share the session, unless they are saved already."""
+def _look_sql(found: str) -> str:
+    """Return PL/pgSQL that puts what was saved into `kept`, which is null if nothing was."""
     return f"""
-  IF COALESCE(pg_catalog.current_setting('{_FOUND}', true), '') OPERATOR(pg_catalog.=) '' THEN
-  PERFORM pg_catalog.set_config('{_FOUND}', (
-    SELECT pg_catalog.jsonb_build_object('role', pg_catalog.current_setting('role'),
-      'settings', COALESCE(pg_catalog.jsonb_object_agg(name, setting), '{{}}'))::pg_catalog.text
-    FROM {_SET} AND name OPERATOR(pg_catalog.<>) '{_FOUND}'), {_bool(local)});
+  IF EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE name OPERATOR(pg_catalog.=) '{found}') THEN
+    EXECUTE 'EXECUTE {found}' INTO kept;
+  ELSIF COALESCE(pg_catalog.current_setting('{_FOUND}', true), '') OPERATOR(pg_catalog.<>) '' THEN
+    kept := pg_catalog.current_setting('{_FOUND}');
   END IF;"""
 
 
-def _with_found_sql(body: str, *, without: str = "") -> str:
-    """Return a block that runs `body` with the saved settings in `kept`; `without`, if there are none."""
+def save_settings_sql(found: str, *, local: bool) -> str:
+    """Return PL/pgSQL that saves the settings of those who share the session, unless they are saved already.
+
+    `found` is the name of the prepared statement that holds them.
+    """
+    return f"""
+DECLARE
+  kept pg_catalog.jsonb;
+BEGIN{_look_sql(found)}
+  IF kept IS NULL THEN
+    SELECT pg_catalog.jsonb_build_object('role', pg_catalog.current_setting('role'),
+      'settings', COALESCE(pg_catalog.jsonb_object_agg(name, setting), '{{}}')) INTO kept
+    FROM {_SET} AND name OPERATOR(pg_catalog.<>) '{_FOUND}';
+    EXECUTE pg_catalog.format('PREPARE {found} AS SELECT %L::pg_catalog.jsonb', kept);
+  END IF;
+  PERFORM pg_catalog.set_config('{_FOUND}', kept::pg_catalog.text, {_bool(local)});
+END;"""
+
+
+def forget_settings_sql(found: str) -> str:
+    """Return PL/pgSQL that drops the prepared statement of `save_settings_sql`, if a script has left it."""
+    return f"""
+  IF EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE name OPERATOR(pg_catalog.=) '{found}') THEN
+    EXECUTE 'DEALLOCATE {found}';
+  END IF;"""
+
+
+def _with_found_sql(found: str, body: str, *, unless: str = "") -> str:
+    """Return a block that runs `body` with the saved settings in `kept`; `unless`, if there are none."""
     return f"""
 DECLARE
   kept pg_catalog.jsonb;
   one pg_catalog.record;
-BEGIN
-  IF COALESCE(pg_catalog.current_setting('{_FOUND}', true), '') OPERATOR(pg_catalog.=) '' THEN{without}
+BEGIN{_look_sql(found)}
+  IF kept IS NULL THEN{unless}
     RETURN;
-  END IF;
-  kept := pg_catalog.current_setting('{_FOUND}')::pg_catalog.jsonb;{body}
+  END IF;{body}
 END"""
 
 
@@ -126,15 +154,23 @@ def _bool(value: bool) -> str:
     return str(value).lower()
 
 
-def reset_settings_sql(*, shared: bool, saved: bool = False) -> str:
+_GONE = f"""
+    RAISE EXCEPTION 'what others had set on the connection is lost: the migration ran RESET ALL and DEALLOCATE ALL'
+      USING ERRCODE = '{ESCAPED}';"""
+
+
+def reset_settings_sql(found: str, *, saved: bool = False, keep: bool = False) -> str:
     """Return the statements that take back role and settings: to the defaults, or to what others had set.
 
-    `saved` says that this very transaction has saved it: if it is gone, the script has run RESET ALL.
+    `found` is the name of `save_settings_sql`, or empty if nobody else uses the session. `saved` says that there must
+    be something; with `keep` the prepared statement stays, for the next transaction of the message.
     """
-    settings = "RESET ALL"
-    if shared:
-        settings = do_block(_with_found_sql(_found_settings_sql(), without=" EXECUTE 'RESET ALL';" if saved else ""))
-    return f"SET LOCAL statement_timeout = 0; SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; {settings}; "
+    if not found:
+        return "SET LOCAL statement_timeout = 0; SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; "
+    login = "\n  SET SESSION AUTHORIZATION DEFAULT;\n  RESET ROLE;"
+    forget = "" if keep else forget_settings_sql(found)
+    block = _with_found_sql(found, f"{login}{_found_settings_sql()}{forget}", unless=_GONE if saved else "")
+    return f"SET LOCAL statement_timeout = 0; {do_block(block)}; "
 
 
 def set_role_sql(role: str | None, *, local: bool) -> str:
@@ -142,13 +178,17 @@ def set_role_sql(role: str | None, *, local: bool) -> str:
     return "" if role is None else f"SET {'LOCAL ' if local else ''}ROLE {identifier(role)}; "
 
 
-def own_role_sql(role: str | None, *, shared: bool) -> str:
-    """Return the statements by which the rest of a transaction has our own role, whatever its script has set."""
-    found = f"{do_block(_with_found_sql(_found_role_sql(local=True)))}; " if shared else ""
-    own = set_role_sql(role, local=True) or f"SET LOCAL ROLE TO DEFAULT; {found}"
-    return f"SET LOCAL SESSION AUTHORIZATION DEFAULT; {own}"
+def own_role_sql(role: str | None, found: str) -> str:
+    """Return the statements by which the rest of a transaction has our own role, whatever its script has set.
+
+    `found` is as for `reset_settings_sql`; as long as nothing is saved, no script has set anything.
+    """
+    login = "SET LOCAL SESSION AUTHORIZATION DEFAULT; SET LOCAL ROLE TO DEFAULT; "
+    if found:
+        login = f"{do_block(_with_found_sql(found, f'{login}{_found_role_sql(local=True)}'))}; "
+    return f"{login}{set_role_sql(role, local=True)}"
 
 
-def reset_session_sql(*, shared: bool) -> str:
+def reset_session_sql(found: str, *, saved: bool) -> str:
     """Return the statements that take back what a script may have changed in the session."""
-    return f"{reset_settings_sql(shared=shared)}{RESET_OBJECTS}{BEYOND_ROLLBACK}"
+    return f"{reset_settings_sql(found, saved=saved)}{RESET_OBJECTS}{BEYOND_ROLLBACK}"

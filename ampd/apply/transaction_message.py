@@ -24,6 +24,7 @@ from .session_state import (
     RESET_OBJECTS,
     RUN_DEFERRED,
     deallocate_sql,
+    forget_settings_sql,
     prepare_settings_sql,
     reset_settings_sql,
     save_settings_sql,
@@ -166,6 +167,8 @@ class _Envelope:
         )
         if number == self._numbers[-1] and not self._batch.unprepared:
             leave += "".join(f" DEALLOCATE {self._ours}_{name};" for name in ("settings", "same", "enter", "leave"))
+        if number == self._numbers[-1] and self._session.shared:
+            leave += forget_settings_sql(self._session.found)
         at_end = self._session.note_text_sql(count) if execution.statements else ""
         return f"{do_block(f'BEGIN {at_end} {leave} END')}; COMMIT;\n"
 
@@ -214,7 +217,7 @@ class _Envelope:
   END IF;"""
 
     def _save(self) -> str:
-        return do_block(f"BEGIN {save_settings_sql(local=True)} END")
+        return do_block(f"BEGIN {save_settings_sql(self._session.found, local=True)} END")
 
     def _enter(self) -> str:
         history = self._batch.history(created=True)
@@ -238,7 +241,7 @@ END"""
         )
 
     def _leave(self) -> str:
-        history, shared = self._batch.history(created=True), self._session.shared
+        history = self._batch.history(created=True)
         version, count, before = _argument(1), _argument(2), _argument(3)
         forget = f"PERFORM pg_catalog.pg_advisory_unlock_all(); {deallocate_sql(self._ours)};"
         whole = f"{forget}{writing.leave_sql(history, version, count, before)}"
@@ -247,7 +250,7 @@ END"""
 BEGIN{writing.lock_sql(history)}{self._checked("leave", f"{version}, {count}, {before}", whole)}
 END"""
         return (
-            f"{RUN_DEFERRED}{reset_settings_sql(shared=shared, saved=True)}{RESET_OBJECTS}"
+            f"{RUN_DEFERRED}{reset_settings_sql(self._session.found, saved=True, keep=True)}{RESET_OBJECTS}"
             f"SET LOCAL lock_timeout = {_argument(4)}; {set_role_sql(history.role, local=True)}"
             f"DO {self._quoted('block', block)}"
         )

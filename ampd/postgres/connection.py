@@ -128,6 +128,11 @@ class Session:
         """Return whether others, before us and after us, use the same session of the server."""
         return self._from_pool or self.pooled
 
+    @property
+    def found(self) -> str:
+        """Return the name of the prepared statement that holds what others had set; empty if nobody shares it."""
+        return f"ampd_{self.nonce}_found" if self.shared else ""
+
     async def run(
         self, message: str, *, on_note: Callable[[str], None] | None = None, on_event: OnEvent = ignore
     ) -> None:
