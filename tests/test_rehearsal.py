@@ -25,7 +25,16 @@ from ampd.apply.rehearsal_report import (
 from ampd.config import HISTORY_TABLE as TABLE
 from tests.cli_output import document, error, plain, seen
 from tests.folders import write
-from tests.scenes import GENEROUS, ampds, assert_no_trace, folder_of, meanwhile, report_at_once, transaction, until
+from tests.scenes import (
+    GENEROUS,
+    assert_no_trace,
+    folder_of,
+    meanwhile,
+    report_at_once,
+    skip_before,
+    transaction,
+    until,
+)
 from tests.servers import Ampd, Database
 from tests.test_psql_script import dump
 
@@ -266,19 +275,54 @@ async def test_a_rehearsal_ends_in_time(database: Database, tmp_path: Path) -> N
     assert dump(database) == before
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CREATE TABLE t ();\nSELECT pg_sleep(60)",
+        "SET statement_timeout = 0; CREATE TABLE t ();\nSELECT pg_sleep(60)",
+        "CREATE TABLE t ();" + "SELECT pg_sleep(0.9);" * 60,
+    ],
+    ids=["one statement", "own limit", "many statements"],
+)
+async def test_a_client_that_stands_still_is_given_up(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    """The server ends the transaction by itself, in the middle of a message: nobody queues behind a frozen client."""
+    take, held = rehearsal._Tracker.__call__, list[TimeoutError]()
+
+    def stand_still(tracker: rehearsal._Tracker, note: str) -> None:
+        take(tracker, note)
+        if tracker.running == 1:
+            try:
+                meanwhile(lambda: until(lambda: no_locks(database)))
+            except TimeoutError as error:
+                held.append(error)
+
+    monkeypatch.setattr(rehearsal._Tracker, "__call__", stand_still)
+    found = await rehearsed(database, tmp_path, text, secs=0.5)
+    assert held == []
+    assert summary(found)[2].startswith("the rehearsal was ended after N ms, in 1 step")
+    assert await database.fetchval("SELECT to_regclass('t') IS NULL")
+
+
+async def no_locks(database: Database) -> bool:
+    """Return whether no session of ampd holds a lock in the database."""
+    locks = (
+        "SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database JOIN pg_stat_activity a USING (pid)"
+    )
+    found: int = await database.fetchval(f"{locks} WHERE d.datname = $1 AND application_name ~ '^ampd'", database.name)
+    return found == 0
+
+
 async def test_a_client_that_stands_still_between_two_migrations_is_given_up(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server ends the transaction by itself: nobody queues behind a client that is frozen."""
-
+    """The server does not wait for longer than there is time."""
     held = list[TimeoutError]()
-
-    async def gone() -> bool:
-        return not await ampds(database)
 
     def stand_still(*_: object) -> tuple[()]:
         try:
-            meanwhile(lambda: until(gone))
+            meanwhile(lambda: until(lambda: no_locks(database)))
         except TimeoutError as error:
             held.append(error)
         return ()
@@ -288,6 +332,22 @@ async def test_a_client_that_stands_still_between_two_migrations_is_given_up(
     assert found.error is not None
     assert held == []
     assert await database.fetchval("SELECT to_regclass('t') IS NULL")
+
+
+async def test_a_file_that_cannot_be_cancelled_loses_its_connection(database: Database, tmp_path: Path) -> None:
+    """A rehearsal waits no longer for a server that does not end when it is told to."""
+    skip_before(database, 14, "client_connection_check_interval")
+    stubborn = "BEGIN PERFORM pg_sleep(60); EXCEPTION WHEN query_canceled THEN NULL; END"
+    found = await rehearsed(
+        database, tmp_path, f"CREATE TABLE t ();\nDO $$ BEGIN LOOP {stubborn}; END LOOP; END $$", secs=0.5
+    )
+    closed = (
+        "the rehearsal was ended after N ms, in 1 step: its locks stand in the way of others\n"
+        "hint: its statement did not end, so the connection was closed: the server rolls back once it notices; "
+        "--rehearse-secs takes another limit"
+    )
+    assert summary(found) == ([], [], closed)
+    await assert_no_trace(database)
 
 
 async def test_a_rehearsal_that_is_stopped_leaves_nothing(ampd: Ampd, database: Database, tmp_path: Path) -> None:

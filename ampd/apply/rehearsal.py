@@ -10,8 +10,8 @@ import msgspec
 
 from ampd import sqlstates
 from ampd.display import one_line
-from ampd.errors import AmpdError, MigrationInterrupted
-from ampd.postgres.failures import malformed_error
+from ampd.errors import AmpdError, ConnectionFailed, MigrationInterrupted
+from ampd.postgres.failures import SESSION_LIMITS, malformed_error
 from ampd.postgres.server_error import ServerError
 from ampd.sql.slices import in_slices
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .prepared import Execution
 
 
+_END_SECS = 1.0  # for a statement to end when it is cancelled; after that the connection is closed
 _OUTSIDE = "it runs outside of a transaction, and cannot be rolled back"
 # What a migration may lack that one before it, which was not rehearsed, would have made.
 _UNDEFINED = (
@@ -104,9 +105,7 @@ class _Rehearsing:
         message, tracker = Message(), _Tracker(session, execution)
         try:
             for part in parts(execution.statements):
-                message = await in_slices(
-                    composing(session, execution, part, first=not self._begun, silence_secs=self._secs + 1)
-                )
+                message = await in_slices(composing(session, execution, part, first=not self._begun, secs=self._secs))
                 self._begun = True
                 await session.run(str(message), on_note=tracker)
         except ServerError as error:
@@ -136,6 +135,11 @@ class _Rehearsing:
         return None
 
 
+def _is_of_the_server(error: AmpdError) -> bool:
+    """Return whether an error is how the server itself ends what takes too long."""
+    return isinstance(error, ConnectionFailed) or error.sqlstate in (sqlstates.QUERY_CANCELED, *SESSION_LIMITS)
+
+
 async def rehearse(
     source: Database, session: Session, executions: Sequence[Execution], secs: float, shown: str
 ) -> Rehearsal:
@@ -146,18 +150,22 @@ async def rehearse(
     """
     rehearsing = _Rehearsing(executions, secs)
     error: AmpdError | None = None
+    limit = anyio.move_on_after(secs)
     try:
-        with anyio.move_on_after(secs) as limit:
+        with limit:
             await with_lock_retries(source, session, lambda: rehearsing.current, rehearsing.attempt)
     except AmpdError as failure:
         error = failure
     finally:
-        await session.recover(BEYOND_ROLLBACK)
-    if limit.cancelled_caught:
+        ended = await session.recover(BEYOND_ROLLBACK, timeout=_END_SECS if limit.cancelled_caught else None)
+    if limit.cancelled_caught or (error and anyio.current_time() >= limit.deadline and _is_of_the_server(error)):
         current = rehearsing.current.migration
+        how = "everything was rolled back"
+        if limit.cancelled_caught and not ended:
+            how = "its statement did not end, so the connection was closed: the server rolls back once it notices"
         error = MigrationInterrupted(
             f"the rehearsal was ended after {secs:g} s, in {current.label}: its locks stand in the way of others",
-            hint="everything was rolled back; --rehearse-secs takes another limit",
+            hint=f"{how}; --rehearse-secs takes another limit",
         )
         error.version, error.file = current.version, current.file
     return Rehearsal(shown, tuple(rehearsing.migrations), tuple(rehearsing.skipped), error)

@@ -8,6 +8,7 @@ from ampd import advisory_lock
 from ampd.history import writing
 from ampd.other_sessions import readable_sql
 from ampd.postgres.quoting import do_block, literal
+from ampd.sqlstates import QUERY_CANCELED
 
 from .message import Message
 from .prepared import milliseconds
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from .prepared import Execution
 
 
+_LATE_SECS = 1.0  # after which the server ends what a client has not ended in time
 _NOW = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 _LOCKS = """(SELECT coalesce(json_agg(json_build_array(l.relation::bigint, l.mode, c.relfilenode::bigint,
     CASE WHEN c.relkind IN ('r', 'm') THEN pg_relation_size(l.relation) END)), '[]')
@@ -58,33 +60,31 @@ BEGIN
 END"""
 
 
-def composing(
-    session: Session, execution: Execution, part: range, *, first: bool, silence_secs: float
-) -> Slices[Message]:
+def composing(session: Session, execution: Execution, part: range, *, first: bool, secs: float) -> Slices[Message]:
     """Return, in slices, the message that runs a part of a migration; the `first` one opens the transaction.
 
-    The server ends the transaction when it has waited for the client for `silence_secs`. It notes two JSON arrays:
-    before the script each `Table`, in the first message, and the time in milliseconds; after it the time and each
-    `Lock`.
+    The server ends the transaction by itself a little later than `secs` after its begin, if the client has not. It
+    notes two JSON arrays: before the script each `Table`, in the first message, and the time in milliseconds; after it
+    the time and each `Lock`.
     """
     label = f"rehearsal of {execution.migration.label}"
     message = Message(f"{advisory_lock.label_sql(execution.history.lock_key, label)} ")
     if part.start == 0:
-        message.add(_enter_sql(session, execution, first=first, silence_secs=silence_secs))
+        message.add(_enter_sql(session, execution, first=first, secs=secs))
     for index in part:
         statement = execution.statements[index]
-        message.add(f"{session.marker_sql(str(index))}; ")
+        message.add(f"{_marker_sql(session, index, secs)}; ")
         message.add_statement(statement)
         message.add(execution.again_after_sql(statement, local=True))
         yield
     ends = part.stop == len(execution.statements)
-    message.add(_leave_sql(session, execution, silence_secs) if ends else RESET_CLIENT_ENCODING)
+    message.add(_leave_sql(session, execution, secs) if ends else RESET_CLIENT_ENCODING)
     message.join()
     yield
     return message
 
 
-def _enter_sql(session: Session, execution: Execution, *, first: bool, silence_secs: float) -> str:
+def _enter_sql(session: Session, execution: Execution, *, first: bool, secs: float) -> str:
     """Return the statements before a script, as a real run has them."""
     history = execution.history
     begin = "BEGIN ISOLATION LEVEL READ COMMITTED; " if first else ""
@@ -92,13 +92,13 @@ def _enter_sql(session: Session, execution: Execution, *, first: bool, silence_s
     save = do_block(f"BEGIN {save_settings_sql(session.found, local=True)} END") + "; " if session.shared else ""
     note = f"\n    {session.note_sql(f'json_build_array({tables}, {_NOW})')}"
     body = (
-        f"{session.note_pid_sql()}{NOTICE_A_DEAD_CLIENT}{NO_TRANSACTION_TIMEOUT}"
+        f"{session.note_pid_sql()}{NOTICE_A_DEAD_CLIENT}{NO_TRANSACTION_TIMEOUT}{_hold_to_time(secs)}"
         f"{advisory_lock.try_lock_sql(history.lock_key)}"
         f"{writing.enter_sql(history, writing.insert_sql(history, execution.migration), note)}"
         f"{execution.search_path_sql(local=True)}"
     )
     return (
-        f"{begin}{save}SET LOCAL statement_timeout = 0; {_limits_sql(execution, silence_secs)}"
+        f"{begin}{save}SET LOCAL statement_timeout = 0; {_lock_timeout_sql(execution)}"
         f"SET LOCAL application_name = 'ampd rehearsal'; {set_role_sql(history.role, local=True)}"
         f"{do_block(f'BEGIN {body} END')};\n"
         f"SET LOCAL statement_timeout = {milliseconds(execution.statement_timeout_secs)}; "
@@ -120,14 +120,46 @@ def _tables_sql(schema: str, table: str) -> str:
       AND NOT (n.nspname = {literal(schema)} AND c.relname = {literal(table)}))"""
 
 
-def _limits_sql(execution: Execution, silence_secs: float) -> str:
-    return (
-        f"SET LOCAL lock_timeout = {milliseconds(execution.lock_timeout_secs)}; "
-        f"SET LOCAL idle_in_transaction_session_timeout = {milliseconds(silence_secs)}; "
-    )
+def _lock_timeout_sql(execution: Execution) -> str:
+    return f"SET LOCAL lock_timeout = {milliseconds(execution.lock_timeout_secs)}; "
 
 
-def _leave_sql(session: Session, execution: Execution, silence_secs: float) -> str:
+def _marker_sql(session: Session, number: int, secs: float) -> str:
+    """Return a statement that notes a number, and holds the next statement of the script to the time that is left."""
+    return do_block(f"BEGIN {session.note_text_sql(str(number))}{_hold_to_time(secs)} END")
+
+
+def _hold_to_time(secs: float) -> str:
+    """Return PL/pgSQL that limits what follows, or the wait for the client, to what is left of the time.
+
+    A client that stands still cannot end anything. A limit that the script has set holds, where it is the shorter one.
+    """
+    total = milliseconds(secs + _LATE_SECS)
+    spent = "pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) pg_catalog.now()"
+    own = "pg_catalog.current_setting('statement_timeout')::pg_catalog.interval"
+    return f"""
+  DECLARE
+    remaining pg_catalog.int4 := {total} OPERATOR(pg_catalog.-) {_milliseconds_sql(spent)};
+    own pg_catalog.int4 := {_milliseconds_sql(own)};
+  BEGIN
+    IF remaining OPERATOR(pg_catalog.<) 1 THEN
+      RAISE EXCEPTION 'the time for the rehearsal is over' USING ERRCODE = '{QUERY_CANCELED}';
+    END IF;
+    PERFORM pg_catalog.set_config('idle_in_transaction_session_timeout', remaining::pg_catalog.text, true);
+    IF pg_catalog.current_setting('transaction_timeout', true) IS NOT NULL THEN  -- since PostgreSQL 17
+      PERFORM pg_catalog.set_config('transaction_timeout', remaining::pg_catalog.text, true);
+    END IF;
+    IF own OPERATOR(pg_catalog.=) 0 OR own OPERATOR(pg_catalog.>) remaining THEN
+      PERFORM pg_catalog.set_config('statement_timeout', remaining::pg_catalog.text, true);
+    END IF;
+  END;"""
+
+
+def _milliseconds_sql(interval: str) -> str:
+    return f"(pg_catalog.date_part('epoch', {interval}) OPERATOR(pg_catalog.*) 1000)::pg_catalog.int4"
+
+
+def _leave_sql(session: Session, execution: Execution, secs: float) -> str:
     """Return the statements after a script: all that a real run does but for the COMMIT, and a look at the locks."""
     history, count = execution.history, len(execution.statements)
     before = str(max((row.version for row in history.applied), default="NULL"))
@@ -137,9 +169,9 @@ def _leave_sql(session: Session, execution: Execution, silence_secs: float) -> s
         f"{session.note_sql(f'json_build_array({_NOW}, {_LOCKS})')} END"
     )
     return (
-        f"{session.marker_sql(str(count))}; {do_block(_RUN_DEFERRED)}; {do_block(look)}; "
+        f"{_marker_sql(session, count, secs)}; {do_block(_RUN_DEFERRED)}; {do_block(look)}; "
         f"{reset_settings_sql(session.found, saved=True)}{RESET_OBJECTS}"
-        f"{_limits_sql(execution, silence_secs)}"
+        f"{_lock_timeout_sql(execution)}"
         f"{set_role_sql(history.role, local=True)}{do_block(deallocate_sql())}; "
-        f"{do_block(f'BEGIN PERFORM pg_catalog.pg_advisory_unlock_all();{finish} END')}"
+        f"{do_block(f'BEGIN{_hold_to_time(secs)} PERFORM pg_catalog.pg_advisory_unlock_all();{finish} END')}"
     )

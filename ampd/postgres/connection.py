@@ -235,10 +235,11 @@ class Session:
         """
         await self.ask(do_block(f"BEGIN {self.note_sql('pg_catalog.pg_backend_pid()')} END"), int, timeout=timeout)
 
-    async def recover(self, resets: str = "") -> bool:
+    async def recover(self, resets: str = "", *, timeout: float | None = None) -> bool:
         """End a failed transaction, even while being cancelled; False if the connection is gone, for `reopen`.
 
-        `resets` take back what no rollback does, on the same server connection if there is a pooler.
+        It is closed if that takes longer than `timeout` seconds, or else than `close_timeout`. `resets` take back what
+        no rollback does, on the same server connection if there is a pooler.
         """
         if self.is_closed():
             return False
@@ -247,7 +248,7 @@ class Session:
         if idle and not (resets and self.has_answered):
             return True
         try:
-            with anyio.CancelScope(shield=True), anyio.fail_after(close_timeout()):
+            with anyio.CancelScope(shield=True), anyio.fail_after(timeout or close_timeout()):
                 await self.connection.execute(resets if idle else f"ROLLBACK; {resets}", timeout=_UNLIMITED_SECS)
                 self._unanswered = False
         except (*BROKEN, asyncpg.PostgresError):
