@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 _UNSIGNED = 0xFFFF_FFFF_FFFF_FFFF
+_LOW = 0xFFFF_FFFF
 
 
 class LockTaken(Exception):
@@ -36,11 +37,17 @@ def lock_key(schema: str, table: str) -> int:
     return int.from_bytes(sha256(f"{schema}.{table}".encode()).digest()[:8], "big", signed=True)
 
 
-def holder_sql(key: int, is_runner_sql: str) -> str:
+def key_sql(schema: str, table: str) -> str:
+    """Return the same as an SQL expression of type int8, of expressions for both names; the search path pinned."""
+    digest = f"encode(sha256(convert_to(concat({schema}, '.', {table}), 'UTF8')), 'hex')"
+    return f"('x' || left({digest}, 16))::bit(64)::int8"
+
+
+def holder_sql(key: str, is_runner_sql: str) -> str:
     """Return an expression for who holds the lock, or runs a statement of a runner that is gone, as `Holder`.
 
-    Anybody can write a label: it counts only where `is_runner_sql` holds, a condition on the row a of
-    pg_stat_activity. The search path must be pinned.
+    `key` is an expression of type int8. Anybody can write a label: it counts only where `is_runner_sql` holds, a
+    condition on the row a of pg_stat_activity. The search path must be pinned.
     """
     query = f"CASE WHEN {is_runner_sql} THEN {readable_sql('left(a.query, 300)')} END"
     return f"""(
@@ -48,12 +55,15 @@ def holder_sql(key: int, is_runner_sql: str) -> str:
       'client', coalesce(a.client_hostname, host(a.client_addr)), 'since', a.xact_start, 'query', {query})
     FROM pg_stat_activity a FULL JOIN (
         SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1
-          AND classid = {(key >> 32) & 0xFFFFFFFF} AND objid = {key & 0xFFFFFFFF}
+          AND classid = (({key} >> 32) & {_LOW}) AND objid = ({key} & {_LOW})
           AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) l ON l.pid = a.pid
     WHERE l.pid IS NOT NULL
        OR a.state = 'active' AND a.pid <> pg_backend_pid() AND a.datname = current_database()
-          AND starts_with(a.query, '/* ampd {key & _UNSIGNED:x} ') AND {is_runner_sql}
+          AND starts_with(a.query, concat('/* ampd ', to_hex({key}), ' ')) AND {is_runner_sql}
     ORDER BY starts_with(a.query, '/* ampd ') DESC NULLS LAST, l.pid IS NULL LIMIT 1)"""
+
+
+LABEL = r"^/\* ampd ([0-9a-f]{1,16}) "  # what such a comment begins with, for the server: the key in hexadecimal
 
 
 def label_sql(key: int, migration: str) -> str:

@@ -9,7 +9,7 @@ import anyio
 import msgspec
 
 from .advisory_lock import LockTaken
-from .config import Limits
+from .config import Limits, MetadataDb
 from .display import one_line
 from .emitter import Emitter, as_ampd_error
 from .errors import AdvisoryLockTimeout, AmpdError, ConfigError, InvalidMigration
@@ -29,6 +29,7 @@ from .source import PACKAGED
 if TYPE_CHECKING:
     from .apply.prepared import Execution
     from .apply.rehearsal_report import Rehearsal
+    from .history.overview import Overview
 
 
 async def migrate(
@@ -187,6 +188,25 @@ async def current_status(run: Run) -> Status:
         raise
     assert run.history is not None
     return Status(run.shown, run.history.schema, plan)
+
+
+async def overview(database: MetadataDb, *, on_event: OnEvent = ignore) -> Overview:
+    """Return how far every history of the database has come, whatever its schema and name. Needs only SELECT.
+
+    No file is read. Raises the errors of connecting.
+    """
+    from .history.overview import read_overview
+
+    source: Hidden[Source] = Hidden(database)
+    del database
+    run = await Run.of(source, (), on_event=on_event)
+    found: list[Overview] = []
+
+    async def look(session: Session) -> None:
+        found.append(await read_overview(session, run.role))
+
+    async with run.emit, run.source.sessions(1, look):
+        return msgspec.structs.replace(found[-1], database=run.shown)
 
 
 async def dry_run(

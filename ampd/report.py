@@ -136,11 +136,7 @@ class Status(msgspec.Struct, frozen=True):
         schema = f", schema {one_line(self.schema)}" if self.schema not in (None, "public") else ""
         top = f"{self.database}{schema}: {self.summary()}"
         parts = [top, *self._next()]
-        if columns:
-            from textwrap import TextWrapper
-
-            wrapper = TextWrapper(columns, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
-            parts = ["\n".join(map(wrapper.fill, part.split("\n"))) for part in parts]
+        parts = [wrapped(part, columns) for part in parts]
         parts.insert(1, _table(self.plan.migrations, columns))
         return "\n\n".join(part for part in parts if part)
 
@@ -295,27 +291,44 @@ def _running_statement(info: MigrationInfo) -> tuple[int, int] | None:
 
 
 _HEADINGS = ("state", "version", "name", "when (UTC)", "took", "by")
-_LEAST_NAME = 8  # columns
 
 
 def _table(migrations: Sequence[MigrationInfo], columns: int | None) -> str:
-    """Return a line for each migration, under headings; columns are left out from the right until the lines fit."""
+    """Return a line for each migration, under headings."""
     if not migrations:
         return ""
-    rows = [_HEADINGS, *map(_cells, migrations)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
-    name = widths[2]
+    return table([_HEADINGS, *map(_cells, migrations)], "<><<><", columns, flexible=2, least=8)
+
+
+def table(rows: Sequence[tuple[str, ...]], alignments: str, columns: int | None, *, flexible: int, least: int) -> str:
+    """Return rows of cells, headings first, in aligned columns.
+
+    On a terminal of so many `columns` those of the table are left out from the right until the lines fit with a
+    `flexible` one of `least` characters, which gets what is left; those before that one are never left out.
+    """
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    wide = widths[flexible]
     if columns:
-        while len(widths) > 3 and sum(widths) - name + min(name, _LEAST_NAME) + 2 * (len(widths) - 1) > columns:
+        while len(widths) > flexible + 1 and sum(widths) - wide + min(wide, least) + 2 * (len(widths) - 1) > columns:
             widths.pop()
-        widths[2] = max(_LEAST_NAME, min(name, columns - sum(widths) + name - 2 * (len(widths) - 1)))
+        widths[flexible] = max(least, min(wide, columns - sum(widths) + wide - 2 * (len(widths) - 1)))
     lines = []
     for row in rows:
         cells = (
-            f"{_cut(cell, width):{align}{width}}" for cell, width, align in zip(row, widths, "<><<><", strict=False)
+            f"{_cut(cell, width):{align}{width}}" for cell, width, align in zip(row, widths, alignments, strict=False)
         )
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def wrapped(text: str, columns: int | None) -> str:
+    """Return a text with its long lines broken, on a terminal of so many `columns`."""
+    if not columns:
+        return text
+    from textwrap import TextWrapper
+
+    wrapper = TextWrapper(columns, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
+    return "\n".join(map(wrapper.fill, text.split("\n")))
 
 
 def _cut(text: str, width: int) -> str:

@@ -11,6 +11,7 @@ ALTERED = "AM005"  # the history is not as ampd has made it: another owner, a tr
 EMPTIED = "AM006"  # rows that were in the history are not there any more
 EXPOSED = "AM007"  # the schema of the history belongs to somebody who is not trusted
 NEIGHBOURS = "AM008"  # something else is in the database that a first run has to look at
+READ = "AM009"  # a history has been read: ends the block that has locked it
 
 FEATURE_NOT_SUPPORTED = "0A000"
 CHARACTER_NOT_IN_REPERTOIRE = "22021"

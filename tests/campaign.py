@@ -4,6 +4,7 @@
     python -m tests.campaign races [--processes 100] [--rounds 50] [--pooled]
     python -m tests.campaign losses --folder DIR [--cuts 1000] [--prepare SQL] [--lent]
     python -m tests.campaign builds [--waiters 50] [--rounds 20]
+    python -m tests.campaign libraries [--processes 20] [--rounds 20] [--pooled]
 
 Each prints one line of figures, and exits 1 if anything went wrong.
 """
@@ -26,6 +27,8 @@ from cyclopts import App, Parameter
 
 import ampd as library
 from tests.conftest import start_server
+from tests.folders import write
+from tests.libraries import MEMBERS, SHARED
 from tests.servers import Ampd, Server, Treacherous, pgbouncer
 
 app = App(name="campaign", help=__doc__, result_action="return_value")
@@ -186,6 +189,40 @@ def builds(*, waiters: int = 50, rounds: int = 20) -> int:
         return int(failures + wrong > 0)
 
 
+@app.command
+def libraries(*, processes: int = 20, rounds: int = 20, pooled: Annotated[bool, Parameter(negative=())] = False) -> int:
+    """Let two libraries and an application migrate in one database, many processes of each at once, and count."""
+    with _server() as server, contextlib.ExitStack() as stack, tempfile.TemporaryDirectory() as scratch:
+        front = stack.enter_context(pgbouncer(server, "session")) if pooled else server
+        ampd = Ampd(Path(scratch))
+        for member in MEMBERS:
+            files = {each.file: each.sql for each in member.migrations}
+            write(Path(scratch) / member.name, files)
+        failures = wrong = 0
+        for _ in range(rounds):
+            url = _fresh(server, "libraries")
+            asyncio.run(_execute(url, SHARED))
+            runners = [
+                ampd.start("migrate", "--migrations", member.name, url=front.url("libraries"), env=member.environment)
+                for number in range(processes)
+                for member in [MEMBERS[number % len(MEMBERS)]]
+            ]
+            for runner in runners:
+                _, said = runner.communicate(timeout=300)
+                if runner.returncode:
+                    failures += 1
+                    print(said, file=sys.stderr)
+            wrong += any(asyncio.run(_count(url, member.history)) != (4, 4, 0) for member in MEMBERS)
+        print(f"processes {processes}, rounds {rounds}, pooled {pooled}: failures {failures}, wrong databases {wrong}")
+        return int(failures + wrong > 0)
+
+
+async def _execute(url: str, sql: str) -> None:
+    connection = await asyncpg.connect(url)
+    await connection.execute(sql)
+    await connection.close()
+
+
 @contextlib.contextmanager
 def _server() -> Iterator[Server]:
     with contextlib.ExitStack() as stack:
@@ -199,9 +236,7 @@ def _fresh(server: Server, name: str, prepare: Path | None = None) -> str:
         await admin.execute(f"CREATE DATABASE {name}")
         await admin.close()
         if prepare is not None:
-            connection = await asyncpg.connect(server.url(name))
-            await connection.execute(prepare.read_text())
-            await connection.close()
+            await _execute(server.url(name), prepare.read_text())
 
     asyncio.run(make())
     return server.url(name)
@@ -215,11 +250,11 @@ async def _catalog(url: str) -> list[tuple[str, ...]]:
     return [*(tuple(map(str, row)) for row in rows), (str(unfinished),)]
 
 
-async def _count(url: str) -> tuple[int, int, int]:
+async def _count(url: str, history: str = "ampd_schema_migrations") -> tuple[int, int, int]:
     connection = await asyncpg.connect(url)
     row = await connection.fetchrow(
         "SELECT count(*), count(finished_at), (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory')"
-        " FROM ampd_schema_migrations"
+        f" FROM {history}"
     )
     await connection.close()
     return tuple(row)

@@ -19,6 +19,7 @@ import msgspec
 
 import ampd
 from ampd.adoption.amp import amp_history
+from ampd.migrator import overview
 from ampd.sql.splitter import split
 from benchmarks.proxy import Conversation
 from tests.conftest import start_server
@@ -268,6 +269,14 @@ GROUPS: dict[str, tuple[Kind, ...]] = {
             "A line for each column, constraint, index, trigger and rule; without names of constraints and indexes.",
         ),
     ),
+    "Looking at a whole database": (
+        Kind(
+            "Every history",
+            r"HAVING count\(\*\) = ",
+            "The one message of `ampd status --all`: finds every table with the columns of a history, locks and reads "
+            "those of trusted owners, each in a block that ends with an error, so that its lock is released.",
+        ),
+    ),
 }
 KINDS = tuple(kind for group in GROUPS.values() for kind in group)
 _OF_OTHERS = (r"^SELECT pg_advisory_unlock_all\(\);\s*CLOSE ALL",)  # what asyncpg's pool sends on release
@@ -342,6 +351,7 @@ async def record(database: Database) -> list[str]:
         await ampd.baseline(recorder.url, source="goose", migrations=FILES[:1], schema="taken")
         with suppress(ampd.AmpdError):
             await ampd.baseline(recorder.url, source="sqlx", schema="amp")
+        await overview(ampd.MetadataDb(url=ampd.DatabaseUrl(recorder.url)))
         return recorder.messages
 
 

@@ -59,8 +59,10 @@ HELP = {
     "status": "Usage: ampd status [OPTIONS] "
     "Show what is applied, pending and in conflict. "
     "Changes nothing, and needs no right but SELECT on the history table. "
-    "Example: ampd status --migrations db/migrations Example: ampd status --json "
-    f"Parameters {CONFIG_HELP} {JSON_HELP} {MIGRATIONS_HELP}",
+    "Example: ampd status --migrations db/migrations Example: ampd status --all --json "
+    f"Parameters {CONFIG_HELP} "
+    "--all Show every history of the database, whatever its schema and table, and how far it is; needs no migrations. "
+    f"{JSON_HELP} {MIGRATIONS_HELP}",
     "baseline": "Usage: ampd baseline [OPTIONS] [ARGS] "
     "Record migrations as applied without running them, in a database that has them already. "
     "Shows what it would write, and asks. Writes the history table only. "

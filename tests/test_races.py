@@ -9,8 +9,10 @@ import anyio
 import pytest
 
 import ampd as library
+from ampd.migrator import overview
 from tests.cli_output import plain
 from tests.folders import write
+from tests.libraries import MEMBERS, SHARED, Member
 from tests.scenes import Heard, assert_no_trace, history, scripts
 from tests.servers import Ampd, Database
 
@@ -112,3 +114,25 @@ async def test_a_race_in_which_the_migration_fails(database: Database) -> None:
     assert await database.fetchval("SELECT count(*) FROM a") == 0
     assert await history(database) == [(1, True, 1)]
     await assert_no_trace(database)
+
+
+async def test_two_libraries_and_an_application_in_one_database(database: Database) -> None:
+    """Histories of their own, in the same schema and in another, are migrated at once, whatever tables they share."""
+    await database.execute(SHARED)
+
+    async def run(member: Member) -> library.Report:
+        files, schema, table = member.migrations, member.schema, member.table
+        return await library.migrate(database.url, migrations=files, schema=schema, table=table, limits=HURRIED)
+
+    reports = await asyncio.gather(*(run(MEMBERS[number % 3]) for number in range(9)))
+    assert [report.current_version for report in reports] == [4] * 9
+    assert sum(len(report.applied) for report in reports) == 4 * 3
+    found = await overview(library.MetadataDb(url=library.DatabaseUrl(database.url)))
+    assert {each.name: (each.applied, each.unfinished) for each in found.histories} == {
+        member.history: (4, ()) for member in MEMBERS
+    }
+    assert await database.fetchval("SELECT bool_and(indisvalid) FROM pg_index WHERE indrelid = 'shared'::regclass")
+    await assert_no_trace(database)
+
+
+HURRIED = library.Limits(lock_timeout_secs=0.1, lock_retry_secs=120)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from ampd.apply.prepared import Execution
     from ampd.apply.rehearsal_report import Rehearsal
+    from ampd.history.overview import Overview
     from ampd.report import Status
 
 
@@ -110,6 +111,7 @@ def migrate(
 
 def status(
     *,
+    all: Annotated[bool, Flag] = False,  # noqa: A002 - the name of the option
     json: JsonOption = False,
     migrations: MigrationsOption = None,
     where: WhereGiven,
@@ -120,13 +122,24 @@ def status(
 
     Example: `ampd status --migrations db/migrations`
 
-    Example: `ampd status --json`
+    Example: `ampd status --all --json`
+
+    Parameters
+    ----------
+    all:
+        Show every history of the database, whatever its schema and table, and how far it is; needs no migrations.
     """
     from ampd import migrator
 
+    if all and migrations is not None:
+        raise ConfigError("--all compares no files with the histories", hint="leave out --all, or --migrations")
     progress = new_progress()
     metadata_db = configure(where, migrations)
-    found = run_to_end(progress, lambda: migrator.status(metadata_db, on_event=progress))
+    found: Status | Overview
+    if all:
+        found = run_to_end(progress, lambda: migrator.overview(metadata_db, on_event=progress))
+    else:
+        found = run_to_end(progress, lambda: migrator.status(metadata_db, on_event=progress))
     if json:
         print_json(found.json())
     else:

@@ -196,7 +196,7 @@ def _read_sql(session: Session, place: Place, who: str | None, known: str | None
     )
     find_holder = (
         f"""
-holder := {holder_sql(lock_key(who, place.table), is_runner)};
+holder := {holder_sql(f"'{lock_key(who, place.table)}'::int8", is_runner)};
 IF holder IS NOT NULL THEN{progress_sql("(holder->>'pid')::integer", "progress")}
   holder := holder || jsonb_build_object('progress', progress);
 END IF;"""

@@ -66,12 +66,15 @@ LAST = "done_checksum"
 # Whether a table c is as ampd makes it, as far as that does not concern its columns, rules and triggers.
 PLAIN = """(c.relkind = 'r' AND c.relpersistence = 'p' AND c.relchecks = 0 AND NOT c.relispartition
       AND NOT EXISTS (SELECT FROM pg_index WHERE indrelid = c.oid AND (indexprs IS NOT NULL OR indpred IS NOT NULL)))"""
-# The same of its columns, as an aggregate over `columns_sql`: those of a parent are inherited as well.
+# Whether a column is one of those that every history has, and how many these are.
+NAMED = f"""(attname, atttypid) IN ({
+    ", ".join(f"('{name}', {_OIDS[kind]})" for name, kind in COLUMNS.items() if name != LAST)
+})"""
+NAMED_COUNT = len(COLUMNS) - 1
+# Whether its columns are, as an aggregate over `columns_sql`: those of a parent are inherited as well.
 SHAPED = f"""(bool_and(NOT atthasdef AND attinhcount = 0 AND atttypid < 16384
         AND (attname <> '{LAST}' OR atttypid = {_OIDS[COLUMNS[LAST]]}))
-      AND count(*) FILTER (WHERE (attname, atttypid) IN ({
-    ", ".join(f"('{name}', {_OIDS[kind]})" for name, kind in COLUMNS.items() if name != LAST)
-})) = {len(COLUMNS) - 1})"""
+      AND count(*) FILTER (WHERE {NAMED}) = {NAMED_COUNT})"""
 
 # These flags stay set until the next VACUUM after the last trigger or rule was dropped.
 MAY_FIRE = "(c.relhastriggers OR c.relhasrules)"
