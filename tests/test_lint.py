@@ -257,6 +257,17 @@ def test_what_cannot_be_read(ampd: Ampd, tmp_path: Path, arguments: list[str], m
     assert document == {"result": "failed", "findings": [], "error": error("config", message, hint)}
 
 
+@with_squawk
+def test_settings_of_squawk_are_those_of_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file in a folder above it, which may be somebody else's, switches nothing off."""
+    (migration,) = scripts("DROP TABLE a;")
+    write(tmp_path, {".squawk.toml": 'excluded_rules = ["ban-drop-table"]'})
+    for folder, is_found in ((tmp_path, False), (write(tmp_path / "below", {}), True)):
+        monkeypatch.chdir(folder)
+        rules = [each.rule_name for each in run_squawk(find_squawk(), migration)]
+        assert ("ban-drop-table" in rules) == is_found
+
+
 def test_squawk_that_is_missing_or_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error says how to install it; and what it said, if it says no findings."""
     (migration,) = scripts("SELECT 1;")

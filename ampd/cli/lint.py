@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from ampd.migration import Migration
 
 
+_SETTINGS = "./.squawk.toml"
+
+
 def lint(
     *files: Annotated[Path, Parameter(name="FILE", converter=read_path)],
     migrations: MigrationsOption = None,
@@ -111,6 +114,8 @@ def find_squawk() -> str:
 def run_squawk(squawk: str, migration: Migration) -> list[Remark]:
     """Return what squawk says of a migration, which it is given as ampd runs it: without BOM, and from any archive.
 
+    Of its settings it takes those of the working folder; by itself it would look for some in the folders above as well.
+
     Raises:
         ConfigError: it does not run, or is too old.
     """
@@ -119,7 +124,8 @@ def run_squawk(squawk: str, migration: Migration) -> list[Remark]:
     from ampd.lint import Remark
 
     wrapped = "--assume-in-transaction" if migration.is_transactional else "--no-assume-in-transaction"
-    command = [squawk, "--reporter=json", wrapped, f"--stdin-filepath={migration.version}.sql"]
+    settings = _SETTINGS if os.path.isfile(_SETTINGS) else os.devnull
+    command = [squawk, "--reporter=json", wrapped, f"--config={settings}", f"--stdin-filepath={migration.version}.sql"]
     try:
         ended = subprocess.run(command, input=migration.sql.encode(), capture_output=True, check=False)
         return msgspec.json.decode(ended.stdout, type=list[Remark])
