@@ -39,6 +39,7 @@ lint: $(VENV)/ready  ## check style, format and the direction of imports
 
 types: $(VENV)/ready  ## check types
 	@$(BIN)/mypy
+	@cd examples && ../$(BIN)/mypy --strict --ignore-missing-imports *.py shop
 
 docs: $(VENV)/ready  ## write docs/sql.md (recorded from a real run) and docs/metadata-schema.md (from a catalog) anew
 	@$(BIN)/python -m tests.sql_page docs/sql.md

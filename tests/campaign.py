@@ -5,6 +5,8 @@
     python -m tests.campaign losses --folder DIR [--cuts 1000] [--prepare SQL] [--lent]
     python -m tests.campaign builds [--waiters 50] [--rounds 20]
     python -m tests.campaign libraries [--processes 20] [--rounds 20] [--pooled]
+    python -m tests.campaign services [--rounds 50]
+    python -m tests.campaign stops [--seconds 25]
 
 Each prints one line of figures, and exits 1 if anything went wrong.
 """
@@ -12,6 +14,7 @@ Each prints one line of figures, and exits 1 if anything went wrong.
 import asyncio
 import contextlib
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -30,6 +33,7 @@ from tests.conftest import start_server
 from tests.folders import write
 from tests.libraries import MEMBERS, SHARED
 from tests.servers import Ampd, Server, Treacherous, pgbouncer
+from tests.services import EXAMPLES, RECIPES, Recipe, service
 
 app = App(name="campaign", help=__doc__, result_action="return_value")
 
@@ -223,6 +227,62 @@ async def _execute(url: str, sql: str) -> None:
     await connection.close()
 
 
+@app.command
+def services(*, rounds: int = 50) -> int:
+    """Start eight workers of each server's example on an empty database, again and again, and count."""
+    failures = wrong = 0
+    with _server() as server:
+        for name, recipe in RECIPES.items():
+            eight = Recipe(recipe.module, (*recipe.arguments, "--workers=8"), recipe.application, 8, recipe.says)
+            begun = time.monotonic()
+            for _ in range(rounds):
+                url = _fresh(server, "service")
+                with service(eight, url) as running:
+                    running.wait_for(eight.says, eight.workers)
+                    if running.log.count(eight.says) != eight.workers or "worker" not in running.get("/visit"):
+                        failures += 1
+                        print(running.log, file=sys.stderr)
+                wrong += asyncio.run(_count(url)) != (2, 2, 0)
+            print(f"{name}: {rounds} starts of {eight.workers} workers in {time.monotonic() - begun:.0f} s")
+    print(f"failures {failures}, wrong databases {wrong}")
+    return int(failures + wrong > 0)
+
+
+STOPS = {
+    "uvicorn": ("uvicorn", ()),
+    "uvicorn, 2 workers": ("uvicorn", ("--workers=2",)),
+    "gunicorn": ("gunicorn", ("--no-control-socket", "--worker-class=uvicorn_worker.UvicornWorker")),
+    "gunicorn, 3 s of grace": (
+        "gunicorn",
+        ("--no-control-socket", "--worker-class=uvicorn_worker.UvicornWorker", "--graceful-timeout=3"),
+    ),
+    "hypercorn": ("hypercorn", ()),
+    "hypercorn, in one process": ("hypercorn", ("--workers=0",)),
+}
+
+
+@app.command
+def stops(*, seconds: int = 25) -> int:
+    """Send SIGTERM to each server while a migration of so many seconds runs in its lifespan, and print what happens."""
+    with _server() as server, tempfile.TemporaryDirectory() as scratch:
+        folder = Path(shutil.copytree(EXAMPLES, Path(scratch) / "examples"))
+        slow = f"CREATE TABLE slow (x int);\nSELECT pg_sleep({seconds});\n"
+        (folder / "shop" / "migrations" / "3_slow.sql").write_text(slow)
+        for application in ("starlette_app:app", "stopping_app:app"):
+            for name, (module, arguments) in STOPS.items():
+                url = _fresh(server, "stop")
+                with service(Recipe(module, arguments, application, 1), url, folder=folder) as running:
+                    while not asyncio.run(_sleeps(url)):
+                        time.sleep(0.1)
+                    begun = time.monotonic()
+                    running.process.terminate()
+                    code = running.exit_code()
+                    took = time.monotonic() - begun
+                result = "applied" if asyncio.run(_count(url))[1] == 3 else "rolled back"
+                print(f"{application}, {name}: exit {code} after {took:.1f} s, {result}")
+    return 0
+
+
 @contextlib.contextmanager
 def _server() -> Iterator[Server]:
     with contextlib.ExitStack() as stack:
@@ -248,6 +308,14 @@ async def _catalog(url: str) -> list[tuple[str, ...]]:
     unfinished = await connection.fetchval("SELECT count(*) FROM ampd_schema_migrations WHERE finished_at IS NULL")
     await connection.close()
     return [*(tuple(map(str, row)) for row in rows), (str(unfinished),)]
+
+
+async def _sleeps(url: str) -> bool:
+    connection = await asyncpg.connect(url)
+    query = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database())"
+    found: bool = await connection.fetchval(query)
+    await connection.close()
+    return found
 
 
 async def _count(url: str, history: str = "ampd_schema_migrations") -> tuple[int, int, int]:

@@ -15,7 +15,9 @@ REPOSITORY = PROJECT["project"]["urls"]["Repository"]
 RAW = REPOSITORY.replace("github.com", "raw.githubusercontent.com")  # which a picture is shown from
 OURS = f"(?:{re.escape(REPOSITORY)}/blob|{re.escape(RAW)})/main/"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
+DOCUMENTS = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md"), *ROOT.glob("examples/*.md")]
+)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

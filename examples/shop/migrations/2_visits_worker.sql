@@ -1,0 +1,2 @@
+-- no-transaction
+CREATE INDEX CONCURRENTLY visits_worker ON visits (worker);
