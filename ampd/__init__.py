@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from .resources import read_migrations as read_migrations
     from .resumption import Resumption as Resumption
     from .statement_progress import StatementProgress as StatementProgress
+    from .testing.safety import assert_migrations_safe as assert_migrations_safe
 
 # isort: on
 _HOMES = {
@@ -105,6 +106,7 @@ _HOMES = {
     "resources": "read_migrations",
     "resumption": "Resumption",
     "statement_progress": "StatementProgress",
+    "testing.safety": "assert_migrations_safe",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 

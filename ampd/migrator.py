@@ -234,7 +234,14 @@ async def dry_run(
 
 
 async def rehearse(
-    database: Source, *, target: int | None = None, secs: float = 5, on_event: OnEvent = ignore
+    database: Source,
+    *,
+    migrations: Iterable[Migration] | None = None,
+    schema: str | None = None,
+    table: str | None = None,
+    target: int | None = None,
+    secs: float = 5,
+    on_event: OnEvent = ignore,
 ) -> Rehearsal:
     """Run what is pending in one transaction of at most so many seconds, roll it back, and return what it held.
 
@@ -244,7 +251,7 @@ async def rehearse(
     del database
     from .apply.rehearsal_report import Rehearsal
 
-    run = await Run.of(source, target=target, on_event=on_event)
+    run = await Run.of(source, migrations, schema, table, target, on_event=on_event)
     try:
         async with run.emit, run.sessions() as (session, *_):
             return await _rehearse(run, session, secs)

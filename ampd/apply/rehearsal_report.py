@@ -49,6 +49,11 @@ class HeldLock(msgspec.Struct, frozen=True):
     rewritten: bool
     blocks: str | None
 
+    @property
+    def would_block(self) -> str | None:
+        """Return what others could not do, whether or not the table has rows."""
+        return _BLOCKS.get(self.mode)
+
     def describe(self, held_ms: int) -> str:
         """Return a line for a person."""
         facts = [f"holds {self.mode} on {one_line(self.table)} ({_rows(self.rows)}, {_bytes(self.bytes)})"]

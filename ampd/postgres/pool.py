@@ -69,8 +69,7 @@ def unopened_pool(metadata_db: MetadataDb, hidden_options: Hidden[dict[str, Any]
     arguments["max_inactive_connection_lifetime"] = metadata_db.idle_timeout_secs
     arguments |= options
     if metadata_db.schema is not None:
-        path = {"search_path": f'{identifier(metadata_db.schema)}, "$user", public'}
-        arguments["server_settings"] = path | (arguments.get("server_settings") or {})
+        arguments["server_settings"] = search_path(metadata_db.schema) | (arguments.get("server_settings") or {})
     try:
         largest = arguments.setdefault("max_size", metadata_db.pool_size)
         smallest = arguments.setdefault("min_size", min(metadata_db.min_connections or 0, largest))
@@ -85,6 +84,11 @@ def unopened_pool(metadata_db: MetadataDb, hidden_options: Hidden[dict[str, Any]
         return pool
     except (TypeError, ValueError) as error:
         raise ConfigError(f"the options of open_pool are not what asyncpg takes: {error}", hint=_OPTIONS) from None
+
+
+def search_path(schema: str) -> dict[str, str]:
+    """Return the setting by which queries look into a schema first."""
+    return {"search_path": f'{identifier(schema)}, "$user", public'}
 
 
 _OPTIONS = "they are those of asyncpg.create_pool; what metadata_db holds is set there"
