@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from .redaction import discreet
 PREFIX = "AMP_CONFIG_"
 
 _LONGEST_NAME = 63  # bytes: of a longer one the server drops the rest
+_LARGEST_FILE = 2**20  # bytes
 # The server counts its timeouts in milliseconds, in 32 bits.
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=2_147_483)]
 
@@ -218,7 +220,7 @@ class MetadataDb(_Checked, frozen=True, kw_only=True):
 def _url_in(file: Path) -> DatabaseUrl:
     """Return the URL that a file contains; no error shows what that is."""
     try:
-        text = file.read_bytes().decode("utf-8-sig").strip()
+        text = read_small(file).decode("utf-8-sig").strip()
     except UnicodeDecodeError:
         raise ConfigError(f"{file} is not UTF-8 text", hint="the file contains the URL and nothing else") from None
     except (OSError, ValueError) as error:  # of a path with a NUL byte
@@ -230,6 +232,19 @@ def _url_in(file: Path) -> DatabaseUrl:
         return DatabaseUrl(text)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error.message}", hint=error.hint) from None
+
+
+def read_small(file: Path) -> bytes:
+    """Return what a file, or a pipe, contains.
+
+    Raises:
+        OSError: it cannot be read, or is no configuration by its size: a device, perhaps, that never ends.
+    """
+    with file.open("rb") as opened:
+        content = opened.read(_LARGEST_FILE + 1)
+    if len(content) > _LARGEST_FILE:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    return content
 
 
 def check_name(what: str, name: str) -> None:

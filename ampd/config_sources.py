@@ -10,7 +10,7 @@ from typing import Any, get_origin, get_type_hints
 
 import msgspec
 
-from .config import PREFIX, Config, MetadataDb, Migrations
+from .config import PREFIX, Config, MetadataDb, Migrations, read_small
 from .errors import ConfigError
 from .redaction import discreet
 
@@ -84,6 +84,7 @@ def read_config(
         raise ConfigError(f"{where}: {problem}", file=str(file) if file and from_file else None, hint="leave one out")
 
     metadata_db = _convert(section, file, variables, flat=flat)
+    # Not of a url_file: Kubernetes and Docker mount secrets so that others may read them.
     urls = (None if metadata_db.url_file or variables.get(("url",)) else metadata_db.url, metadata_db.migrations.url)
     if file and from_file and any(each and each.password for each in urls) and _is_open(file):
         warnings.append(UserWarning(f"{file} holds a password, and others may read or write it: chmod 0600 {file}"))
@@ -116,7 +117,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
     import tomllib
 
     try:
-        content = file.read_bytes()
+        content = read_small(file)
         return tomllib.loads(content.decode("utf-8-sig"))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file}: not valid TOML: {error}", file=str(file), hint="fix the line it names") from None

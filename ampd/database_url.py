@@ -11,7 +11,7 @@ from .errors import ConfigError
 from .redaction import Hidden, discreet, without_secrets
 
 _HIDDEN = "***"
-_ENCODE = "if the password holds any of : / ? # @ % &, write those percent-encoded (%3A %2F %3F %23 %40 %25 %26)"
+ENCODE = "if the password holds any of : / ? # @ % &, write those percent-encoded (%3A %2F %3F %23 %40 %25 %26)"
 
 # What templates, shells, Kubernetes and consoles put where a value belongs; a URL has none of it, but percent-encoded.
 _PLACEHOLDERS = {
@@ -57,6 +57,11 @@ class DatabaseUrl:
             raise ConfigError(
                 "the database URL is empty", hint=f"check that the variable that it comes from is set; {example}"
             )
+        if len(url.strip().splitlines()) > 1:
+            raise ConfigError(
+                "the database URL has several lines",
+                hint="give the URL alone; a line break in a password is written %0A",
+            )
         scheme, separator, rest = url.strip().partition("://")
         dialect, plus, driver = scheme.partition("+")
         if not separator or dialect not in ("postgresql", "postgres") or (plus and driver not in _DRIVERS):
@@ -68,7 +73,7 @@ class DatabaseUrl:
         rest, _, query = rest.partition("?")
         authority, _, path = rest.partition("/")
         if "@" in path:
-            raise ConfigError("the database URL has an @ after the host", hint=_ENCODE)
+            raise ConfigError("the database URL has an @ after the host", hint=ENCODE)
         credentials, _, hostspec = authority.rpartition("@")
         user, _, password = credentials.partition(":")
         given = _parameters(query)
@@ -197,7 +202,7 @@ def _parameters(query: str) -> list[tuple[str, str]]:
     """Return key and value of each parameter, the values still percent-encoded."""
     parts = [part.partition("=") for part in query.split("&") if part]
     if not all(separator for _, separator, _ in parts):
-        raise ConfigError("the database URL has a parameter without a value after the ?", hint=_ENCODE)
+        raise ConfigError("the database URL has a parameter without a value after the ?", hint=ENCODE)
     given = [(_decoded(key), value) for key, _, value in parts]
     return [
         ("sslmode", "require") if each == ("ssl", "true") else each for each in given
@@ -218,7 +223,7 @@ def _decoded(text: str) -> str:
     except UnicodeDecodeError:
         decoded = None
     if decoded is None or "\0" in decoded:
-        raise ConfigError("the database URL holds a NUL byte, or bytes that are not UTF-8", hint=_ENCODE)
+        raise ConfigError("the database URL holds a NUL byte, or bytes that are not UTF-8", hint=ENCODE)
     return decoded
 
 
@@ -236,7 +241,7 @@ def _located(spec: str) -> tuple[str, str]:
     if spec.startswith("["):
         host, bracket, port = spec[1:].partition("]")
         if not bracket or port[:1] not in ("", ":"):
-            raise ConfigError("the database URL has an IPv6 address without its closing bracket", hint=_ENCODE)
+            raise ConfigError("the database URL has an IPv6 address without its closing bracket", hint=ENCODE)
         return _decoded(host), port[1:]
     host, _, port = spec.partition(":")
     return _decoded(host), port
@@ -258,5 +263,5 @@ def _port(text: str) -> int | None:
     if not text:
         return None
     if not (text.isascii() and text.isdigit() and 0 < int(text) < 65536):
-        raise ConfigError("the port in the database URL is not a number from 1 to 65535", hint=_ENCODE)
+        raise ConfigError("the port in the database URL is not a number from 1 to 65535", hint=ENCODE)
     return int(text)

@@ -1,5 +1,6 @@
 """Which URL a configuration leads to: of the command line, the environment and the file the first that gives any."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,12 @@ def refusal(file: Path | None, environ: dict[str, str], url: str | None = None) 
     [
         (None, " cannot be read: No such file or directory", "check the path, and who may read it"),
         (b" \n", " is empty", "the file contains the URL and nothing else"),
+        (b"x" * (2**20 + 1), " cannot be read: File too large", "check the path, and who may read it"),
+        (
+            f"postgresql://u:p@h/d\nPASSWORD={SECRET}\n".encode(),
+            ": the database URL has several lines",
+            "give the URL alone; a line break in a password is written %0A",
+        ),
         (b"postgresql://u:p\xff@h", " is not UTF-8 text", "the file contains the URL and nothing else"),
         (
             f"mysql://u:{SECRET}@h/d".encode(),
@@ -92,6 +99,20 @@ def test_a_url_file_that_is_none(folder: Path, content: bytes | None, problem: s
     with pytest.raises(ConfigError) as error:
         MetadataDb(url_file=url_file)
     assert str(error.value) == told
+
+
+def test_what_never_ends_is_not_read() -> None:
+    """A device that somebody has named by mistake fills no memory; what is a pipe, a shell's <(…), is read."""
+    hint = "check the path given by --config FILE or AMP_CONFIG"
+    told = "the configuration file cannot be read: File too large"
+    assert refusal(Path("/dev/zero"), {}) == f"/dev/zero: {told}\nhint: {hint}"
+    with pytest.raises(ConfigError, match="/dev/zero cannot be read: File too large"):
+        MetadataDb(url_file=Path("/dev/zero"))
+    reader, writer = os.pipe()
+    os.write(writer, b"postgresql:///of_pipe\n")
+    os.close(writer)
+    assert MetadataDb(url_file=Path(f"/dev/fd/{reader}")).url == DatabaseUrl("postgresql:///of_pipe")
+    os.close(reader)
 
 
 def test_a_url_and_a_file_with_one_from_the_same_source(folder: Path) -> None:

@@ -117,6 +117,10 @@ def test_what_a_url_means(
         ("postgresql://[::1]5432/db", "the database URL has an IPv6 address without its closing bracket", ENCODE),
         ("postgresql://a,,b/db", "the database URL has a list of hosts with an empty place in it", "name each of them"),
         ("postgresql:///db?host=a,b,c&port=1,2", "the database URL gives 2 ports for 3 hosts", "give each its own"),
+        *(
+            (url, "the database URL has several lines", "give the URL alone; a line break in a password is written %0A")
+            for url in ("postgresql://u:p@h/d\nPASSWORD=hunter2", "postgresql://u:p\rhunter2@h", "\u2028hunter2\u2028h")
+        ),
         ("postgresql://h/d%00b", "the database URL holds a NUL byte, or bytes that are not UTF-8", ENCODE),
         ("postgresql://u:hunter2%E4@h/", "the database URL holds a NUL byte, or bytes that are not UTF-8", ENCODE),
     ],

@@ -290,6 +290,17 @@ def test_an_unknown_parameter_is_refused_before_connecting(parameter: str, hint:
     assert caught.value.hint == hint
 
 
+@pytest.mark.parametrize("url", ["postgresql://u:1?hunter2=x@h/d", "postgresql://u:1?hunter2=x&y=z@h/d"])
+def test_a_parameter_that_may_be_a_part_of_the_password_is_not_named(url: str) -> None:
+    """A password with a ? that is not encoded looks like a port and parameters."""
+    with pytest.raises(ConfigError) as caught:
+        driver_arguments(DatabaseUrl(url), 1)
+    assert str(caught.value) == (
+        "the database URL has an @ behind the ?, and a parameter that neither libpq nor ampd knows\n"
+        "hint: if the password holds any of : / ? # @ % &, write those percent-encoded (%3A %2F %3F %23 %40 %25 %26)"
+    )
+
+
 def test_every_parameter_of_libpq_is_known() -> None:
     """The list is that of libpq's own documentation: each is honoured, or refused for what it is."""
     documented = [

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from ampd.database_url import DatabaseUrl, forms
+from ampd.database_url import ENCODE, DatabaseUrl, forms
 from ampd.errors import ConfigError
 from ampd.redaction import Hidden, discreet, without_secrets
 
@@ -213,10 +213,14 @@ def _check_known(parameters: Mapping[str, str]) -> None:
     """Refuse unknown parameters: a misspelled sslmode must not send the password without TLS.
 
     Raises:
-        ConfigError: names it, and the nearest known one.
+        ConfigError: names it, and the nearest known one; unless it may be a part of a password.
     """
     known = _HONOURED | _CANNOT_HONOUR | _SETTINGS
     for name in sorted(parameters.keys() - known):
+        if any("@" in text for each in parameters.items() for text in each):  # what is a name, then, nobody can tell
+            raise ConfigError(
+                "the database URL has an @ behind the ?, and a parameter that neither libpq nor ampd knows", hint=ENCODE
+            )
         from difflib import get_close_matches
 
         spelt = {each.replace("_", ""): each for each in sorted(known)}
@@ -406,7 +410,8 @@ def pool_redact(pool: asyncpg.Pool, url: DatabaseUrl | None = None) -> Callable[
     for password in (options.get("password"), *in_use):
         secrets |= forms(password) if isinstance(password, str) else set()
     with suppress(OSError):
-        if path := _password_file(options.get("passfile")):
+        path = _password_file(options.get("passfile"))
+        if path and path.is_file():
             text = path.read_text(errors="surrogateescape")
             secrets |= {form for *_, password in _password_lines(text) for form in forms(password)}
     return lambda text: without_secrets(text, secrets)
