@@ -59,7 +59,7 @@ if TYPE_CHECKING:
         Warned as Warned,
     )
     from .migration import AppliedMigration as AppliedMigration, Migration as Migration
-    from .migrator import migrate as migrate, resolve as resolve, status as status
+    from .migrator import migrate as migrate, status as status
     from .other_sessions import Blocker as Blocker, Holder as Holder
     from .plan import (
         Conflict as Conflict,
@@ -76,6 +76,7 @@ if TYPE_CHECKING:
         Result as Result,
         Status as Status,
     )
+    from .resolution import resolve as resolve
     from .resources import read_migrations as read_migrations
     from .resumption import Resumption as Resumption
     from .statement_progress import StatementProgress as StatementProgress
@@ -98,11 +99,12 @@ _HOMES = {
         "StatementStarted Stopped Waiting WaitingForConnection Warned"
     ),
     "migration": "AppliedMigration Migration",
-    "migrator": "migrate resolve status",
+    "migrator": "migrate status",
     "other_sessions": "Blocker Holder",
     "plan": "Conflict MigrationInfo Plan Resolution State",
     "pool": "open_pool",
     "report": "AppliedNow PendingMigration Report Result Status",
+    "resolution": "resolve",
     "resources": "read_migrations",
     "resumption": "Resumption",
     "statement_progress": "StatementProgress",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import anyio
@@ -10,25 +10,19 @@ import msgspec
 
 from .advisory_lock import LockTaken
 from .config import Limits, MetadataDb
-from .display import one_line
-from .emitter import Emitter, as_ampd_error
-from .errors import AdvisoryLockTimeout, AmpdError, ConfigError, InvalidMigration
+from .emitter import as_ampd_error
+from .errors import AmpdError, InvalidMigration
 from .events import Finished, OnEvent, ignore
 from .history.reading import history_warnings
 from .history.refusals import NeighboursFound, check_conflicts, check_writable
-from .history.table import History
 from .migration import Migration
-from .plan import MigrationInfo, Resolution, State
 from .postgres.connection import Session
 from .postgres.connection_wait import ConnectionsBusy
 from .redaction import Hidden
 from .report import Report, Status
-from .run import Run, Source, check_version
-from .source import PACKAGED
+from .run import Run, Source
 
 if TYPE_CHECKING:
-    from .apply.prepared import Execution
-    from .apply.rehearsal_report import Rehearsal
     from .history.overview import Overview
 
 
@@ -123,6 +117,7 @@ async def _apply_pending(run: Run, sessions: list[Session]) -> Report | None:
             check_writable(run.history)
             run.warn(history_warnings(run.history))
             from .apply.prepared import in_batches
+            from .applying import apply
 
             try:
                 prepared = await run.prepared(plan)
@@ -141,7 +136,7 @@ async def _apply_pending(run: Run, sessions: list[Session]) -> Report | None:
                         return None
                     if guards and not alone:
                         await run.source.release(guards.pop())
-                    await run.apply(session, guards, batch, total)
+                    await apply(run, session, guards, batch, total)
                 continue
             except NeighboursFound:
                 run.asks_first = True
@@ -207,169 +202,3 @@ async def overview(database: MetadataDb, *, on_event: OnEvent = ignore) -> Overv
 
     async with run.emit, run.source.sessions(1, look):
         return msgspec.structs.replace(found[-1], database=run.shown)
-
-
-async def dry_run(
-    database: Source, *, target: int | None = None, on_event: OnEvent = ignore
-) -> tuple[Status, list[Execution]]:
-    """Return the status, and what `migrate` would run, split and checked; changes nothing.
-
-    Raises:
-        AmpdError: `migrate` would refuse to run it, or the history cannot be read.
-    """
-    source = Hidden(database)
-    del database
-    run = await Run.of(source, target=target, on_event=on_event)
-    run.needs_rows = False
-    found = await current_status(run)
-    assert run.history is not None
-    async with run.emit:
-        try:
-            check_conflicts(found.plan)
-            prepared = await run.prepared(found.plan)
-        except AmpdError as error:
-            error.report = run.report()
-            raise
-    return found, run.executions(run.history, prepared, len(prepared))
-
-
-async def rehearse(
-    database: Source,
-    *,
-    migrations: Iterable[Migration] | None = None,
-    schema: str | None = None,
-    table: str | None = None,
-    target: int | None = None,
-    secs: float = 5,
-    on_event: OnEvent = ignore,
-) -> Rehearsal:
-    """Run what is pending in one transaction of at most so many seconds, roll it back, and return what it held.
-
-    An error of connecting, reading or running is part of what is returned; nothing is left in either case.
-    """
-    source = Hidden(database)
-    del database
-    from .apply.rehearsal_report import Rehearsal
-
-    run = await Run.of(source, migrations, schema, table, target, on_event=on_event)
-    try:
-        async with run.emit, run.sessions() as (session, *_):
-            return await _rehearse(run, session, secs)
-    except AmpdError as error:
-        return Rehearsal(run.shown, error=error)
-
-
-async def _rehearse(run: Run, session: Session, secs: float) -> Rehearsal:
-    from .apply.rehearsal import rehearse as rehearse_migrations
-    from .apply.rehearsal_report import Rehearsal
-
-    plan = await run.check_history(session, await run.planning())
-    history = await run.read_history(session)  # from the second time on it says who holds the lock
-    _check_free(history)
-    plan = await run.planning()
-    check_conflicts(plan)
-    run.warn_if_ahead(run.report(plan))
-    if not plan.pending:
-        return Rehearsal(run.shown)
-    check_writable(history)
-    run.warn(history_warnings(history))
-    prepared = await run.prepared(plan)
-    run.limits = msgspec.structs.replace(run.limits, lock_retry_secs=0.0)  # one attempt
-    silent = Emitter(ignore, lambda: (run.shown, history.schema))  # nothing is applied, so nothing starts
-    executions = [
-        each.execution(history, run.schema, run.limits, silent, number=number, total=len(prepared))
-        for number, each in enumerate(prepared, start=1)
-    ]
-    try:
-        return await rehearse_migrations(run.source, session, executions, secs, run.shown)
-    except LockTaken as taken:
-        _check_free(await run.read_history(session))
-        raise taken.unless or AdvisoryLockTimeout("another runner was at work meanwhile", hint="run again") from taken
-
-
-def _check_free(history: History) -> None:
-    """Check that nobody holds the advisory lock.
-
-    Raises:
-        AdvisoryLockTimeout: names who does.
-    """
-    if history.holder:
-        raise AdvisoryLockTimeout(
-            f"the migration lock is held by {history.holder.describe()}", hint="wait for it and run again"
-        )
-
-
-async def resolve(
-    database: Source,
-    version: int,
-    resolution: Resolution,
-    *,
-    migrations: Iterable[Migration] | None = None,
-    schema: str | None = None,
-    table: str | None = None,
-    limits: Limits | None = None,
-    on_event: OnEvent = ignore,
-) -> Status:
-    """Record what a person has found out about an interrupted migration: writes the history table, runs nothing.
-
-    Takes the arguments of `migrate`, and raises the errors of connecting and reading.
-
-    Raises:
-        ConfigError: that migration is not interrupted, or does not belong to these files.
-        AdvisoryLockTimeout: its runner, or one of its statements, is still running.
-    """
-    source = Hidden(database)
-    del database
-    check_version("version", version)
-    if not isinstance(resolution, Resolution):
-        ways = "ampd.Resolution.APPLIED or ampd.Resolution.ROLLED_BACK"
-        raise TypeError(f"the resolution is {ways}, not {type(resolution).__name__}")
-    run = await Run.of(source, migrations, schema, table, limits=limits, on_event=on_event)
-    return await run.when_free(lambda session: _resolve(run, session, version, resolution))
-
-
-async def _resolve(run: Run, session: Session, version: int, resolution: Resolution) -> Status:
-    """Resolve it.
-
-    Raises:
-        LockTaken: a runner holds the lock.
-    """
-    from .apply.recording import resolve as record_resolution
-
-    if not (run.history and run.history.holder_known):
-        await run.read_history(session)
-    plan = await run.check_history(session, await run.planning())
-    history = run.history
-    assert history is not None
-    info = next((info for info in plan.migrations if info.version == version), None)
-    if info is None or info.state not in (State.INTERRUPTED, State.RUNNING):
-        state = f"is {info.state.value.replace('_', ' ')}" if info else "is unknown"
-        lacking = info is not None and info.state is State.AHEAD
-        raise ConfigError(
-            f"version {version} {state}, not interrupted: there is nothing to resolve",
-            hint=_OTHER_FOLDER if lacking else "`ampd status` shows what is interrupted",
-        )
-    if resolution is Resolution.APPLIED:
-        _check_its_file(info, run.files)
-    if history.holder:
-        raise LockTaken("a runner is at it")
-    await record_resolution(session, history, info, resolution)
-    history = await run.read_history(session)
-    return Status(run.shown, history.schema, await run.planning())
-
-
-_OTHER_FOLDER = "give the folder that its file is in with --migrations DIR"
-
-
-def _check_its_file(info: MigrationInfo, files: Sequence[Migration]) -> None:
-    """Check that an interrupted migration belongs to these files, from which its own may be gone.
-
-    Raises:
-        ConfigError: it has another name and content, or these are the packaged migrations, which lose none.
-    """
-    row, migration = info.applied, info.migration
-    if migration is None and all(file.file.startswith(PACKAGED) for file in files):
-        raise ConfigError(f"{info.label} is none of the packaged migrations", hint=_OTHER_FOLDER)
-    if migration and row and migration.name != row.name and migration.checksum != row.checksum:
-        started = f"{row.version} {one_line(row.name)}"
-        raise ConfigError(f"{started} was started, and {migration.file} is another migration", hint=_OTHER_FOLDER)

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
-from functools import partial
+from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import PurePath
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
-
-import anyio
 
 from .advisory_lock import LockTaken
 from .config import Limits, MetadataDb, check_name, resolved_limits
 from .database_url import DatabaseUrl
 from .emitter import Emitter
-from .errors import AmpdError, ConfigError, ConnectionFailed, InvalidMigration, MigrationInterrupted
-from .events import OnEvent, Planned, Starting, Stopped, Warned, ignore, was_stopped
-from .history.reading import read
+from .errors import ConfigError, InvalidMigration
+from .events import OnEvent, Planned, Starting, Stopped, Warned, ignore
 from .history.refusals import check_project
 from .history.table import History, Place
 from .lock_wait import LockWait
 from .migration import AppliedMigration, DirectiveError, Migration, directives
 from .plan import Order, Plan, State, make_plan
-from .postgres.connection import CLOSE_TIMEOUT_SECS, Connection, Pool, Session, check_event_loop
+from .postgres.connection import Connection, Pool, Session, check_event_loop
 from .postgres.database import Database
 from .redaction import Hidden
 from .report import AppliedNow, Report, ahead_warning, pending_of, still_pending
@@ -32,7 +28,6 @@ from .source import reading
 from .sql.slices import at_once, in_slices
 
 if TYPE_CHECKING:
-    from .apply.batch import Batch
     from .apply.prepared import Execution, PreparedMigration
 
 
@@ -289,78 +284,21 @@ class Run:
             self.emit(Warned(message=ahead_warning(report.ahead)))
         return report
 
-    def executions(self, history: History, migrations: Sequence[PreparedMigration], total: int) -> list[Execution]:
+    def executions(
+        self,
+        history: History,
+        migrations: Sequence[PreparedMigration],
+        total: int,
+        *,
+        emit: Emitter | None = None,
+    ) -> list[Execution]:
         """Return the next migrations, of a `total` that the run applies, with the history to add them to."""
         return [
-            each.execution(history, self.schema, self.limits, self.emit, number=number, total=total)
+            each.execution(history, self.schema, self.limits, emit or self.emit, number=number, total=total)
             for number, each in enumerate(migrations, start=len(self.done) + 1)
         ]
 
-    async def apply(
-        self, session: Session, guards: list[Session], migrations: Sequence[PreparedMigration], total: int
-    ) -> None:
-        """Apply migrations that go together, and add them to the history as known.
-
-        Emits how each ended that was begun, even when cancelled.
-        """
-        from .apply.batch import Batch
-        from .apply.no_transaction import apply_no_transaction
-        from .apply.table_locks import with_lock_retries
-        from .apply.transaction import apply_transactions
-
-        history = self.history
-        assert history is not None
-        executions = self.executions(history, migrations, total)
-        rows: list[AppliedMigration] = []
-
-        def applied(execution: Execution) -> None:
-            migration, running = execution.migration, execution.running
-            running.finish()
-            rows.append(execution.as_applied())
-            self.done.append(AppliedNow(migration.version, migration.name, running.duration_ms))
-            self.lock_wait.acquired()
-            self.source.connection_wait.acquired()
-            running.applied()
-
-        batch = Batch(executions, applied, before_history=self._before_history())
-        try:
-            if migrations[0].directives.no_transaction:
-                await apply_no_transaction(self.source, session, guards[0], executions[0])
-                batch.reach(1)
-            else:
-                await with_lock_retries(self.source, session, batch.current, partial(apply_transactions, batch=batch))
-        except anyio.get_cancelled_exc_class():
-            self.history = history.with_rows(rows)
-            await self._stop(session, batch)
-            raise
-        except Exception as error:
-            running = batch.current()
-            if batch.at_end and await self._is_applied(session, running.migration):
-                batch.reach(batch.done + 1)  # what has failed came after its COMMIT
-                self.history = history.with_rows(rows)
-                if batch.done == len(batch) and isinstance(error, AmpdError):
-                    return
-                running = _blame_next(error, running, batch.current())
-            self.history = history.with_rows(rows)
-            if isinstance(error, LockTaken):
-                message = f"another runner has gone on with {running.running.starting.label}"
-                running.running.failed(_interrupted_error(running, message))
-                raise
-            if isinstance(error, ConnectionFailed) and error.version is None:
-                error.version, error.file = running.migration.version, running.migration.file
-                error.hint = f"{error.file} was being applied; {error.hint}"
-            running.running.failed(error)
-            raise
-        self.history = history.with_rows(rows)
-
-    async def _is_applied(self, session: Session, migration: Migration) -> bool:
-        """Return whether the history has a migration as finished, as far as it can be read."""
-        with suppress(AmpdError):
-            history = await read(session, self.place)
-            return any(row.version == migration.version and row.finished_at for row in history.applied)
-        return False
-
-    def _before_history(self) -> str:
+    def before_history(self) -> str:
         """Return PL/pgSQL that makes sure of nothing else in the database, if a first run has not looked."""
         history = self.history
         if history is None or history.schema is None or history.table_exists or self.asks_first:
@@ -369,25 +307,6 @@ class Run:
 
         return check_nothing_found_sql(history.schema, self.place, packaged=self.packaged)
 
-    async def _stop(self, session: Session, batch: Batch) -> None:
-        """Roll back what a cancellation has interrupted, and find out how far the server had come."""
-        self.confirmed = False
-        with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_TIMEOUT_SECS), suppress(AmpdError):
-            if await session.recover():
-                self.history = await read(session, self.place)
-                self.confirmed = True
-        if batch.done == len(batch):
-            return
-        stopped, rows = batch.current(), self.history.applied if self.history else ()
-        starting, started = stopped.running.starting, stopped.running.started
-        finished = any(row.version == stopped.migration.version and row.finished_at for row in rows)
-        if started and self.confirmed and finished:
-            batch.reach(batch.done + 1)
-            return
-        if started or not self.confirmed:
-            self.interrupted = starting
-        stopped.running.failed(_interrupted_error(stopped, was_stopped(starting, confirmed=self.confirmed)))
-
 
 def _begins_in_transaction(plan: Plan) -> bool:
     first = plan.pending[0].migration if plan.pending else None
@@ -395,21 +314,6 @@ def _begins_in_transaction(plan: Plan) -> bool:
         return first is not None and not directives(first.sql).no_transaction
     except DirectiveError:
         return False
-
-
-def _blame_next(error: Exception, running: Execution, following: Execution) -> Execution:
-    """Let an error name the migration that it has stopped before it began; return that."""
-    if isinstance(error, AmpdError) and error.file == running.migration.file:
-        message = error.message.replace(" at the end of the migration", "")
-        error.message = message.replace(f"{error.file}: ", f"{following.migration.file}: ", 1)
-        error.version, error.file = following.migration.version, following.migration.file
-    return following
-
-
-def _interrupted_error(prepared: PreparedMigration, message: str) -> MigrationInterrupted:
-    error = MigrationInterrupted(message)
-    error.version, error.file = prepared.migration.version, prepared.migration.file
-    return error
 
 
 def _configuration_in(source: Hidden[Source]) -> MetadataDb:

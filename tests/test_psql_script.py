@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 import ampd
-from ampd import State, migrator
+from ampd import State, preview
 from ampd.advisory_lock import lock_key
 from ampd.apply.psql_script import check_scriptable, psql_script
 from ampd.config import HISTORY_TABLE as TABLE
@@ -136,7 +136,7 @@ def dump(database: Database, *, data: bool = False) -> str:
 
 async def printed(configuration: ampd.MetadataDb) -> str:
     """Return what `ampd migrate --dry-run` prints."""
-    found, executions = await migrator.dry_run(configuration)
+    found, executions = await preview.dry_run(configuration)
     return "".join(psql_script(found, executions))
 
 
@@ -267,7 +267,7 @@ async def test_a_run_goes_on_where_a_script_has_failed(database: Database, confi
     )
     configuration = configured(*files)
     assert "could not create unique index" in psql(database, await printed(configuration)).stderr
-    found, executions = await migrator.dry_run(configuration)
+    found, executions = await preview.dry_run(configuration)
     assert [info.state for info in found.plan.pending] == [State.INTERRUPTED]
     with pytest.raises(ampd.MigrationInterrupted) as caught:
         check_scriptable(found, executions)
@@ -304,7 +304,7 @@ async def test_a_script_has_the_schema_and_the_role_of_a_run(database: Database,
 
 async def test_no_script_while_a_runner_is_at_work(configured: Configure) -> None:
     """Whether the running migration will be there, when what is pending after it is applied, is not known."""
-    found, executions = await migrator.dry_run(configured(*scripts("SELECT 1", "SELECT 2")))
+    found, executions = await preview.dry_run(configured(*scripts("SELECT 1", "SELECT 2")))
     first, second = found.plan.migrations
     running = msgspec.structs.replace(found.plan, pending=(second,), running=(first,))
     with pytest.raises(ampd.AdvisoryLockTimeout) as caught:

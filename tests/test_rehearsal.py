@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 import ampd
-from ampd import migrator, source
+from ampd import preview, source
 from ampd.advisory_lock import lock_key
 from ampd.apply import rehearsal, transaction_message
 from ampd.apply.rehearsal_report import (
@@ -58,7 +58,7 @@ async def rehearsed(
 ) -> Rehearsal:
     """Rehearse migrations 1, 2, … with these texts."""
     folder_of(path / "m", *texts)
-    return await migrator.rehearse(configured(database, path, **migrations), secs=secs)
+    return await preview.rehearse(configured(database, path, **migrations), secs=secs)
 
 
 def configured(database: Database, path: Path, **migrations: object) -> ampd.MetadataDb:
@@ -247,7 +247,7 @@ ASSERT NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 
 async def test_a_rehearsal_has_the_schema_of_a_run(database: Database, tmp_path: Path) -> None:
     """The configured schema is where each migration makes its tables, also behind a RESET of its own."""
     folder_of(tmp_path / "m", "CREATE TABLE one ();\nRESET ALL;\nCREATE TABLE two ()", "DROP TABLE app.one, app.two")
-    found = await migrator.rehearse(msgspec.structs.replace(configured(database, tmp_path), schema="app"))
+    found = await preview.rehearse(msgspec.structs.replace(configured(database, tmp_path), schema="app"))
     assert summary(found) == ([1, 2], [], "")
 
 
@@ -403,7 +403,7 @@ async def test_a_large_file_is_rehearsed_in_parts(
 async def test_the_session_of_a_pool_is_as_before(database: Database) -> None:
     """What is packaged is rehearsed on a connection of a pool, and nothing stays: no prepared statement, no table."""
     async with asyncpg.create_pool(database.url, min_size=1, max_size=2) as pool:
-        found = await migrator.rehearse(pool, secs=GENEROUS)
+        found = await preview.rehearse(pool, secs=GENEROUS)
         assert found.error is None
         assert len(found.migrations) > 5
         assert await pool.fetchval("SELECT count(*) FROM pg_prepared_statements WHERE from_sql") == 0
@@ -420,7 +420,7 @@ async def test_a_session_of_the_callers_is_as_before(
     monkeypatch.setattr(source, "_packaged", lambda: packaged)
     async with database.connect() as connection:
         await connection.execute("SET work_mem = '7MB'")
-        found = await migrator.rehearse(connection, secs=GENEROUS)
+        found = await preview.rehearse(connection, secs=GENEROUS)
         assert summary(found)[:2] == ([1, 2], [])
         assert found.error is not None
         assert found.error.sqlstate == "22012"

@@ -85,22 +85,26 @@ def migrate(
     verbose:
         Print each statement as well, and what the server says [env: AMP_LOG=debug].
     """
-    from ampd import migrator
-
     _check_rehearsal(rehearse=rehearse, other=check or dry_run, strict=strict, secs=rehearse_secs)
     progress = new_progress(quiet=quiet, verbose=verbose)
     metadata_db = configure(where, migrations, quiet=quiet)
     if rehearse:
+        from ampd import preview
+
         secs = 5 if rehearse_secs is None else rehearse_secs
-        rehearsing = partial(migrator.rehearse, metadata_db, target=target, secs=secs, on_event=progress)
+        rehearsing = partial(preview.rehearse, metadata_db, target=target, secs=secs, on_event=progress)
         return _rehearsed(run_to_end(progress, rehearsing), strict=strict, json=json, quiet=quiet)
     if progress.verbose:
         from ampd.resources import read_migrations
 
         progress.files = {each.version: each for each in read_migrations(metadata_db.migrations.dir)}
     if check or dry_run:
-        work = partial(migrator.dry_run, metadata_db, target=target, on_event=progress)
+        from ampd import preview
+
+        work = partial(preview.dry_run, metadata_db, target=target, on_event=progress)
         return _examined(*run_to_end(progress, work), check=check, json=json, quiet=quiet)
+    from ampd import migrator
+
     report = run_to_end(progress, lambda: migrator.migrate(metadata_db, target=target, on_event=progress))
     if json:
         print_json(report.json())
@@ -173,7 +177,7 @@ def resolve(
     rolled_back:
         None of it is left: forget it, and let the next `ampd migrate` run it from the beginning.
     """
-    from ampd import migrator
+    from ampd import resolution
     from ampd.plan import Resolution
 
     if applied == rolled_back:
@@ -183,9 +187,9 @@ def resolve(
         )
     progress = new_progress()
     metadata_db = configure(where, migrations)
-    resolution = Resolution.APPLIED if applied else Resolution.ROLLED_BACK
-    found = run_to_end(progress, lambda: migrator.resolve(metadata_db, version, resolution, on_event=progress))
-    print_result(f"{found.database}: version {version} is recorded as {resolution.value}; {found.summary()}")
+    settled = Resolution.APPLIED if applied else Resolution.ROLLED_BACK
+    found = run_to_end(progress, lambda: resolution.resolve(metadata_db, version, settled, on_event=progress))
+    print_result(f"{found.database}: version {version} is recorded as {settled.value}; {found.summary()}")
     return 0
 
 

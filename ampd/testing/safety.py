@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from ampd.apply.rehearsal_report import RehearsedMigration
 from ampd.display import one_line
 from ampd.migration import Migration
-from ampd.migrator import rehearse
+from ampd.preview import rehearse
 from ampd.redaction import Hidden
 from ampd.report import duration
 from ampd.run import Source
