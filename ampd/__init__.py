@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from .resolution import resolve as resolve
     from .resources import read_migrations as read_migrations
     from .resumption import Resumption as Resumption
+    from .tracing import trace_events as trace_events
     from .statement_progress import StatementProgress as StatementProgress
     from .testing.safety import assert_migrations_safe as assert_migrations_safe
 
@@ -107,6 +108,7 @@ _HOMES = {
     "resolution": "resolve",
     "resources": "read_migrations",
     "resumption": "Resumption",
+    "tracing": "trace_events",
     "statement_progress": "StatementProgress",
     "testing.safety": "assert_migrations_safe",
 }

@@ -32,6 +32,7 @@ from .runtime import (
     survive,
     terminal_columns,
     wants_json,
+    with_spans,
 )
 from .solo import solo
 
@@ -105,7 +106,8 @@ def migrate(
         return _examined(*run_to_end(progress, work), check=check, json=json, quiet=quiet)
     from ampd import migrator
 
-    report = run_to_end(progress, lambda: migrator.migrate(metadata_db, target=target, on_event=progress))
+    told = with_spans(progress)
+    report = run_to_end(progress, lambda: migrator.migrate(metadata_db, target=target, on_event=told))
     if json:
         print_json(report.json())
     elif not quiet:

@@ -16,6 +16,7 @@ from ampd.errors import AmpdError, MigrationInterrupted
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
+    from ampd.events import Event, OnEvent
     from ampd.report import Report
 
     from .progress import Progress
@@ -125,6 +126,21 @@ def new_progress(*, quiet: bool = False, verbose: bool = False) -> Progress:
 
     verbose = verbose or os.environ.get("AMP_LOG", "").lower() in ("debug", "trace")
     return Progress(quiet=quiet, verbose=verbose and not quiet)
+
+
+def with_spans(progress: Progress) -> OnEvent:
+    """Return the progress; with spans, where somebody has set up OpenTelemetry, as `opentelemetry-instrument` does."""
+    if "opentelemetry.sdk.trace" not in sys.modules:
+        return progress
+    from ampd.tracing import trace_events
+
+    trace = trace_events()
+
+    def both(event: Event) -> None:
+        trace(event)
+        progress(event)
+
+    return both
 
 
 def prepare_streams() -> None:
