@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from ampd.cli.app import HOME
 from ampd.version import VERSION
 from tests.cli_output import document, error, failed, plain, seen
 from tests.folders import write
 from tests.servers import Ampd, Database, free_port
+from tests.test_documents import README
 
 pytestmark = pytest.mark.any_server
 
@@ -26,21 +28,22 @@ MIGRATIONS_HELP = "--migrations PATH Folder of migration files [default: the one
 JSON_HELP = "--json Print one JSON document on stdout, and nothing else there."
 HELP = {
     "": "Usage: ampd COMMAND [OPTIONS] "
-    "Bring amp's PostgreSQL metadata database to the current schema, and keep it there. "
+    "Migrate amp's PostgreSQL metadata database, or with --migrations DIR any other. "
     "The database is the one of --url, else of AMP_CONFIG_METADATA_DB__URL, else of metadata_db.url in the "
     "configuration file. "
     "Exit codes: 0 success, 1 error, 130 and 143 after SIGINT and SIGTERM with the running migration rolled back. "
     "Commands "
-    "baseline Record migrations as applied without running them, in a database that has them already. "
-    "lint Report operations that lock or break a live database; exit 1 if there are any. "
     "migrate Apply the pending migrations in order, and exit. "
-    "new Create the next migration file, and print its path. "
-    "resolve Resolve a -- no-transaction migration that was interrupted and cannot be resumed by itself. "
-    "solo Start a managed local PostgreSQL, migrate it, and keep it up until Ctrl+C. "
     "status Show what is applied, pending and in conflict. "
+    "baseline Record migrations as applied without running them, in a database that has them already. "
+    "resolve Resolve a -- no-transaction migration that was interrupted and cannot be resumed by itself. "
+    "new Create the next migration file, and print its path. "
+    "lint Report operations that lock or break a live database; exit 1 if there are any. "
+    "solo Start a managed local PostgreSQL, migrate it, and keep it up until Ctrl+C. "
     "--help (-h) Display this message and exit. --install-completion Install shell completion for this application. "
     "--version Display application version. "
-    f"Parameters {CONFIG_HELP}",
+    f"Parameters {CONFIG_HELP} "
+    "ampd COMMAND --help has examples.",
     "migrate": "Usage: ampd migrate [OPTIONS] "
     "Apply the pending migrations in order, and exit. "
     "Idempotent, and safe to start many times at once: each migration runs in one transaction, in one process. "
@@ -111,6 +114,19 @@ HELP = {
 }
 
 
+SECTIONS = {  # of README.md, by what leads to them
+    "": "readme",
+    "migrate": "from-a-terminal-or-a-pipeline",
+    "status": "from-a-terminal-or-a-pipeline",
+    "baseline": "coming-from-another-tool",
+    "resolve": "when-something-is-wrong",
+    "new": "migration-files",
+    "lint": "before-a-migration-is-merged",
+    "solo": "a-database-on-your-own-machine",
+}
+HELP = {name: f"{text} See {HOME}#{SECTIONS[name]}" for name, text in HELP.items()}
+
+
 @pytest.mark.parametrize("command", HELP)
 def test_help_is_the_same_wherever_it_is_asked_for(ampd: Ampd, command: str) -> None:
     """-h and --help, before and after the command, print the one page of the command on stdout."""
@@ -132,6 +148,13 @@ def test_version(ampd: Ampd, arguments: list[str]) -> None:
 def test_each_command_has_two_examples(command: str) -> None:
     """Help shows how a command is used, twice."""
     assert HELP[command].count("Example: ampd ") == 2
+
+
+def test_help_leads_to_sections_that_are_there() -> None:
+    """The links at the end are those of headings in README.md."""
+    headings = re.findall(r"^#+ (.+)$", README, re.MULTILINE)
+    anchors = {"-".join(re.findall(r"\w+", heading.lower())) for heading in headings}
+    assert {*SECTIONS.values()} - anchors == {"readme"}
 
 
 def test_completion_is_installed_for_the_shell(ampd: Ampd, tmp_path: Path) -> None:

@@ -21,14 +21,18 @@ if TYPE_CHECKING:
     from ampd.config import MetadataDb
 
 
+HOME = "https://github.com/edgeandnode/ampd-migrate"
+
 app = App(
     name="ampd",
     version=VERSION,
-    help="""Bring amp's PostgreSQL metadata database to the current schema, and keep it there.
+    help="""Migrate amp's PostgreSQL metadata database, or with `--migrations DIR` any other.
 
     The database is the one of `--url`, else of AMP_CONFIG_METADATA_DB__URL, else of `metadata_db.url` in the
     configuration file.
+
     Exit codes: 0 success, 1 error, 130 and 143 after SIGINT and SIGTERM with the running migration rolled back.""",
+    help_epilogue=f"`ampd COMMAND --help` has examples.\n\nSee {HOME}#readme",
     help_format="markdown",
     result_action="return_value",
 )

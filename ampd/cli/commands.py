@@ -13,7 +13,19 @@ from cyclopts import CycloptsError, Parameter, UnknownCommandError, UnusedCliTok
 from ampd.errors import AmpdError, ConfigError
 from ampd.redaction import learn_passwords
 
-from .app import ConfigOption, Flag, JsonOption, MigrationsOption, UrlOption, Version, Where, WhereGiven, app, configure
+from .app import (
+    HOME,
+    ConfigOption,
+    Flag,
+    JsonOption,
+    MigrationsOption,
+    UrlOption,
+    Version,
+    Where,
+    WhereGiven,
+    app,
+    configure,
+)
 from .baseline import baseline
 from .lint import lint
 from .new import new
@@ -37,7 +49,7 @@ from .runtime import (
 from .solo import solo
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ampd.apply.prepared import Execution
     from ampd.apply.rehearsal_report import Rehearsal
@@ -195,8 +207,17 @@ def resolve(
     return 0
 
 
-for command in (migrate, status, baseline, resolve, new, lint, solo):
-    app.command(command)
+_SECTIONS: dict[Callable[..., int], str] = {  # of README.md
+    migrate: "from-a-terminal-or-a-pipeline",
+    status: "from-a-terminal-or-a-pipeline",
+    baseline: "coming-from-another-tool",
+    resolve: "when-something-is-wrong",
+    new: "migration-files",
+    lint: "before-a-migration-is-merged",
+    solo: "a-database-on-your-own-machine",
+}
+for place, (command, section) in enumerate(_SECTIONS.items()):
+    app.command(command, sort_key=place, help_epilogue=f"See {HOME}#{section}")
 app.register_install_completion_command()
 
 
