@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from .resolution import resolve as resolve
     from .resources import read_migrations as read_migrations
     from .resumption import Resumption as Resumption
+    from .schemas import SchemasReport as SchemasReport, migrate_schemas as migrate_schemas
     from .tracing import trace_events as trace_events
     from .statement_progress import StatementProgress as StatementProgress
     from .testing.safety import assert_migrations_safe as assert_migrations_safe
@@ -108,6 +109,7 @@ _HOMES = {
     "resolution": "resolve",
     "resources": "read_migrations",
     "resumption": "Resumption",
+    "schemas": "SchemasReport migrate_schemas",
     "tracing": "trace_events",
     "statement_progress": "StatementProgress",
     "testing.safety": "assert_migrations_safe",

@@ -63,7 +63,11 @@ async def migrate(
     """
     source = Hidden(database)
     del database
-    run = await Run.of(source, migrations, schema, table, target, limits, on_event)
+    return await apply_pending(await Run.of(source, migrations, schema, table, target, limits, on_event))
+
+
+async def apply_pending(run: Run) -> Report:
+    """Apply what is pending, in a run that has not begun, and emit its last event."""
     run.needs_rows = False
     async with run.emit:
         try:

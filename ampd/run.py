@@ -50,7 +50,9 @@ class Run:
         on_event: OnEvent,
         *,
         packaged: bool,
+        pool: Pool | None = None,
     ) -> None:
+        self._given = (source, configured, files, schema, table, target, limits, on_event)
         self.emit = Emitter(on_event, lambda: (self.shown, self.history.schema if self.history else self.schema))
         policy = configured.migrations
         self.limits = resolved_limits(policy, limits)
@@ -71,6 +73,7 @@ class Run:
             connect_wait_secs=self.limits.connect_wait_secs,
             advisory_lock_wait_secs=self.limits.advisory_lock_wait_secs,
             on_event=self.emit,
+            pool=pool,
         )
         self.lock_wait = LockWait(self.limits.advisory_lock_wait_secs, self.emit)
         self.history: History | None = None
@@ -102,6 +105,16 @@ class Run:
         files = await in_slices(reading(folder)) if migrations is None else _in_order(migrations)
         packaged = migrations is None and folder is None
         return cls(source, configured, files, schema, table, target, limits, on_event, packaged=packaged)
+
+    def for_schema(self, schema: str | None, limits: Limits | None, pool: Pool | None) -> Run:
+        """Return a run of the same files on another schema, which takes its sessions from a pool.
+
+        What this run has prepared the other one has as well, and the other way round.
+        """
+        source, configured, files, _, table, target, _, on_event = self._given
+        run = Run(source, configured, files, schema, table, target, limits, on_event, packaged=self.packaged, pool=pool)
+        run._prepared = self._prepared
+        return run
 
     @asynccontextmanager
     async def sessions(self, count: int = 1) -> AsyncIterator[list[Session]]:

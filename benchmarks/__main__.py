@@ -9,6 +9,8 @@ from benchmarks.record import RESULTS, PeersRecord, StallRecord, load, save
 from benchmarks.report import peers_report, stall_report
 from benchmarks.server import server
 from benchmarks.stall import stall as stall_readers
+from benchmarks.tenants import MIGRATIONS
+from benchmarks.tenants import tenants as migrate_tenants
 
 app = App(name="benchmarks", help="Measure ampd beside its peers.")
 
@@ -51,6 +53,17 @@ def stall(url: str | None = None) -> None:
     record = anyio.run(measure)
     save(record, "stall")
     (RESULTS / "stall.svg").write_text(stall_plot(record))
+
+
+@app.command
+def tenants(url: str | None = None, schemas: int = 500) -> None:
+    """Measure many schemas with a few migrations each, and print the table."""
+
+    async def measure() -> list[str]:
+        async with server(url) as measured:
+            return await migrate_tenants(measured, schemas)
+
+    print(f"{schemas} schemas of {MIGRATIONS} migrations\n", *anyio.run(measure), sep="\n")
 
 
 @app.command

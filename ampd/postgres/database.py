@@ -79,11 +79,13 @@ class Database:
         connect_wait_secs: float = 0,
         advisory_lock_wait_secs: float = 0,
         on_event: OnEvent = ignore,
+        pool: Pool | None = None,
     ) -> None:
+        """Keep where sessions come from; those of a URL can be taken from a `pool` on the same database."""
         source = _source(hidden_source)
         if isinstance(source, DatabaseUrl):
             self._url: DatabaseUrl | None = source
-            self._pool: asyncpg.Pool | PassedConnection | None = None
+            self._pool: asyncpg.Pool | PassedConnection | None = pool
             self.label: str | None = source.label
             self._role = source.user or os.environ.get("PGUSER")
         else:
@@ -97,6 +99,11 @@ class Database:
         self.connection_wait = ConnectionWait(max(advisory_lock_wait_secs, least), on_event)
         self._warned = False
         self._on_event = on_event
+
+    @property
+    def url(self) -> DatabaseUrl | None:
+        """Return the URL; None for a caller's own pool or connection."""
+        return self._url
 
     @property
     def is_one_connection(self) -> bool:
@@ -357,7 +364,7 @@ class Database:
             without_frames(error, DRIVER)
             raise
         finally:
-            self.redact = pool_redact(pool)
+            self.redact = pool_redact(pool, self._url)
 
     def _meaning(self, error: Exception) -> tuple[Exception, bool]:
         """Return the exception for a failed attempt, and whether another attempt is worth making."""

@@ -91,6 +91,17 @@ def search_path(schema: str) -> dict[str, str]:
     return {"search_path": f'{identifier(schema)}, "$user", public'}
 
 
+@discreet
+def migration_pool(url: DatabaseUrl, size: int) -> tuple[Pool, tuple[str, ...]]:
+    """Return an unopened pool of at most so many connections, each made when it is needed, and warnings of the URL.
+
+    Raises:
+        ConfigError: the URL cannot be used.
+    """
+    arguments, warnings = driver_arguments(url, CONNECT_TIMEOUT_SECS)
+    return asyncpg.create_pool(**arguments.reveal(), min_size=0, max_size=size), warnings
+
+
 _OPTIONS = "they are those of asyncpg.create_pool; what metadata_db holds is set there"
 
 
