@@ -35,7 +35,7 @@ from tests.scenes import (
     transaction,
     until,
 )
-from tests.servers import Ampd, Database
+from tests.servers import Ampd, Database, Role
 from tests.test_psql_script import dump
 
 pytestmark = pytest.mark.anyio
@@ -242,6 +242,27 @@ ASSERT NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 
     with pytest.raises(ampd.MigrationFailed) as failure:
         await ampd.migrate(configuration)
     assert str(broken.error) == str(failure.value)
+
+
+async def test_each_migration_finds_constraints_as_they_were_declared(
+    database: Database, stranger: Role, tmp_path: Path
+) -> None:
+    """Also those that share their name with one that cannot be deferred, which anybody can make."""
+    await database.execute(
+        "CREATE TABLE p (id int PRIMARY KEY);"
+        "CREATE TABLE c (id int CONSTRAINT fk REFERENCES p DEFERRABLE INITIALLY DEFERRED);"
+        f"CREATE TABLE at_once (id int UNIQUE DEFERRABLE); GRANT CREATE ON SCHEMA public TO {stranger.name}"
+    )
+    async with database.connect(stranger.url) as other:
+        await other.execute("CREATE TABLE theirs (id int CONSTRAINT fk CHECK (true))")
+    texts = "INSERT INTO p VALUES (1); INSERT INTO c VALUES (1)", "INSERT INTO c VALUES (2); INSERT INTO p VALUES (2)"
+    altered = "ALTER TABLE c ADD x int"
+    found = await rehearsed(
+        database, tmp_path, *texts, altered, "INSERT INTO at_once VALUES (1), (1); DELETE FROM at_once"
+    )
+    assert summary(found)[:2] == ([1, 2, 3], [])
+    assert found.error is not None
+    assert (found.error.version, found.error.sqlstate) == (4, "23505")
 
 
 async def test_a_rehearsal_has_the_schema_of_a_run(database: Database, tmp_path: Path) -> None:

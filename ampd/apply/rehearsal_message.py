@@ -16,6 +16,7 @@ from .session_state import (
     NO_TRANSACTION_TIMEOUT,
     NOTICE_A_DEAD_CLIENT,
     RESET_OBJECTS,
+    RUN_DEFERRED,
     deallocate_sql,
     reset_settings_sql,
     save_settings_sql,
@@ -37,25 +38,20 @@ _LOCKS = """(SELECT coalesce(json_agg(json_build_array(l.relation::bigint, l.mod
   FROM pg_locks l LEFT JOIN pg_class c ON c.oid = l.relation
   WHERE l.locktype = 'relation' AND l.pid = pg_backend_pid()
     AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()))"""
-# Not SET CONSTRAINTS ALL, as at the end of a real run: it would hold for the following migrations as well, even for
-# constraints that these make. A real transaction begins with each constraint as it was declared.
-_RUN_DEFERRED = """DECLARE
+# As at the end of a real run, and then back to what is declared, as a real transaction begins. By name alone that is
+# not possible: a constraint may share its name with one that cannot be deferred.
+_RUN_DEFERRED = f"""DECLARE
   made pg_catalog.record;
-  locked pg_catalog.oid[] := ARRAY(SELECT relation FROM pg_catalog.pg_locks
-    WHERE locktype OPERATOR(pg_catalog.=) 'relation' AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid());
 BEGIN
+  {RUN_DEFERRED}
+  SET CONSTRAINTS ALL DEFERRED;
   FOR made IN
-    SELECT n.nspname, c.conname, pg_catalog.bool_and(c.condeferred) AS deferred
+    SELECT n.nspname, c.conname
     FROM pg_catalog.pg_constraint c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.connamespace
-    WHERE pg_catalog.has_schema_privilege(n.oid, 'USAGE')
-    GROUP BY n.nspname, c.conname HAVING pg_catalog.bool_or(
-      c.condeferrable AND (c.conrelid OPERATOR(pg_catalog.=) ANY (locked)
-        OR c.confrelid OPERATOR(pg_catalog.=) ANY (locked)))
+    WHERE c.condeferrable AND pg_catalog.has_schema_privilege(n.oid, 'USAGE')
+    GROUP BY n.nspname, c.conname HAVING NOT pg_catalog.bool_or(c.condeferred)
   LOOP
     EXECUTE pg_catalog.format('SET CONSTRAINTS %I.%I IMMEDIATE', made.nspname, made.conname);
-    IF made.deferred THEN
-      EXECUTE pg_catalog.format('SET CONSTRAINTS %I.%I DEFERRED', made.nspname, made.conname);
-    END IF;
   END LOOP;
 END"""
 
