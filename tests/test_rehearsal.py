@@ -451,6 +451,22 @@ async def test_a_session_of_the_callers_is_as_before(
         assert await connection.fetchval("SELECT count(*) FROM pg_prepared_statements WHERE from_sql") == 0
 
 
+async def test_the_reads_of_an_earlier_transaction_are_no_locks(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A serializable transaction of the caller's has left marks that pg_locks shows as the session's."""
+    await database.execute("CREATE TABLE t (id int)")
+    packaged = folder_of(tmp_path / "m", "ALTER TABLE t ADD x int")
+    monkeypatch.setattr(source, "_packaged", lambda: packaged)
+    serializable = "BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT FROM"
+    async with database.connect() as connection, database.connect() as other:
+        await other.execute(f"{serializable} pg_class")
+        await connection.execute(f"{serializable} t; COMMIT")
+        found = await preview.rehearse(connection, secs=GENEROUS)
+    assert summary(found) == ([1], [], "")
+    assert [(lock.table, lock.mode) for lock in found.migrations[0].locks] == [("public.t", "ACCESS EXCLUSIVE")]
+
+
 def test_a_size_that_is_not_known_is_not_that_of_an_empty_table() -> None:
     """What has no file, a table that is dropped or one of partitions, counts as full unless it is known to be empty."""
     for rows, blocks in ((-1, BOTH), (5, BOTH), (0, None)):

@@ -36,7 +36,7 @@ _NOW = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 _LOCKS = """(SELECT coalesce(json_agg(json_build_array(l.relation::bigint, l.mode, c.relfilenode::bigint,
     CASE WHEN c.relkind IN ('r', 'm') THEN pg_relation_size(l.relation) END)), '[]')
   FROM pg_locks l LEFT JOIN pg_class c ON c.oid = l.relation
-  WHERE l.locktype = 'relation' AND l.pid = pg_backend_pid()
+  WHERE l.locktype = 'relation' AND l.pid = pg_backend_pid() AND l.mode <> 'SIReadLock'
     AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()))"""
 # As at the end of a real run, and then back to what is declared, as a real transaction begins. By name alone that is
 # not possible: a constraint may share its name with one that cannot be deferred.
