@@ -455,16 +455,16 @@ async def test_the_reads_of_an_earlier_transaction_are_no_locks(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A serializable transaction of the caller's has left marks that pg_locks shows as the session's."""
-    await database.execute("CREATE TABLE t (id int)")
-    packaged = folder_of(tmp_path / "m", "ALTER TABLE t ADD x int")
+    await database.execute("CREATE SCHEMA app; CREATE TABLE app.t (id int)")
+    packaged = folder_of(tmp_path / "m", "ALTER TABLE app.t ADD x int")
     monkeypatch.setattr(source, "_packaged", lambda: packaged)
     serializable = "BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT FROM"
     async with database.connect() as connection, database.connect() as other:
         await other.execute(f"{serializable} pg_class")
-        await connection.execute(f"{serializable} t; COMMIT")
+        await connection.execute(f"{serializable} app.t; COMMIT")
         found = await preview.rehearse(connection, secs=GENEROUS)
     assert summary(found) == ([1], [], "")
-    assert [(lock.table, lock.mode) for lock in found.migrations[0].locks] == [("public.t", "ACCESS EXCLUSIVE")]
+    assert [(lock.table, lock.mode) for lock in found.migrations[0].locks] == [("app.t", "ACCESS EXCLUSIVE")]
 
 
 def test_a_size_that_is_not_known_is_not_that_of_an_empty_table() -> None:
