@@ -93,8 +93,8 @@ async def test_amps_own_database_is_used_and_taken_over(
         await connection.execute(f"{AMPS_OWN_WAY} {SQLX} {SQLX_ROWS}; ALTER TABLE tags ADD note text")
         await connection.close()
     look = (
-        "; to look at the database, start the server without migrating: "
-        "`AMP_CONFIG_METADATA_DB__AUTO_MIGRATE=false ampd solo`\n"
+        "; to look at the database, start its server without migrating: "
+        f"`AMP_CONFIG_METADATA_DB__AUTO_MIGRATE=false ampd solo --amp-dir {amps_cluster.parent}`\n"
     )
     code, stdout, stderr = ended(solo())
     assert (code, stdout) == (1, "")

@@ -123,18 +123,15 @@ async def _keep_up(
             if not managed:
                 raise
             if metadata_db.auto_migrate or once:
-                error.hint = f"{error.hint}; {_LOOK}" if error.hint else _LOOK
+                folder = "" if amp_dir == Path(_AMP_DIR) else f" --amp-dir {quote(str(amp_dir))}"
+                again = f"AMP_CONFIG_METADATA_DB__AUTO_MIGRATE=false ampd solo{folder}"
+                look = f"to look at the database, start its server without migrating: `{again}`"
+                error.hint = f"{error.hint}; {look}" if error.hint else look
                 raise
             complain(error)
         on_up(standing, str(url), managed=managed)
         if not once:
             await ended()
-
-
-_LOOK = (
-    "to look at the database, start the server without migrating: "
-    "`AMP_CONFIG_METADATA_DB__AUTO_MIGRATE=false ampd solo`"
-)
 
 
 async def _migrate(metadata_db: MetadataDb, progress: Progress, *, amps: bool) -> None:
