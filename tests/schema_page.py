@@ -123,7 +123,7 @@ def _lines(tables: list[Table]) -> Iterator[str]:
 
 What the migrations that are packaged with ampd make, written by `{RENEW}` from the catalog of a database that they
 have built; a test fails when it is no longer so. In `psql`, `\\d+ jobs` shows the same of a table. The history of
-migrations is a table of ampd's own, which [README.md](../README.md#the-history) describes.
+migrations is a table of ampd's own, which [history.md](history.md) describes.
 
 ```mermaid
 erDiagram"""

@@ -1,10 +1,11 @@
 """The services of `examples/` as processes: each server with its application, and how to know that it serves."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Timer
 from urllib.request import urlopen
@@ -14,7 +15,7 @@ import msgspec
 from tests.servers import free_port
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-PATIENCE_SECS = 60  # after which what still runs is killed, and the test fails
+PATIENCE_SECS = 180  # after which what still runs is killed, and the test fails
 
 
 class Recipe(msgspec.Struct, frozen=True):
@@ -43,6 +44,14 @@ def environment(url: str, **more: str) -> dict[str, str]:
     own = ("PG", "AMP_", "UVICORN", "GUNICORN", "WEB_CONCURRENCY")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     return {**kept, "AMP_CONFIG_METADATA_DB__URL": url, "DATABASE_URL": url, **more}
+
+
+def with_ampd(folder: Path) -> str:
+    """Return a PATH on which `ampd` is that of this checkout; its folder is made here."""
+    folder.mkdir()
+    (folder / "ampd").write_text(f'#!/bin/sh\nexec {sys.executable} -m ampd "$@"\n')
+    (folder / "ampd").chmod(0o755)
+    return f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
 
 
 class Service:
@@ -92,8 +101,9 @@ def service(recipe: Recipe, url: str, *, auto_migrate: bool = True, folder: Path
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,  # so that no worker is left behind
     )
-    watchdog = Timer(PATIENCE_SECS, process.kill)
+    watchdog = Timer(PATIENCE_SECS, _kill, [process])
     watchdog.start()
     try:
         yield Service(process, port)
@@ -103,4 +113,9 @@ def service(recipe: Recipe, url: str, *, auto_migrate: bool = True, folder: Path
         try:
             process.communicate(timeout=PATIENCE_SECS)
         finally:
-            process.kill()
+            _kill(process)
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

@@ -423,8 +423,9 @@ is the first message of each kind, with a line break added after each of its sta
 is shown by the lines in which it differs. Random values are replaced by fixed ones: the word in ampd's own notices and
 names (`0123456789abcdef`), process and transaction numbers, oids.
 
-Whose code could run in these, and as whom, is in [SECURITY.md](../SECURITY.md); why they are as they are, in
-[ARCHITECTURE.md](../ARCHITECTURE.md).
+Whose code could run in these, and as whom, is in
+[SECURITY.md](https://github.com/edgeandnode/ampd-migrate/blob/main/SECURITY.md);
+why they are as they are, in [ARCHITECTURE.md](https://github.com/edgeandnode/ampd-migrate/blob/main/ARCHITECTURE.md).
 
 The migrations are these, each named `step`:
 """

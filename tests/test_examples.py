@@ -2,7 +2,6 @@
 
 import configparser
 import json
-import os
 import re
 import shlex
 import shutil
@@ -19,7 +18,17 @@ import pytest
 from tests import scenes
 from tests.repetition import TIMES
 from tests.servers import Ampd, Database
-from tests.services import EXAMPLES, GUNICORN, HYPERCORN, PATIENCE_SECS, UVICORN, Recipe, environment, service
+from tests.services import (
+    EXAMPLES,
+    GUNICORN,
+    HYPERCORN,
+    PATIENCE_SECS,
+    UVICORN,
+    Recipe,
+    environment,
+    service,
+    with_ampd,
+)
 
 pytestmark = [pytest.mark.anyio, pytest.mark.one_version]
 
@@ -253,12 +262,8 @@ async def test_the_steps_of_a_workflow(database: Database, copy: Path, tmp_path:
     (copy / "shop" / "migrations" / "3_pages.sql").write_text("CREATE TABLE pages (x int);\n")
     for command in ("add shop", "commit -m pages"):
         assert run(*git, *command.split(), folder=copy).returncode == 0
-    commands = tmp_path / "bin"
-    commands.mkdir()
-    (commands / "ampd").write_text(f'#!/bin/sh\nexec {sys.executable} -m ampd "$@"\n')
-    (commands / "ampd").chmod(0o755)
     env = jobs["deploy"]["env"] | {"AMP_CONFIG_METADATA_DB__URL": database.url, "GITHUB_ACTIONS": ""}
-    env["PATH"] = f"{commands}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env["PATH"] = with_ampd(tmp_path / "bin")
 
     def step(line: str) -> subprocess.CompletedProcess[str]:
         bash = ("bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", line)  # as GitHub runs it
