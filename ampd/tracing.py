@@ -39,7 +39,9 @@ _DATABASE = re.compile(r"(?s).*:\d+/(?P<name>.*)")
 
 
 def trace_events(tracer: Tracer | None = None) -> OnEvent:
-    """Return a callback for `on_event=` of `migrate` and `open_pool` that makes spans with a tracer of OpenTelemetry.
+    """Return a callback for `on_event=` that makes spans with a tracer of OpenTelemetry.
+
+    It is for `migrate`, `migrate_schemas` and `open_pool`, which say how each run ends.
 
     A run is a span `ampd migrate`, whose parent is whatever span it is called in, and each migration that starts a span
     `migration VERSION NAME` within it. Both end when the run and the migration do, and a failure is their status. The

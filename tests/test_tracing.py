@@ -177,15 +177,9 @@ async def test_a_run_that_never_connects(traced: Traced) -> None:
 
 async def test_runs_at_the_same_time_share_a_callback(database: Database, traced: Traced) -> None:
     """What belongs to whose run is told by the schema."""
+    schemas = [f"tenant_{number}" for number in range(6)]
     trace = ampd.trace_events(traced.tracer)
-    schemas = ["one", "two", "three"]
-    async with anyio.create_task_group() as tasks:
-        for schema in schemas:
-
-            async def run(schema: str = schema) -> None:
-                await ampd.migrate(database.url, migrations=scripts("SELECT 1"), schema=schema, on_event=trace)
-
-            tasks.start_soon(run)
+    await ampd.migrate_schemas(database.url, schemas, migrations=scripts("SELECT 1"), on_event=trace)
     runs = {span.context.span_id: span for span in traced.spans if span.parent is None and span.context}
     assert sorted(str(attributes(span)["db.namespace"]) for span in runs.values()) == sorted(
         f"{database.name}|{schema}" for schema in schemas
