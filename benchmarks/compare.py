@@ -3,7 +3,7 @@
 import os
 import sys
 from asyncio import create_subprocess_exec
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from subprocess import PIPE, STDOUT
 from tempfile import TemporaryDirectory
@@ -18,7 +18,7 @@ from benchmarks.workload import LAST_RELATION, PreparedMigration, workload
 
 FLOOR_SCRIPT = Path(__file__).with_name("floor.py")
 DATABASE = "bench"
-ROUNDS_BY_DELAY = {0.0: 15, 0.005: 5}
+ROUNDS_BY_DELAY = {0.0: 15, 0.0005: 3, 0.0025: 3, 0.005: 5, 0.01: 3, 0.04: 1}
 START_ROUNDS = 200
 BYTECODE_KEPT = {"PYTHONDONTWRITEBYTECODE": ""}  # an installed package has its bytecode, a checkout should too
 
@@ -30,7 +30,9 @@ class CommandError(Exception):
     """A measured command did not do its work."""
 
 
-async def compare(server: Server) -> PeersRecord:
+async def compare(
+    server: Server, rounds_by_delay: Mapping[float, int] = ROUNDS_BY_DELAY, start_rounds: int = START_ROUNDS
+) -> PeersRecord:
     """Measures all subjects interleaved: each runs once in every round, and every round begins with another one."""
     found = [obtain(peer) for peer in PEERS]
     subjects = [AMPD, *(peer for peer in found if isinstance(peer, Subject))]
@@ -39,7 +41,7 @@ async def compare(server: Server) -> PeersRecord:
         folders = {subject.name: _lay_out(subject, scripts, Path(scratch)) for subject in subjects}
         samples: list[Sample] = []
         async with Proxy(*server.address) as proxy:
-            for delay, rounds in ROUNDS_BY_DELAY.items():
+            for delay, rounds in rounds_by_delay.items():
                 proxy.delay = delay
                 for number in range(rounds):
                     _tell(f"round {number + 1} of {rounds}, {delay * 1000:g} ms each way")
@@ -48,7 +50,7 @@ async def compare(server: Server) -> PeersRecord:
                             s async for s in _migrate_twice(server, proxy, subject, folders[subject.name], number)
                         ]
         _tell("process start")
-        samples += [sample async for sample in _starts(server, folders[AMPD.name])]
+        samples += [sample async for sample in _starts(server, folders[AMPD.name], start_rounds)]
     return PeersRecord(
         facts=facts(await server.release()),
         migrations=len(scripts),
@@ -81,7 +83,7 @@ async def _migrate_twice(
         yield Sample(
             subject=subject.name,
             scenario=scenario,
-            delay_ms=proxy.delay * 1000,
+            delay_ms=round(proxy.delay * 1000, 3),
             round=number,
             seconds=seconds,
             connections=proxy.connections,
@@ -92,13 +94,13 @@ async def _migrate_twice(
             raise CommandError(f"{subject.name} did not migrate")
 
 
-async def _starts(server: Server, folder: Path) -> AsyncIterator[Sample]:
+async def _starts(server: Server, folder: Path, rounds: int) -> AsyncIterator[Sample]:
     url = server.url_of(DATABASE)
     environment = {AMPD.url_variable: url}
     contenders = [(AMPD.name, AMPD.argv(url)), (FLOOR, [sys.executable, str(FLOOR_SCRIPT), url])]
     await server.create_anew(DATABASE)
     await run(AMPD.argv(url), folder, **environment)
-    for number in range(START_ROUNDS):
+    for number in range(rounds):
         for name, argv in _rotated(contenders, number):
             seconds = await run(argv, folder, **environment)
             yield Sample(subject=name, scenario="start", delay_ms=0, round=number, seconds=seconds)

@@ -12,6 +12,7 @@ from benchmarks.report import by_round_trips
 WIDTH, LEFT, RIGHT, ROW, HEAD = 760, 130, 170, 26, 44
 OURS, THEIRS, INK, FAINT = "#1a7f64", "#b0b7bf", "#24292f", "#d8dee4"
 STEP_SECONDS = 0.05
+PLOTTED_DELAY_MS = 5.0  # each way
 
 
 class Bar(msgspec.Struct, frozen=True):
@@ -23,8 +24,8 @@ class Bar(msgspec.Struct, frozen=True):
 
 
 def peers_plot(record: PeersRecord) -> str:
-    """Time over the slowest network that was measured, with nothing pending and on an empty database."""
-    away = f"server {record.delays()[-1] * 2:g} ms away"
+    """Time over a network of 10 ms, with nothing pending and on an empty database."""
+    away = f"server {PLOTTED_DELAY_MS * 2:g} ms away"
     panels = {
         f"Nothing pending, {away}": _bars(record, "nothing pending"),
         f"{record.migrations} migrations on an empty database, {away}": _bars(record, "fresh"),
@@ -67,11 +68,10 @@ def stall_plot(record: StallRecord) -> str:
 
 
 def _bars(record: PeersRecord, scenario: Scenario) -> list[Bar]:
-    delay = record.delays()[-1]
     bars = []
     for name in by_round_trips(record, scenario):
-        seconds = record.median(name, scenario, delay)
-        trips = record.median(name, scenario, delay, lambda sample: sample.round_trips)
+        seconds = record.median(name, scenario, PLOTTED_DELAY_MS)
+        trips = record.median(name, scenario, PLOTTED_DELAY_MS, lambda sample: sample.round_trips)
         bars.append(Bar(name, seconds, f"{seconds:.2f} s, {trips:g} trips"))
     return bars
 

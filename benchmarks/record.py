@@ -101,6 +101,27 @@ class StallRecord(msgspec.Struct, frozen=True):
     stalls: list[Stall]
 
 
+class Timing(msgspec.Struct, frozen=True):
+    """How long one subject took in one case, and how many of its processes failed."""
+
+    subject: str
+    case: str
+    round: int
+    seconds: float
+    failures: int = 0
+
+
+class TimingsRecord(msgspec.Struct, frozen=True):
+    """Every timing of one part."""
+
+    facts: Facts
+    timings: list[Timing]
+
+    def median(self, subject: str, case: str) -> float:
+        """The median of the seconds of one subject in one case."""
+        return median(each.seconds for each in self.timings if (each.subject, each.case) == (subject, case))
+
+
 def facts(postgresql: str) -> Facts:
     """The facts of this machine, none of which names it."""
     return Facts(
@@ -113,7 +134,7 @@ def facts(postgresql: str) -> Facts:
     )
 
 
-def save(record: PeersRecord | StallRecord, name: str) -> None:
+def save(record: msgspec.Struct, name: str) -> None:
     """Writes a record as JSON, a line per sample so that two runs can be compared."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_bytes(msgspec.json.encode(record).replace(b"},{", b"},\n{") + b"\n")

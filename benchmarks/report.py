@@ -21,7 +21,7 @@ def _peers_lines(record: PeersRecord) -> Iterator[str]:
     facts = record.facts
     yield (
         f"{facts.date}, {facts.cores} cores, {facts.system}, PostgreSQL {facts.postgresql}, Python {facts.python}, "
-        f"asyncpg {facts.asyncpg}. Medians; a ratio is the median of the time relative to ampd's in the same round."
+        f"asyncpg {facts.asyncpg}. Medians of whole processes."
     )
     yield from _scenario(record, "nothing pending", "Nothing pending")
     yield from _scenario(record, "fresh", f"A fresh run of {record.migrations} migrations")
@@ -35,22 +35,17 @@ def _scenario(record: PeersRecord, scenario: Scenario, title: str) -> Iterator[s
     delays = record.delays()
     yield f"\n### {title}\n"
     per_migration = ["per migration"] if scenario == "fresh" else []
-    times = [heading for delay in delays for heading in (f"{delay * 2:g} ms away", "ratio")]
-    yield _row(["", "connections", "round trips", *per_migration, *times])
-    yield _row([":--", *["--:"] * (2 + len(per_migration) + len(times))])
+    times = [f"{delay * 2:g} ms away" for delay in delays]
+    yield _row(["", "connections", "round trips", *per_migration, "connecting included", *times])
+    yield _row([":--", *["--:"] * (3 + len(per_migration) + len(times))])
     for name in by_round_trips(record, scenario):
         trips = record.median(name, scenario, delays[0], lambda sample: sample.round_trips)
         connections = record.median(name, scenario, delays[0], lambda sample: sample.connections)
         share = [f"{trips / record.migrations:.2f}"] if per_migration else []
-        figures = [
-            figure
-            for delay in delays
-            for figure in (
-                _duration(record.median(name, scenario, delay)),
-                f"{record.ratio(name, AMPD.name, scenario, delay):.2f}",
-            )
-        ]
-        yield _row([name, f"{connections:g}", f"{trips:g}", *share, *figures])
+        waits = record.median(name, scenario, delays[-1]) - record.median(name, scenario, delays[0])
+        times = [_duration(record.median(name, scenario, delay)) for delay in delays]
+        whole = f"{waits / (delays[-1] - delays[0]) * 500:.0f}"
+        yield _row([name, f"{connections:g}", f"{trips:g}", *share, whole, *times])
 
 
 def _start(record: PeersRecord) -> str:
