@@ -126,14 +126,18 @@ class DatabaseUrl:
         """Return the URL with its password, normalised: the one way to get at it, for the driver alone."""
         return self._render(_quoted)
 
+    def without_password(self) -> str:
+        """Return the URL without its password and those of its parameters."""
+        return self._render(None)
+
     def with_parameters(self, parameters: Mapping[str, str]) -> DatabaseUrl:
         """Return the same URL with other query parameters."""
         url = DatabaseUrl(self.reveal())
         url._hidden = Hidden((self.password, dict(parameters), self._hidden.reveal()[2]))
         return url
 
-    def _render(self, show: Callable[[str], str]) -> str:
-        credentials = _quoted(self.user or "") + (f":{show(self.password)}" if self.password else "")
+    def _render(self, show: Callable[[str], str] | None) -> str:
+        credentials = _quoted(self.user or "") + (f":{show(self.password)}" if self.password and show else "")
         parameters = dict(self.parameters)
         hosts = ""
         # What neither the driver nor Python's URL parser takes before the `/` goes behind the `?`.
@@ -147,7 +151,9 @@ class DatabaseUrl:
                 quote(_bracketed(host), safe="[:]") + (f":{port}" if port else "") for host, port in self.hosts
             )
         query = "&".join(
-            f"{quote(key)}={show(value) if _is_secret(key) else quote(value)}" for key, value in parameters.items()
+            f"{quote(key)}={show(value) if show and _is_secret(key) else quote(value)}"
+            for key, value in parameters.items()
+            if show or not _is_secret(key)
         )
         return (
             f"postgresql://{credentials}{'@' if credentials else ''}{hosts}"

@@ -10,6 +10,8 @@ _UNSEEN = re.compile(
     "[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
     r"|(?<=#)#(?=\w{0,20}\[)"
 )
+_COMMAND = re.compile("`[^`]*`")
+_OF_AN_EXCERPT = re.compile(r" *\d* *\|")
 _LONGEST, _LONGEST_NAME = 10_000, 200  # characters
 
 
@@ -26,6 +28,23 @@ def folded(text: str) -> str:
 def one_line(text: str) -> str:
     """Return a name or a statement by others on one line, cut where it is long."""
     return _cut(visible(text).replace("\n", r"\n").replace("\t", " "), _LONGEST_NAME)
+
+
+def fitted(text: str, columns: int) -> str:
+    """Return a text with its lines broken between words to fit so many columns.
+
+    A command in backticks is a word of its own, so that it can be pasted; the excerpt of a file stays as it is.
+    """
+    from textwrap import TextWrapper
+
+    wrapper = TextWrapper(columns, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
+
+    def fit(line: str) -> str:
+        if len(line) <= columns or _OF_AN_EXCERPT.match(line):
+            return line
+        return wrapper.fill(_COMMAND.sub(lambda command: command[0].replace(" ", "\0"), line)).replace("\0", " ")
+
+    return "\n".join(map(fit, text.split("\n")))
 
 
 def _escape(unseen: re.Match[str]) -> str:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 FILE_NAME = re.compile(r"(?P<version>[0-9]{1,18})_(?P<name>.+?)(?:\.up)?\.sql", re.DOTALL)
 BOM = b"\xef\xbb\xbf"
+PACKAGED = "ampd/migrations"  # how the packaged folder is shown
 
 # What may stand before the first statement. A nested block comment ends early here; who writes directives behind one?
 _LEADING = re.compile(r"\s+|(?P<comment>--[^\r\n]*)|/\*.*?\*/", re.DOTALL)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from enum import Enum, StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
 from .display import one_line
-from .migration import AppliedMigration, Migration
+from .migration import PACKAGED, AppliedMigration, Migration
 from .other_sessions import Holder
 from .resumption import Resumption, done_checksum, resumption, summary
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 
 class State(StrEnum):
@@ -43,6 +44,9 @@ class Resolution(StrEnum):
     ROLLED_BACK = "rolled back"
 
 
+Known: TypeAlias = Migration | AppliedMigration
+
+
 class MigrationInfo(msgspec.Struct, frozen=True):
     """One version that the files, the history or both contain."""
 
@@ -52,6 +56,11 @@ class MigrationInfo(msgspec.Struct, frozen=True):
     newest_applied: int | None = None
     resumption: Resumption | None = None  # of an interrupted migration that can go on
     runner: Holder | None = None  # of a running one
+    neighbours: tuple[Known | None, Known | None] = (
+        None,
+        None,
+    )  # files around one that is missing, rows around a late one
+    free_version: int = 0  # for a late one: above all there are
 
     @property
     def version(self) -> int:
@@ -69,7 +78,7 @@ class MigrationInfo(msgspec.Struct, frozen=True):
         return f"{self.version} {one_line(self.name)}"
 
     @property
-    def known(self) -> Migration | AppliedMigration:
+    def known(self) -> Known:
         """Return the file, or the history's row where there is no file."""
         known = self.migration or self.applied
         assert known is not None
@@ -192,6 +201,8 @@ def make_plan(
         return MigrationInfo(state, file, row, newest_applied, resume)
 
     infos = tuple(map(info_of, sorted(files.keys() | rows.keys())))
+    if any(info.state in (State.MISSING, State.OUT_OF_ORDER) for info in infos):
+        infos = tuple(_with_neighbours(infos, files, rows))
     ahead = any(info.state is State.AHEAD for info in infos)
     wanted = [info for info in infos if not ahead and (target is None or info.version <= target)]
     pending = tuple(info for info in wanted if info.state is State.PENDING or info.resumption is not None)
@@ -199,6 +210,25 @@ def make_plan(
     to_resume = {info.version for info in pending}
     conflicts = tuple(conflict_of(info) for info in infos if info.state in _VERDICTS and info.version not in to_resume)
     return Plan(infos, pending, conflicts, running)
+
+
+def _with_neighbours(
+    infos: Sequence[MigrationInfo], files: Mapping[int, Migration], rows: Mapping[int, AppliedMigration]
+) -> Iterator[MigrationInfo]:
+    """Yield what there is with the neighbours of what is missing or late, and a version that is free for the latter."""
+    ordered: dict[State, list[Known]] = {
+        State.MISSING: [files[version] for version in sorted(files)],
+        State.OUT_OF_ORDER: [rows[version] for version in sorted(rows)],
+    }
+    free = infos[-1].version
+    for info in infos:
+        if (others := ordered.get(info.state)) is None:
+            yield info
+            continue
+        place = bisect(others, info.version, key=lambda other: other.version)
+        before, after = others[place - 1] if place else None, others[place]
+        free += info.state is State.OUT_OF_ORDER
+        yield msgspec.structs.replace(info, neighbours=(before, after), free_version=free)
 
 
 def _state(
@@ -235,15 +265,16 @@ def is_another_projects(plan: Plan) -> bool:
     return {row.checksum for row in rows.values()}.isdisjoint(file.checksum for file in files.values())
 
 
-_RESTORE = "restore the original file (from version control), or reset the database and run all migrations again"
+_RESET = "or reset the database and run all migrations again"
+_RESTORE = f"restore the original file (from version control{{log}}), {_RESET}"
 
 _VERDICTS: dict[State, tuple[str, str]] = {
     State.CHANGED: ("was applied and its file has changed since", _RESTORE),
-    State.MISSING: ("was applied and there is no such file", _RESTORE),
+    State.MISSING: ("was applied and there is no such file{span}", _RESTORE),
     State.OUT_OF_ORDER: (
-        "is not applied and {newest} already is",
-        "give the file a version above {newest} (and no other change), or set allow_out_of_order = true; "
-        "or reset the database and run all migrations again",
+        "is not applied and {newest} already is{span}",
+        "give the file a version above {newest} (and no other change){rename}; or set allow_out_of_order = true: "
+        f"`AMP_CONFIG_METADATA_DB__MIGRATIONS__ALLOW_OUT_OF_ORDER=true ampd migrate`; {_RESET}",
     ),
     State.INTERRUPTED: (
         "was started and did not finish: {done} recorded as done",
@@ -251,6 +282,39 @@ _VERDICTS: dict[State, tuple[str, str]] = {
         "`ampd resolve {version} --applied` or `ampd resolve {version} --rolled-back`",
     ),
 }
+
+
+def _span(info: MigrationInfo) -> str:
+    """Return between which neighbours a migration is missing or late."""
+    before, after = (one and f"{one.version} {one_line(one.name)}" for one in info.neighbours)
+    if after is None:
+        return ""
+    if info.state is State.MISSING:
+        return f": the files at hand go from {before} to {after}" if before else f": the first file at hand is {after}"
+    return f": the history goes from {before} to {after}" if before else f": the history begins with {after}"
+
+
+def _log(info: MigrationInfo) -> str:
+    """Return the command that shows what version control has of the file of a changed or missing migration."""
+    from shlex import quote
+
+    migration, after = info.migration, info.neighbours[1]
+    path = migration.file if migration else ""
+    if isinstance(after, Migration) and "/" in after.file:
+        path = f"{after.file.rpartition('/')[0]}/*{info.version}_{one_line(info.name)}*"
+    return f": `git log --stat -- {quote(path)}`" if path and not path.startswith(f"{PACKAGED}/") else ""
+
+
+def _rename(info: MigrationInfo) -> str:
+    """Return the command that gives the file of a late migration a version above all others."""
+    from shlex import quote
+
+    if info.migration is None or info.migration.file.startswith(f"{PACKAGED}/"):
+        return ""
+    folder, slash, name = info.migration.file.rpartition("/")
+    version, _, rest = name.partition("_")
+    renamed = f"{folder}{slash}{info.free_version:0{len(version)}}_{rest}"
+    return f": `mv {quote(info.migration.file)} {quote(renamed)}`"
 
 
 def conflict_of(info: MigrationInfo) -> Conflict:
@@ -265,5 +329,8 @@ def conflict_of(info: MigrationInfo) -> Conflict:
         "newest": info.newest_applied,
         "version": info.version,
         "done": "1 statement is" if done == 1 else f"{done} statements are",
+        "span": _span(info),
+        "log": _log(info),
+        "rename": _rename(info),
     }
     return Conflict(info, f"{info.label} {message.format(**facts)}", hint.format(**facts))

@@ -131,13 +131,11 @@ class Status(msgspec.Struct, frozen=True):
     def text(self, columns: int | None = None) -> str:
         """Return what `status` prints: the database, a table of the migrations, and what to do next.
 
-        On a terminal of so many `columns` what is least needed is left out, and long lines are broken.
+        What is least needed is left out of the table where it has to fit so many `columns`.
         """
         schema = f", schema {one_line(self.schema)}" if self.schema not in (None, "public") else ""
         top = f"{self.database}{schema}: {self.summary()}"
-        parts = [top, *self._next()]
-        parts = [wrapped(part, columns) for part in parts]
-        parts.insert(1, _table(self.plan.migrations, columns))
+        parts = [top, _table(self.plan.migrations, columns), *self._next()]
         return "\n\n".join(part for part in parts if part)
 
     def _next(self) -> Iterator[str]:
@@ -319,16 +317,6 @@ def table(rows: Sequence[tuple[str, ...]], alignments: str, columns: int | None,
         )
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
-
-
-def wrapped(text: str, columns: int | None) -> str:
-    """Return a text with its long lines broken, on a terminal of so many `columns`."""
-    if not columns:
-        return text
-    from textwrap import TextWrapper
-
-    wrapper = TextWrapper(columns, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
-    return "\n".join(map(wrapper.fill, text.split("\n")))
 
 
 def _cut(text: str, width: int) -> str:

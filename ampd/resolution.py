@@ -10,13 +10,12 @@ from .config import Limits
 from .display import one_line
 from .errors import ConfigError
 from .events import OnEvent, ignore
-from .migration import Migration
+from .migration import PACKAGED, Migration
 from .plan import MigrationInfo, Resolution, State
 from .postgres.connection import Session
 from .redaction import Hidden
 from .report import Status
 from .run import Run, Source, check_version
-from .source import PACKAGED
 
 
 async def resolve(

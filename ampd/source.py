@@ -10,14 +10,13 @@ from stat import S_ISREG
 from typing import TYPE_CHECKING
 
 from .errors import InvalidMigration
-from .migration import Checksum, Migration, parse_file_name
+from .migration import PACKAGED, Checksum, Migration, parse_file_name
 from .sql.slices import Slices
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
 
-PACKAGED = "ampd/migrations"  # how the packaged folder is shown
 _LARGEST = 512 * 2**20  # bytes of a file
 
 

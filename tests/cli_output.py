@@ -23,6 +23,24 @@ def plain(text: str) -> str:
     return text
 
 
+def restore(path: str) -> str:
+    """Return the hint for a file that was changed or is gone, with its path as a shell has it."""
+    return (
+        f"restore the original file (from version control: `git log --stat -- {path}`), "
+        "or reset the database and run all migrations again"
+    )
+
+
+def late(version: int, old: str, new: str, options: str = "") -> str:
+    """Return the hint for a file that is out of order; the options are those that its command is completed by."""
+    return (
+        f"give the file a version above {version} (and no other change): `mv {old} {new}`; "
+        "or set allow_out_of_order = true: "
+        f"`AMP_CONFIG_METADATA_DB__MIGRATIONS__ALLOW_OUT_OF_ORDER=true ampd migrate{options}`; "
+        "or reset the database and run all migrations again"
+    )
+
+
 def seen(process: subprocess.CompletedProcess[str]) -> tuple[int, str, str]:
     """Return code, stdout and stderr without what differs from run to run."""
     return process.returncode, plain(process.stdout), plain(process.stderr)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ampd import read_migrations
-from tests.cli_output import document, error, failed, plain, seen
+from tests.cli_output import document, error, failed, late, plain, restore, seen
 from tests.folders import TWO, write
 from tests.servers import Ampd, Database
 
@@ -27,7 +27,8 @@ async def test_a_database_from_empty_to_up_to_date(ampd: Ampd, database: Databas
 
     pending = (
         "DATABASE: no migration applied, 2 pending\n\nstate    version  name    when  took  by\n"
-        "pending        1  first\npending        2  second\n\nnext: `ampd migrate` applies 2 migrations\n"
+        "pending        1  first\npending        2  second\n\n"
+        "next: `ampd migrate --migrations m` applies 2 migrations\n"
     )
     assert run("status") == (0, pending, "")
     assert run("migrate", "--check") == (1, "DATABASE: no migration applied, 2 pending\n", "")
@@ -41,7 +42,7 @@ async def test_a_database_from_empty_to_up_to_date(ampd: Ampd, database: Databas
     half = (
         "DATABASE: at version 1, 1 pending\n\nstate    version  name    when  took  by\n"
         "applied        1  first   TIME  N ms  postgres\npending        2  second\n\n"
-        "next: `ampd migrate` applies 1 migration\n"
+        "next: `ampd migrate --migrations m` applies 1 migration\n"
     )
     assert run("status") == (0, half, "")
     nothing = (0, "DATABASE: nothing to apply, at version 1, 1 left pending\n", "")
@@ -168,7 +169,8 @@ async def test_nothing_is_applied_while_the_database_is_ahead(ampd: Ampd, databa
 # --- conflicts
 
 
-RESTORE = "restore the original file (from version control), or reset the database and run all migrations again"
+RESTORE = restore("m/1_first.sql")
+GONE = "'m/*1_first*'"
 EDITED = sha256(b"CREATE TABLE a (id bigint);\n").hexdigest()
 
 
@@ -184,28 +186,28 @@ async def test_every_conflict_is_told_at_once(ampd: Ampd, database: Database, tm
     (folder / "2_second.sql").unlink()
     write(folder, {"5_index.sql": "-- no-transaction\nVACUUM;\n"})
     third, now = sha256(b"SELECT 3;").hexdigest(), sha256(b"-- no-transaction\nVACUUM;\n").hexdigest()
+    gone, options = "'m/*2_second*'", " --migrations m"
     expected = f"""\
 error: 4 migrations are in conflict with the history of the database; nothing is applied
 1 first was applied and its file has changed since
   file:    m/1_first.sql, SHA-256 {EDITED}
   applied: TIME by postgres, SHA-256 {FIRST}
   to do:   {RESTORE}
-2 second was applied and there is no such file
+2 second was applied and there is no such file: the files at hand go from 1 first to 3 third
   file:    none
   applied: TIME by postgres, SHA-256 {SECOND}
-  to do:   {RESTORE}
-3 third is not applied and 5 already is
+  to do:   {restore(gone)}
+3 third is not applied and 5 already is: the history goes from 2 second to 5 index
   file:    m/3_third.sql, SHA-256 {third}
   applied: never
-  to do:   give the file a version above 5 (and no other change), or set allow_out_of_order = true; \
-or reset the database and run all migrations again
+  to do:   {late(5, "m/3_third.sql", "m/7_third.sql", options)}
 5 index was started and did not finish: 0 statements are recorded as done
   file:    m/5_index.sql, SHA-256 {now}
   started: TIME by postgres, SHA-256 {index}
-  to do:   restore the file as it was when it was started, and `ampd migrate` may resume it; else \
-look at the database, finish or undo the migration by hand, then run `ampd resolve 5 --applied` \
-or `ampd resolve 5 --rolled-back`
-hint: resolve each as it says; `ampd status` shows them all
+  to do:   restore the file as it was when it was started, and `ampd migrate{options}` may resume it; else \
+look at the database, finish or undo the migration by hand, then run `ampd resolve 5 --applied{options}` \
+or `ampd resolve 5 --rolled-back{options}`
+hint: resolve each as it says; `ampd status{options}` shows them all
 """
     for arguments in (["migrate"], ["migrate", "--check"], ["migrate", "--dry-run"]):
         assert seen(ampd(*arguments, "--migrations", "m", url=database.url)) == (1, "", expected), arguments
@@ -251,8 +253,8 @@ async def test_the_json_of_conflicts(ampd: Ampd, database: Database, folder: Pat
             "applied_checksum": SECOND,
             "applied_at": "…",
             "applied_by": "postgres",
-            "message": "2 second was applied and there is no such file",
-            "hint": RESTORE,
+            "message": "2 second was applied and there is no such file: the files at hand go from 1 first to 3 third",
+            "hint": restore("'m/*2_second*'"),
         },
     ]
     message = "2 migrations are in conflict with the history of the database; nothing is applied"
@@ -281,19 +283,18 @@ async def test_the_json_of_conflicts(ampd: Ampd, database: Database, folder: Pat
         ),
         pytest.param(
             {"1_first.sql": None},
-            f"error: 1 first was applied and there is no such file\n"
+            f"error: 1 first was applied and there is no such file: the first file at hand is 2 second\n"
             f"  file:    none\n"
             f"  applied: TIME by postgres, SHA-256 {FIRST}\n"
-            f"hint: {RESTORE}\n",
+            f"hint: {restore(GONE)}\n",
             id="missing",
         ),
         pytest.param(
             {"0_late.sql": "SELECT 3;"},
-            f"error: 0 late is not applied and 2 already is\n"
+            f"error: 0 late is not applied and 2 already is: the history begins with 1 first\n"
             f"  file:    m/0_late.sql, SHA-256 {sha256(b'SELECT 3;').hexdigest()}\n"
             f"  applied: never\n"
-            f"hint: give the file a version above 2 (and no other change), or set allow_out_of_order = true; "
-            f"or reset the database and run all migrations again\n",
+            f"hint: {late(2, 'm/0_late.sql', 'm/3_late.sql', ' --migrations m')}\n",
             id="out-of-order",
         ),
     ],
@@ -322,9 +323,9 @@ async def test_an_interrupted_migration_alone(ampd: Ampd, database: Database, tm
 error: 1 odd was started and did not finish: 1 statement is recorded as done
   file:    m/1_odd.sql, SHA-256 {new}
   started: TIME by postgres, SHA-256 {old}
-hint: restore the file as it was when it was started, and `ampd migrate` may resume it; else \
-look at the database, finish or undo the migration by hand, then run `ampd resolve 1 --applied` \
-or `ampd resolve 1 --rolled-back`
+hint: restore the file as it was when it was started, and `ampd migrate --migrations m` may resume it; else \
+look at the database, finish or undo the migration by hand, then run `ampd resolve 1 --applied --migrations m` \
+or `ampd resolve 1 --rolled-back --migrations m`
 """
     process = ampd("migrate", "--json", "--migrations", "m", url=database.url)
     assert (process.returncode, plain(process.stderr), document(process)["error"]["code"]) == (1, text, "interrupted")
@@ -333,7 +334,7 @@ or `ampd resolve 1 --rolled-back`
     assert seen(ampd(*run, url=database.url)) == (0, resolved, "")
     assert ampd("migrate", "--migrations", "m", url=database.url).returncode == 0
     refusal = "error: version 1 is applied, not interrupted: there is nothing to resolve\n"
-    hint = "hint: `ampd status` shows what is interrupted\n"
+    hint = "hint: `ampd status --migrations m` shows what is interrupted\n"
     assert seen(ampd(*run, url=database.url)) == (1, "", refusal + hint)
 
 

@@ -271,7 +271,8 @@ def test_the_deprecated_key_works_with_a_warning(ampd: Ampd, database: Database,
     assert seen(ampd("status", "--migrations", "m", "--config", "c.toml")) == (
         0,
         "DATABASE: no migration applied, 2 pending\n\nstate    version  name    when  took  by\n"
-        "pending        1  first\npending        2  second\n\nnext: `ampd migrate` applies 2 migrations\n",
+        "pending        1  first\npending        2  second\n\n"
+        "next: `ampd migrate --config c.toml --migrations m` applies 2 migrations\n",
         "warning: metadata_db_url is deprecated: write url = … under [metadata_db]\n",
     )
 

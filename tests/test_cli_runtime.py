@@ -47,7 +47,8 @@ NOSUCH = (
             (
                 0,
                 "DATABASE: no migration applied, 2 pending\n\nstate    version  name    when  took  by\n"
-                "pending        1  first\npending        2  second\n\nnext: `ampd migrate` applies 2 migrations\n",
+                "pending        1  first\npending        2  second\n\n"
+                "next: `ampd migrate --migrations m` applies 2 migrations\n",
                 "",
             ),
         ),
@@ -136,7 +137,7 @@ def test_a_terminal_shows_the_plan_first(ampd: Ampd, database: Database, tmp_pat
     """A run that is soon over prints what stays, and no live display; a dumb terminal gets what a file gets."""
     write(tmp_path / "m", {"1_a.sql": "SELECT 1;\n"})
     text = on_a_terminal(ampd, database.url, "migrate", "--migrations", "m", term="xterm")
-    assert text == "DATABASE: 1 of 1 to apply, from 1 a\n[1/1] 1 a  N ms\n"
+    assert text == "DATABASE: 1 of\n  1 to apply, from 1 a\n[1/1] 1 a  N ms\n"
     write(tmp_path / "m", {"2_b.sql": "SELECT 1;\n"})
     text = on_a_terminal(ampd, database.url, "migrate", "--migrations", "m", term="dumb")
     assert text == "[1/1] 2 b  N ms\n"
@@ -151,6 +152,6 @@ def test_status_fits_the_terminal(ampd: Ampd, database: Database, tmp_path: Path
     text = on_a_terminal(ampd, database.url, "status", "--migrations", "m", stdout=True)
     assert text.partition("\n\n")[2] == (
         "state           version  name\napplied               1  first\n"
-        "pending  20260101000000  a_name_that_i..\n\nnext: `ampd migrate` applies 1 migration\n"
+        "pending  20260101000000  a_name_that_i..\n\nnext: `ampd migrate --migrations m`\n  applies 1 migration\n"
     )
     assert max(map(len, text.splitlines())) <= 40

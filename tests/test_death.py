@@ -244,7 +244,7 @@ async def test_a_network_that_is_silent_from_the_start(database: Database) -> No
             signal.SIGTERM,
             143,
             "-- no-transaction\n",
-            "unfinished: run `ampd migrate` again; it resumes or says what to do",
+            "unfinished: run `ampd migrate --migrations FOLDER` again; it resumes or says what to do",
         ),
     ],
 )
@@ -263,7 +263,8 @@ async def test_a_signal(
         stdout, stderr = process.communicate(timeout=GENEROUS)
         await assert_no_trace_but_the_gate(database)
     assert (process.returncode, stdout) == (code, "")
-    assert plain(stderr) == f"[1/2] 1 step  N ms\n{sign.name}: applied 1 step; 2 step was stopped, {end}\n"
+    told = plain(stderr).replace(str(tmp_path / "files"), "FOLDER")
+    assert told == f"[1/2] 1 step  N ms\n{sign.name}: applied 1 step; 2 step was stopped, {end}\n"
     await assert_complete(database, files)
 
 
@@ -387,7 +388,7 @@ async def test_a_signal_in_a_silent_network(database: Database, ampd: Ampd, tmp_
     assert process.returncode == 143
     told = "SIGTERM: applied 1 step; 2 step was stopped, "
     told += "and the server did not confirm the rollback: run `ampd status`"
-    assert stderr.splitlines()[-1] == told
+    assert stderr.splitlines()[-1] == told.replace("ampd status", f"ampd status --migrations {folder}")
     document = msgspec.json.decode(stdout)
     assert (document["result"], document["current_version"]) == ("failed", 1)
     assert [each["version"] for each in document["applied"]] == [1]

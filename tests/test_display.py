@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ampd as library
-from ampd.display import folded, one_line, visible
+from ampd.display import fitted, folded, one_line, visible
 from ampd.events import Waiting
 from ampd.other_sessions import Blocker, Holder
 from tests.folders import write
@@ -124,3 +124,25 @@ async def test_a_name_in_the_history_forges_no_line(ampd: Ampd, database: Databa
     document = ampd("status", "--json", "--migrations", "m", url=database.url).stdout
     assert "##" not in document
     assert msgspec.json.decode(document)["migrations"][1]["name"] == EVIL
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("short", ["short"]),
+        ("hint: wait for it and run again", ["hint: wait for it", "  and run again"]),
+        (
+            "look, then run `ampd resolve 30 --applied` or not",
+            ["look, then run", "  `ampd resolve 30 --applied`", "  or not"],
+        ),
+        (
+            "one\n  file:    m/1_a.sql, SHA-256 0123456789abcdef01",
+            ["one", "  file:", "  m/1_a.sql, SHA-256", "  0123456789abcdef01"],
+        ),
+        ("12 | UPDATE t SET a_column = 1\n   |            ^", ["12 | UPDATE t SET a_column = 1", "   |            ^"]),
+    ],
+    ids=["fits", "words", "command", "long word", "excerpt"],
+)
+def test_lines_that_fit_a_terminal(text: str, lines: list[str]) -> None:
+    """Lines break between words, never within a command or an excerpt, and what follows is indented."""
+    assert fitted(text, 20).splitlines() == lines

@@ -16,6 +16,7 @@ from ampd.migration import AppliedMigration, Migration
 from ampd.other_sessions import Blocker
 from ampd.plan import make_plan
 from ampd.report import Report
+from tests.cli_output import restore
 from tests.repetition import examples
 
 CODES = {
@@ -136,7 +137,7 @@ def conflicts() -> MigrationConflict:
     return MigrationConflict("2 migrations are in conflict", conflicts=found, hint="resolve each")
 
 
-RESTORE = "restore the original file (from version control), or reset the database and run all migrations again"
+GONE = "'sql/*2_gone*'"
 
 
 def test_a_conflict_lists_every_case() -> None:
@@ -146,11 +147,11 @@ def test_a_conflict_lists_every_case() -> None:
         "1 jobs was applied and its file has changed since\n"
         f"  file:    sql/1_jobs.sql, SHA-256 {'01' * 32}\n"
         f"  applied: 2026-01-02 12:00:00+0000 by amp, SHA-256 {'02' * 32}\n"
-        f"  to do:   {RESTORE}\n"
-        "2 gone was applied and there is no such file\n"
+        f"  to do:   {restore('sql/1_jobs.sql')}\n"
+        "2 gone was applied and there is no such file: the files at hand go from 1 jobs to 3 new\n"
         "  file:    none\n"
         f"  applied: 2026-01-02 12:00:00+0000 by deploy, SHA-256 {'03' * 32}\n"
-        f"  to do:   {RESTORE}\n"
+        f"  to do:   {restore(GONE)}\n"
         "hint: resolve each"
     )
     assert conflicts().version == 1
@@ -164,7 +165,7 @@ def test_a_single_conflict_is_told_once() -> None:
         "1 jobs was applied and its file has changed since\n"
         f"  file:    sql/1_jobs.sql, SHA-256 {'01' * 32}\n"
         f"  applied: 2026-01-02 12:00:00+0000 by amp, SHA-256 {'02' * 32}\n"
-        f"hint: {RESTORE}"
+        f"hint: {restore('sql/1_jobs.sql')}"
     )
 
 

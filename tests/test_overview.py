@@ -9,6 +9,7 @@ import pytest
 
 import ampd as library
 from ampd import migrator
+from ampd.display import fitted
 from ampd.history.overview import FoundHistory, Overview, Unfinished, Unread
 from tests.cli_output import seen
 from tests.scenes import scripts, transaction, until
@@ -219,7 +220,7 @@ def test_a_terminal_of_80_columns() -> None:
         FoundHistory("eve", NAME, "eve", "eve", Unread.PRIVILEGE),
     )
     whole = Overview("amp", histories, "db:5432/amp")
-    assert whole.text(80) == (
+    assert fitted(whole.text(80), 80) == (
         "db:5432/amp: 3 histories\n\n"
         "history                               version  applied          last (UTC)\n"
         f"public.{NAME}  20261123222400  42               2026-11-23 12:30\n"

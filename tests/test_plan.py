@@ -17,10 +17,10 @@ from ampd.migration import AppliedMigration, Migration, checksum
 from ampd.plan import Conflict, MigrationInfo, Order, Plan, State, conflict_of, is_another_projects, make_plan
 from ampd.resumption import DoneChecksums, Resumption, done_checksum, resumption, summary
 from ampd.sql.splitter import split
+from tests.cli_output import late, restore
 from tests.repetition import examples
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
-RESTORE = "restore the original file (from version control), or reset the database and run all migrations again"
 RESUMABLE = "-- no-transaction\nVACUUM;\n"
 
 
@@ -181,7 +181,7 @@ OWN = checksum(b"SELECT 2;").hex()
                 "applied_at": "2026-01-02T12:00:01+00:00",
                 "applied_by": "amp",
                 "message": "2 m2 was applied and its file has changed since",
-                "hint": RESTORE,
+                "hint": restore("sql/2_m2.sql"),
             },
             f"  file:    sql/2_m2.sql, SHA-256 {OWN}\n  applied: 2026-01-02 12:00:01+0000 by amp, SHA-256 {OTHER}",
         ),
@@ -197,8 +197,8 @@ OWN = checksum(b"SELECT 2;").hex()
                 "applied_checksum": OWN,
                 "applied_at": "2026-01-02T12:00:01+00:00",
                 "applied_by": "amp",
-                "message": "2 m2 was applied and there is no such file",
-                "hint": RESTORE,
+                "message": "2 m2 was applied and there is no such file: the first file at hand is 3 m3",
+                "hint": restore("'sql/*2_m2*'"),
             },
             f"  file:    none\n  applied: 2026-01-02 12:00:01+0000 by amp, SHA-256 {OWN}",
         ),
@@ -214,9 +214,8 @@ OWN = checksum(b"SELECT 2;").hex()
                 "applied_checksum": None,
                 "applied_at": None,
                 "applied_by": None,
-                "message": "2 m2 is not applied and 3 already is",
-                "hint": "give the file a version above 3 (and no other change), or set allow_out_of_order = true; "
-                "or reset the database and run all migrations again",
+                "message": "2 m2 is not applied and 3 already is: the history begins with 3 m3",
+                "hint": late(3, "sql/2_m2.sql", "sql/4_m2.sql"),
             },
             f"  file:    sql/2_m2.sql, SHA-256 {OWN}\n  applied: never",
         ),

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from ampd import ConfigError, LockTimeout, Migration, MigrationConflict, MigrationFailed, Report, Status
+from ampd.display import fitted
 from ampd.migration import AppliedMigration, checksum
 from ampd.other_sessions import Blocker, Holder
 from ampd.plan import make_plan
@@ -22,6 +23,7 @@ from ampd.report import (
     pending_of,
 )
 from ampd.statement_progress import StatementProgress
+from tests.cli_output import late, restore
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
@@ -178,7 +180,7 @@ def test_a_newer_database_in_the_document() -> None:
     assert [each["state"] for each in document["migrations"]] == ["applied", "ahead"]
 
 
-RESTORE = "restore the original file (from version control), or reset the database and run all migrations again"
+GONE_FILE = "'sql/*2_gone*'"
 TEXT = f"""\
 h:5432/amp: at version 20, 1 pending, 4 conflicts
 
@@ -191,14 +193,13 @@ interrupted        30  index      2026-01-02 12:00          deploy
 pending            35  new
 
 1 jobs was applied and its file has changed since
-  to do: {RESTORE}
+  to do: {restore("sql/1_jobs.sql")}
 
-2 gone was applied and there is no such file
-  to do: {RESTORE}
+2 gone was applied and there is no such file: the files at hand go from 1 jobs to 3 late
+  to do: {restore(GONE_FILE)}
 
-3 late is not applied and 30 already is
-  to do: give the file a version above 30 (and no other change), or set allow_out_of_order = true; \
-or reset the database and run all migrations again
+3 late is not applied and 30 already is: the history goes from 2 gone to 20 job_state
+  to do: {late(30, "sql/3_late.sql", "sql/36_late.sql")}
 
 30 index was started and did not finish: 3 statements are recorded as done
   to do: look at the database, finish or undo the migration by hand, then run `ampd resolve 30 --applied` or \
@@ -228,12 +229,12 @@ def test_the_text_of_status() -> None:
 
 @pytest.mark.parametrize("columns", [20, 30, 40, 60, 80, 120])
 def test_the_text_fits_a_terminal(columns: int) -> None:
-    """No line is wider than a terminal of 40 columns or more; below, state, version and a little of the name stay."""
+    """No line is wider than a terminal of 40 columns but for a command; below, state, version and some name stay."""
     for found in (EVERYTHING, RUNNING):
-        lines = found.text(columns).splitlines()
-        assert max(map(len, lines)) <= max(columns, 40)
+        lines = fitted(found.text(columns), columns).splitlines()
+        assert max(len(line) for line in lines if "`" not in line) <= max(columns, 40)
         assert " ".join(found.text(columns).split()).startswith(" ".join(found.text().splitlines()[0].split()))
-    assert RUNNING.text(40) == NARROW
+    assert fitted(RUNNING.text(40), 40) == NARROW
     assert EVERYTHING.text(150) == TEXT
 
 
@@ -519,8 +520,7 @@ BLOCKER = Blocker(pid=7, user="u", application="psql", client=None, state="activ
                         "applied_at": "2026-01-02T12:00:01.500000+00:00",
                         "applied_by": "amp",
                         "message": "1 jobs was applied and its file has changed since",
-                        "hint": "restore the original file (from version control), or reset the database and run all "
-                        "migrations again",
+                        "hint": restore("sql/1_jobs.sql"),
                     }
                 ],
             },

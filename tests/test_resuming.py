@@ -359,7 +359,7 @@ async def test_what_needs_something_temporary_is_not_resumed_without_it(table: D
     await table.execute("CREATE TABLE gate (id integer)")
     with pytest.raises(MigrationFailed, match="division by zero") as raised:
         await library.migrate(table.url, migrations=files)
-    hint = "it is recorded as unfinished: check how far it got, then run `ampd resolve`"
+    hint = "it is recorded as unfinished: check how far it got; `ampd status` says how to resolve it"
     assert raised.value.hint == hint
     await table.execute("INSERT INTO gate VALUES (1)")
     with pytest.raises(MigrationInterrupted):

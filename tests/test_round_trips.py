@@ -85,6 +85,7 @@ NEEDED = {
     "ampd.cli.baseline",
     "ampd.cli.commands",
     "ampd.cli.lint",
+    "ampd.cli.messages",
     "ampd.cli.new",
     "ampd.cli.progress",
     "ampd.cli.runtime",

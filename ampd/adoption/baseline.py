@@ -15,14 +15,13 @@ from ampd.history.first_run import Neighbours, first_run_error, read_neighbours
 from ampd.history.refusals import NO_FOLDER, check_conflicts, check_project, check_writable
 from ampd.history.table import History
 from ampd.history.writing import adopt_sql
-from ampd.migration import Migration
+from ampd.migration import PACKAGED, Migration
 from ampd.plan import Order, State
 from ampd.postgres.connection import Session
 from ampd.postgres.quoting import identifier
 from ampd.redaction import Hidden
 from ampd.report import Status
 from ampd.run import Run, Source, check_version
-from ampd.source import PACKAGED
 
 from .amp import NEWEST, amp_history, catalog_problems, history_problems, read_facts
 from .proof import Baseline, Record, applied_at, proved, up_to

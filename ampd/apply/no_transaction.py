@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 HALTED = (
     "nothing more was run, and this statement is not recorded as done: put that table back as it was, then run again"
 )
-UNKNOWN = "it is recorded as unfinished: check how far it got, then run `ampd resolve`"
+UNKNOWN = "it is recorded as unfinished: check how far it got; `ampd status` says how to resolve it"
 
 
 async def apply_no_transaction(source: Database, session: Session, guarding: Session, execution: Execution) -> None:

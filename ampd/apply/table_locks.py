@@ -160,7 +160,7 @@ class LockMonitor:
         'state', CASE b.pid WHEN 0 THEN 'a prepared transaction, see pg_prepared_xacts' ELSE a.state END,
         'query', CASE a.datname WHEN current_database() THEN {query} END)), '[]')
       FROM (SELECT DISTINCT unnest(pg_blocking_pids(worker)) AS pid) b
-      LEFT JOIN pg_stat_activity a ON a.pid = b.pid))"""
+      LEFT JOIN pg_stat_activity a ON a.pid = b.pid WHERE b.pid <> pg_backend_pid()))"""
         path = "PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true)"
         return f"""DECLARE worker integer; progress pg_catalog.jsonb; BEGIN {path};
   PERFORM pg_stat_clear_snapshot(); worker := {pid};{progress_sql("worker", "progress")}

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from cyclopts import App, Parameter
 
+from ampd.errors import AmpdError
 from ampd.version import VERSION
 
-from .runtime import say
+from .messages import remember_options
+from .runtime import tell
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from cyclopts import Token
 
@@ -106,15 +109,31 @@ def configure(
     """
     from ampd.config_sources import read_config, with_directory
 
+    remember_options(_options(where, migrations))
     found, warnings = read_config(where.config, os.environ, url=where.url, defaults=defaults)
     metadata_db = found.metadata_db
     for warning in () if quiet else warnings:
-        say(f"warning: {warning}")
+        tell(f"warning: {warning}")
     if url_needed:
         metadata_db.require_migrations_url()
     if where.url is not None and not quiet and metadata_db.url and metadata_db.url.password:
-        say(
+        tell(
             "warning: the password in --url is shown to whoever lists the processes of this machine: put it into "
             "AMP_CONFIG_METADATA_DB__URL, metadata_db.url_file or a password file (PGPASSFILE)"
         )
     return with_directory(metadata_db, migrations)
+
+
+def _options(where: Where, migrations: Path | None) -> Iterator[str]:
+    """Yield the options that lead to the same database and files, but for a password, quoted for a shell."""
+    from shlex import quote
+
+    if where.config is not None:
+        yield f"--config {quote(str(where.config))}"
+    if where.url is not None:
+        from ampd.database_url import DatabaseUrl
+
+        with suppress(AmpdError):
+            yield f"--url {quote(DatabaseUrl(where.url).without_password())}"
+    if migrations is not None:
+        yield f"--migrations {quote(str(migrations))}"

@@ -10,7 +10,8 @@ from cyclopts import Parameter
 from ampd.errors import ConfigError
 
 from .app import Flag, JsonOption, MigrationsOption, Version, WhereGiven, configure
-from .runtime import new_progress, print_json, print_result, run_to_end, say, terminal_columns
+from .messages import terminal_columns
+from .runtime import new_progress, print_json, print_message, run_to_end, tell
 
 if TYPE_CHECKING:
     from ampd.adoption.proof import Baseline
@@ -59,7 +60,7 @@ def baseline(
 
     takeover, found = run_to_end(progress, look)
     if found.records:
-        say(f"{takeover.database}: to be recorded as applied, without running them:\n{found.text(terminal_columns())}")
+        tell(f"{takeover.database}: to be recorded as applied, without running them:\n{found.text(terminal_columns())}")
         if not yes:
             _ask()
     status = run_to_end(progress, lambda: takeover.record(found))
@@ -67,7 +68,7 @@ def baseline(
         print_json(status.json())
     else:
         done = f"recorded {count(len(found.records), 'migration')} as applied" if found.records else "nothing to record"
-        print_result(f"{status.database}: {done}; {status.summary()}")
+        print_message(f"{status.database}: {done}; {status.summary()}")
     return 0
 
 

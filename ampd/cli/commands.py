@@ -28,6 +28,7 @@ from .app import (
 )
 from .baseline import baseline
 from .lint import lint
+from .messages import terminal_columns
 from .new import new
 from .runtime import (
     Signalled,
@@ -38,11 +39,10 @@ from .runtime import (
     prepare_streams,
     print_failure,
     print_json,
-    print_result,
+    print_message,
     print_script,
     run_to_end,
     survive,
-    terminal_columns,
     wants_json,
     with_spans,
 )
@@ -123,7 +123,7 @@ def migrate(
     if json:
         print_json(report.json())
     elif not quiet:
-        print_result(report.text())
+        print_message(report.text())
     return 0
 
 
@@ -161,7 +161,7 @@ def status(
     if json:
         print_json(found.json())
     else:
-        print_result(found.text(terminal_columns()))
+        print_message(found.text(terminal_columns()))
     return 0
 
 
@@ -203,7 +203,7 @@ def resolve(
     metadata_db = configure(where, migrations)
     settled = Resolution.APPLIED if applied else Resolution.ROLLED_BACK
     found = run_to_end(progress, lambda: resolution.resolve(metadata_db, version, settled, on_event=progress))
-    print_result(f"{found.database}: version {version} is recorded as {settled.value}; {found.summary()}")
+    print_message(f"{found.database}: version {version} is recorded as {settled.value}; {found.summary()}")
     return 0
 
 
@@ -299,7 +299,7 @@ def _examined(found: Status, executions: Sequence[Execution], *, check: bool, js
         check_scriptable(found, executions)
         print_script(psql_script(found, executions))
     elif not quiet:
-        print_result(f"{found.database}: {found.summary()}")
+        print_message(f"{found.database}: {found.summary()}")
     return int(check and not found.up_to_date)
 
 
@@ -326,7 +326,7 @@ def _rehearsed(rehearsal: Rehearsal, *, strict: bool, json: bool, quiet: bool) -
     if json:
         print_json(rehearsal.json())
     elif not quiet and (text := rehearsal.text()):
-        print_result(text)
+        print_message(text)
     if rehearsal.error:
         complain(rehearsal.error)
     return int(rehearsal.error is not None or (strict and rehearsal.blocks))

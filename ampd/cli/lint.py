@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from ampd.errors import AmpdError, ConfigError
 
 from .app import MigrationsOption, WhereGiven, configure, read_path
-from .runtime import print_json, print_result
+from .runtime import print_json, print_message, print_result
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +58,10 @@ def lint(
         print_json(pretty_json({"result": "findings" if found else "clean", "findings": found}))
     else:
         in_github = format_ == "github" or (format_ is None and bool(os.environ.get("GITHUB_ACTIONS")))
-        print_result((lint.github if in_github else lint.text)(found, number))
+        if in_github:
+            print_result(lint.github(found, number))
+        else:
+            print_message(lint.text(found, number))
     return int(bool(found))
 
 

@@ -27,6 +27,8 @@ from ampd.events import (
 from ampd.redaction import shown
 from ampd.report import duration
 
+from .messages import terminal_columns, told
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -158,9 +160,9 @@ class Progress:
             return
         with self._writing, suppress(OSError, ValueError):
             if self._live is not None:
-                self._live.line(shown(text))
+                self._live.line(told(shown(text), terminal_columns(self._stream)))
             else:
-                self._write(f"{shown(text)}\n")
+                self._write(f"{told(shown(text), terminal_columns(self._stream))}\n")
 
     def _write(self, text: str) -> None:
         self._written = monotonic()

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, TextIO, TypeVar
 from ampd.display import visible
 from ampd.errors import AmpdError, MigrationInterrupted
 
+from .messages import terminal_columns, told
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
@@ -113,7 +115,7 @@ def run_to_end(progress: Progress, work: Callable[[], Awaitable[T]], *, stopping
 
 def end_signalled(signalled: Signalled, *, json: bool) -> int:
     """Print that a signal has ended the command, and return its exit code."""
-    say(signalled.told)
+    tell(signalled.told)
     if json:
         with suppress(OSError):  # stdout may be closed
             print_failure(MigrationInterrupted(signalled.told, conflicts=()), signalled.report)
@@ -170,7 +172,13 @@ def print_failure(error: AmpdError, known: Report | None) -> None:
 
 def complain(error: AmpdError) -> None:
     """Print an error and its hint on stderr."""
-    say(f"error: {error}")
+    tell(f"error: {error}")
+
+
+def tell(text: str) -> None:
+    """Print a message on stderr, which may be closed."""
+    with suppress(OSError):
+        print(told(text, terminal_columns(sys.stderr)), file=sys.stderr, flush=True)
 
 
 def say(text: str) -> None:
@@ -184,11 +192,9 @@ def print_result(text: str) -> None:
     print(visible(text), flush=True)
 
 
-def terminal_columns() -> int | None:
-    """Return the width of the terminal that stdout is; None if it is none."""
-    with suppress(OSError):
-        return os.get_terminal_size(sys.stdout.fileno()).columns or 80
-    return None
+def print_message(text: str) -> None:
+    """Print a text for a person on stdout."""
+    print(told(text, terminal_columns()), flush=True)
 
 
 def print_script(pieces: Iterable[str]) -> None:

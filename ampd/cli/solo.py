@@ -13,7 +13,8 @@ from cyclopts import Parameter
 from ampd.errors import ConfigError
 
 from .app import Flag, WhereGiven, configure
-from .runtime import complain, new_progress, print_result, run_to_end, say, terminal_columns
+from .messages import terminal_columns
+from .runtime import complain, new_progress, print_message, print_result, run_to_end, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -71,7 +72,7 @@ def solo(
         progress.clear()
         if once:
             assert standing is not None
-            print_result(standing.text(terminal_columns()))
+            print_message(standing.text(terminal_columns()))
             return
         print_result("\n".join([*([standing.summary()] if standing else []), url]))
         if managed:

@@ -12,7 +12,7 @@ from ampd.advisory_lock import LABEL, holder_sql, key_sql
 from ampd.display import one_line
 from ampd.other_sessions import Holder
 from ampd.postgres.quoting import do_block, identifier, literal
-from ampd.report import pretty_json, table, wrapped
+from ampd.report import pretty_json, table
 from ampd.sqlstates import READ
 
 from .table import LOCK
@@ -132,7 +132,7 @@ class Overview(msgspec.Struct, frozen=True):
     def text(self, columns: int | None = None) -> str:
         """Return what `status --all` prints: a line for each history, and what is to be known of some.
 
-        On a terminal of so many `columns` what is least needed is left out.
+        What is least needed is left out of the table where it has to fit so many `columns`.
         """
         if not self.histories:
             return f"{self.database}: no history of ampd"
@@ -140,7 +140,7 @@ class Overview(msgspec.Struct, frozen=True):
         top = f"{self.database}: {number} {'history' if number == 1 else 'histories'}"
         rows = [_HEADINGS, *(each.cells() for each in self.histories)]
         lines = table(rows, "<><<<", columns, flexible=0, least=_LEAST_NAME)
-        return "\n\n".join((top, lines, *(wrapped(note, columns) for note in self._notes())))
+        return "\n\n".join((top, lines, *self._notes()))
 
     def _notes(self) -> Iterator[str]:
         """Yield a paragraph for each thing to be known."""
