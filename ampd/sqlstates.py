@@ -44,6 +44,8 @@ INTERNAL_ERROR = "XX000"
 
 # Classes: the first two characters.
 CONNECTION_EXCEPTION = "08"
+DATA_EXCEPTION = "22"
+SYNTAX_ERROR = "42"  # or access rule violation
 INSUFFICIENT_RESOURCES = "53"
 OPERATOR_INTERVENTION = "57"
 SYSTEM_ERROR = "58"

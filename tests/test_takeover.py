@@ -60,6 +60,10 @@ TAKEN = {
                 "20240102000000 others is applied, and m/20240102000000_posts.up.sql has another name",
             "UPDATE _sqlx_migrations SET version = 9 WHERE description = 'posts'":
                 "9 posts is applied, and there is no such file",
+            "UPDATE _sqlx_migrations SET checksum = '' WHERE description = 'posts'":
+                "20240102000000 posts is applied, and its row has no SHA-384",
+            "ALTER TABLE _sqlx_migrations ALTER success DROP NOT NULL; UPDATE _sqlx_migrations SET success = NULL":
+                "20240102000000 posts does not say whether it is done",
             "DELETE FROM _sqlx_migrations WHERE description = 'create users'":
                 "m/20240101000000_create_users.sql is not among the applied ones, and newer ones are",
         },
@@ -84,6 +88,8 @@ TAKEN = {
                 "2.1 posts is recorded as failed, or as not finished",
             "UPDATE flyway_schema_history SET checksum = 7 WHERE version = '2.1'":
                 "2.1 posts is applied, and m/21_posts.sql has another CRC32: it was changed since",
+            "UPDATE flyway_schema_history SET checksum = NULL WHERE version = '2.1'":
+                "2.1 posts is applied, and its row has no CRC32",
             "UPDATE flyway_schema_history SET description = 'others' WHERE version = '2.1'":
                 "2.1 others is applied, and there is no such file",
             "UPDATE flyway_schema_history SET version = '21', description = 'others' WHERE version = '2.1'":
@@ -102,6 +108,8 @@ TAKEN = {
             "INSERT INTO alembic_version VALUES ('beef')":
                 "Alembic has not one current revision but 2: 27c6a30d7c24, beef",
             "DELETE FROM alembic_version": "Alembic has not one current revision but 0: none",
+            "UPDATE alembic_version SET version_num = ''":
+                "the current revision is an empty row, and of the files at hand none has it in its name",
         },
     ),
     "goose": Taken(
@@ -119,6 +127,8 @@ TAKEN = {
         {
             "UPDATE goose_db_version SET version_id = 4 WHERE version_id = 2":
                 "4 is applied, and there is no such file",
+            "ALTER TABLE goose_db_version ALTER is_applied DROP NOT NULL;UPDATE goose_db_version SET is_applied = NULL":
+                "2 does not say whether it is done",
             "DELETE FROM goose_db_version WHERE version_id = 1":
                 "m/00001_users.sql is not among the applied ones, and newer ones are",
         },
@@ -131,6 +141,8 @@ TAKEN = {
         {"000001_users.up.sql": USERS, "000001_users.down.sql": "DROP TABLE users", "000002_posts.up.sql": POSTS},
         {
             "UPDATE schema_migrations SET dirty = true": "2 is recorded as failed, or as not finished",
+            "ALTER TABLE schema_migrations ALTER dirty DROP NOT NULL; UPDATE schema_migrations SET dirty = NULL":
+                "2 does not say whether it is done",
             "UPDATE schema_migrations SET version = 3": "3 is applied, and there is no such file",
             "INSERT INTO schema_migrations VALUES (1, false)": "2 rows are current (1, 2)",
         },
@@ -163,6 +175,10 @@ TAKEN = {
         {
             "UPDATE pgmigrations SET name = '1700000000001_others' WHERE id = 2":
                 "1700000000001_others is applied, and there is no such file",
+            "ALTER TABLE pgmigrations ALTER run_on TYPE text; UPDATE pgmigrations SET run_on = '2026-99-99 21:35:14'":
+                "1700000000001_posts.up was applied at 2026-99-99 21:35:14, which is no time",
+            "ALTER TABLE pgmigrations ALTER run_on TYPE text;UPDATE pgmigrations SET run_on = '2026-11-28 21:35:14-16'":
+                "1700000000001_posts.up was applied at 2026-11-28 21:35:14-16, which is no time",
         },
     ),
     "yoyo": Taken(
@@ -408,6 +424,19 @@ async def test_a_history_that_cannot_be_read_whole(
     with pytest.raises(library.ConfigError, match=r"the history .*schema_migrations.* has more than 1 rows"):
         await library.baseline(database.url, source="dbmate", migrations=files)
     assert await database.fetchval(f"SELECT to_regclass('{TABLE}') IS NULL")
+
+
+async def test_a_history_with_columns_of_other_types(database: Database, tmp_path: Path) -> None:
+    """It is not the tool's, and the error names it."""
+    await database.execute(f"{TAKEN['sqlx'].history}; ALTER TABLE _sqlx_migrations ALTER success TYPE text")
+    with pytest.raises(library.ConfigError) as error:
+        await library.baseline(database.url, source="sqlx", migrations=files_of(TAKEN["sqlx"], tmp_path))
+    assert plain(str(error.value)) == (
+        'the history "public"."_sqlx_migrations" (owner postgres) is not as its tool makes it: argument of NOT must be '
+        "type boolean, not type text\n"
+        "hint: if you know what the database contains, `ampd baseline VERSION` records every file up to VERSION as "
+        "applied"
+    )
 
 
 async def test_the_command(ampd: Ampd, database: Database, tmp_path: Path) -> None:

@@ -46,8 +46,8 @@ def history_problems(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
     known, other = amp_history(), []
     for row in rows:
         name, checksum = known.pop(row.version, (None, None))
-        if row.failed == "t":
-            other.append(f"{row.label} is recorded as failed, or as not finished")
+        if not row.is_done:
+            other.append(row.undone)
         elif name is None:
             other.append(f"{row.label} is none of amp's migrations of 2026-03")
         elif row.name != name:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime, timedelta
 from hashlib import sha384
 from typing import TYPE_CHECKING
 from zlib import crc32
@@ -70,7 +71,7 @@ def proved(
     """
     if source == "alembic":
         return _current_revision(rows, files, version)
-    problems = [f"{row.label} is recorded as failed, or as not finished" for row in rows if row.failed == "t"]
+    problems = [row.undone for row in rows if not row.is_done]
     warnings: list[str] = []
     standing: dict[str, Row] = {}
     floor = -1  # what is not above it was there before the tool's history began
@@ -81,7 +82,7 @@ def proved(
             floor = int(row.version)
         elif source == "flyway" and not row.version and row.kind != NOT_RUN:
             warnings.append(f"{row.label} is repeatable, which ampd's migrations are not: it is left out")
-        elif row.failed != "t" and row.kind != NOT_RUN:
+        elif row.is_done and row.kind != NOT_RUN:
             standing[row.version or row.name] = row
     records: dict[int, Record] = {}
     finder = _Finder(files)
@@ -93,6 +94,8 @@ def proved(
             problems.append(problem)
         elif file is not None:
             records[file.version] = Record(file, applied_at(row))
+            if _TIME.fullmatch(row.at) and not applied_at(row):
+                problems.append(f"{row.label} was applied at {row.at}, which is no time")
     newest = max(records, default=floor)
     if TOOLS[source].is_current:
         if len(standing) > 1:
@@ -119,7 +122,9 @@ def _current_revision(rows: Sequence[Row], files: Sequence[Migration], version: 
         listed = ", ".join(row.label for row in rows) or "none"
         return Baseline((), "alembic", (f"Alembic has not one current revision but {len(revisions)}: {listed}",))
     (revision,) = revisions
-    named = [each for each in files if revision in (str(each.version), each.name, each.name.partition("_")[0])]
+    named = [
+        each for each in files if revision and revision in (str(each.version), each.name, each.name.partition("_")[0])
+    ]
     if version is None and len(named) == 1:
         version = named[0].version
     if version is None:
@@ -153,7 +158,10 @@ class _Finder:
             return None, f"{row.label} is applied, and there is no such file"
         if row.version and row.name and _plain(row.name) != _plain(file.name):
             return None, f"{row.label} is applied, and {file.file} has another name"
-        if row.checksum and (kind := _differs(source, row.checksum, file)):
+        kind = _CHECKSUMS.get(source)
+        if kind and not row.checksum and row.kind in ("", "SQL"):  # of Flyway's, Java has none
+            return None, f"{row.label} is applied, and its row has no {kind}"
+        if row.checksum and _differs(source, row.checksum, file):
             return None, f"{row.label} is applied, and {file.file} has another {kind}: it was changed since"
         return file, None
 
@@ -163,13 +171,16 @@ def _plain(name: str) -> str:
     return re.sub(r"[\W_]", "", name).lower()
 
 
-def _differs(source: str, recorded: str, file: Migration) -> str | None:
-    """Return which checksum of a file is not the recorded one; None if it is, in some form of its line ends."""
+_CHECKSUMS = {"flyway": "CRC32", "sqlx": "SHA-384"}
+
+
+def _differs(source: str, recorded: str, file: Migration) -> bool:
+    """Return whether a checksum is that of a file in no form of its line ends."""
     unix = file.sql.replace("\r\n", "\n")
     if source == "flyway":
-        return None if recorded == str(_crc32(unix)) else "CRC32"
+        return recorded != str(_crc32(unix))
     texts = (file.sql, unix, unix.replace("\n", "\r\n"))
-    return None if recorded in (sha384(text.encode()).hexdigest() for text in texts) else "SHA-384"
+    return recorded not in (sha384(text.encode()).hexdigest() for text in texts)
 
 
 def _crc32(sql: str) -> int:
@@ -179,8 +190,15 @@ def _crc32(sql: str) -> int:
 
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)?([+-]\d\d(:?\d\d)*)?")
+_FARTHEST_ZONE = timedelta(hours=16)  # which PostgreSQL does not take any more
 
 
 def applied_at(row: Row) -> str | None:
     """Return when a row's migration was applied, as text that the server reads; None if the tool does not say."""
-    return row.at if _TIME.fullmatch(row.at) else None
+    if not _TIME.fullmatch(row.at):
+        return None
+    try:
+        zone = datetime.fromisoformat(row.at).utcoffset()
+    except ValueError:
+        return None
+    return row.at if zone is None or abs(zone) < _FARTHEST_ZONE else None

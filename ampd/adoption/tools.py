@@ -9,12 +9,13 @@ import msgspec
 
 from ampd.apply.session_state import set_role_sql
 from ampd.display import one_line
-from ampd.errors import ConfigError, PermissionDenied
+from ampd.errors import ConfigError, ConnectionFailed, PermissionDenied
 from ampd.history.first_run import tool_of
 from ampd.history.reading import READ_LOCK_SECS
 from ampd.history.table import LOCK
 from ampd.history.trust import trusted_owner_sql
 from ampd.postgres.quoting import do_block, identifier, literal
+from ampd.sqlstates import DATA_EXCEPTION, SYNTAX_ERROR
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ampd.postgres.connection import Session
 
 
+ON_YOUR_WORD = "`ampd baseline VERSION` records every file up to VERSION as applied"
 GONE, NOT_RUN = "gone", "not run"  # what `kind` says of rows that stand for no migration: one undone, or the tool's own
 
 
@@ -84,6 +86,7 @@ TOOLS = {
     "goose": Tool(
         version="h.version_id",
         at="h.tstamp",
+        failed="CASE WHEN h.is_applied IS NOT NULL THEN false END",
         kind=f"CASE WHEN h.version_id = 0 THEN '{NOT_RUN}' WHEN NOT h.is_applied THEN '{GONE}' END",
         order="h.id",
     ),
@@ -107,7 +110,18 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
     @property
     def label(self) -> str:
         """Return version and name on one line."""
-        return one_line(f"{self.version} {self.name}".strip())
+        return one_line(f"{self.version} {self.name}".strip()) or "an empty row"
+
+    @property
+    def is_done(self) -> bool:
+        """Return whether it says that its migration, if it stands for any, was applied."""
+        return self.failed == "f"
+
+    @property
+    def undone(self) -> str:
+        """Return what else it says."""
+        says = "is recorded as failed, or as not finished" if self.failed == "t" else "does not say whether it is done"
+        return f"{self.label} {says}"
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -141,7 +155,7 @@ def found_history(tables: Iterable[Neighbour], home: str, source: str) -> tuple[
         raise ConfigError(
             f"{here} contains no history of {missing}" + (f", but {shown}" if shown else ""),
             hint=f"{instead}if {history} is in another schema, set metadata_db.schema; if you know what the database "
-            "contains, `ampd baseline VERSION` records every file up to VERSION as applied",
+            f"contains, {ON_YOUR_WORD}",
         )
     if len(found) > 1:
         raise ConfigError(
@@ -171,7 +185,7 @@ async def read_rows(session: Session, table: Neighbour, tool: Tool, role: str | 
 
     Raises:
         PermissionDenied: its owner is not trusted any more, or we may not read it.
-        ConfigError: it is no plain table.
+        ConfigError: its columns are of other types than the tool makes them, or its rows are too many.
     """
     name = f"{identifier(table.schema)}.{identifier(table.name)}"
     this = f"c.relname = {literal(table.name)} AND n.nspname = {literal(table.schema)}"
@@ -197,7 +211,16 @@ BEGIN
 END"""
     begin = f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {set_role_sql(role, local=True)}"
     message = f"{begin}{do_block(body)}; COMMIT"
-    answer = await session.ask(message, _Answer)
+    try:
+        answer = await session.ask(message, _Answer)
+    except ConnectionFailed as error:
+        if error.sqlstate is None or error.sqlstate[:2] not in (DATA_EXCEPTION, SYNTAX_ERROR):
+            raise
+        raise ConfigError(
+            f"the history {table} is not as its tool makes it: {error.message}",
+            hint=f"if you know what the database contains, {ON_YOUR_WORD}",
+            sqlstate=error.sqlstate,
+        ) from error
     if answer.rows is None:
         raise _stranger_error(table)
     if len(answer.rows) > _MOST_ROWS:
