@@ -98,7 +98,8 @@ async def _rehearse(run: Run, session: Session, secs: float) -> Rehearsal:
         return await rehearsal.rehearse(run.source, session, executions, secs, run.shown)
     except LockTaken as taken:
         _check_free(await run.read_history(session))
-        raise taken.unless or AdvisoryLockTimeout("another runner was at work meanwhile", hint="run again") from taken
+        told = "another runner was at work meanwhile, or the history was changed by hand"
+        raise taken.unless or AdvisoryLockTimeout(told, hint="run again") from taken
 
 
 def _check_free(history: History) -> None:

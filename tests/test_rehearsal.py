@@ -3,6 +3,7 @@
 import asyncio
 import signal
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import msgspec
@@ -406,6 +407,22 @@ async def test_the_migration_lock_is_tried_once(database: Database, tmp_path: Pa
     assert f"the migration lock is held by a session that is not ampd: pid {runner.get_server_pid()}," in str(
         found.error
     )
+
+
+async def test_a_history_that_changes_meanwhile(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a runner or a person has written to it, nobody can tell."""
+    await ampd.migrate(database.url, migrations=ampd.read_migrations(folder_of(tmp_path / "m", "SELECT 1")))
+    rehearse = rehearsal.rehearse
+
+    async def changed(*arguments: Any) -> Rehearsal:
+        await database.execute(f"UPDATE {TABLE} SET version = 3")
+        return await rehearse(*arguments)
+
+    monkeypatch.setattr(rehearsal, "rehearse", changed)
+    told = "another runner was at work meanwhile, or the history was changed by hand\nhint: run again"
+    assert summary(await rehearsed(database, tmp_path, "SELECT 1", "SELECT 2")) == ([], [], told)
 
 
 async def test_a_large_file_is_rehearsed_in_parts(
