@@ -37,8 +37,10 @@ lint: $(VENV)/ready  ## check style, format and the direction of imports
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports
 
-types: $(VENV)/ready  ## check types
+types: $(VENV)/ready  ## check types, and those that users see
 	@$(BIN)/mypy
+	@$(BIN)/basedpyright --pythonpath $(BIN)/python
+	@PATH="$(abspath $(BIN)):$$PATH" basedpyright --verifytypes ampd --ignoreexternal >$(VENV)/types.txt || { cat $(VENV)/types.txt; exit 1; }
 	@cd examples && ../$(BIN)/mypy --strict --ignore-missing-imports *.py shop
 
 docs: $(VENV)/ready  ## write docs/sql.md (from a real run) and docs/metadata-schema.md (from a catalog) anew, and build the site

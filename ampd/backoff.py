@@ -23,7 +23,7 @@ class Backoff:
         """Reset the wait: it is over, or another one has begun at a time of `monotonic`."""
         self._begun = since
         self._reported = -_REPORT_EVERY_SECS
-        self.pause = _FIRST_PAUSE_SECS
+        self.pause: float = _FIRST_PAUSE_SECS
 
     def begin(self) -> None:
         """Begin the wait now, unless it has begun."""

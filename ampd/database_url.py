@@ -78,14 +78,15 @@ class DatabaseUrl:
         user, _, password = credentials.partition(":")
         given = _parameters(query)
         parameters = {key: _decoded(value) for key, value in given}
-        self.user = parameters.pop("user", None) or _decoded(user) or None
+        self.user: str | None = parameters.pop("user", None) or _decoded(user) or None
         effective = parameters.pop("password", None) or _decoded(password) or None
-        self.database = parameters.pop("dbname", None) or _decoded(path) or None
+        self.database: str | None = parameters.pop("dbname", None) or _decoded(path) or None
         ports = parameters.pop("port", "").split(",")
         if "host" in parameters:
-            self.hosts = _hosts([_named(spec) for spec in parameters.pop("host").split(",")], ports)
+            hosts = _hosts([_named(spec) for spec in parameters.pop("host").split(",")], ports)
         else:
-            self.hosts = _hosts([_located(spec) for spec in hostspec.split(",")], ports)
+            hosts = _hosts([_located(spec) for spec in hostspec.split(",")], ports)
+        self.hosts: tuple[tuple[str, int | None], ...] = hosts
         if _HIDDEN in (password, *(value for key, value in given if _is_secret(key))):
             raise ConfigError(
                 f"the password of the database URL is {_HIDDEN}, which stands for one that was hidden",

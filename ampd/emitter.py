@@ -111,12 +111,12 @@ class RunningMigration:
 
     def __init__(self, emit: Emitter, starting: Starting) -> None:
         self._emit = emit
-        self.since = monotonic()
+        self.since: float = monotonic()
         self._begun = self._ended = False
         self._duration_ms: int | None = None
         self._cost: dict[str, Any] = {"retries": 0, "longest_attempt_secs": 0.0, "most_queued": 0}
         self.starting = starting
-        self.started = False
+        self.started: bool = False
         self._progress: StatementProgress | None = None
 
     def begin(self) -> None:

@@ -54,14 +54,14 @@ class AmpdError(Exception):
         message = shown(message)
         super().__init__(message)
         self.message = message
-        self.hint = hint and shown(hint)
+        self.hint: str | None = hint and shown(hint)
         self.version = version
-        self.file = file and shown(file)
+        self.file: str | None = file and shown(file)
         self.line = line
         self.column = column
         self.sqlstate = sqlstate
-        self.detail = detail and shown(detail)
-        self.excerpt = excerpt and shown(excerpt)
+        self.detail: str | None = detail and shown(detail)
+        self.excerpt: str | None = excerpt and shown(excerpt)
         self.report: Report | None = None  # set by `migrate`: how far the run had come
 
     def __str__(self) -> str:

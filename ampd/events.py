@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import TypeAlias
 
 import msgspec
 
@@ -22,8 +23,8 @@ UNFINISHED = "unfinished: run `ampd migrate` again; it resumes or says what to d
 UNCONFIRMED = "and the server did not confirm the rollback: run `ampd status`"
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """Something worth telling the person who waits: of which database (`host:port/name`) and schema.
+class EventBase(msgspec.Struct, frozen=True, kw_only=True):
+    """What every event tells: of which database (`host:port/name`) and schema it is.
 
     `schema` is None where none is configured and the history was not read yet.
     """
@@ -32,7 +33,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     schema: str | None = None
 
 
-class Retrying(Event, frozen=True):
+class Retrying(EventBase, frozen=True):
     """The server cannot be reached yet; ampd keeps trying. Times in seconds."""
 
     reason: str
@@ -43,7 +44,7 @@ class Retrying(Event, frozen=True):
         return f"{self.reason}; trying for {self.limit - self.waited:.0f} s more"
 
 
-class Planned(Event, frozen=True):
+class Planned(EventBase, frozen=True):
     """What a run is about to do, emitted once it has read the history, before any file is split.
 
     Of the `total` migrations at hand so many are applied; `pending` is what this run will apply, and `ahead` are the
@@ -65,7 +66,7 @@ class Planned(Event, frozen=True):
         return f"{self.database}: {len(self.pending)} of {self.total} to apply, from {first.version} {first.name}"
 
 
-class WaitingForConnection(Event, frozen=True):
+class WaitingForConnection(EventBase, frozen=True):
     """Others have the connections that the run needs, and it holds none meanwhile. Times in seconds."""
 
     reason: str
@@ -76,7 +77,7 @@ class WaitingForConnection(Event, frozen=True):
         return f"{self.reason}; waiting for {self.limit - self.waited:.0f} s more"
 
 
-class Waiting(Event, frozen=True):
+class Waiting(EventBase, frozen=True):
     """Another session, as a rule a runner, has the advisory lock; times in seconds."""
 
     waited: float
@@ -88,7 +89,7 @@ class Waiting(Event, frozen=True):
         return f"{held}, {self.holder.progress}" if self.holder.progress else held
 
 
-class Starting(Event, frozen=True):
+class Starting(EventBase, frozen=True):
     """A migration starts, `number` of `total`: it has the lock, and no other runner has applied it.
 
     `resumed_at` counts the statements an earlier run has done. An attempt that ends in a lock timeout and is made again
@@ -113,7 +114,7 @@ class Starting(Event, frozen=True):
         return f"[{self.number}/{self.total}] {self.label} …{resumed}"
 
 
-class StatementStarted(Event, frozen=True):
+class StatementStarted(EventBase, frozen=True):
     """The server has begun statement `number` (from 1) of the running migration, which is `migration` of `total`."""
 
     version: int
@@ -129,7 +130,7 @@ class StatementStarted(Event, frozen=True):
         return f"{at}: statement {self.number}/{self.statements}, line {self.line}"
 
 
-class Progressed(Event, frozen=True):
+class Progressed(EventBase, frozen=True):
     """How far the server is in the running statement of a migration, `number` of `total`, where it counts.
 
     That is in index builds, VACUUM, CLUSTER, ANALYZE and COPY; looked at every few seconds, from a second connection.
@@ -145,7 +146,7 @@ class Progressed(Event, frozen=True):
         return f"[{self.number}/{self.total}] {self.version} {self.name}: {self.progress}"
 
 
-class Blocked(Event, frozen=True):
+class Blocked(EventBase, frozen=True):
     """The running migration waits for a lock that others hold, and `queued` sessions wait behind it."""
 
     version: int
@@ -162,7 +163,7 @@ class Blocked(Event, frozen=True):
         return "\n".join(lines)
 
 
-class LockRetry(Event, frozen=True):
+class LockRetry(EventBase, frozen=True):
     """A lock was not acquired in time: rolled back after `took` seconds, and to be tried again after `delay` more.
 
     So many sessions at most were seen `queued` behind the migration, in this attempt or an earlier one.
@@ -179,7 +180,7 @@ class LockRetry(Event, frozen=True):
         return f"lock not available: rolled back, trying again in {self.delay:.1f} s"
 
 
-class Applied(Event, frozen=True):
+class Applied(EventBase, frozen=True):
     """A migration is applied and committed: the successful end of its `Starting`.
 
     `retries` are the attempts that a table lock has ended; the longest took `longest_attempt_secs`, and `most_queued`
@@ -207,7 +208,7 @@ class Applied(Event, frozen=True):
         return f"{done}, at attempt {self.retries + 1} to lock its tables; {others}"
 
 
-class Failed(Event, frozen=True):
+class Failed(EventBase, frozen=True):
     """A migration that has started is not applied by this run: the other end of its `Starting`.
 
     `error` is why: a `MigrationInterrupted` where the run was cancelled or another runner has gone on with it.
@@ -224,7 +225,7 @@ class Failed(Event, frozen=True):
         return f"[{self.number}/{self.total}] {self.version} {self.name} failed: {self.error.message}"
 
 
-class Finished(Event, frozen=True):
+class Finished(EventBase, frozen=True):
     """The last event of a run that was not cancelled: how far it has come, and the `error` that has ended it."""
 
     report: Report
@@ -234,7 +235,7 @@ class Finished(Event, frozen=True):
         return self.report.text() if self.error is None else f"error: {self.error}"
 
 
-class Stopped(Event, frozen=True):
+class Stopped(EventBase, frozen=True):
     """The last event of a run that was cancelled: how far it had come.
 
     `running` is the migration that was stopped, `confirmed` whether the server has said what became of it, and
@@ -251,7 +252,7 @@ class Stopped(Event, frozen=True):
         return how_far(applied, self.running, confirmed=self.confirmed, waiting=self.waiting)
 
 
-class ServerMessage(Event, frozen=True):
+class ServerMessage(EventBase, frozen=True):
     """A NOTICE or WARNING that a migration made the server send."""
 
     severity: str
@@ -261,7 +262,7 @@ class ServerMessage(Event, frozen=True):
         return f"{self.severity.lower()}: {self.message}"
 
 
-class Warned(Event, frozen=True):
+class Warned(EventBase, frozen=True):
     """Something unusual that does not stop the run."""
 
     message: str
@@ -285,7 +286,25 @@ def was_stopped(running: Starting, *, confirmed: bool) -> str:
     return f"{running.label} was stopped, {end}"
 
 
-OnEvent = Callable[[Event], None]
+# All there are: a `match` over them can end in `typing.assert_never`.
+Event: TypeAlias = (
+    Retrying
+    | Planned
+    | WaitingForConnection
+    | Waiting
+    | Starting
+    | StatementStarted
+    | Progressed
+    | Blocked
+    | LockRetry
+    | Applied
+    | Failed
+    | Finished
+    | Stopped
+    | ServerMessage
+    | Warned
+)
+OnEvent: TypeAlias = Callable[[Event], None]
 
 
 def ignore(_: Event) -> None:

@@ -43,7 +43,7 @@ class LockWait:
         """Reset the wait: the lock was ours."""
         self._backoff.renew()
         self._collisions = 0
-        self.is_taken_by_others = False  # until the next read
+        self.is_taken_by_others: bool = False  # until the next read
         self._why: LockTaken | None = None
 
     @property

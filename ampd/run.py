@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from .advisory_lock import LockTaken
-from .config import Limits, MetadataDb, check_name, resolved_limits
+from .config import Limits, MetadataDb, ResolvedLimits, check_name, resolved_limits
 from .database_url import DatabaseUrl
 from .emitter import Emitter
 from .errors import ConfigError, InvalidMigration
@@ -53,34 +53,36 @@ class Run:
         pool: Pool | None = None,
     ) -> None:
         self._given = (source, configured, files, schema, table, target, limits, on_event)
-        self.emit = Emitter(on_event, lambda: (self.shown, self.history.schema if self.history else self.schema))
+        self.emit: Emitter = Emitter(
+            on_event, lambda: (self.shown, self.history.schema if self.history else self.schema)
+        )
         policy = configured.migrations
-        self.limits = resolved_limits(policy, limits)
-        self.role = policy.role
+        self.limits: ResolvedLimits = resolved_limits(policy, limits)
+        self.role: str | None = policy.role
         self.order = Order.ALLOW_OUT_OF_ORDER if policy.allow_out_of_order else Order.STRICT
-        self.schema = configured.schema if schema is None else schema
+        self.schema: str | None = configured.schema if schema is None else schema
         if self.schema is not None:
             check_name("schema", self.schema)
         if table is not None:
             check_name("table", table)
-        self.place = Place(self.schema, policy.table if table is None else table, policy.role)
+        self.place: Place = Place(self.schema, policy.table if table is None else table, policy.role)
         self.files = files
         self.packaged = packaged
         self.target = target
         _check_target(self.files, target)
-        self.source = Database(
+        self.source: Database = Database(
             source,
             connect_wait_secs=self.limits.connect_wait_secs,
             advisory_lock_wait_secs=self.limits.advisory_lock_wait_secs,
             on_event=self.emit,
             pool=pool,
         )
-        self.lock_wait = LockWait(self.limits.advisory_lock_wait_secs, self.emit)
+        self.lock_wait: LockWait = LockWait(self.limits.advisory_lock_wait_secs, self.emit)
         self.history: History | None = None
         self.done: list[AppliedNow] = []
         self.planned: Planned | None = None  # as last emitted
         self.interrupted: Starting | None = None  # by a cancellation
-        self.asks_first = False  # what else is in the database before a first run, in a question of its own
+        self.asks_first: bool = False  # what else is in the database before a first run, in a question of its own
         self.needs_rows = True  # who and when: else a history that is as the files say need not travel
         self.confirmed = True  # whether what is not applied is known to have left nothing behind
         self.warned: set[str] = set()

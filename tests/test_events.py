@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import anyio
 import asyncpg
@@ -19,6 +19,7 @@ from ampd.events import (
     Applied,
     Blocked,
     Event,
+    EventBase,
     Failed,
     Finished,
     LockRetry,
@@ -72,8 +73,13 @@ def test_a_blocker_in_one_line(blocker: Blocker, line: str) -> None:
 def test_every_event_is_public() -> None:
     """Whatever `on_event=` receives has a public name to match it by."""
     public = {getattr(ampd, name) for name in ampd.__all__}
-    assert Warned in Event.__subclasses__()
-    assert [each.__name__ for each in Event.__subclasses__() if each not in public] == []
+    assert Warned in EventBase.__subclasses__()
+    assert [each.__name__ for each in EventBase.__subclasses__() if each not in public] == []
+
+
+def test_the_union_of_events_is_closed() -> None:
+    """`ampd.Event` has every kind of event, so that a `match` over it can be exhaustive."""
+    assert set(get_args(Event)) == set(EventBase.__subclasses__())
 
 
 def test_events_are_values() -> None:

@@ -31,8 +31,8 @@ class Batch:
         self.before_history = before_history
         self._executions = executions
         self._on_applied = on_applied
-        self.done = 0
-        self.at_end = False  # the current one's script has ended: whether it is committed only the history tells
+        self.done: int = 0
+        self.at_end: bool = False  # the current one's script has ended: whether it is committed only the history tells
         self.alone = False  # one for each message: the server has refused one of several
         self.unprepared = False  # a script drops prepared statements, ours among them
         history = executions[0].history

@@ -85,7 +85,7 @@ class Protocol:
     """The state of one statement."""
 
     def __init__(self, state: State) -> None:
-        self.state = state
+        self.state: State = state
 
     def take(self, step: Step) -> None:
         """Go on to the next state.

@@ -70,8 +70,9 @@ class LockMonitor:
         self._seen_alive: int | None = None
         self._looking = anyio.Lock()  # from the guard
         self.blockers: tuple[Blocker, ...] = ()
-        self.queued = self.most_queued = 0
-        self.blocked_secs = 0.0
+        self.queued: int = 0
+        self.most_queued: int = 0
+        self.blocked_secs: float = 0.0
         self.on_limit: Callable[[], None] | None = None  # called once the limit was spent blocked
 
     async def run(self, first_look: float) -> None:

@@ -31,7 +31,7 @@ class StatementTracker:
     def __init__(self, session: Session, execution: Execution, running: int = -1) -> None:
         self._session = session
         self._execution = execution
-        self.running = running  # the statement's index; -1 in our own preamble, and one past the last at the end
+        self.running: int = running  # the statement's index; -1 in our own preamble, and one past the last at the end
         self.transaction: str | None = None  # which one it is, where that was asked for
 
     def __call__(self, note: str) -> None:
@@ -62,12 +62,14 @@ class BatchTracker(StatementTracker):
     def __init__(self, session: Session, batch: Batch) -> None:
         super().__init__(session, batch.current())
         self._batch = batch
-        self.begun = False  # whether the server has run any of the message
+        self.begun: bool = False  # whether the server has run any of the message
 
     def _take(self, word: str, number: str = "", *rest: str) -> None:
         if word == "begin" and number.isdecimal():
             self._batch.reach(int(number))  # those before it are committed
-            self._execution, self.running, self.begun = self._batch.current(), -1, True
+            self._execution = self._batch.current()
+            self.running = -1
+            self.begun = True
             self._execution.running.begin()
         else:
             super()._take(word, number, *rest)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 HOME = "https://github.com/edgeandnode/ampd-migrate"
 
-app = App(
+app: App = App(
     name="ampd",
     version=VERSION,
     help="""Migrate amp's PostgreSQL metadata database, or with `--migrations DIR` any other.
@@ -41,7 +41,7 @@ app = App(
 )
 app.meta.version_flags = ()
 
-Flag = Parameter(negative=(), show_default=False)
+Flag: Parameter = Parameter(negative=(), show_default=False)
 
 
 def _version(_: object, tokens: Sequence[Token]) -> int:

@@ -216,8 +216,8 @@ _SECTIONS: dict[Callable[..., int], str] = {  # of README.md
     lint: "before-a-migration-is-merged",
     solo: "a-database-on-your-own-machine",
 }
-for place, (command, section) in enumerate(_SECTIONS.items()):
-    app.command(command, sort_key=place, help_epilogue=f"See {HOME}#{section}")
+for _place, (_command, _section) in enumerate(_SECTIONS.items()):
+    app.command(_command, sort_key=_place, help_epilogue=f"See {HOME}#{_section}")
 app.register_install_completion_command()
 
 

@@ -50,7 +50,8 @@ class Progress:
     """
 
     def __init__(self, stream: TextIO | None = None, *, quiet: bool = False, verbose: bool = False) -> None:
-        self._quiet, self.verbose = quiet, verbose
+        self._quiet = quiet
+        self.verbose: bool = verbose
         self._stream = stream or sys.stderr
         self._on_terminal = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         self._running: Starting | None = None

@@ -88,25 +88,25 @@ class Session:
         self.pooled = False  # whether a pooler stands before the server; known once a backend has sent its process id
         self._redact = redact
         self.role = role
-        self.nonce = token_hex(8)
+        self.nonce: str = token_hex(8)
         self._on_note: Callable[[str], None] | None = None
         self._on_event: OnEvent = ignore
         self._answering = anyio.CancelScope()  # around the message that is being answered
         self._raised: Exception | None = None  # by a callback
         self._sending = anyio.Lock()  # one message at a time: two tasks use a guard
-        self.busy = False
+        self.busy: bool = False
         self.released = False
-        self.connections = 0  # how many it has had so far
+        self.connections: int = 0  # how many it has had so far
         self._take(connection)
 
     def _take(self, connection: Any) -> None:
         self.connection = connection
         self.connections += 1
-        self.server_pid = int(connection.get_server_pid())  # a pooler tells one that is no backend's
+        self.server_pid: int = int(connection.get_server_pid())  # a pooler tells one that is no backend's
         # Error positions count bytes in a database whose encoding is SQL_ASCII.
-        self.counts_bytes = str(getattr(connection.get_settings(), "server_encoding", "")) == "SQL_ASCII"
+        self.counts_bytes: bool = str(getattr(connection.get_settings(), "server_encoding", "")) == "SQL_ASCII"
         self._given_up: str | None = None
-        self.has_answered = False  # to any message since its greeting
+        self.has_answered: bool = False  # to any message since its greeting
         self._unanswered = False  # cancelled: only the next answer tells where the transaction stands
         self.backend_pid: int | None = None  # of the running transaction: behind a pooler not `server_pid`
         connection.add_log_listener(self._on_message)

@@ -40,7 +40,7 @@ class ConnectionWait:
     def acquired(self) -> None:
         """Reset the wait: the run has the connections that it needs."""
         self._backoff.renew()
-        self.at_once = _AT_ONCE_SECS  # seconds to hold one connection while waiting for another to answer
+        self.at_once: float = _AT_ONCE_SECS  # seconds to hold one connection while waiting for another to answer
         self.reason: str | None = None
 
     @property

@@ -96,7 +96,7 @@ class Database:
         # for a pool that the service itself uses up
         self._service_wait_secs = connect_wait_secs + CONNECT_TIMEOUT_SECS
         least = connect_wait_secs if self._pool is None else self._service_wait_secs
-        self.connection_wait = ConnectionWait(max(advisory_lock_wait_secs, least), on_event)
+        self.connection_wait: ConnectionWait = ConnectionWait(max(advisory_lock_wait_secs, least), on_event)
         self._warned = False
         self._on_event = on_event
 

@@ -20,13 +20,13 @@ class ServerError(Exception):
     def __init__(self, error: Any, redact: Callable[[str], str], role: str | None) -> None:
         self.role = role
         self.redact = redact
-        self.message = folded(redact(error.message or str(error)))
+        self.message: str = folded(redact(error.message or str(error)))
         super().__init__(self.message)
-        self.sqlstate = sqlstate_of(error) or INTERNAL_ERROR  # as of a server that has a bug
-        self.detail = folded(redact(error.detail)) if error.detail else None
-        self.hint = folded(redact(error.hint)) if error.hint else None
-        self.position = int(error.position) if re.fullmatch("[0-9]{1,9}", error.position or "") else None
-        self.context = _cut(error.context or "")
+        self.sqlstate: str = sqlstate_of(error) or INTERNAL_ERROR  # as of a server that has a bug
+        self.detail: str | None = folded(redact(error.detail)) if error.detail else None
+        self.hint: str | None = folded(redact(error.hint)) if error.hint else None
+        self.position: int | None = int(error.position) if re.fullmatch("[0-9]{1,9}", error.position or "") else None
+        self.context: str = _cut(error.context or "")
 
 
 def sqlstate_of(error: object) -> str | None:
