@@ -11,6 +11,7 @@ _UNSEEN = re.compile(
     r"|(?<=#)#(?=\w{0,20}\[)"
 )
 _COMMAND = re.compile("`[^`]*`")
+_MARK = re.compile(r" *\| *\^")
 _OF_AN_EXCERPT = re.compile(r" *\d* *\|")
 _LONGEST, _LONGEST_NAME = 10_000, 200  # characters
 
@@ -33,18 +34,23 @@ def one_line(text: str) -> str:
 def fitted(text: str, columns: int) -> str:
     """Return a text with its lines broken between words to fit so many columns.
 
-    A command in backticks is a word of its own, so that it can be pasted; the excerpt of a file stays as it is.
+    A command in backticks is a word of its own, so that it can be pasted. The excerpt of a file is cut, if the place
+    that it marks can be seen then.
     """
     from textwrap import TextWrapper
 
-    wrapper = TextWrapper(columns, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
+    wrapper = TextWrapper(columns, break_on_hyphens=False, break_long_words=False)
 
-    def fit(line: str) -> str:
-        if len(line) <= columns or _OF_AN_EXCERPT.match(line):
+    def fit(line: str, following: str) -> str:
+        if len(line) <= columns:
             return line
+        if _OF_AN_EXCERPT.match(line):
+            return f"{line[: columns - 1]}…" if _MARK.fullmatch(following) and len(following) < columns else line
+        wrapper.subsequent_indent = " " * (len(line) - len(line.lstrip()) + 2)
         return wrapper.fill(_COMMAND.sub(lambda command: command[0].replace(" ", "\0"), line)).replace("\0", " ")
 
-    return "\n".join(map(fit, text.split("\n")))
+    lines = text.split("\n")
+    return "\n".join(map(fit, lines, [*lines[1:], ""]))
 
 
 def _escape(unseen: re.Match[str]) -> str:

@@ -100,6 +100,15 @@ class StallRecord(msgspec.Struct, frozen=True):
     lock_timeout_seconds: float
     stalls: list[Stall]
 
+    def hanging(self, stall: Stall) -> float:
+        """The share of the time in which a reader had to wait for longer than is noticed, while the table was held."""
+        hanging, until = 0.0, 0.0
+        for wait in sorted(stall.waits, key=lambda wait: wait.start):
+            end = wait.start + wait.duration
+            hanging += max(0.0, end - max(until, wait.start))
+            until = max(until, end)
+        return hanging / min(stall.migration_seconds, self.hold_seconds - self.migrate_at_seconds)
+
 
 class Timing(msgspec.Struct, frozen=True):
     """How long one subject took in one case, and how many of its processes failed."""

@@ -61,14 +61,15 @@ def _start(record: PeersRecord) -> str:
 
 def _stall_lines(record: StallRecord) -> Iterator[str]:
     yield (
-        f"\n### Readers' stall\n\nA reader holds the table for {record.hold_seconds:g} s; `lock_timeout_secs` is "
-        f"{record.lock_timeout_seconds:g}.\n"
+        f"\n### Readers' stall\n\nA reader holds the table for {record.hold_seconds:g} s; "
+        f"ampd's `lock_timeout_secs` is {record.lock_timeout_seconds:g}, its default.\n"
     )
-    yield _row(["", "worst stall of another reader", "reads meanwhile", "the migration took"])
-    yield _row([":--", "--:", "--:", "--:"])
+    yield _row(["", "worst stall of another reader", "share of the time", "reads meanwhile", "the migration took"])
+    yield _row([":--", "--:", "--:", "--:", "--:"])
     for stall in record.stalls:
         took = _duration(stall.migration_seconds)
-        yield _row([stall.subject, _duration(stall.worst_seconds), str(stall.reads), took])
+        worst, share = _duration(stall.worst_seconds), f"{record.hanging(stall):.0%}"
+        yield _row([stall.subject, worst, share, str(stall.reads), took])
 
 
 def by_round_trips(record: PeersRecord, scenario: Scenario) -> list[str]:

@@ -2,13 +2,15 @@
 
 import asyncio
 import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
 
+from ampd.config import Migrations
 from benchmarks.compare import run
-from benchmarks.peers import AMPD
+from benchmarks.peers import AMPD, PEERS, Absent, Subject, obtain
 from benchmarks.record import Stall, StallRecord, Wait, facts
 from benchmarks.server import Server
 from benchmarks.workload import PreparedMigration
@@ -16,7 +18,7 @@ from benchmarks.workload import PreparedMigration
 DATABASE = "bench_stall"
 HOLD_SECONDS = 30.0
 MIGRATE_AT_SECONDS = 2.0
-LOCK_TIMEOUT_SECONDS = 1.0
+PEERS_MEASURED = ("goose", "dbmate")
 READERS = 4
 PAUSE_SECONDS = 0.01
 NOTICEABLE_SECONDS = 0.05
@@ -27,26 +29,33 @@ MIGRATION = PreparedMigration(1, "add_note", "ALTER TABLE visits ADD COLUMN note
 
 
 async def stall(server: Server) -> StallRecord:
-    """Lets ampd and psql run the same migration, one after the other, each on its own database."""
+    """Lets ampd at its defaults, psql and two peers run the same migration, one after the other on a fresh database."""
+    found = [obtain(peer) for peer in PEERS if peer.name in PEERS_MEASURED]
+    for absent in (peer for peer in found if isinstance(peer, Absent)):
+        print(f"{absent.name} is absent: {absent.reason}", file=sys.stderr)
+    url = server.url_of(DATABASE)
     with TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        AMPD.lay_out([MIGRATION], folder)
-        url = server.url_of(DATABASE)
-        commands = {
-            AMPD.name: AMPD.argv(url),
-            "psql": [shutil.which("psql") or "psql", "--no-psqlrc", url, "--command", MIGRATION.sql],
-        }
-        stalls = [await _stall_under(server, name, argv, folder) for name, argv in commands.items()]
+        psql = [shutil.which("psql") or "psql", "--no-psqlrc", url, "--command", MIGRATION.sql]
+        stalls = []
+        for subject in [AMPD, *(peer for peer in found if isinstance(peer, Subject))]:
+            folder = Path(scratch) / subject.name
+            folder.mkdir()
+            subject.lay_out([MIGRATION], folder)
+            variables = {subject.url_variable: url}
+            stalls.append(await _stall_under(server, subject.name, subject.argv(url), folder, variables))
+        stalls.insert(1, await _stall_under(server, "psql", psql, Path(scratch), {}))
     return StallRecord(
         facts=facts(await server.release()),
         hold_seconds=HOLD_SECONDS,
         migrate_at_seconds=MIGRATE_AT_SECONDS,
-        lock_timeout_seconds=LOCK_TIMEOUT_SECONDS,
+        lock_timeout_seconds=Migrations().lock_timeout_secs,
         stalls=stalls,
     )
 
 
-async def _stall_under(server: Server, name: str, argv: Sequence[str], folder: Path) -> Stall:
+async def _stall_under(
+    server: Server, name: str, argv: Sequence[str], folder: Path, variables: Mapping[str, str]
+) -> Stall:
     await server.create_anew(DATABASE)
     async with server.connect(DATABASE) as connection:
         await connection.execute(PREPARE)
@@ -56,7 +65,7 @@ async def _stall_under(server: Server, name: str, argv: Sequence[str], folder: P
         everyone.create_task(_hold(server))
         readers = [everyone.create_task(_read(server, begin, done)) for _ in range(READERS)]
         await asyncio.sleep(MIGRATE_AT_SECONDS)
-        seconds = await run(argv, folder, **_environment(server))
+        seconds = await run(argv, folder, **variables)
         await asyncio.sleep(begin + HOLD_SECONDS + 1 - perf_counter())
         done.set()
     reads = [read for reader in readers for read in reader.result()]
@@ -84,10 +93,3 @@ async def _read(server: Server, begin: float, done: asyncio.Event) -> list[Wait]
             reads.append(Wait(start - begin, perf_counter() - start))
             await asyncio.sleep(PAUSE_SECONDS)
     return reads
-
-
-def _environment(server: Server) -> dict[str, str]:
-    return {
-        AMPD.url_variable: server.url_of(DATABASE),
-        "AMP_CONFIG_METADATA_DB__MIGRATIONS__LOCK_TIMEOUT_SECS": f"{LOCK_TIMEOUT_SECONDS:g}",
-    }

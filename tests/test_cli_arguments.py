@@ -389,7 +389,8 @@ def test_a_failure_is_a_document_however_the_flag_is_written(ampd: Ampd, flag: s
         (
             ["resolve", "7"],
             "error: say what became of the migration: either --applied or --rolled-back\n"
-            "hint: ampd resolve 7 --applied, if all of it is done; or --rolled-back, if nothing of it is left\n",
+            "hint: `ampd resolve 7 --applied` if all of it is done, "
+            "`ampd resolve 7 --rolled-back` if nothing of it is left\n",
         ),
     ],
 )

@@ -137,12 +137,13 @@ async def test_a_name_in_the_history_forges_no_line(ampd: Ampd, database: Databa
         ),
         (
             "one\n  file:    m/1_a.sql, SHA-256 0123456789abcdef01",
-            ["one", "  file:", "  m/1_a.sql, SHA-256", "  0123456789abcdef01"],
+            ["one", "  file:", "    m/1_a.sql,", "    SHA-256", "    0123456789abcdef01"],
         ),
-        ("12 | UPDATE t SET a_column = 1\n   |            ^", ["12 | UPDATE t SET a_column = 1", "   |            ^"]),
+        ("12 | UPDATE t SET a_column = 1\n   |            ^", ["12 | UPDATE t SET a…", "   |            ^"]),
+        ("12 | UPDATE t SET a = 1\n   |                   ^", ["12 | UPDATE t SET a = 1", "   |                   ^"]),
     ],
-    ids=["fits", "words", "command", "long word", "excerpt"],
+    ids=["fits", "words", "command", "long word", "excerpt", "mark beyond"],
 )
 def test_lines_that_fit_a_terminal(text: str, lines: list[str]) -> None:
-    """Lines break between words, never within a command or an excerpt, and what follows is indented."""
+    """Lines break between words, never within a command, and what follows is indented; an excerpt is cut."""
     assert fitted(text, 20).splitlines() == lines

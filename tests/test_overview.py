@@ -227,10 +227,10 @@ def test_a_terminal_of_80_columns() -> None:
         f"{'t' * 27}..               7  6, 1 unfinished  2026-11-23 12:30\n"
         f"eve.{NAME}                     not readable\n\n"
         "unfinished; `ampd status` with the files of that history says what to do:\n"
-        f"{'t' * 63}.{'t' * 63}:\n  8 index\n\n"
+        f"{'t' * 63}.{'t' * 63}:\n    8 index\n\n"
         "not readable for amp; as the owner:\n"
         '  GRANT USAGE ON SCHEMA "eve" TO "amp"; GRANT SELECT ON TABLE\n'
-        f'  "eve"."{NAME}" TO "amp";'
+        f'    "eve"."{NAME}" TO "amp";'
     )
     assert max(map(len, whole.text().splitlines())) > 120
     assert [each["reason"] for each in json.loads(whole.json())["histories"]] == [None, None, "privilege"]

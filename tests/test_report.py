@@ -216,8 +216,8 @@ pending       40  a_name_that_is_long_..
 30 index is being run, at statement 1 of
   2, building index: scanning table 43 %
   by pid 77, user amp, on 10.0.0.1,
-  application ampd, since 2026-01-02
-  12:00:00+0000
+    application ampd, since 2026-01-02
+    12:00:00+0000
 
 next: `ampd migrate` waits for it"""
 

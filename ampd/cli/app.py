@@ -109,7 +109,7 @@ def configure(
     """
     from ampd.config_sources import read_config, with_directory
 
-    remember_options(_options(where, migrations))
+    remember(where, migrations)
     found, warnings = read_config(where.config, os.environ, url=where.url, defaults=defaults)
     metadata_db = found.metadata_db
     for warning in () if quiet else warnings:
@@ -122,6 +122,11 @@ def configure(
             "AMP_CONFIG_METADATA_DB__URL, metadata_db.url_file or a password file (PGPASSFILE)"
         )
     return with_directory(metadata_db, migrations)
+
+
+def remember(where: Where, migrations: Path | None) -> None:
+    """Remember the options of the command line for the commands in messages."""
+    remember_options(_options(where, migrations))
 
 
 def _options(where: Where, migrations: Path | None) -> Iterator[str]:

@@ -25,6 +25,7 @@ from .app import (
     WhereGiven,
     app,
     configure,
+    remember,
 )
 from .baseline import baseline
 from .lint import lint
@@ -195,9 +196,11 @@ def resolve(
     from ampd.plan import Resolution
 
     if applied == rolled_back:
+        remember(where, migrations)
         raise ConfigError(
             "say what became of the migration: either --applied or --rolled-back",
-            hint=f"ampd resolve {version} --applied, if all of it is done; or --rolled-back, if nothing of it is left",
+            hint=f"`ampd resolve {version} --applied` if all of it is done, "
+            f"`ampd resolve {version} --rolled-back` if nothing of it is left",
         )
     progress = new_progress()
     metadata_db = configure(where, migrations)
@@ -313,7 +316,7 @@ def _check_rehearsal(*, rehearse: bool, other: bool, strict: bool, secs: float |
         raise ConfigError("--rehearse runs what is pending, and --check and --dry-run do not", hint="give one of them")
     if not rehearse and (strict or secs is not None):
         option = "--strict" if strict else "--rehearse-secs"
-        raise ConfigError(f"{option} goes with --rehearse alone", hint=f"ampd migrate --rehearse {option}")
+        raise ConfigError(f"{option} goes with --rehearse alone", hint=f"`ampd migrate --rehearse {option}`")
     if secs is not None and not 0 < secs <= _LONGEST_REHEARSAL_SECS:
         raise ConfigError(f"--rehearse-secs takes seconds up to {_LONGEST_REHEARSAL_SECS}, not {secs:g}")
 
