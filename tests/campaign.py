@@ -4,6 +4,7 @@
     python -m tests.campaign races [--processes 100] [--rounds 50] [--pooled]
     python -m tests.campaign losses --folder DIR [--cuts 1000] [--prepare SQL] [--lent]
     python -m tests.campaign builds [--waiters 50] [--rounds 20]
+    python -m tests.campaign rehearsals [--rounds 10] [--clients 4]
     python -m tests.campaign libraries [--processes 20] [--rounds 20] [--pooled]
     python -m tests.campaign services [uvicorn | gunicorn | hypercorn …] [--rounds 50]
     python -m tests.campaign stops [--seconds 25]
@@ -29,6 +30,8 @@ import asyncpg
 from cyclopts import App, Parameter
 
 import ampd as library
+from ampd.apply.rehearsal_report import Rehearsal
+from ampd.preview import rehearse
 from tests.conftest import start_server
 from tests.folders import write
 from tests.libraries import MEMBERS, SHARED
@@ -282,6 +285,73 @@ def stops(*, seconds: int = 25) -> int:
                 result = "applied" if asyncio.run(_count(url))[1] == 3 else "rolled back"
                 print(f"{application}, {name}: exit {code} after {took:.1f} s, {result}")
     return 0
+
+
+REHEARSED = {
+    "1_filler.sql": "ALTER TABLE pgbench_accounts ADD COLUMN note text, ALTER COLUMN filler TYPE varchar(90);",
+    "2_index.sql": "CREATE INDEX ON pgbench_history (tid); COMMENT ON TABLE pgbench_branches IS 'changed';",
+    "3_still.sql": "UPDATE still SET x = x + 1; DROP INDEX still_x; CREATE TABLE made AS TABLE pgbench_tellers;",
+    "4_slow.sql": "TRUNCATE pgbench_history; SELECT pg_sleep(0.3);",
+}
+LOCKS = """
+SELECT c.oid::regclass::text AS table, l.mode FROM pg_locks l
+  JOIN pg_stat_activity a USING (pid) JOIN pg_class c ON c.oid = l.relation AND c.relkind = 'r'
+ WHERE a.application_name = 'ampd rehearsal' AND l.granted AND c.relnamespace = 'public'::regnamespace"""
+
+
+@app.command
+def rehearsals(*, rounds: int = 10, clients: int = 4) -> int:
+    """Rehearse under pgbench, again and again; compare the dump, and the locks with those that another session sees."""
+    with _server() as server, tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "migrations"
+        folder.mkdir()
+        for name, text in REHEARSED.items():
+            (folder / name).write_text(text)
+        url = _fresh(server, "rehearsed")
+        subprocess.run(["pgbench", "-q", "-i", "-s", "1", url], check=True, capture_output=True)
+        asyncio.run(_execute(url, "CREATE TABLE still AS SELECT x FROM generate_series(1, 10000) x"))
+        asyncio.run(_execute(url, "CREATE INDEX still_x ON still (x)"))
+        before, failures, changed, different = _dump(url), 0, 0, 0
+        for number in range(rounds):
+            seconds = ["-T", "600", "-n", "-c", str(clients), "-b", "tpcb-like" if number % 2 else "select-only"]
+            bench = subprocess.Popen(["pgbench", *seconds, url], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            try:
+                rehearsal, seen = asyncio.run(_rehearse_and_look(url, folder))
+            finally:
+                bench.terminate()
+                bench.wait()
+            if rehearsal.error is not None:
+                failures += 1
+                print(rehearsal.error, file=sys.stderr)
+                continue
+            told = {
+                (lock.table.removeprefix("public."), f"{lock.mode.title().replace(' ', '')}Lock")
+                for each in rehearsal.migrations
+                for lock in each.locks
+            }
+            different += not told <= seen or {table for table, _ in seen} != {table for table, _ in told}
+            changed += _dump(url) != before
+        print(f"rounds {rounds}: failures {failures}, dumps that differ {changed}, locks that differ {different}")
+        return int(failures + changed + different > 0)
+
+
+async def _rehearse_and_look(url: str, folder: Path) -> tuple[Rehearsal, set[tuple[str, str]]]:
+    """Return what a rehearsal says, and the locks that another session has seen it hold on tables that were there."""
+    seen = set[tuple[str, str]]()
+    configured = library.MetadataDb(url=library.DatabaseUrl(url), migrations=library.Migrations(dir=folder))
+    watcher = await asyncpg.connect(url)
+    rehearsing = asyncio.create_task(rehearse(configured, secs=60))
+    while not rehearsing.done():
+        seen |= {(row["table"], row["mode"]) for row in await watcher.fetch(LOCKS)}
+    await watcher.close()
+    return await rehearsing, seen
+
+
+def _dump(url: str) -> str:
+    """Return the whole database as SQL, but for the rows that pgbench changes."""
+    command = ["pg_dump", "--exclude-table-data=pgbench_*", url]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return "\n".join(line for line in text.splitlines() if not line.startswith(("\\restrict", "\\unrestrict")))
 
 
 @contextlib.contextmanager
