@@ -12,7 +12,7 @@ import asyncpg
 import msgspec
 import pytest
 
-from ampd import run
+from ampd import applying
 from ampd.apply import pooler, table_locks
 from ampd.backoff import Backoff
 from ampd.events import (
@@ -67,7 +67,7 @@ FAREWELL_SECS = 0.07
 async def far_away(database: Database) -> AsyncIterator[Database]:
     """A database as it is seen from the other end of a slow line, where closing is cut short all the sooner."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (connection, postgres_database, pooler, run):
+        for module in (connection, postgres_database, pooler, applying):
             patch.setattr(module, "CLOSE_TIMEOUT_SECS", FAREWELL_SECS)
         async with Proxy(database.server.host, database.server.port, delay=SLOW_SECS) as line:
             yield Database(msgspec.structs.replace(database.server, host=line.host, port=line.port), database.name)

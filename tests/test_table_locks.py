@@ -168,6 +168,26 @@ async def test_nothing_is_held_while_resting(table: Database) -> None:
     assert looked >= 2
 
 
+async def test_an_attempt_that_ends_names_who_was_in_the_way(table: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who was seen to block an attempt is told when it ends, and not only when the next one has waited as well."""
+    monkeypatch.setattr(backoff, "_RESTS", 0)
+    heard = Heard()
+    async with transaction(table, "SELECT FROM t") as reader, anyio.create_task_group() as tasks:
+        tasks.start_soon(free_after, 1, heard, reader)
+        await library.migrate(table.url, migrations=scripts(ADD), on_event=heard)
+        pid = reader.get_server_pid()
+    told = [event for event in heard if isinstance(event, Blocked | LockRetry)]
+    assert [type(event) for event in told] == [Blocked, LockRetry]
+    assert isinstance(told[0], Blocked)
+    assert [blocker.pid for blocker in told[0].blockers] == [pid]
+    assert re.sub(r"since \S+ \S+,|\d\.\d(?= s)", "…", "\n".join(map(str, told))) == (
+        "blocked for 1 s (limit 300 s) by:\n"
+        f"  pid {pid}: user postgres, application ?, from 127.0.0.1, idle in transaction, … "
+        "BEGIN ISOLATION LEVEL REPEATABLE READ;SELECT FROM t\n"
+        "lock not available: rolled back, trying again in … s"
+    )
+
+
 async def test_giving_up_names_who_is_in_the_way(table: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """While it waits and when it gives up, the runner names the blocking session and counts those queued behind."""
     report_at_once(monkeypatch)

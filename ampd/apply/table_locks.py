@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import partial
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, TypeVar
 
@@ -66,7 +67,7 @@ class LockMonitor:
         self._running = running
         self._backoff = backoff
         self._fallback = fallback
-        self._looked = monotonic()
+        self._looked, self._seen_blocked = monotonic(), -inf
         self._seen_alive: int | None = None
         self._looking = anyio.Lock()  # from the guard
         self.blockers: tuple[Blocker, ...] = ()
@@ -173,25 +174,29 @@ class LockMonitor:
         if not snapshot.blockers:
             return
         self.blocked_secs += self._looked - since
+        self._seen_blocked = self._looked
         self.blockers = tuple(
             msgspec.structs.replace(blocker, own_pool=self._source.owns_pid(blocker.pid))
             for blocker in snapshot.blockers
         )
         self.queued = snapshot.queued
         self.most_queued = max(self.most_queued, snapshot.queued)
-        limit = self._backoff.limit
-        if self._backoff.should_report():
+        self.report(since)
+        if self.on_limit and self.blocked_secs > self._backoff.limit:
+            self.on_limit()
+
+    def report(self, since: float) -> None:
+        """Emit who has been seen to block the migration since a time of `monotonic`, unless that was said just now."""
+        if self._seen_blocked >= since and self._backoff.should_report():
             self._running().on_event(
                 Blocked(
                     version=self._running().migration.version,
                     waited=self._backoff.waited,
-                    limit=limit,
+                    limit=self._backoff.limit,
                     blockers=self.blockers,
                     queued=self.queued,
                 )
             )
-        if self.on_limit and self.blocked_secs > limit:
-            self.on_limit()
 
     def blockers_text(self) -> str:
         """Return the blockers as last seen, a line each."""
@@ -259,6 +264,7 @@ async def with_lock_retries(
                     waited, delay = backoff.waited, backoff.rest(took)
                     if delay < 0:
                         raise _lock_timeout_error(busy.error, monitor, waited) from busy
+                    monitor.report(begun)
                     execution.running.retry(
                         LockRetry(
                             version=execution.migration.version,
