@@ -1,6 +1,27 @@
-"""The PostgreSQL migration runner for async Python.
+"""The PostgreSQL migration runner for async Python: plain SQL files in, a current schema out.
 
-    report = await ampd.migrate("postgresql://…")
+    files = ampd.read_migrations("migrations")
+    report = await ampd.migrate("postgresql://…", migrations=files, on_event=print)
+    print(report.text())
+
+These take a URL, an asyncpg.Pool, an asyncpg.Connection or the `metadata_db` section of a configuration:
+
+    migrate             apply what is pending, in order, each migration under the lock
+    migrate_schemas     the same in many schemas, one for each tenant
+    status              what is applied, pending and in conflict
+    baseline            record migrations as applied without running them
+    resolve             record what became of a migration that was interrupted
+    open_pool           a service's pool, migrated first or certain to be up to date (of a configuration alone)
+    assert_migrations_safe  fail a test if what is pending fails, or blocks others
+
+Without `migrations=` they take the configured folder, else the migrations packaged with ampd, which are amp's.
+
+    read_migrations     the files of a folder or of a package
+    load_config         a configuration, from a TOML file and the environment
+    log_events, trace_events    callbacks for `on_event=`: to a logging.Logger, to OpenTelemetry
+
+What goes wrong is an `AmpdError`: a class for each case, with `code`, `message` and `hint`. What `on_event=` is called
+with is an `Event`: the union of `Planned`, `Starting`, `Applied`, `Finished` and the others, each a class of its own.
 
 Names are loaded when first used: `import ampd` costs next to nothing, configures no logging and touches no global
 state.

@@ -121,7 +121,15 @@ class Migrations(ResolvedLimits, frozen=True, kw_only=True):
 
 
 class Limits(_Checked, frozen=True, kw_only=True):
-    """The time limits of one run, in seconds; None stays as configured."""
+    """The time limits of one run, in seconds; None stays as configured.
+
+    Attributes:
+        connect_wait_secs: how long to try while the server is starting or unreachable.
+        advisory_lock_wait_secs: how long to wait for another runner, or for a connection that others have.
+        lock_timeout_secs: one attempt's wait for a table lock; 0 for no limit.
+        lock_retry_secs: how long to repeat attempts that end in a lock timeout.
+        statement_timeout_secs: how long one statement may run; 0 for no limit.
+    """
 
     _at = "limits"
 

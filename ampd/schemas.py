@@ -24,7 +24,12 @@ from .run import Run, Source
 
 
 class SchemasReport(msgspec.Struct, frozen=True):
-    """What became of each schema, in the order in which they were given: a report, or the error that ended its run."""
+    """What became of each schema, in the order in which they were given.
+
+    Attributes:
+        reports: of the schemas whose runs have succeeded.
+        errors: that have ended the runs of the others; `report` of each says how far it had come.
+    """
 
     reports: Mapping[str, Report]
     errors: Mapping[str, AmpdError]
