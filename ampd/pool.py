@@ -15,9 +15,9 @@ from .errors import ConfigError, MigrationConflict
 from .events import OnEvent, Warned, ignore
 from .history.refusals import check_conflicts
 from .migration import Migration
-from .migrator import current_status, migrate
+from .migrator import apply_pending, current_status
 from .postgres.connection import Pool, check_event_loop
-from .postgres.pool import connected, unopened_pool
+from .postgres.pool import connected, shared_password, unopened_pool
 from .redaction import Hidden
 from .report import ahead_warning, count, still_pending
 from .run import Run
@@ -42,7 +42,8 @@ async def open_pool(
 
     The pool prepares no statements, and so works behind any pooler; where there is none, `statement_cache_size=100`
     saves a round trip per query. That and any other `options` go to `asyncpg.create_pool`, and win over the sizes and
-    lifetimes of the configuration, but not over its database.
+    lifetimes of the configuration, but not over its database. A `password=`, such as a function that is asked for each
+    connection, is also used to migrate, unless migrations have a URL, or the pool a user, of their own.
 
     Raises:
         ConfigError: an option is none of asyncpg's, or would lead to another database; nothing was migrated.
@@ -59,11 +60,13 @@ async def open_pool(
     if schema is not None:
         check_name("schema", schema)
         metadata_db = replace(metadata_db, schema=schema)
+    password = shared_password(metadata_db, hidden_options)
     unopened = unopened_pool(metadata_db, hidden_options)
+    run = await Run.of(Hidden(metadata_db), migrations, None, table, None, limits, on_event)
+    run.source.password = password
     if metadata_db.auto_migrate:
-        await migrate(metadata_db, migrations=migrations, table=table, limits=limits, on_event=on_event)
+        await apply_pending(run)
     else:
-        run = await Run.of(Hidden(metadata_db), migrations, None, table, None, limits, on_event)
         run.needs_rows = False
         found = await current_status(run)
         check_conflicts(found.plan)

@@ -17,7 +17,8 @@ import ampd
 from ampd import ConfigError, DatabaseUrl
 from ampd.redaction import Hidden
 from tests.repetition import examples
-from tests.servers import Server
+from tests.scenes import scripts
+from tests.servers import Database, Server
 
 ENCODE = "if the password holds any of : / ? # @ % &, write those percent-encoded (%3A %2F %3F %23 %40 %25 %26)"
 NOT_A_PORT = "the port in the database URL is not a number from 1 to 65535"
@@ -486,3 +487,20 @@ def test_a_url_that_was_not_filled_in(url: str, form: str) -> None:
 def test_a_password_that_only_looks_a_little_like_a_placeholder(password: str) -> None:
     """What no template contains is a password like any other."""
     assert DatabaseUrl(f"postgresql://u:{password}@h/d").password == unquote(password)
+
+
+@pytest.mark.anyio
+async def test_every_function_takes_the_spellings_of_others(database: Database) -> None:
+    """A URL as SQLAlchemy or psycopg spell it leads each function to its database."""
+    files = scripts("SELECT 1", "SELECT 2")
+    for number, scheme in enumerate(("postgresql+asyncpg", "postgres+psycopg", "postgresql+psycopg2")):
+        url, schema = database.url.replace("postgresql:", f"{scheme}:"), f"s{number}"
+        await ampd.baseline(url, 1, migrations=files, schema=schema)
+        assert len((await ampd.migrate(url, migrations=files, schema=schema)).applied) == 1
+        assert (await ampd.status(url, migrations=files, schema=schema)).up_to_date
+        with pytest.raises(ConfigError, match="there is nothing to resolve"):
+            await ampd.resolve(url, 1, ampd.Resolution.APPLIED, migrations=files, schema=schema)
+        assert (await ampd.migrate_schemas(url, [schema], migrations=files)).errors == {}
+        metadata_db = ampd.MetadataDb(url=DatabaseUrl(url), schema=schema)
+        async with ampd.open_pool(metadata_db, migrations=files) as pool:
+            assert await pool.fetchval("SELECT current_schema()") == schema

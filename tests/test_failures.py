@@ -228,6 +228,62 @@ async def test_each_failure_to_connect_has_its_own_class_and_hint(
         assert secret not in everything
 
 
+def without_password(url: str) -> str:
+    """Return a URL of a user's without the password."""
+    return url.replace(f":{CODED}@", "@").replace("localhost", "127.0.0.1")
+
+
+@pytest.mark.parametrize("auto_migrate", [True, False])
+async def test_a_password_that_a_function_gives(strict: Strict, auto_migrate: bool) -> None:
+    """The `password=` of `open_pool` lets in the migration as well as the pool, asked for each connection."""
+    url, asked = without_password(strict.url("alice", "sslmode=disable")), list[str]()
+
+    async def current() -> str:
+        asked.append("now")
+        return SECRET
+
+    def at_once() -> str:
+        return SECRET
+
+    metadata_db = ampd.MetadataDb(url=ampd.DatabaseUrl(url), auto_migrate=auto_migrate, schema="alices")
+    async with asyncpg.create_pool(url, password=at_once, min_size=0) as pool:
+        await ampd.migrate(pool, migrations=scripts("SELECT 1"), schema="alices")
+    with pytest.raises(AuthenticationFailed):
+        await ampd.migrate(url, migrations=scripts("SELECT 1"), schema="alices")
+    files = scripts("SELECT 1", "SELECT 2")[: 1 + auto_migrate]
+    for given in (current, at_once, SECRET):
+        async with ampd.open_pool(metadata_db, migrations=files, password=given, min_size=2) as opened:
+            assert await opened.fetchval("SELECT current_user") == "alice"
+    assert len(asked) == 3
+    await ampd.migrate(strict.url("alice", "sslmode=disable"), migrations=(*files,), schema="alices")
+
+
+async def test_a_function_that_gives_no_password(strict: Strict) -> None:
+    """What it raises is raised as it is; a password that it gives shows nowhere; a migration's own URL asks nobody."""
+    url = ampd.DatabaseUrl(without_password(strict.url("alice", "sslmode=disable")))
+
+    async def broken() -> str:
+        raise LookupError("no credentials")
+
+    metadata_db = ampd.MetadataDb(url=url, auto_migrate=True)
+    with pytest.raises(LookupError, match="no credentials"):
+        async with ampd.open_pool(metadata_db, migrations=(), password=broken):
+            pass
+    with pytest.raises(AuthenticationFailed) as wrong:
+        async with ampd.open_pool(metadata_db, migrations=(), password=lambda: f"not {SECRET}"):
+            pass
+    assert SECRET not in str(wrong.value)
+    own = ampd.Migrations(url=ampd.DatabaseUrl(strict.url("alice", "sslmode=disable", host="127.0.0.1")))
+    with pytest.raises(LookupError, match="no credentials"):  # of the pool, after the migration
+        async with ampd.open_pool(
+            ampd.MetadataDb(url=url, auto_migrate=True, migrations=own, schema="own"),
+            migrations=scripts("SELECT 1"),
+            password=broken,
+        ):
+            pass
+    assert (await ampd.status(own.url or "", migrations=scripts("SELECT 1"), schema="own")).up_to_date
+
+
 async def test_a_pool_whose_password_is_wrong(strict: Strict) -> None:
     """Of a pool the user is known by the server's own words."""
     pool = asyncpg.create_pool(strict.url("alice").replace(CODED, "wrong"), min_size=0)

@@ -58,6 +58,12 @@ def test_everything_public_is_explained() -> None:
     assert [name for name, value in named.items() if callable(value) and not value.__doc__] == []
 
 
+def test_the_package_explains_what_there_is_to_call() -> None:
+    """`help(ampd)` begins with a line for each public function."""
+    functions = {name for name in ampd.__all__ if inspect.isfunction(getattr(ampd, name))}
+    assert functions - set((ampd.__doc__ or "").replace(",", " ").split()) == set()
+
+
 def surface() -> Iterator[tuple[str, Any]]:
     """Yield each public function and class, and each public method and property of the classes, with its name."""
     for name in ampd.__all__:

@@ -22,7 +22,7 @@ from ampd.redaction import Hidden, discreet, without_frames
 from .connection import CLOSE_TIMEOUT_SECS, CONNECT_TIMEOUT_SECS, Session, close_timeout, connect, terminate
 from .connection_wait import ConnectionsBusy, ConnectionWait, HungUp, PoolInUse
 from .failures import BROKEN, DRIVER, connection_error, is_full
-from .libpq import driver_arguments, pool_redact
+from .libpq import AskedPassword, driver_arguments, pool_redact, url_redact
 from .passed_connection import PassedConnection
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ class Database:
             self._role = source.user or os.environ.get("PGUSER")
         else:
             self._url, self._pool, self.label, self._role = None, source, None, None
+        self.password: Hidden[Any] | None = None  # in place of the URL's own: a text, or an AskedPassword
         # After the first attempt to connect it knows the password, wherever that comes from.
         self.redact: Callable[[str], str] = source.redact if isinstance(source, DatabaseUrl) else str
         self._connect_wait_secs = connect_wait_secs
@@ -332,6 +333,9 @@ class Database:
                 terminate(connection)  # a pool then has room for another
                 raise ConnectionResetError("connection_lost right after the greeting")
             except refusals as error:
+                asked = self.password.reveal() if self.password else None
+                if isinstance(asked, AskedPassword) and asked.raised is error:
+                    raise
                 failure, worth_retrying = self._meaning(error)
             if not worth_retrying or backoff.waited >= wait:
                 raise failure
@@ -348,8 +352,11 @@ class Database:
         if self._pool is not None:
             return partial(self._acquired, self._pool, timeout)
         assert self._url is not None
-        arguments, warnings = driver_arguments(self._url, timeout)
-        self.redact = self._url.hiding(arguments.reveal().get("password")).redact
+        given = self.password
+        options = None if given is None else {"password": given.reveal()}
+        arguments, warnings = driver_arguments(self._url, timeout, options)
+        del options
+        self.redact = url_redact(self._url, arguments.reveal().get("password"))
         if not self._warned:
             self._warned = True
             for warning in warnings:

@@ -113,8 +113,8 @@ def driver_arguments(
 ) -> tuple[Hidden[dict[str, Any]], tuple[str, ...]]:
     """Return what to call `asyncpg.connect` with for a libpq URL, and warnings.
 
-    The password that will be used is among the arguments, unless the caller's own `options` for the driver, which
-    take precedence over the URL, contain one.
+    The password that will be used is among the arguments: the one of the caller's own `options` for the driver, which
+    take precedence over the URL, or a function that is asked for it.
 
     Raises:
         ConfigError: a parameter that cannot be honoured, a private key that others may read, or a password file that
@@ -330,14 +330,49 @@ def _check_key(path: str | None) -> None:
         )
 
 
-def _password(url: DatabaseUrl, options: Mapping[str, Any]) -> tuple[str | None, str | None]:
+class AskedPassword:
+    """A password that a caller's function gives for each connection; afterwards it is known, so as not to be shown."""
+
+    def __init__(self, ask: Callable[[], Any]) -> None:
+        self._ask = ask
+        self._secrets = Hidden(set[str]())
+        self.raised: Exception | None = None  # by the function
+
+    async def __call__(self) -> Any:
+        """Ask for the password, as asyncpg does before each connection."""
+        from inspect import isawaitable
+
+        try:
+            password = self._ask()
+            if isawaitable(password):
+                password = await password
+        except Exception as error:
+            self.raised = error
+            raise
+        self.secrets.update(forms(password) if isinstance(password, str) else ())
+        return password
+
+    @property
+    def secrets(self) -> set[str]:
+        """Return every form of the passwords that it has been given."""
+        return self._secrets.reveal()
+
+
+def url_redact(url: DatabaseUrl, password: str | AskedPassword | None) -> Callable[[str], str]:
+    """Return a function that redacts the passwords of a URL, and the one that is used in its place."""
+    if isinstance(password, AskedPassword):
+        return lambda text: without_secrets(url.redact(text), password.secrets)
+    return url.hiding(password).redact
+
+
+def _password(url: DatabaseUrl, options: Mapping[str, Any]) -> tuple[Any, str | None]:
     """Return the password that libpq would use, and a warning on a password file that it would ignore.
 
     The driver has a reader of its own for that file, which takes no escapes, drops a space at the end, and sends to the
     first of several hosts the password of any.
     """
-    if options.get("password") is not None:
-        return None, None
+    if (given := options.get("password")) is not None:
+        return given, None
     if url.password is not None or "PGPASSWORD" in os.environ:
         return url.password or os.environ.get("PGPASSWORD"), None
     path = _password_file(options.get("passfile") or url.parameters.get("passfile"))
@@ -409,6 +444,7 @@ def pool_redact(pool: asyncpg.Pool, url: DatabaseUrl | None = None) -> Callable[
     in_use = [getattr(getattr(connection, "_params", None), "password", None) for connection in connections]
     for password in (options.get("password"), *in_use):
         secrets |= forms(password) if isinstance(password, str) else set()
+        secrets |= password.secrets if isinstance(password, AskedPassword) else set()
     with suppress(OSError):
         path = _password_file(options.get("passfile"))
         if path and path.is_file():

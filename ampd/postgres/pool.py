@@ -15,7 +15,7 @@ from ampd.redaction import Hidden, discreet, without_frames
 
 from .connection import CONNECT_TIMEOUT_SECS
 from .failures import DRIVER, LOST, connection_error
-from .libpq import driver_arguments, pool_redact
+from .libpq import AskedPassword, driver_arguments, pool_redact
 from .quoting import identifier
 
 if TYPE_CHECKING:
@@ -89,6 +89,19 @@ def unopened_pool(metadata_db: MetadataDb, hidden_options: Hidden[dict[str, Any]
 def search_path(schema: str) -> dict[str, str]:
     """Return the setting by which queries look into a schema first."""
     return {"search_path": f'{identifier(schema)}, "$user", public'}
+
+
+@discreet
+def shared_password(metadata_db: MetadataDb, hidden_options: Hidden[dict[str, Any]]) -> Hidden[Any] | None:
+    """Return the password among the options of a pool, where migrations log in as the pool does; None without one.
+
+    A function that is asked for it is replaced, in the options as well, by an `AskedPassword`.
+    """
+    options = hidden_options.reveal()
+    if callable(ask := options.get("password")):
+        options["password"] = AskedPassword(ask)
+    ours = metadata_db.migrations.url is None and options.get("user") is None
+    return Hidden(options["password"]) if ours and options.get("password") is not None else None
 
 
 @discreet
