@@ -164,6 +164,51 @@ async def test_a_locked_history_is_not_waited_for(database: Database) -> None:
     assert found.text().endswith("\n\nlocked by another session:\n  public.locked")
 
 
+async def test_many_locked_histories_do_not_use_up_the_time(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After some of them the others are waited for no more, so that what is not locked is shown in time."""
+    monkeypatch.setattr("ampd.history.overview._LOCK_MS", 600_000)
+    monkeypatch.setattr("ampd.history.overview._MANY_LOCKED", 0)
+    await migrate(database, "SELECT 1")
+    await database.execute(f"CREATE TABLE a (LIKE {NAME}); CREATE TABLE b (LIKE {NAME})")
+    async with transaction(database, "LOCK TABLE a, b"):
+        found = unread(await overview(database.url))
+    assert found == {"public.a": Unread.LOCKED, "public.b": Unread.LOCKED, f"public.{NAME}": None}
+
+
+async def test_nobody_hides_a_history_behind_tables(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there are too many to show, those of owners that are not trusted are left out, and the command says so."""
+    monkeypatch.setattr("ampd.history.overview._MOST", 2)
+    await migrate(database, "SELECT 1")
+    eve = await database.role("eve")
+    await database.execute(
+        f"CREATE SCHEMA a AUTHORIZATION {eve.name};"
+        + "".join(f"CREATE TABLE a.{name} (LIKE {NAME}); ALTER TABLE a.{name} OWNER TO {eve.name};" for name in "xyz")
+    )
+    found = await overview(database.url)
+    assert unread(found) == {"a.x": Unread.OWNER, f"public.{NAME}": None}
+    assert "\n\nthere are more, which are not shown; those of owners that are trusted come first\n\n" in found.text()
+    assert json.loads(found.json())["truncated"] is True
+
+
+async def test_a_name_that_is_no_text(database: Database) -> None:
+    """In a database of SQL_ASCII a name can be any bytes: its history is named, and the others are shown."""
+    ascii_only = Database(database.server, f"{database.name}_ascii")
+    await database.execute(f"CREATE DATABASE {ascii_only.name} ENCODING 'SQL_ASCII' TEMPLATE template0")
+    try:
+        await migrate(ascii_only, "SELECT 1")
+        await migrate(ascii_only, "SELECT 1", table="café")
+        await ascii_only.execute(
+            f"DO $$ BEGIN EXECUTE format('CREATE TABLE %I (LIKE {NAME})', convert_from('\\xff', 'SQL_ASCII')); END $$"
+        )
+        found = await overview(ascii_only.url)
+    finally:
+        await database.execute(f"DROP DATABASE {ascii_only.name} WITH (FORCE)")
+    assert unread(found) == {"public.\\377": Unread.ERROR, f"public.{NAME}": None, "public.café": None}
+    assert found.text().endswith('public.\\377: invalid byte sequence for encoding "UTF8": 0xff')
+
+
 async def test_who_is_migrating_is_shown(database: Database) -> None:
     """A run that is under way keeps nobody from seeing its history, and is named as the holder of the lock."""
     await migrate(database, "SELECT 1", table='odd "name"')

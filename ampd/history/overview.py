@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
 
 _LOCK_MS = 300  # of waiting for somebody who has locked a history: others are to be shown all the same
-_MOST = 10_000  # histories
+_MANY_LOCKED = 10  # after so many the others get _HASTE_MS each: dozens would take all the time there is
+_HASTE_MS = 1
+_MOST = 10_000  # histories, those of trusted owners first: nobody can hide these behind tables of their own
 _MOST_UNFINISHED = 10  # of one history: there is one, as a rule
 _SECS = 60
 
@@ -119,15 +121,20 @@ _OF_A_RUNNER = ("pid", "user", "application", "client", "since")
 
 
 class Overview(msgspec.Struct, frozen=True):
-    """Every history of a database, by schema and name; `user` is who has asked."""
+    """Every history of a database, by schema and name; `user` is who has asked.
+
+    `truncated` says that there are more: those left out belong to owners that are not trusted, unless all shown do not.
+    """
 
     user: str
     histories: tuple[FoundHistory, ...]
     database: str = ""
+    truncated: bool = False
 
     def json(self) -> bytes:
         """Return the document of `status --all --json`."""
-        return pretty_json({"database": self.database, "histories": [each.fields() for each in self.histories]})
+        histories = [each.fields() for each in self.histories]
+        return pretty_json({"database": self.database, "truncated": self.truncated, "histories": histories})
 
     def text(self, columns: int | None = None) -> str:
         """Return what `status --all` prints: a line for each history, and what is to be known of some.
@@ -144,6 +151,8 @@ class Overview(msgspec.Struct, frozen=True):
 
     def _notes(self) -> Iterator[str]:
         """Yield a paragraph for each thing to be known."""
+        if self.truncated:
+            yield "there are more, which are not shown; those of owners that are trusted come first"
         for each in self.histories:
             if each.runner:
                 yield f"the migration lock of {each.name} is held by {each.runner.describe()}"
@@ -211,7 +220,9 @@ async def read_overview(session: Session, role: str | None) -> Overview:
     Raises:
         AmpdError: the question could not be answered.
     """
-    return await session.ask(_overview_sql(session, role), Overview, timeout=_SECS)
+    found = await session.ask(_overview_sql(session, role), Overview, timeout=_SECS)
+    by_name = sorted(found.histories, key=lambda each: (each.schema, each.table))
+    return msgspec.structs.replace(found, histories=tuple(by_name))
 
 
 def _overview_sql(session: Session, role: str | None) -> str:
@@ -228,7 +239,7 @@ def _overview_sql(session: Session, role: str | None) -> str:
     readable = "has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')"
     # As in the read of one history: lock it, look at it by its oid, and read it only then; concat() runs no cast of
     # anybody's. Each is read in a block that an error ends, which releases its lock: thousands would fill the server's
-    # table of locks.
+    # table of locks. A name that the client cannot read, as in a database of SQL_ASCII, would end the whole answer.
     body = f"""
 DECLARE
 home pg_catalog.oid;
@@ -239,6 +250,8 @@ detail pg_catalog.text;
 lock_key pg_catalog.int8;
 held pg_catalog.int8[];
 histories pg_catalog.jsonb[] := '{{}}';
+truncated pg_catalog.bool := false;
+locked pg_catalog.int4 := 0;
 BEGIN{set_role if role else ""}
 PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 PERFORM set_config('row_security', 'off', true), set_config('timezone', 'UTC', true),
@@ -255,7 +268,11 @@ held := ARRAY(
 FOR home IN SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND c.oid IN (SELECT attrelid FROM pg_attribute
       WHERE attnum > 0 AND NOT attisdropped AND {NAMED} GROUP BY attrelid HAVING count(*) = {NAMED_COUNT})
-    ORDER BY n.nspname, c.relname LIMIT {_MOST} LOOP
+    ORDER BY {trusted_owner_sql("c.relowner", role)} DESC, n.nspname, c.relname LIMIT {_MOST} + 1 LOOP
+  IF cardinality(histories) = {_MOST} THEN
+    truncated := true;
+    EXIT;
+  END IF;
   found := NULL; detail := NULL;
   BEGIN
     FOR look IN 1..2 LOOP
@@ -270,6 +287,9 @@ FOR home IN SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnam
         INTO t FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = home;
       why := t.unread;
       EXIT WHEN t.schema IS NULL OR why IS NOT NULL OR look = 2;
+      IF locked >= {_MANY_LOCKED} THEN
+        PERFORM set_config('lock_timeout', '{_HASTE_MS}', true);
+      END IF;
       EXECUTE format('{LOCK} %I.%I IN ACCESS SHARE MODE', t.schema, t."table");
     END LOOP;
     IF why IS NULL AND t.schema IS NOT NULL THEN
@@ -287,10 +307,15 @@ FOR home IN SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnam
       END IF;
       found := jsonb_strip_nulls(found);
     END IF;
+    PERFORM convert_to(concat(t.schema, t."table", t.owner, t.schema_owner, found), 'UTF8');
     RAISE EXCEPTION 'read' USING ERRCODE = '{READ}';
   EXCEPTION
     WHEN SQLSTATE '{READ}' THEN NULL;
-    WHEN lock_not_available THEN why := '{Unread.LOCKED}';
+    WHEN lock_not_available THEN why := '{Unread.LOCKED}'; locked := locked + 1;
+    WHEN character_not_in_repertoire OR untranslatable_character THEN
+      why := coalesce(why, '{Unread.ERROR}'); detail := SQLERRM; found := NULL;
+      t.schema := {_escaped_sql("t.schema")}; t."table" := {_escaped_sql('t."table"')};
+      t.owner := {_escaped_sql("t.owner")}; t.schema_owner := {_escaped_sql("t.schema_owner")};
     WHEN undefined_table OR invalid_schema_name THEN CONTINUE;
     WHEN OTHERS THEN why := '{Unread.ERROR}'; detail := SQLERRM; found := NULL;
   END;
@@ -298,7 +323,12 @@ FOR home IN SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnam
   histories := array_append(histories, jsonb_build_object('schema', t.schema, 'table', t."table", 'owner', t.owner,
     'schema_owner', t.schema_owner, 'unread', why, 'detail', detail) || coalesce(found, '{{}}'));
 END LOOP;
-{session.note_sql("jsonb_build_object('user', current_user, 'histories', histories)")}
+{session.note_sql("jsonb_build_object('user', current_user, 'truncated', truncated, 'histories', histories)")}
 END"""
     begin = f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = '{_SECS // 2}s'"
     return f"{begin}; {do_block(body)}; COMMIT"
+
+
+def _escaped_sql(text: str) -> str:
+    """Return an SQL expression for a text of any bytes in plain characters, as a bytea is escaped."""
+    return f"encode(convert_to({text}, getdatabaseencoding()::name), 'escape')"
