@@ -78,6 +78,26 @@ async def test_the_migrations_of_the_page_for_their_writers(database: Database, 
 
 
 @pytest.mark.anyio
+async def test_the_rights_of_the_page_for_operators(database: Database) -> None:
+    """With these roles one migrates and another serves, who can read the history and not write it."""
+    (sql,) = (text for language, _, text in blocks("operators.md") if language == "sql")
+    await database.execute(re.sub(r"\bshop(?=_owner|_migrator| LOGIN|;)", f"{database.name}_shop", sql))
+    owner, migrator, server = (f"{database.name}_shop{suffix}" for suffix in ("_owner", "_migrator", ""))
+    files = scenes.scripts(f"CREATE TABLE t (x int); GRANT INSERT ON t TO {server};")
+
+    def configured(user: str) -> ampd.MetadataDb:
+        url = ampd.DatabaseUrl(database.server.url(database.name, user))
+        return ampd.MetadataDb(url=url, schema="shop", migrations=ampd.Migrations(role=owner))
+
+    await ampd.migrate(configured(migrator), migrations=files)
+    assert (await ampd.status(configured(server), migrations=files)).ready
+    query = "SELECT has_table_privilege($1, 'shop.ampd_schema_migrations', 'INSERT, UPDATE, DELETE')"
+    assert not await database.fetchval(query, server)
+    async with database.connect(database.server.url(database.name, server)) as connection:
+        await connection.execute("INSERT INTO shop.t VALUES (1)")
+
+
+@pytest.mark.anyio
 async def test_the_json_of_status(database: Database) -> None:
     """The document of the page has keys of the real one."""
     await ampd.migrate(database.url, migrations=scenes.scripts("SELECT 1;"))
