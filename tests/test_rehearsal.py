@@ -155,7 +155,7 @@ def test_options_that_do_not_go_together_are_refused(ampd: Ampd) -> None:
     for other in ("--check", "--dry-run"):
         assert seen(ampd("migrate", "--rehearse", other)) == (1, "", one_of)
     for option in (["--strict"], ["--rehearse-secs", "2"]):
-        alone = f"error: {option[0]} goes with --rehearse alone\nhint: ampd migrate --rehearse {option[0]}\n"
+        alone = f"error: {option[0]} goes with --rehearse alone\nhint: `ampd migrate --rehearse {option[0]}`\n"
         assert seen(ampd("migrate", *option)) == (1, "", alone)
     for secs in ("0", "-1", "nan", "inf", "3601"):
         wrong = f"error: --rehearse-secs takes seconds up to 3600, not {secs}\n"
@@ -198,6 +198,25 @@ ALTER TABLE parts ADD COLUMN n int; DROP TABLE gone; SELECT pg_advisory_xact_loc
         ("public.parts", "ACCESS EXCLUSIVE"),
     }
     assert {name for name, _ in others} == {name for name, _ in shown}
+
+
+async def test_an_index_that_is_locked_for_more_than_its_table(database: Database, tmp_path: Path) -> None:
+    """REINDEX INDEX blocks the writes of a table, and by the lock on its index each query that is planned."""
+    await database.execute(TABLES)
+    await database.execute("CREATE INDEX events_x ON events (id); CREATE INDEX nothing_x ON nothing (id)")
+    found = await rehearsed(
+        database, tmp_path, "UPDATE jobs SET id = id; REINDEX INDEX events_x", "REINDEX INDEX nothing_x"
+    )
+    first, second = ([(lock.table, lock.mode, lock.blocks) for lock in each.locks] for each in found.migrations)
+    assert first == [
+        ("index public.events_x", "ACCESS EXCLUSIVE", "reads and writes"),
+        ("public.events", "SHARE", "writes"),
+        ("public.jobs", "ROW EXCLUSIVE", None),
+    ]
+    assert [each for each in second if each not in first] == [
+        ("index public.nothing_x", "ACCESS EXCLUSIVE", None),
+        ("public.nothing", "SHARE", None),
+    ]
 
 
 async def test_what_cannot_be_rehearsed_is_named(database: Database, tmp_path: Path) -> None:

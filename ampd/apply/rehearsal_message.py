@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _LATE_SECS = 1.0  # after which the server ends what a client has not ended in time
 _NOW = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 _LOCKS = """(SELECT coalesce(json_agg(json_build_array(l.relation::bigint, l.mode, c.relfilenode::bigint,
-    CASE WHEN c.relkind IN ('r', 'm') THEN pg_relation_size(l.relation) END)), '[]')
+    CASE WHEN c.relkind IN ('r', 'm', 'i') THEN pg_relation_size(l.relation) END)), '[]')
   FROM pg_locks l LEFT JOIN pg_class c ON c.oid = l.relation
   WHERE l.locktype = 'relation' AND l.pid = pg_backend_pid() AND l.mode <> 'SIReadLock'
     AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()))"""
@@ -102,18 +102,22 @@ def _enter_sql(session: Session, execution: Execution, *, first: bool, secs: flo
 
 
 def _tables_sql(schema: str, table: str) -> str:
-    """Return an expression for all tables but the history, as an array of `Table`. The search path must be pinned."""
+    """Return an expression for all tables but the history, and their indexes, as an array of `Table`.
+
+    The search path must be pinned.
+    """
     # Before PostgreSQL 14 a table that was never analyzed has 0 rows in 0 pages.
-    name = readable_sql("format('%I.%I', n.nspname, c.relname)")
+    name = readable_sql("format('%s%I.%I', CASE WHEN x.indrelid IS NOT NULL THEN 'index ' END, n.nspname, c.relname)")
     return f"""(
     SELECT coalesce(json_agg(json_build_array(c.oid::bigint, {name}, c.relkind = 'p',
       c.relfilenode::bigint, CASE WHEN c.relpages = 0 AND c.reltuples = 0
         AND current_setting('server_version_num')::integer < 140000 THEN -1 ELSE c.reltuples::bigint END,
-      c.relpages::bigint * current_setting('block_size')::bigint)), '[]')
-    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE c.relkind IN ('r', 'p', 'm') AND c.relpersistence <> 't'
+      c.relpages::bigint * current_setting('block_size')::bigint, x.indrelid::bigint)), '[]')
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_index x ON x.indexrelid = c.oid
+    JOIN pg_class t ON t.oid = coalesce(x.indrelid, c.oid)
+    WHERE t.relkind IN ('r', 'p', 'm') AND t.relpersistence <> 't'
       AND n.nspname NOT IN ('pg_catalog', 'information_schema')
-      AND NOT (n.nspname = {literal(schema)} AND c.relname = {literal(table)}))"""
+      AND NOT (n.nspname = {literal(schema)} AND t.relname = {literal(table)}))"""
 
 
 def _lock_timeout_sql(execution: Execution) -> str:

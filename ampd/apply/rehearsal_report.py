@@ -20,7 +20,7 @@ _MODES = (*_BLOCKS, "SHARE UPDATE EXCLUSIVE", "ROW EXCLUSIVE", "ROW SHARE", "ACC
 
 
 class Table(msgspec.Struct, frozen=True, array_like=True):
-    """A table before the rehearsal; rows and bytes are estimates of the server, rows -1 where it has none."""
+    """A table before the rehearsal, or an index; rows and bytes are estimates of the server, rows -1 where unknown."""
 
     oid: int
     name: str
@@ -28,6 +28,7 @@ class Table(msgspec.Struct, frozen=True, array_like=True):
     file: int
     rows: int
     bytes: int
+    index_of: int | None = None
 
 
 class Lock(msgspec.Struct, frozen=True, array_like=True):
@@ -122,7 +123,10 @@ class Rehearsal(msgspec.Struct, frozen=True):
 
 
 def held_locks(tables: dict[int, Table], files: dict[int, int | None], locks: list[Lock]) -> tuple[HeldLock, ...]:
-    """Return the strongest lock on each table, by name; `files` are those before the migration, and are updated."""
+    """Return the strongest lock on each table, by name; `files` are those before the migration, and are updated.
+
+    An index is among them if what it is locked for blocks others, and is stronger than the lock on its table.
+    """
     strongest: dict[int, tuple[int, Lock]] = {}
     for lock in locks:
         rank = _MODES.index(_spelt(lock.mode))
@@ -131,9 +135,15 @@ def held_locks(tables: dict[int, Table], files: dict[int, int | None], locks: li
     held = []
     for oid, (rank, lock) in strongest.items():
         table, before = tables[oid], files.get(oid, tables[oid].file)
+        if table.index_of is not None:
+            of_table, _ = strongest.get(table.index_of, (len(_BLOCKS), None))
+            if rank >= min(of_table, len(_BLOCKS)):
+                continue
         changed = lock.file != table.file  # rewritten, truncated or dropped: the size before is what matters
         size = (changed and table.bytes) or lock.bytes or 0
         has_rows = size > 0 or ((changed or table.partitioned) and table.rows != 0)
+        if table.index_of is not None:  # which has a page without any
+            has_rows = table.rows != 0
         files[oid] = lock.file
         held.append(
             HeldLock(
