@@ -19,8 +19,8 @@ from benchmarks.server import Server, server
 from benchmarks.service import service as serve
 from benchmarks.service import service_report
 from benchmarks.stall import stall as stall_readers
-from benchmarks.tenants import MIGRATIONS
 from benchmarks.tenants import tenants as migrate_tenants
+from benchmarks.tenants import tenants_report
 
 app = App(name="benchmarks", help="Measure ampd beside its peers.")
 
@@ -43,6 +43,7 @@ def everything(url: str | None = None, *, quick: bool = False) -> None:
     growth(url, quick=quick)
     herd(url, quick=quick)
     service(url)
+    tenants(url, quick=quick)
     if not quick:
         stall(url)
     report()
@@ -81,14 +82,9 @@ def service(url: str | None = None) -> None:
 
 
 @app.command
-def tenants(url: str | None = None, schemas: int = 500) -> None:
-    """Measure many schemas with a few migrations each, and print the table."""
-
-    async def measure() -> list[str]:
-        async with server(url) as measured:
-            return await migrate_tenants(measured, schemas)
-
-    print(f"{schemas} schemas of {MIGRATIONS} migrations\n", *anyio.run(measure), sep="\n")
+def tenants(url: str | None = None, *, quick: bool = False) -> None:
+    """Measure hundreds of schemas with a few migrations each."""
+    _measured(url, lambda at: migrate_tenants(at, 50) if quick else migrate_tenants(at), "tenants")
 
 
 @app.command
@@ -100,6 +96,7 @@ def report() -> None:
         ("growth", "Thousands of migrations", growth_report),
         ("herd", "Many processes at once", herd_report),
         ("service", "In a service, on a current schema", service_report),
+        ("tenants", "Tenants", tenants_report),
     ):
         print(f"\n### {title}\n", *table(load(name, TimingsRecord)), sep="\n")
 

@@ -1,6 +1,7 @@
 """Events: typed, frozen, public, in words; the law that those of a run follow; and callbacks that fail."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -12,6 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 import ampd
+from ampd.apply import session_state
 from ampd.config import Limits, MetadataDb
 from ampd.database_url import DatabaseUrl
 from ampd.events import (
@@ -317,6 +319,29 @@ async def test_a_callback_that_raises_stops_the_running_statement(database: Data
     with anyio.fail_after(GENEROUS), pytest.raises(ValueError, match="mine"):
         await ampd.migrate(database.url, migrations=scripts("CREATE TABLE t (); SELECT pg_sleep(600)"), on_event=listen)
     assert await database.fetchval("SELECT to_regclass('t')") is None
+    await assert_no_trace(database)
+
+
+async def test_a_callback_that_is_slow(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is waited for; if it holds up the event loop for longer than the lock's lease, the run ends and can go on."""
+    monkeypatch.setattr(session_state, "LEASE_SECS", 1)
+    files = scripts("CREATE TABLE t (id int); SELECT 1", "-- no-transaction\nVACUUM t; VACUUM t", "SELECT 3")
+    heard = Heard()
+
+    def dawdle(event: Event) -> None:
+        heard(event)
+        if isinstance(event, StatementStarted) and event.number == 1:
+            time.sleep(2)
+
+    with pytest.raises(ampd.ConnectionFailed) as raised:
+        await ampd.migrate(database.url, migrations=files, on_event=dawdle)
+    heard.assert_adds_up()
+    assert raised.value.message == (
+        "the session that held the lock for this run was ended by the server after 1 s of silence: something, such as "
+        "a slow on_event= callback, has held up the event loop of this process for so long"
+    )
+    assert [event.version for event in heard.of(Applied)] == [1]
+    assert (await ampd.migrate(database.url, migrations=files)).current_version == 3
     await assert_no_trace(database)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import anyio
@@ -32,6 +33,7 @@ class Guard:
 
     def __init__(self, session: Session) -> None:
         self.session = session
+        self._answered = 0.0  # when the server last did, by the clock of this process
 
     async def acquire(self, execution: Execution, timeout: float) -> None:
         """Take the lock within `timeout` seconds; the transaction stays open and has touched no table.
@@ -48,6 +50,7 @@ class Guard:
         try:
             with anyio.fail_after(timeout):
                 await self.session.run(message)
+            self._answered = monotonic()
         except TimeoutError as error:
             self.session.give_up("it has waited for a server connection")
             raise NoAnswer(
@@ -67,11 +70,18 @@ class Guard:
         try:
             with anyio.fail_after(session_state.LEASE_SECS / 2):
                 await self.session.run("SELECT 1")
+            self._answered = monotonic()
         except (ServerError, ConnectionFailed, TimeoutError) as error:
-            silent = isinstance(error, TimeoutError)
+            what = "was ended from outside, by pg_terminate_backend, say"
+            if isinstance(error, TimeoutError):
+                what = "does not answer any more"
+            elif monotonic() - self._answered > session_state.LEASE_SECS:
+                what = (
+                    f"was ended by the server after {session_state.LEASE_SECS} s of silence: something, such as a slow "
+                )
+                what += "on_event= callback, has held up the event loop of this process for so long"
             raise ConnectionFailed(
-                "the session that held the lock for this run "
-                + ("does not answer any more" if silent else "was ended from outside, by pg_terminate_backend, say"),
+                f"the session that held the lock for this run {what}",
                 hint="nothing more was begun: run `ampd migrate` again; it resumes after the last statement done",
             ) from error
 
