@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .prepared import Execution
 
 
+_EVERY = 50  # statements, after so many: to limit one takes half a millisecond
 _LATE_SECS = 1.0  # after which the server ends what a client has not ended in time
 _NOW = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 _LOCKS = """(SELECT coalesce(json_agg(json_build_array(l.relation::bigint, l.mode, c.relfilenode::bigint,
@@ -67,9 +68,12 @@ def composing(session: Session, execution: Execution, part: range, *, first: boo
     message = Message(f"{advisory_lock.label_sql(execution.history.lock_key, label)} ")
     if part.start == 0:
         message.add(_enter_sql(session, execution, first=first, secs=secs))
+    sets = True  # whether the statement before may have changed a limit
     for index in part:
         statement = execution.statements[index]
-        message.add(f"{_marker_sql(session, index, secs)}; ")
+        held = sets or index < _EVERY or index % _EVERY == 0
+        message.add(f"{_marker_sql(session, index, secs) if held else session.marker_sql(str(index))}; ")
+        sets = statement.words[:1] in (("SET",), ("RESET",))
         message.add_statement(statement)
         message.add(execution.again_after_sql(statement, local=True))
         yield
@@ -88,7 +92,7 @@ def _enter_sql(session: Session, execution: Execution, *, first: bool, secs: flo
     save = do_block(f"BEGIN {save_settings_sql(session.found, local=True)} END") + "; " if session.shared else ""
     note = f"\n    {session.note_sql(f'json_build_array({tables}, {_NOW})')}"
     body = (
-        f"{session.note_pid_sql()}{NOTICE_A_DEAD_CLIENT}{NO_TRANSACTION_TIMEOUT}{_hold_to_time(secs)}"
+        f"{session.note_pid_sql()}{NOTICE_A_DEAD_CLIENT}{NO_TRANSACTION_TIMEOUT}{_limit_all(secs)}"
         f"{advisory_lock.try_lock_sql(history.lock_key)}"
         f"{writing.enter_sql(history, writing.insert_sql(history, execution.migration), note)}"
         f"{execution.search_path_sql(local=True)}"
@@ -125,34 +129,35 @@ def _lock_timeout_sql(execution: Execution) -> str:
 
 
 def _marker_sql(session: Session, number: int, secs: float) -> str:
-    """Return a statement that notes a number, and holds the next statement of the script to the time that is left."""
-    return do_block(f"BEGIN {session.note_text_sql(str(number))}{_hold_to_time(secs)} END")
+    """Return a statement that notes a number, and limits the next statement of the script."""
+    return do_block(f"BEGIN {session.note_text_sql(str(number))}{_limit_statement(secs)} END")
 
 
-def _hold_to_time(secs: float) -> str:
-    """Return PL/pgSQL that limits what follows, or the wait for the client, to what is left of the time.
+def _remaining_sql(secs: float) -> str:
+    until = f"(pg_catalog.now() OPERATOR(pg_catalog.+) '{secs + _LATE_SECS:.3f} s'::pg_catalog.interval)"
+    return f"({until} OPERATOR(pg_catalog.-) pg_catalog.clock_timestamp())"
 
-    A client that stands still cannot end anything. A limit that the script has set holds, where it is the shorter one.
-    """
-    total = milliseconds(secs + _LATE_SECS)
-    spent = "pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) pg_catalog.now()"
-    own = "pg_catalog.current_setting('statement_timeout')::pg_catalog.interval"
+
+def _limit_statement(secs: float) -> str:
+    """Return PL/pgSQL that limits a statement to what is left of the time, or to the script's own limit if shorter."""
+    found = "pg_catalog.current_setting('statement_timeout')"
+    own = f"CASE WHEN {found} OPERATOR(pg_catalog.<>) '0' THEN {found}::pg_catalog.interval END"
+    least = _milliseconds_sql(f"LEAST({_remaining_sql(secs)}, {own})")
     return f"""
-  DECLARE
-    remaining pg_catalog.int4 := {total} OPERATOR(pg_catalog.-) {_milliseconds_sql(spent)};
-    own pg_catalog.int4 := {_milliseconds_sql(own)};
-  BEGIN
-    IF remaining OPERATOR(pg_catalog.<) 1 THEN
-      RAISE EXCEPTION 'the time for the rehearsal is over' USING ERRCODE = '{QUERY_CANCELED}';
-    END IF;
-    PERFORM pg_catalog.set_config('idle_in_transaction_session_timeout', remaining::pg_catalog.text, true);
-    IF pg_catalog.current_setting('transaction_timeout', true) IS NOT NULL THEN  -- since PostgreSQL 17
-      PERFORM pg_catalog.set_config('transaction_timeout', remaining::pg_catalog.text, true);
-    END IF;
-    IF own OPERATOR(pg_catalog.=) 0 OR own OPERATOR(pg_catalog.>) remaining THEN
-      PERFORM pg_catalog.set_config('statement_timeout', remaining::pg_catalog.text, true);
-    END IF;
-  END;"""
+  IF {_remaining_sql(secs)} OPERATOR(pg_catalog.<) '1 ms' THEN
+    RAISE EXCEPTION 'the time for the rehearsal is over' USING ERRCODE = '{QUERY_CANCELED}';
+  END IF;
+  PERFORM pg_catalog.set_config('statement_timeout', GREATEST(1, {least})::pg_catalog.text, true);"""
+
+
+def _limit_all(secs: float) -> str:
+    """Return PL/pgSQL that limits the transaction and the wait for the client as well: one that stands still."""
+    remaining = f"GREATEST(1, {_milliseconds_sql(_remaining_sql(secs))})::pg_catalog.text"
+    return f"""{_limit_statement(secs)}
+  PERFORM pg_catalog.set_config('idle_in_transaction_session_timeout', {remaining}, true);
+  IF pg_catalog.current_setting('transaction_timeout', true) IS NOT NULL THEN  -- since PostgreSQL 17
+    PERFORM pg_catalog.set_config('transaction_timeout', {remaining}, true);
+  END IF;"""
 
 
 def _milliseconds_sql(interval: str) -> str:
@@ -173,5 +178,5 @@ def _leave_sql(session: Session, execution: Execution, secs: float) -> str:
         f"{reset_settings_sql(session.found, saved=True)}{RESET_OBJECTS}"
         f"{_lock_timeout_sql(execution)}"
         f"{set_role_sql(history.role, local=True)}{do_block(deallocate_sql())}; "
-        f"{do_block(f'BEGIN{_hold_to_time(secs)} PERFORM pg_catalog.pg_advisory_unlock_all();{finish} END')}"
+        f"{do_block(f'BEGIN{_limit_all(secs)} PERFORM pg_catalog.pg_advisory_unlock_all();{finish} END')}"
     )
