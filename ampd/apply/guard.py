@@ -77,9 +77,9 @@ class Guard:
                 what = "does not answer any more"
             elif monotonic() - self._answered > session_state.LEASE_SECS:
                 what = (
-                    f"was ended by the server after {session_state.LEASE_SECS} s of silence: something, such as a slow "
+                    f"was ended by the server after {session_state.LEASE_SECS} s of silence: something, such as a "
+                    "slow on_event= callback, has held up the event loop of this process for so long"
                 )
-                what += "on_event= callback, has held up the event loop of this process for so long"
             raise ConnectionFailed(
                 f"the session that held the lock for this run {what}",
                 hint="nothing more was begun: run `ampd migrate` again; it resumes after the last statement done",
