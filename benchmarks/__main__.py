@@ -1,12 +1,14 @@
 """`python -m benchmarks`: measure, plot and report; each part also alone."""
 
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from typing import TypeVar
 
 import anyio
 import msgspec
 from cyclopts import App
 
+from ampd.testing.shared_server import shared_server
 from benchmarks.compare import compare as compare_peers
 from benchmarks.growth import growth as grow
 from benchmarks.growth import growth_report
@@ -19,6 +21,7 @@ from benchmarks.server import Server, server
 from benchmarks.service import service as serve
 from benchmarks.service import service_report
 from benchmarks.stall import stall as stall_readers
+from benchmarks.templates import templates as measure_templates
 from benchmarks.tenants import tenants as migrate_tenants
 from benchmarks.tenants import tenants_report
 
@@ -85,6 +88,13 @@ def service(url: str | None = None) -> None:
 def tenants(url: str | None = None, *, quick: bool = False) -> None:
     """Measure hundreds of schemas with a few migrations each."""
     _measured(url, lambda at: migrate_tenants(at, 50) if quick else migrate_tenants(at), "tenants")
+
+
+@app.command
+def templates(url: str | None = None) -> None:
+    """Print what a database costs a test of the plugin for pytest, by default on the server that the plugin starts."""
+    with nullcontext(url) if url else shared_server("benchmarks") as server_url:
+        print(anyio.run(measure_templates, server_url))
 
 
 @app.command

@@ -8,14 +8,17 @@
     python -m tests.campaign libraries [--processes 20] [--rounds 20] [--pooled]
     python -m tests.campaign services [uvicorn | gunicorn | hypercorn …] [--rounds 50]
     python -m tests.campaign stops [--seconds 25]
+    python -m tests.campaign suites [--kills 20] [--managed]
 
 Each prints one line of figures, and exits 1 if anything went wrong.
 """
 
 import asyncio
 import contextlib
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,6 +35,7 @@ from cyclopts import App, Parameter
 import ampd as library
 from ampd.apply.rehearsal_report import Rehearsal
 from ampd.preview import rehearse
+from ampd.testing.shared_server import folder_of as test_folder
 from tests.conftest import start_server
 from tests.folders import write
 from tests.libraries import MEMBERS, SHARED
@@ -352,6 +356,77 @@ def _dump(url: str) -> str:
     command = ["pg_dump", "--exclude-table-data=pgbench_*", url]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return "\n".join(line for line in text.splitlines() if not line.startswith(("\\restrict", "\\unrestrict")))
+
+
+SUITE = {
+    "pytest.ini": "[pytest]\nampd_migrations = .\n",
+    "1_accounts.sql": "CREATE TABLE accounts (email text)",
+    "test_many.py": """
+import pytest
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("number", range(40))
+async def test_it(ampd_pool, number):
+    await ampd_pool.execute("INSERT INTO accounts VALUES ('a'); SELECT pg_sleep(0.05)")
+    assert await ampd_pool.fetchval("SELECT count(*) FROM accounts") == 1
+""",
+}
+
+
+@app.command
+def suites(*, kills: int = 20, managed: Annotated[bool, Parameter(negative=())] = False, seed: int = 1) -> int:
+    """Kill pytest with its four workers in the middle of a project's tests, run them again, and count what is left."""
+    chance, count = random.Random(seed), Counter[str]()
+    with _server() as server, tempfile.TemporaryDirectory() as scratch:
+        write(Path(scratch), SUITE)
+        environment = os.environ | ({} if managed else {"AMPD_TEST_URL": server.url()})
+
+        def start() -> subprocess.Popen[str]:
+            return subprocess.Popen(
+                [sys.executable, "-m", "pytest", "-q", "-n", "4"],
+                cwd=scratch,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,  # to be killed together with the workers
+            )
+
+        begun = time.monotonic()
+        start().communicate()
+        longest = time.monotonic() - begun
+        for _ in range(kills):
+            process = start()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=chance.uniform(longest / 2, longest))
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            count["killed"] += process.returncode == -signal.SIGKILL
+            count["left by kills"] += asyncio.run(_test_databases(server))
+            process = start()
+            said, _ = process.communicate()
+            if process.returncode:
+                count["failures"] += 1
+                print(said, file=sys.stderr)
+            count["left in the end"] += asyncio.run(_test_databases(server))
+        folder = test_folder(scratch)
+        give_up = time.monotonic() + 30
+        while folder.exists() and time.monotonic() < give_up:
+            time.sleep(0.1)
+        count["servers left"] += folder.exists()
+    names = ("killed", "left by kills", "failures", "left in the end", "servers left")
+    print(f"managed {managed}: " + ", ".join(f"{name} {count[name]}" for name in names))
+    return int(count["failures"] + count["left in the end"] + count["servers left"] > 0)
+
+
+async def _test_databases(server: Server) -> int:
+    connection = await asyncpg.connect(server.url())
+    found: int = await connection.fetchval("SELECT count(*) FROM pg_database WHERE datname ~ '^ampd_test_'")
+    await connection.close()
+    return found
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ _VARIABLE = (
     (r"(?<=TIME) {6,}", " " * 8),  # as wide as durations are
     (r"when \(UTC\) +took +by", "when  took  by"),
     (r"\b(\d+ ms|\d+\.\d s)", "N ms"),
-    (r"127\.0\.0\.1:\d+/test_\w+", "DATABASE"),
+    (r"127\.0\.0\.1:\d+/ampd_test_\w+", "DATABASE"),
 )
 
 

@@ -3,14 +3,13 @@
 import os
 import shutil
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import msgspec
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
@@ -31,7 +30,8 @@ SETTINGS = {
     "max_wal_size": "256MB",
     "checkpoint_timeout": "1h",
 }
-TEMPLATE = "ampd_template"
+PLUGIN = [] if entry_points(group="pytest11", name="ampd") else ["ampd.testing.plugin"]  # where it is not installed
+pytest_plugins = PLUGIN
 _SERVER = pytest.StashKey[Server]()
 
 
@@ -87,16 +87,7 @@ def start_server(stack: ExitStack) -> Server:
         pass
     copy_cluster(folder / "cluster", folder / "db")
     local = stack.enter_context(portal.wrap_async_context_manager(run(folder / "db")))
-    portal.call(_make_template, local.url)
     return server_of(local, str(folder / "cluster"))
-
-
-async def _make_template(url: str) -> None:
-    """Make an empty database that was connected to once: its copies are born with the relation cache's file."""
-    admin = await asyncpg.connect(url)
-    await admin.execute(f"CREATE DATABASE {TEMPLATE} TEMPLATE template0")
-    await (await asyncpg.connect(url, database=TEMPLATE)).close()
-    await admin.close()
 
 
 @pytest.fixture(scope="session")
@@ -120,23 +111,35 @@ def portal() -> Iterator[BlockingPortal]:
 
 @pytest.fixture(scope="session")
 def admin(server: Server, portal: BlockingPortal) -> Iterator[AdminSession]:
-    """The superuser's session that makes databases and drops them."""
+    """A superuser's session for what concerns no single database."""
     session = AdminSession(portal, server.url())
     with session.open():
         yield session
 
 
+@pytest.fixture(scope="session")
+def ampd_server_url(server: Server) -> str:
+    """The same server, for the plugin that makes databases."""
+    return server.url()
+
+
 @pytest.fixture
-def database(server: Server, admin: AdminSession, portal: BlockingPortal) -> Iterator[Database]:
+def named_roles(admin: AdminSession) -> Iterator[list[str]]:
+    """Beginnings of names: such roles are dropped when the test's databases, where they own things, are gone."""
+    beginnings: list[str] = []
+    yield beginnings
+    for beginning in beginnings:
+        for role in admin.run("fetch", "SELECT rolname FROM pg_roles WHERE starts_with(rolname, $1)", beginning):
+            admin.run("execute", f"DROP ROLE {role['rolname']}")
+
+
+@pytest.fixture
+def database(server: Server, portal: BlockingPortal, named_roles: list[str], ampd_empty_url: str) -> Iterator[Database]:
     """A fresh, empty database, dropped after the test together with the roles that are named after it."""
-    fresh = Database(server, f"test_{uuid.uuid4().hex[:12]}")
-    strategy = " STRATEGY file_copy" if server.major > 14 else ""
-    admin.run("execute", f"CREATE DATABASE {fresh.name} TEMPLATE {TEMPLATE}{strategy}")
+    fresh = Database(server, DatabaseUrl(ampd_empty_url).database_or_default)
+    named_roles.append(f"{fresh.name}_")
     with AdminSession(portal, fresh.url).open():
         yield fresh
-    admin.run("execute", f"DROP DATABASE IF EXISTS {fresh.name} WITH (FORCE)")
-    for role in admin.run("fetch", "SELECT rolname FROM pg_roles WHERE starts_with(rolname, $1)", f"{fresh.name}_"):
-        admin.run("execute", f"DROP ROLE {role['rolname']}")
 
 
 @pytest.fixture

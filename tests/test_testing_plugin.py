@@ -3,12 +3,12 @@
 import subprocess
 import sys
 import time
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 
-from ampd.testing.shared_server import _folder, shared_server
+from ampd.testing.shared_server import folder_of, shared_server
+from tests.conftest import PLUGIN
 from tests.folders import write
 from tests.scenes import GENEROUS
 from tests.servers import Server
@@ -26,8 +26,7 @@ INI = "[pytest]\nampd_migrations = migrations\nfilterwarnings = error\n"
 @pytest.fixture
 def project(pytester: pytest.Pytester, server: Server, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """A project with two migrations, on the server of this run."""
-    if not entry_points(group="pytest11", name="ampd"):  # ampd is tested without being installed
-        pytester.plugins = ["ampd.testing.plugin"]
+    pytester.plugins = [*PLUGIN]
     monkeypatch.setenv("AMPD_TEST_URL", server.url())
     pytester.makefile(".ini", pytest=INI)
     write(pytester.path / "migrations", MIGRATIONS)
@@ -173,7 +172,7 @@ def test_it_costs_nothing_where_it_is_not_used() -> None:
 @pytest.mark.one_version
 def test_a_managed_server_is_shared_and_ends_with_its_last_user(tmp_path: Path) -> None:
     """Whoever comes second finds the same one; afterwards neither it nor its folder is there."""
-    project, folder = str(tmp_path), _folder(str(tmp_path))
+    project, folder = str(tmp_path), folder_of(str(tmp_path))
     with shared_server(project) as first:
         with shared_server(project) as second:
             assert first == second

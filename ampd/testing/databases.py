@@ -89,7 +89,7 @@ async def fresh_databases(url: DatabaseUrl) -> AsyncIterator[FreshDatabases]:
     Raises:
         AmpdError: the server cannot be reached.
     """
-    async with Database(Hidden(url), connect_wait_secs=_CONNECT_SECS).second_session(_CONNECT_SECS) as session:
+    async with Database(Hidden(url), connect_wait_secs=1).second_session(_CONNECT_SECS) as session:
         databases = FreshDatabases(url, session)
         await databases.begin()
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from inspect import signature
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
     from .databases import Template
 
+_ASYNCIO = "ampd-asyncio"
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add what a project says of its migrations."""
@@ -32,8 +35,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Make pool and connection fixtures for pytest-asyncio, if that is there."""
-    if config.pluginmanager.hasplugin("asyncio"):
-        config.pluginmanager.register(_asyncio_fixtures(), "ampd-asyncio")
+    if config.pluginmanager.hasplugin("asyncio") and (fixtures := _asyncio_fixtures()):
+        config.pluginmanager.register(fixtures, _ASYNCIO)
 
 
 @pytest.fixture(scope="session")
@@ -131,10 +134,12 @@ _ampd_pool_anyio = pytest.fixture(_opening("pool"), name="_ampd_pool_anyio")
 _ampd_connection_anyio = pytest.fixture(_opening("connection"), name="_ampd_connection_anyio")
 
 
-def _asyncio_fixtures() -> ModuleType:
-    """Return the same fixtures for pytest-asyncio, in each of the loops that a test may have."""
+def _asyncio_fixtures() -> ModuleType | None:
+    """Return the same fixtures for pytest-asyncio, in each of the loops that a test may have; None if it is too old."""
     import pytest_asyncio
 
+    if "loop_scope" not in signature(pytest_asyncio.fixture).parameters:
+        return None
     fixtures = ModuleType("ampd_asyncio")
     for scope in ("function", "class", "module", "package", "session"):
         for kind in ("pool", "connection"):
@@ -159,10 +164,10 @@ def _in_loop(request: pytest.FixtureRequest, kind: str) -> Any:
     """Return the fixture that runs in the test's event loop: async fixtures belong to the plugin that runs the test."""
     if "anyio_backend" in request.fixturenames:
         return request.getfixturevalue(f"_ampd_{kind}_anyio")
-    if not request.config.pluginmanager.hasplugin("ampd-asyncio"):
+    if not request.config.pluginmanager.hasplugin(_ASYNCIO):
         pytest.fail(
-            f"ampd_{kind} needs an event loop: mark the test with pytest.mark.anyio, install pytest-asyncio, "
-            "or take ampd_url",
+            f"ampd_{kind} needs an event loop: mark the test with pytest.mark.anyio, install pytest-asyncio "
+            "(0.24 or newer), or take ampd_url",
             pytrace=False,
         )
     marker = request.node.get_closest_marker("asyncio")

@@ -50,7 +50,7 @@ def shared_server(project: str) -> Iterator[str]:
     Raises:
         AmpdError: it does not start.
     """
-    folder = _folder(project)
+    folder = folder_of(project)
     with usable(folder), _used(folder):
         with open(folder / "start", "a", opener=open_without_links) as start:
             fcntl.flock(start, fcntl.LOCK_EX)  # one looks, or starts it, at a time
@@ -58,7 +58,7 @@ def shared_server(project: str) -> Iterator[str]:
         yield url
 
 
-def _folder(project: str) -> Path:
+def folder_of(project: str) -> Path:
     """Return the folder for a project: everybody who tests it in this environment finds the same."""
     key = sha256(f"{project}\0{sys.prefix}".encode()).hexdigest()[:12]
     in_memory = os.access(_MEMORY, os.W_OK | os.X_OK) and shutil.disk_usage(_MEMORY).total >= _ENOUGH
