@@ -5,13 +5,26 @@ import re
 from collections.abc import Callable
 from time import monotonic, sleep
 
+import msgspec
 import pytest
 
 from ampd.cli import progress
 from ampd.cli.live import LiveDisplay
 from ampd.cli.progress import Progress
-from ampd.events import Applied, LockRetry, Planned, Progressed, ServerMessage, Starting, StatementStarted, Waiting
-from ampd.other_sessions import Holder
+from ampd.events import (
+    Applied,
+    Blocked,
+    LockRetry,
+    Planned,
+    Progressed,
+    Retrying,
+    ServerMessage,
+    Starting,
+    StatementStarted,
+    Waiting,
+    Warned,
+)
+from ampd.other_sessions import Blocker, Holder
 from ampd.report import PendingMigration
 from ampd.statement_progress import StatementProgress
 from tests.scenes import GENEROUS
@@ -22,6 +35,7 @@ STATEMENT = StatementStarted(version=1, name="index", migration=1, total=2, numb
 SCANNING = StatementProgress("building index: scanning table", 43)
 PROGRESSED = Progressed(version=1, name="index", number=1, total=2, progress=SCANNING)
 APPLIED = Applied(version=1, name="index", number=1, total=2, duration_ms=192_400)
+BLOCKER = Blocker(9, "amp", "psql", None, "idle in transaction", None, None)
 
 
 class Stream(io.StringIO):
@@ -100,6 +114,47 @@ def test_whoever_waits_runs_nothing() -> None:
     sleep(0.05)
     tell.clear()
     assert stream.getvalue() == "waiting for the migration lock (3 s so far), held by pid 7, application ampd\n"
+
+
+RUN = (
+    Retrying(reason="connection refused", waited=2, limit=30),
+    PLANNED,
+    Waiting(waited=3, limit=600, holder=Holder(7, application="ampd 1 1/2", progress=SCANNING)),
+    STARTING,
+    STATEMENT,
+    ServerMessage(severity="NOTICE", message="half way"),
+    Blocked(version=1, waited=2, limit=300, blockers=(BLOCKER,), queued=2),
+    LockRetry(version=1, took=1, delay=5.2, waited=2, limit=300, queued=2),
+    PROGRESSED,
+    msgspec.structs.replace(APPLIED, retries=1, longest_attempt_secs=1.04, most_queued=2),
+    Warned(message="odd"),
+)
+TOLD = """\
+connection refused; trying for 28 s more
+waiting for the migration lock (3 s so far), held by pid 7, application ampd, migration 1 (1 of 2), \
+building index: scanning table 43 %
+notice: half way
+blocked for 2 s (limit 300 s) by:
+  pid 9: user amp, application psql, idle in transaction
+  2 more wait behind this migration
+lock not available: rolled back, trying again in 5.2 s
+[1/2] 1 index  3 min 12 s, at attempt 2 to lock its tables; 2 sessions waited behind it for 1.0 s at most
+warning: odd
+"""
+SHOWN = TOLD.replace("notice", "[1/2] 1 index: statement 2/3, line 9: \nnotice", 1)
+SHOWN = SHOWN.replace("waiting", "h:1/d: 1 of 1 to apply, from 1 a\nwaiting", 1)
+
+
+@pytest.mark.parametrize(("verbose", "text"), [(False, TOLD), (True, SHOWN)], ids=["plain", "verbose"])
+def test_a_run_as_a_log_has_it(monkeypatch: pytest.MonkeyPatch, verbose: bool, text: str) -> None:
+    """Piped, a run that meets everything is these lines; -v adds the plan and the statements."""
+    monkeypatch.setattr(progress, "_SILENCE_SECS", GENEROUS)
+    stream = Stream(terminal=False)
+    tell = Progress(stream, verbose=verbose)
+    for event in RUN:
+        tell(event)
+    tell.clear()
+    assert stream.getvalue() == text
 
 
 def test_quiet_starts_no_display() -> None:
