@@ -16,6 +16,7 @@ from ampd.version import VERSION
 from tests.folders import write
 from tests.scenes import GENEROUS, history, meanwhile, scripts
 from tests.servers import Database
+from tests.strangers import TABLE
 
 pytestmark = pytest.mark.anyio
 
@@ -37,6 +38,7 @@ async def test_the_history_table_is_as_the_contract_has_it(database: Database) -
         ("statements_done", "integer", True),
         ("applied_by", "text", True),
         ("ampd_version", "text", True),
+        ("done_checksum", "bytea", False),
     ]
     key = "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 'ampd_schema_migrations'::regclass"
     assert [row[0] for row in await database.fetch(f"{key} AND contype = 'p'")] == ["PRIMARY KEY (version)"]
@@ -45,9 +47,21 @@ async def test_the_history_table_is_as_the_contract_has_it(database: Database) -
     assert row["name"] == "a_b"
     assert row["checksum"] == sha256(text.encode()).digest()
     assert row["statements_done"] == 2
+    assert row["done_checksum"] is None
     assert row["applied_by"] == "postgres"
     assert row["ampd_version"] == VERSION
     assert row["in_order"]
+
+
+async def test_a_history_made_without_the_last_column_gets_it_when_it_is_needed(database: Database) -> None:
+    """Earlier builds made the table without `done_checksum`, which a no-transaction migration needs."""
+    await database.execute(TABLE)
+    files = scripts("SELECT 1;", "-- no-transaction\nSELECT 2;")
+    await ampd.migrate(database.url, migrations=files[:1])
+    missing = "SELECT count(*) FROM ampd_schema_migrations h WHERE NOT to_jsonb(h) ? 'done_checksum'"
+    assert await database.fetchval(missing) == 1
+    await ampd.migrate(database.url, migrations=files)
+    assert await database.fetchval(missing) == 0
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ COLUMNS = {
     "statements_done": "integer",
     "applied_by": "text",
     "ampd_version": "text",
-    "done_checksum": "bytea",  # only once a no-transaction migration has come
+    "done_checksum": "bytea",  # older histories get it with their first no-transaction migration
 }
 _OIDS = {"bigint": 20, "integer": 23, "text": 25, "bytea": 17, "timestamp with time zone": 1184}
 LAST = "done_checksum"

@@ -128,11 +128,9 @@ def _create_sql(history: History) -> str:
     assert history.schema is not None
     # CREATE SCHEMA wants the right to create one even where it exists: only when it does not.
     schema = "" if history.schema_exists else f"\n    CREATE SCHEMA {identifier(history.schema)};"
-    rules = {"version": " PRIMARY KEY", "finished_at": ""}
+    rules = {"version": " PRIMARY KEY", "finished_at": "", LAST: ""}
     columns = ",\n      ".join(
-        f"{name} {_SPELT.get(kind, kind)}{rules.get(name, ' NOT NULL')}"
-        for name, kind in COLUMNS.items()
-        if name != LAST
+        f"{name} {_SPELT.get(kind, kind)}{rules.get(name, ' NOT NULL')}" for name, kind in COLUMNS.items()
     )
     # A query, and not to_regclass: that may answer from what this session knew before it had the lock.
     return f"""
@@ -142,7 +140,13 @@ def _create_sql(history: History) -> str:
     CREATE TABLE {history.name} (
       {columns}
     );
-    COMMENT ON TABLE {history.name} IS 'Which migrations ampd has applied, one row each';""")
+    COMMENT ON TABLE {history.name} IS 'Which migrations ampd has applied, one row each';{_explain_sql(history)}""")
+
+
+def _explain_sql(history: History) -> str:
+    return f"""
+    COMMENT ON COLUMN {history.name}.{LAST} IS
+      'SHA-256 of the statements that a no-transaction migration has begun or done; null once it is finished';"""
 
 
 # The other types are keywords, which no search path changes.
@@ -242,11 +246,9 @@ def adopt_sql(history: History, migrations: Iterable[tuple[Migration, str | None
 
 
 def make_room_sql(history: History) -> str:
-    """Return a part of `enter_sql` that adds the column that resuming needs, if it is missing."""
+    """Return a part of `enter_sql` that adds the column that resuming needs; older histories were made without it."""
     add = f"""
-      ALTER TABLE {history.name} ADD COLUMN {LAST} pg_catalog.bytea;
-      COMMENT ON COLUMN {history.name}.{LAST} IS
-        'SHA-256 of the statements that a no-transaction migration has begun or done; null once it is finished';"""
+    ALTER TABLE {history.name} ADD COLUMN {LAST} pg_catalog.bytea;{_explain_sql(history)}"""
     return f"""
     IF NOT {_has_room_sql(history)} THEN{_for_event_triggers_sql(add)}
     END IF;"""
