@@ -105,7 +105,8 @@ class Conflict(msgspec.Struct, frozen=True):
         if applied is None:
             return f"  file:    {file}\n  applied: never"
         word, when = ("applied", applied.finished_at) if applied.finished_at else ("started", applied.started_at)
-        by = f"{when:%Y-%m-%d %H:%M:%S%z} by {one_line(applied.applied_by)}, SHA-256 {applied.checksum.hex()}"
+        name = f"as {one_line(applied.name)}, " if migration and migration.name != applied.name else ""
+        by = f"{name}{when:%Y-%m-%d %H:%M:%S%z} by {one_line(applied.applied_by)}, SHA-256 {applied.checksum.hex()}"
         return "\n".join((f"  file:    {file}", f"  {word}: {by}", *self._in_doubt()))
 
     def _in_doubt(self) -> Iterator[str]:
@@ -132,6 +133,7 @@ class Conflict(msgspec.Struct, frozen=True):
             "state": self.info.state.value,
             "file": migration.file if migration else None,
             "file_checksum": migration.checksum.hex() if migration else None,
+            "applied_name": applied.name if applied else None,
             "applied_checksum": applied.checksum.hex() if applied else None,
             "applied_at": (applied.finished_at or applied.started_at).isoformat() if applied else None,
             "applied_by": applied.applied_by if applied else None,

@@ -177,6 +177,7 @@ OWN = checksum(b"SELECT 2;").hex()
                 "state": "changed",
                 "file": "sql/2_m2.sql",
                 "file_checksum": OWN,
+                "applied_name": "m2",
                 "applied_checksum": OTHER,
                 "applied_at": "2026-01-02T12:00:01+00:00",
                 "applied_by": "amp",
@@ -194,6 +195,7 @@ OWN = checksum(b"SELECT 2;").hex()
                 "state": "missing",
                 "file": None,
                 "file_checksum": None,
+                "applied_name": "m2",
                 "applied_checksum": OWN,
                 "applied_at": "2026-01-02T12:00:01+00:00",
                 "applied_by": "amp",
@@ -211,6 +213,7 @@ OWN = checksum(b"SELECT 2;").hex()
                 "state": "out_of_order",
                 "file": "sql/2_m2.sql",
                 "file_checksum": OWN,
+                "applied_name": None,
                 "applied_checksum": None,
                 "applied_at": None,
                 "applied_by": None,
@@ -228,6 +231,7 @@ OWN = checksum(b"SELECT 2;").hex()
                 "state": "interrupted",
                 "file": "sql/2_m2.sql",
                 "file_checksum": OWN,
+                "applied_name": "m2",
                 "applied_checksum": OTHER,
                 "applied_at": "2026-01-02T12:00:00+00:00",
                 "applied_by": "amp",
@@ -246,6 +250,14 @@ def test_what_a_conflict_tells(files: str, rows: str, expected: dict[str, object
     (conflict,) = make_plan(*scene(files, rows)).conflicts
     assert conflict.fields() == expected
     assert conflict.evidence == evidence
+
+
+def test_a_conflict_tells_the_name_of_the_row_where_it_differs() -> None:
+    """A file that was renamed and changed is shown beside the name under which it was applied."""
+    files, (applied,) = scene("2", "2*")
+    (conflict,) = make_plan(files, (replace(applied, name="old"),)).conflicts
+    assert (conflict.fields()["name"], conflict.fields()["applied_name"]) == ("m2", "old")
+    assert "\n  applied: as old, 2026-01-02 12:00:01+0000 by amp, SHA-256 " in conflict.evidence
 
 
 # Another project's history.

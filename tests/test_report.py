@@ -516,6 +516,7 @@ BLOCKER = Blocker(pid=7, user="u", application="psql", client=None, state="activ
                         "state": "changed",
                         "file": "sql/1_jobs.sql",
                         "file_checksum": JOBS.checksum.hex(),
+                        "applied_name": "jobs",
                         "applied_checksum": EDITED.checksum.hex(),
                         "applied_at": "2026-01-02T12:00:01.500000+00:00",
                         "applied_by": "amp",
