@@ -141,6 +141,18 @@ def test_a_project_may_define_its_migrations(project: pytest.Pytester) -> None:
     run(project, passed=1)
 
 
+def test_folders_are_taken_together(project: pytest.Pytester) -> None:
+    """In the order of their versions, whichever folder they come from."""
+    write(project.path / "seed", {"3_seed.sql": "INSERT INTO accounts VALUES ('a')"})
+    project.makepyfile(
+        """
+        def test_it(ampd_migrations):
+            assert [each.version for each in ampd_migrations] == [1, 2, 3]
+        """
+    )
+    run(project, "-o", "ampd_migrations=seed migrations", passed=1)
+
+
 def test_what_is_wrong_is_said_without_a_traceback(project: pytest.Pytester) -> None:
     """A test that nothing runs in a loop, a migration that fails, a folder that is not there, a server that is not."""
     project.makepyfile("def test_it(ampd_pool): pass")

@@ -51,7 +51,8 @@ def ampd_migrations(pytestconfig: pytest.Config) -> tuple[Migration, ...]:
     with _reported():
         if not folders:
             return read_migrations()
-        return tuple(migration for folder in folders for migration in read_migrations(folder))
+        files = [migration for folder in folders for migration in read_migrations(folder)]
+        return tuple(sorted(files, key=lambda migration: migration.version))
 
 
 @pytest.fixture(scope="session")
