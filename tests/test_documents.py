@@ -56,9 +56,14 @@ def test_the_layers_are_those_of_the_contract() -> None:
     assert " ".join(shown[1].split()).split(" > ") == [layer.replace(" |", ",") for layer in contract]
 
 
-def test_the_readme_lists_every_error() -> None:
+def page(name: str) -> str:
+    """Return the text of a page of docs/."""
+    return (ROOT / "docs" / name).read_text(encoding="utf-8")
+
+
+def test_the_page_of_errors_lists_every_one() -> None:
     """The table of errors has each class with its code, and no other."""
-    rows = re.findall(r"^\| `(\w+)` \| (`\w+`.*?) \|", README.split("## When something is wrong")[1], re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| (`\w+`.*?) \|", page("errors.md"), re.MULTILINE)
     listed = {(name, code) for code, names in rows for name in re.findall(r"`(\w+)`", names)}
     public = {name: getattr(ampd, name) for name in ampd.__all__}
     errors = {
@@ -69,18 +74,18 @@ def test_the_readme_lists_every_error() -> None:
     assert listed == errors
 
 
-def test_the_readme_lists_every_event() -> None:
+def test_the_page_for_services_lists_every_event() -> None:
     """The table of events has each class, and no other."""
-    table = README.split("| event | tells |")[1].split("\n\n")[0]
+    table = page("services.md").split("| event | tells |")[1].split("\n\n")[0]
     listed = {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
     public = {name: getattr(ampd, name) for name in ampd.__all__}
     kinds = {name for name, value in public.items() if isinstance(value, type) and issubclass(value, ampd.Event)}
     assert listed == kinds - {"Event"}
 
 
-def test_the_readme_shows_every_key_of_the_configuration(tmp_path: Path) -> None:
-    """The configuration of the README is one that can be loaded, and has every key."""
-    text = re.findall(r"```toml\n(\[metadata_db\].*?)```", README, re.DOTALL)[0].replace(
+def test_the_page_shows_every_key_of_the_configuration(tmp_path: Path) -> None:
+    """The configuration of the page is one that can be loaded, and has every key."""
+    text = re.findall(r"```toml\n(\[metadata_db\].*?)```", page("configuration.md"), re.DOTALL)[0].replace(
         "postgresql://…", "postgresql:///d"
     )
     (tmp_path / "config.toml").write_text(text, encoding="utf-8")
