@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 import ampd
-from ampd import run as run_state
+from ampd import applying
 from ampd.advisory_lock import lock_key
 from ampd.config import HISTORY_TABLE as TABLE
 from ampd.postgres import connection as session
@@ -218,7 +218,7 @@ async def test_a_cancelled_run_leaves_the_connection_open(
     database: Database, made: Callable[[Database], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was running is rolled back, and the connection serves on; so it does after an error."""
-    for module in (session, postgres_database, run_state):  # however slow the machine is
+    for module in (session, postgres_database, applying):  # however slow the machine is
         monkeypatch.setattr(module, "CLOSE_TIMEOUT_SECS", GENEROUS)
     slow, heard = migration(4, "slow", "CREATE TABLE slow (); SET work_mem = '1MB'; SELECT pg_sleep(600)"), Heard()
     async with made(database) as connection:
