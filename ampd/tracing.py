@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from time import time_ns
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ else:
     except ImportError:  # whoever looks at the signature finds a type all the same
         Tracer = Any
 
+_LOGGER = logging.getLogger(__name__)
 _ADDRESS = re.compile(r"(?s)(?P<host>[^,]*):(?P<port>\d+)/(?P<name>.*)")
 _DATABASE = re.compile(r"(?s).*:\d+/(?P<name>.*)")
 
@@ -67,14 +69,21 @@ def trace_events(tracer: Tracer | None = None) -> OnEvent:
         raise TypeError(f"trace_events takes a Tracer of OpenTelemetry, not {type(target).__name__}")
     runs: list[_TracedRun] = []
 
-    def traced(event: Event) -> None:
+    def trace_event(event: Event) -> None:
         run = next((each for each in runs if each.is_of(event)), None)
         if run is None:
             if not isinstance(event, _BEGINNINGS):
                 return
             runs.append(run := _TracedRun(target, event))
-        if run.take(event):
+        if isinstance(event, Finished | Stopped):
             runs.remove(run)
+        run.take(event)
+
+    def traced(event: Event) -> None:
+        try:
+            trace_event(event)
+        except Exception:  # of a processor or a sampler: to trace a run must not end it
+            _LOGGER.warning("a span could not be made of %s", type(event).__name__, exc_info=True)
 
     return traced
 
@@ -100,8 +109,8 @@ class _TracedRun:
         here = ((self._database, _database(event)), (self._schema, event.schema or ""))
         return all(not known or not told or known == told for known, told in here)
 
-    def take(self, event: Event) -> bool:
-        """Take an event of the run; return whether it is the last one."""
+    def take(self, event: Event) -> None:
+        """Take an event of the run."""
         if self._learn(event):
             self._span.set_attributes(self._facts)
         match event:
@@ -118,7 +127,6 @@ class _TracedRun:
                 if event.error is not None:
                     result |= {"ampd.run.result": "failed", **_failure(event.error)}
                 _end(self._span, result, None if event.error is None else event.error.message)
-                return True
             case Stopped():
                 result = {
                     "ampd.run.result": "stopped",
@@ -126,10 +134,8 @@ class _TracedRun:
                     "error.type": "stopped",
                 }
                 _end(self._span, result, str(event))
-                return True
             case _:
                 pass
-        return False
 
     def _learn(self, event: Event) -> bool:
         """Take database and schema from an event; return whether anything is new."""

@@ -191,6 +191,23 @@ async def test_runs_at_the_same_time_share_a_callback(database: Database, traced
         assert attributes(span)["db.namespace"] == attributes(runs[span.parent.span_id])["db.namespace"]
 
 
+@pytest.mark.parametrize("when", ["on_start", "on_end"])
+async def test_a_failing_processor_ends_no_run(
+    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, traced: Traced, when: str
+) -> None:
+    """What the service's own part of OpenTelemetry raises is logged, and the run goes on."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("of the processor")
+
+    monkeypatch.setattr(SimpleSpanProcessor, when, fail)
+    trace = ampd.trace_events(traced.tracer)
+    report = await ampd.migrate(database.url, migrations=scripts("SELECT 1", "SELECT 2"), on_event=trace)
+    assert len(report.applied) == 2
+    assert "ZeroDivisionError: of the processor" in caplog.text
+    assert "a span could not be made of Finished" in caplog.text or when == "on_start"
+
+
 def test_waiting_is_an_event_of_the_span(traced: Traced) -> None:
     """With its numbers, and not with what a blocker's session runs; a wait before the plan is part of the run."""
     trace = ampd.trace_events(traced.tracer)
