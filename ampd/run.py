@@ -341,12 +341,14 @@ def _in_order(given: Iterable[Migration]) -> tuple[Migration, ...]:
 
     Raises:
         InvalidMigration: two have the same version.
-        TypeError: they are paths, not migrations.
+        TypeError: they are no migrations, but paths, say.
     """
-    files: tuple[Migration, ...] = () if isinstance(given, str | PurePath) else tuple(given)
-    for each in files or (given,):
-        if isinstance(each, str | PurePath):
+    offered: tuple[object, ...] = (given,) if isinstance(given, str | PurePath) else tuple(given)
+    files: list[Migration] = []
+    for each in offered:
+        if not isinstance(each, Migration):
             raise TypeError(f"migrations= takes what ampd.read_migrations(...) returns, not {type(each).__name__}")
+        files.append(each)
     ordered = tuple(sorted(files, key=lambda file: file.version))
     twins = [(one, other) for one, other in pairwise(ordered) if one.version == other.version]
     if twins:

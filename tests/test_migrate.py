@@ -308,7 +308,9 @@ async def test_migrations_in_whatever_they_come(database: Database) -> None:
     assert (await ampd.status(database.url, migrations=(each for each in files))).up_to_date
 
 
-@pytest.mark.parametrize(("given", "kind"), [("m", "str"), (Path("m"), type(Path()).__name__), (["m"], "str")])
+@pytest.mark.parametrize(
+    ("given", "kind"), [("m", "str"), (Path("m"), type(Path()).__name__), (["m"], "str"), ([1], "int")]
+)
 async def test_what_are_no_migrations(given: Any, kind: str) -> None:
     """A path is no migrations, and the message says what makes some of it; nothing was connected to."""
     for run in (ampd.status, ampd.migrate):
