@@ -54,6 +54,8 @@ _CONCURRENTLY = {  # what is possible in a no-transaction file only
     "require-concurrent-partition-detach": "write DETACH PARTITION … CONCURRENTLY",
 }
 _HINTS = {
+    "syntax-error": "correct the statement; or, if the server does take it, write `-- lint: allow syntax-error because "
+    "REASON` before it",
     "ban-concurrent-index-creation-in-transaction": _FIRST_LINE,
     "transaction-nesting": f"leave BEGIN and COMMIT out, since a file runs in one transaction; or {_FIRST_LINE}",
     "constraint-missing-not-valid": _VALIDATE,

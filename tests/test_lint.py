@@ -62,6 +62,12 @@ def test_a_finding_stands_where_an_editor_shows_it() -> None:
             "if no running program depends on it, write `-- lint: allow ban-drop-table because REASON` "
             "before the statement",
         ),
+        (
+            Remark(0, 0, "syntax-error", "expected SEMICOLON", None),
+            "CREATE ODD x",
+            "correct the statement; or, if the server does take it, write `-- lint: allow syntax-error because REASON` "
+            "before it",
+        ),
         (Remark(0, 0, "ban-new", "It is new.", "Squawk's help."), "DROP x", "Squawk's help."),
     ],
 )
@@ -247,6 +253,7 @@ def test_the_configuration_lists_exceptions(ampd: Ampd, tmp_path: Path) -> None:
             "both files and --migrations are given",
             "give the files, or their folder",
         ),
+        (["--bogus"], "unknown option: --bogus", "`ampd lint --help` lists the options"),
     ],
 )
 def test_what_cannot_be_read(ampd: Ampd, tmp_path: Path, arguments: list[str], message: str, hint: str) -> None:

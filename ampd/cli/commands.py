@@ -40,10 +40,12 @@ from .runtime import (
     prepare_streams,
     print_failure,
     print_json,
+    print_lint_failure,
     print_message,
     print_script,
     run_to_end,
     survive,
+    wants_findings,
     wants_json,
     with_spans,
 )
@@ -264,6 +266,8 @@ def _outcome(arguments: Sequence[str]) -> int:
     except AmpdError as error:
         if wants_json(arguments):
             print_failure(error, error.report)
+        elif wants_findings(arguments):
+            print_lint_failure(error)
         complain(error)
         return 1
     except Signalled as signalled:

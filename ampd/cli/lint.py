@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 from cyclopts import Parameter
 
-from ampd.errors import AmpdError, ConfigError
+from ampd.errors import ConfigError
 
 from .app import MigrationsOption, WhereGiven, configure, read_path
 from .runtime import print_json, print_message, print_result
@@ -48,12 +48,7 @@ def lint(
     from ampd import lint
     from ampd.report import pretty_json
 
-    try:
-        found, number = _findings(files, migrations, where)
-    except AmpdError as error:
-        if format_ == "json":
-            print_json(pretty_json({"result": "failed", "findings": [], "error": error.fields()}))
-        raise
+    found, number = _findings(files, migrations, where)
     if format_ == "json":
         print_json(pretty_json({"result": "findings" if found else "clean", "findings": found}))
     else:

@@ -41,9 +41,20 @@ def survive(error: OSError) -> None:
 
 def wants_json(arguments: Sequence[str]) -> bool:
     """Return whether a document was asked for, also by a wrong command line."""
-    options = (each.partition("=") for each in takewhile(lambda each: each != "--", arguments))
+    options = (each.partition("=") for each in _options(arguments))
     values = [value.lower() for name, _, value in options if name == "--json"]
     return bool(values) and values[-1] not in ("no", "n", "0", "false", "f")
+
+
+def wants_findings(arguments: Sequence[str]) -> bool:
+    """Return whether the document of `lint --format json` was asked for, also by a wrong command line."""
+    before = _options(arguments)
+    formats = [each for each in " ".join(before).replace("--format ", "--format=").split() if "--format=" in each]
+    return "lint" in before and formats[-1:] == ["--format=json"]
+
+
+def _options(arguments: Sequence[str]) -> list[str]:
+    return list(takewhile(lambda each: each != "--", arguments))
 
 
 class Signalled(Exception):
@@ -164,8 +175,19 @@ def print_failure(error: AmpdError, known: Report | None) -> None:
     from ampd.report import Result, migrate_json
 
     facts = (known.current_version, known.applied, known.pending) if known else (None, (), ())
+    _print_last(migrate_json(Result.FAILED, *facts, error.fields()))
+
+
+def print_lint_failure(error: AmpdError) -> None:
+    """Print what failed as the JSON document of `lint`."""
+    from ampd.report import pretty_json
+
+    _print_last(pretty_json({"result": "failed", "findings": [], "error": error.fields()}))
+
+
+def _print_last(document: bytes) -> None:
     try:
-        print_json(migrate_json(Result.FAILED, *facts, error.fields()))
+        print_json(document)
     except OSError as unwritten:
         survive(unwritten)
 
