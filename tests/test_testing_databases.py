@@ -8,7 +8,7 @@ import anyio
 import asyncpg
 import pytest
 
-from ampd import DatabaseUrl, MigrationFailed, PermissionDenied
+from ampd import AmpdError, DatabaseUrl, MigrationFailed, PermissionDenied
 from ampd.testing.databases import FreshDatabases, Template, fresh_databases, left_over, unused
 from tests.scenes import end_backend, scripts
 from tests.servers import Database
@@ -188,3 +188,26 @@ async def test_a_role_that_may_not_create_databases_is_told(database: Database) 
         with pytest.raises(PermissionDenied, match="permission denied to create database") as raised:
             await databases.copy(Template(database.name))
     assert raised.value.hint == f'ALTER ROLE "{role.name}" CREATEDB'
+
+
+async def test_a_template_of_another_owner_is_not_copied(database: Database, opened: FreshDatabases) -> None:
+    """Its name can be computed, and whatever a stranger has put in it would run with the rights of the tests."""
+    template, eve = template_of(database), await database.role("eve")
+    await database.execute(f"CREATE DATABASE {template.name} OWNER {eve.name} IS_TEMPLATE true")
+    with pytest.raises(AmpdError) as refused:
+        await opened.copy(template)
+    assert refused.value.message == f'database "{template.name}" already exists'
+    assert opened._standing == []
+    await database.execute(f"ALTER DATABASE {template.name} IS_TEMPLATE false")
+
+
+async def test_a_role_whose_name_needs_quotes(database: Database) -> None:
+    """It is taken for no other role: what belongs to one whose name differs in case alone stays."""
+    name = f"{database.name}_Odd-role"
+    await database.execute(f'CREATE ROLE "{name}" LOGIN CREATEDB')
+    try:
+        async with fresh_databases(DatabaseUrl(database.server.url(database.name, name))) as databases:
+            assert await tables(await databases.copy(template_of(database))) == ["ampd_schema_migrations", "t"]
+    finally:
+        await database.execute(f"DROP DATABASE IF EXISTS {template_of(database).name}")
+        await database.execute(f'DROP ROLE "{name}"')

@@ -133,10 +133,12 @@ class FreshDatabases:
         Raises:
             AmpdError: a migration failed, or the role may not create databases.
         """
-        if template.name not in self._used:  # before it is copied: whoever cleans up leaves alone what is in use
-            await self._run(f"SELECT pg_catalog.pg_advisory_lock_shared({_USES}, {_number(template.name)})")
-            self._used.add(template.name)
         with _translated():
+            if template.name not in self._used:  # before it is copied: whoever cleans up leaves alone what is in use
+                await self._run(f"SELECT pg_catalog.pg_advisory_lock_shared({_USES}, {_number(template.name)})")
+                if template.name not in await self._databases(template.name):  # or it is somebody else's
+                    await self._make(template)
+                self._used.add(template.name)
             try:
                 return await self._create(template.name, self._strategy)
             except ServerError as error:
@@ -207,8 +209,8 @@ class FreshDatabases:
     async def _databases(self, beginning: str) -> list[str]:
         """Return the databases of this role whose names begin so."""
         return await self._ask(
-            "(SELECT coalesce(json_agg(datname), '[]') FROM pg_database WHERE datdba = current_user::regrole "
-            f"AND starts_with(datname, '{beginning}'))",
+            "(SELECT coalesce(json_agg(datname), '[]') FROM pg_database d JOIN pg_roles r ON r.oid = datdba "
+            f"WHERE rolname = current_user AND starts_with(datname, '{beginning}'))",
             list[str],
         )
 
