@@ -232,3 +232,11 @@ async def test_deferred_triggers_see_the_session_of_their_file(database: Databas
     files = scripts(DEFERRED, f"{directive}{setting}; {temporary}{late}")
     await ampd.migrate(database.url, migrations=files)
     assert await database.fetchval("SELECT what FROM heard") == "bob public, app"
+
+
+async def test_a_hidden_client_encoding_does_not_change_what_follows(database: Database) -> None:
+    """Nothing in the file shows that a block changes the encoding of the client, and the next statement is UTF-8."""
+    hidden = "DO $$ BEGIN PERFORM set_config('client_encoding', 'LATIN1', false); END $$"
+    text = f"-- no-transaction\nCREATE TABLE t (a text);\n{hidden};\nINSERT INTO t VALUES ('größe');\nVACUUM t"
+    await ampd.migrate(database.url, migrations=scripts(text))
+    assert await database.fetchval("SELECT a FROM t") == "größe"

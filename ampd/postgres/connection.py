@@ -149,9 +149,7 @@ class Session:
             self._raised = None
             try:
                 with anyio.CancelScope() as self._answering:
-                    if (
-                        self.connection.get_settings().client_encoding != "UTF8"
-                    ):  # whatever it is, the driver sends UTF-8
+                    if self.connection.get_settings().client_encoding != "UTF8":  # which is what the driver sends
                         await self.connection.execute("SET client_encoding = 'UTF8'", timeout=_UNLIMITED_SECS)
                     await self.connection.execute(message, timeout=_UNLIMITED_SECS)
                     self._unanswered, self.has_answered = False, True
