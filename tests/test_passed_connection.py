@@ -152,7 +152,6 @@ async def test_a_migration_that_needs_two_connections(database: Database) -> Non
         ("SELECT pg_advisory_lock(7)", "advisory locks"),
         ("BEGIN; DECLARE mine CURSOR WITH HOLD FOR SELECT 1; COMMIT", "cursors WITH HOLD"),
         ("PREPARE mine AS SELECT 1", "prepared statements"),
-        ("SET SESSION AUTHORIZATION pg_monitor", "SET SESSION AUTHORIZATION"),
         ("LISTEN mine; CREATE TEMP TABLE mine ()", "temporary tables, LISTEN"),
     ],
 )

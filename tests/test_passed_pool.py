@@ -291,6 +291,30 @@ async def test_reset_all_keeps_the_role_of_a_lent_pool(database: Database, texts
     assert await database.fetch("SELECT DISTINCT applied_by FROM ampd_schema_migrations") == [(owner.name,)]
 
 
+async def test_a_session_authorization_comes_back(database: Database) -> None:
+    """A pool whose owner has given up a superuser's rights has no more of them after a run, nor has a migration."""
+    owner, other = await database.role("owner", "ALL ON SCHEMA public"), await database.role("other")
+    await database.execute(f"GRANT {other.name} TO {owner.name}")
+
+    async def init(connection: asyncpg.Connection) -> None:
+        await connection.execute(f"SET SESSION AUTHORIZATION {owner.name}; SET ROLE {other.name}; RESET ROLE")
+
+    outside = "-- no-transaction\nCREATE TABLE c (); RESET SESSION AUTHORIZATION; SELECT 1; DO $$ BEGIN END $$"
+    files = scripts("CREATE TABLE a ()", f"SET ROLE {other.name}", outside, "CREATE TABLE d ()", "SELECT 1/0")
+    async with asyncpg.create_pool(database.url, min_size=2, max_size=2, init=init) as pool:
+        with pytest.raises(ampd.MigrationFailed, match="5_step"):
+            await ampd.migrate(pool, migrations=files)
+        facts = "SELECT session_user::text, current_user::text"
+        assert await on_each(pool, facts) == [[(owner.name, owner.name)]] * 2
+    async with database.connect() as connection:
+        await init(connection)
+        await ampd.migrate(connection, migrations=scripts(*(file.sql for file in files[:4]), "CREATE TABLE e ()"))
+        assert await connection.fetchrow(facts) == (owner.name, owner.name)
+    owned = "SELECT DISTINCT pg_get_userbyid(relowner) FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+    assert await database.fetch(owned) == [(owner.name,)]
+    assert await database.fetch("SELECT DISTINCT applied_by FROM ampd_schema_migrations") == [(owner.name,)]
+
+
 async def test_reset_all_keeps_the_settings_of_a_passed_connection(database: Database) -> None:
     """What the owner of a connection has set is there again afterwards; if no note of it is left, the file fails."""
     async with database.connect() as connection:

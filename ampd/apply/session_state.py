@@ -88,16 +88,16 @@ def _look_sql(found: str) -> str:
 
 
 def save_settings_sql(found: str, *, local: bool) -> str:
-    """Return PL/pgSQL that saves the settings of those who share the session, unless they are saved already.
+    """Return PL/pgSQL that saves what those who share the session have set, unless it is saved already.
 
-    `found` is the name of the prepared statement that holds them.
+    That is session user, role and settings; `found` is the name of the prepared statement that holds them.
     """
     return f"""
 DECLARE
   kept pg_catalog.jsonb;
 BEGIN{_look_sql(found)}
   IF kept IS NULL THEN
-    SELECT pg_catalog.jsonb_build_object('role', pg_catalog.current_setting('role'),
+    SELECT pg_catalog.jsonb_build_object('user', SESSION_USER, 'role', pg_catalog.current_setting('role'),
       'settings', COALESCE(pg_catalog.jsonb_object_agg(name, setting), '{{}}')) INTO kept
     FROM {_SET} AND name OPERATOR(pg_catalog.<>) '{_FOUND}';
     EXECUTE pg_catalog.format('PREPARE {found} AS SELECT %L::pg_catalog.jsonb', kept);
@@ -128,7 +128,11 @@ END"""
 
 
 def _found_role_sql(*, local: bool) -> str:
+    """Return PL/pgSQL that sets session user and role as they were, in a session that has those of the login."""
     return f"""
+  IF kept OPERATOR(pg_catalog.->>) 'user' OPERATOR(pg_catalog.<>) SESSION_USER::pg_catalog.text THEN
+    PERFORM pg_catalog.set_config('session_authorization', kept OPERATOR(pg_catalog.->>) 'user', {_bool(local)});
+  END IF;
   IF kept OPERATOR(pg_catalog.->>) 'role' OPERATOR(pg_catalog.<>) 'none' THEN
     PERFORM pg_catalog.set_config('role', kept OPERATOR(pg_catalog.->>) 'role', {_bool(local)});
   END IF;"""

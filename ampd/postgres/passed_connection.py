@@ -108,7 +108,4 @@ _LOST_BY_RESET = {
     "advisory locks": "EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())",
     "cursors WITH HOLD": "EXISTS (SELECT FROM pg_cursors WHERE is_holdable)",
     "prepared statements": "EXISTS (SELECT FROM pg_prepared_statements WHERE from_sql)",
-    "SET SESSION AUTHORIZATION": (
-        "EXISTS (SELECT FROM pg_stat_activity WHERE pid = pg_backend_pid() AND usename <> session_user)"
-    ),
 }
