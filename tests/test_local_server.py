@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -184,6 +185,29 @@ async def test_a_leftover_server_is_replaced(cluster: Path, bindir: Path) -> Non
         assert leftover.process.wait() == 0
         assert await query(server, "SELECT 1") == 1
     client.terminate()
+
+
+async def test_a_server_of_another_program_is_left_alone(cluster: Path, bindir: Path) -> None:
+    """Whoever has started it, with pg_ctl say, may be using it: the error says which process it is."""
+    async with local_server(cluster, bindir=bindir):
+        pass
+    chosen, log = launcher.Launcher.choose(cluster), cluster.with_name("other.log")
+    other = chosen.start(bindir / "postgres", "-D", cluster, "-h", "", "-k", ".", log=log)
+    try:
+        with anyio.fail_after(GENEROUS):
+            while "ready to accept" not in log.read_text():  # noqa: ASYNC110 - another program's file
+                await anyio.sleep(0.01)
+        with pytest.raises(ConfigError) as error:
+            async with local_server(cluster, bindir=bindir):
+                pass
+        assert str(error.value) == (
+            f"another program has started the server in {cluster} (pid {other.pid})\n"
+            f"hint: stop it, as with `kill -INT {other.pid}`, or choose another folder with --amp-dir"
+        )
+        assert other.poll() is None
+    finally:
+        other.send_signal(signal.SIGINT)
+        other.wait()
 
 
 @pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv, as on Linux")

@@ -8,7 +8,8 @@ For a data folder `metadb` this module owns three neighbours: `metadb.log`, what
 cluster in the making, renamed once it is whole, so that a killed initdb is never taken for a cluster.
 
 A server that outlived its `ampd solo` is stopped and started afresh rather than adopted: an adopted one would be no
-child of ours, which we could not wait for, and would keep the settings of an earlier run.
+child of ours, which we could not wait for, and would keep the settings of an earlier run. A server that any other
+program has started in the folder is left alone.
 
 PostgreSQL refuses to run as root, so root runs it as the data folder's owner, else as `postgres` or `nobody`, with the
 rights of that user and no others: SQL can read and write whatever the server may. A data folder that this user may not
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import signal
 import socket
@@ -47,6 +49,7 @@ from .layout import OURS, Layout, ampd_above, amps, find_layout
 _PORT = 5432
 _LONGEST_SOCKET_PATH = 103  # bytes: 104 on macOS and 108 on Linux hold the closing zero too
 _STOPPING = ((signal.SIGINT, 60.0), (signal.SIGQUIT, 10.0), (signal.SIGKILL, 10.0))  # fast, immediate, then a kill
+_OUR_OPTIONS = (b"unix_socket_directories=", b"listen_addresses=", b"port=")
 _PASSING = ("pre-existing shared memory block", "Address already in use")  # backends still dying; a port lost to a race
 _PASSING_PATIENCE = 10.0
 
@@ -128,6 +131,11 @@ async def _up(
             raise ConfigError(
                 f"amp's own ampd (pid {amps_ampd}) runs the server in {data_dir}",
                 hint=f"use it at {url}, or stop it, or {ELSEWHERE}",
+            )
+        if not _has_our_options(leftover):
+            raise ConfigError(
+                f"another program has started the server in {data_dir} (pid {leftover})",
+                hint=f"stop it, as with `kill -INT {leftover}`, or {ELSEWHERE}",
             )
         await _stop(leftover, lambda: _postmaster(data_dir) == leftover)
     socket_dir = stack.enter_context(_socket_dir(data_dir, launcher))
@@ -263,6 +271,14 @@ def _postmaster(data_dir: Path) -> int | None:
         if b"postgres" in (command := _command_of(pid)) and _works_in(pid, data_dir, command):
             return pid
     return None
+
+
+def _has_our_options(pid: int) -> bool:
+    """Return whether a server was started as `_start` does it; whatever else has started one may be using it."""
+    with suppress(OSError):
+        words = re.split(rb"[\0 ]", _command_of(pid))
+        return all(any(word.startswith(option) for word in words) for option in _OUR_OPTIONS)
+    return False
 
 
 def _works_in(pid: int, data_dir: Path, command: bytes) -> bool:
