@@ -435,13 +435,13 @@ ampd/migrations
 # --- how much is said
 
 
-SAYING = "DO 'BEGIN RAISE NOTICE ''half way''; END';\nCREATE TABLE b ();\n"
+SAYING = "DO 'BEGIN RAISE NOTICE ''half way''; RAISE WARNING ''odd''; END';\nCREATE TABLE b ();\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "env", "stderr"),
     [
-        ([], {}, "notice: half way\n[1/1] 3 saying  N ms\n"),
+        ([], {}, "warning: odd\n[1/1] 3 saying  N ms\n"),
         (["-q"], {}, ""),
         (["--quiet", "--verbose"], {"AMP_LOG": "debug"}, ""),
         *(
@@ -449,7 +449,9 @@ SAYING = "DO 'BEGIN RAISE NOTICE ''half way''; END';\nCREATE TABLE b ();\n"
                 arguments,
                 env,
                 "DATABASE: 1 of 1 to apply, from 3 saying\n"
-                "[1/1] 3 saying: statement 1/2, line 1: DO 'BEGIN RAISE NOTICE ''half way''; END'\nnotice: half way\n"
+                "[1/1] 3 saying: statement 1/2, line 1: DO 'BEGIN RAISE NOTICE ''half way''; RAISE WARNING ''odd''; "
+                "END'\n"
+                "notice: half way\nwarning: odd\n"
                 "[1/1] 3 saying: statement 2/2, line 2: CREATE TABLE b ()\n[1/1] 3 saying  N ms\n",
             )
             for arguments, env in ((["-v"], {}), (["--verbose"], {"AMP_LOG": "info"}), ([], {"AMP_LOG": "DEBUG"}))
@@ -459,7 +461,7 @@ SAYING = "DO 'BEGIN RAISE NOTICE ''half way''; END';\nCREATE TABLE b ();\n"
 def test_how_much_is_said(
     ampd: Ampd, database: Database, tmp_path: Path, arguments: list[str], env: dict[str, str], stderr: str
 ) -> None:
-    """-q is silent but for errors, and -v, or AMP_LOG=debug, shows the plan and each statement as well."""
+    """-q is silent but for errors, and -v, or AMP_LOG=debug, shows plan, statements and notices as well."""
     write(tmp_path / "m", {"3_saying.sql": SAYING})
     done = (
         ""

@@ -92,11 +92,11 @@ SHOWN = [
 ]
 
 
-async def test_a_notice_forges_no_line(ampd: Ampd, database: Database, tmp_path: Path) -> None:
+async def test_a_server_warning_forges_no_line(ampd: Ampd, database: Database, tmp_path: Path) -> None:
     """What a migration, or a stranger's function in it, makes the server say is shown as that."""
-    write(tmp_path / "m", {"1_a.sql": RAISE % "NOTICE"})
+    write(tmp_path / "m", {"1_a.sql": RAISE % "WARNING"})
     process = ampd("migrate", "--migrations", "m", url=database.url)
-    assert process.stderr.splitlines()[:4] == [f"notice: {SHOWN[0]}", *SHOWN[1:]]
+    assert process.stderr.splitlines()[:4] == [f"warning: {SHOWN[0]}", *SHOWN[1:]]
 
 
 async def test_an_error_forges_no_line(ampd: Ampd, database: Database, tmp_path: Path) -> None:

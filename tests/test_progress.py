@@ -133,7 +133,6 @@ TOLD = """\
 connection refused; trying for 28 s more
 waiting for the migration lock (3 s so far), held by pid 7, application ampd, migration 1 (1 of 2), \
 building index: scanning table 43 %
-notice: half way
 blocked for 2 s (limit 300 s) by:
   pid 9: user amp, application psql, idle in transaction
   2 more wait behind this migration
@@ -141,13 +140,13 @@ lock not available: rolled back, trying again in 5.2 s
 [1/2] 1 index  3 min 12 s, at attempt 2 to lock its tables; 2 sessions waited behind it for 1.0 s at most
 warning: odd
 """
-SHOWN = TOLD.replace("notice", "[1/2] 1 index: statement 2/3, line 9: \nnotice", 1)
+SHOWN = TOLD.replace("blocked", "[1/2] 1 index: statement 2/3, line 9: \nnotice: half way\nblocked", 1)
 SHOWN = SHOWN.replace("waiting", "h:1/d: 1 of 1 to apply, from 1 a\nwaiting", 1)
 
 
 @pytest.mark.parametrize(("verbose", "text"), [(False, TOLD), (True, SHOWN)], ids=["plain", "verbose"])
 def test_a_run_as_a_log_has_it(monkeypatch: pytest.MonkeyPatch, verbose: bool, text: str) -> None:
-    """Piped, a run that meets everything is these lines; -v adds the plan and the statements."""
+    """Piped, a run that meets everything is these lines; -v adds the plan, the statements and the notices."""
     monkeypatch.setattr(progress, "_SILENCE_SECS", GENEROUS)
     stream = Stream(terminal=False)
     tell = Progress(stream, verbose=verbose)
@@ -178,7 +177,7 @@ def test_a_terminal_is_left_with_the_lines_that_stay() -> None:
     until(lambda: "1 in" in stream.getvalue())
     tell(PROGRESSED)
     until(lambda: "scanning table 43 %" in stream.getvalue())
-    tell(ServerMessage(severity="NOTICE", message="half way [bold]x"))
+    tell(ServerMessage(severity="WARNING", message="half way [bold]x"))
     tell(APPLIED)
     tell.clear()
     text = stream.getvalue()
@@ -186,7 +185,7 @@ def test_a_terminal_is_left_with_the_lines_that_stay() -> None:
     left = re.sub(r"\x1b\[\?25[lh]", "", text)
     lines = [line for line in re.split(r"\x1b\[2K|\x1b\[1A|\r|\n", left) if line]
     stay = [line for line in lines if not re.match(r"[━╸╺ ]+ 0/2 |1 in|building", line)]
-    assert stay == ["h:1/d: 1 of 1 to apply, from 1 a", "notice: half way [bold]x", "[1/2] 1 index  3 min 12 s"]
+    assert stay == ["h:1/d: 1 of 1 to apply, from 1 a", "warning: half way [bold]x", "[1/2] 1 index  3 min 12 s"]
     assert text.endswith("\x1b[?25h") or text.rstrip().endswith("\x1b[2K")
 
 

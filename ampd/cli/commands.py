@@ -99,7 +99,7 @@ def migrate(
     quiet:
         Print errors only.
     verbose:
-        Print each statement as well, and what the server says [env: AMP_LOG=debug].
+        Print each statement as well, and the server's notices [env: AMP_LOG=debug].
     """
     _check_rehearsal(rehearse=rehearse, other=check or dry_run, strict=strict, secs=rehearse_secs)
     progress = new_progress(quiet=quiet, verbose=verbose)

@@ -18,6 +18,7 @@ from ampd.events import (
     LockRetry,
     Planned,
     Progressed,
+    ServerMessage,
     Starting,
     StatementStarted,
     Stopped,
@@ -103,6 +104,8 @@ class Progress:
             case Failed() | Finished():  # the command's last line tells it
                 pass
             case LockRetry() if event.waited < 1:
+                pass
+            case ServerMessage() if event.severity != "WARNING" and not self.verbose:
                 pass
             case _:
                 self._line(str(event))

@@ -134,7 +134,7 @@ def end_signalled(signalled: Signalled, *, json: bool) -> int:
 
 
 def new_progress(*, quiet: bool = False, verbose: bool = False) -> Progress:
-    """Return what prints the events of a run on stderr: none of them, or each statement as well."""
+    """Return what prints the events of a run on stderr: none of them, or statements and notices as well."""
     from .progress import Progress
 
     verbose = verbose or os.environ.get("AMP_LOG", "").lower() in ("debug", "trace")
