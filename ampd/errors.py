@@ -132,7 +132,9 @@ class MigrationConflict(AmpdError):
     code = "conflict"
 
     def __init__(self, message: str, *, conflicts: tuple[Conflict, ...] = (), hint: str | None = None) -> None:
-        super().__init__(message, hint=hint, version=conflicts[0].version if conflicts else None)
+        first = conflicts[0].info if conflicts else None
+        file = first.migration.file if first and first.migration else None
+        super().__init__(message, hint=hint, version=first.version if first else None, file=file)
         self.conflicts = conflicts
 
     def __str__(self) -> str:

@@ -261,7 +261,7 @@ async def test_the_json_of_conflicts(ampd: Ampd, database: Database, folder: Pat
     ]
     message = "2 migrations are in conflict with the history of the database; nothing is applied"
     hint = "resolve each as it says; `ampd status` shows them all"
-    problem = error("conflict", message, hint, version=1, conflicts=conflicts)
+    problem = error("conflict", message, hint, version=1, file="m/1_first.sql", conflicts=conflicts)
     expected = failed(
         problem,
         current_version=2,

@@ -509,6 +509,7 @@ BLOCKER = Blocker(pid=7, user="u", application="psql", client=None, state="activ
                 "message": "two",
                 "hint": "look",
                 "version": 1,
+                "file": "sql/1_jobs.sql",
                 "conflicts": [
                     {
                         "version": 1,
