@@ -110,6 +110,14 @@ async def test_hushed_messages_do_not_hide_where_a_file_fails(database: Database
     assert (caught.value.line, caught.value.column) == (4, 3)
 
 
+async def test_a_prepared_statement_of_an_earlier_file_is_gone(database: Database) -> None:
+    """The error is the server's, without the driver's advice on statements that it prepares itself."""
+    with pytest.raises(ampd.MigrationFailed) as caught:
+        await ampd.migrate(database.url, migrations=scripts("PREPARE p AS SELECT 1", "EXECUTE p"))
+    assert caught.value.message == '2_step.sql:1: prepared statement "p" does not exist (SQLSTATE 26000)'
+    assert caught.value.hint == "nothing of this migration was kept: fix the file and run again"
+
+
 # --- defaults of the role and of the database
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _LARGEST_CONTEXT = 4000  # characters
+_OF_THE_DRIVER = "NOTE: pgbouncer with pool_mode"  # on its own prepared statements, of which we use none
 
 
 class ServerError(Exception):
@@ -24,7 +25,8 @@ class ServerError(Exception):
         super().__init__(self.message)
         self.sqlstate: str = sqlstate_of(error) or INTERNAL_ERROR  # as of a server that has a bug
         self.detail: str | None = folded(redact(error.detail)) if error.detail else None
-        self.hint: str | None = folded(redact(error.hint)) if error.hint else None
+        hint = (error.hint or "").partition(_OF_THE_DRIVER)[0].rstrip()
+        self.hint: str | None = folded(redact(hint)) if hint else None
         self.position: int | None = int(error.position) if re.fullmatch("[0-9]{1,9}", error.position or "") else None
         self.context: str = _cut(error.context or "")
 
