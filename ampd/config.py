@@ -266,13 +266,17 @@ def check_name(what: str, name: str) -> None:
         raise TypeError(f"the name of a {what} is a str, not {type(name).__name__}")
     if not name:
         raise ConfigError(f"the {what}'s name is empty", hint=f"name the {what}, or leave it out for the default")
-    _check_name(what, name, reserved=name == "$user" or name.startswith("pg_"))
+    _check_name(what, name, reserved=name in ("$user", "information_schema") or name.startswith("pg_"))
 
 
 def _check_name(what: str, name: str, *, reserved: bool) -> None:
     if reserved:
         raise ConfigError(f"the {what} {name} is reserved by PostgreSQL", hint="choose another name")
-    if "\0" in name or len(name.encode(errors="replace")) > _LONGEST_NAME:
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise ConfigError(f"the {what}'s name cannot be encoded in UTF-8", hint="choose another name") from None
+    if "\0" in name or size > _LONGEST_NAME:
         raise ConfigError(
             f"the {what}'s name is longer than {_LONGEST_NAME} bytes, or holds a NUL byte", hint="choose another name"
         )

@@ -122,6 +122,8 @@ async def test_limits_leave_folder_and_policy_as_configured(database: Database, 
     [
         ({"schema": ""}, ampd.ConfigError, "the schema's name is empty"),
         ({"schema": "pg_x"}, ampd.ConfigError, "the schema pg_x is reserved by PostgreSQL"),
+        ({"schema": "information_schema"}, ampd.ConfigError, "the schema information_schema is reserved by PostgreSQL"),
+        ({"schema": "\udcff"}, ampd.ConfigError, "the schema's name cannot be encoded in UTF-8"),
         ({"schema": 3}, TypeError, "the name of a schema is a str, not int"),
         ({"limits": ampd.Migrations()}, TypeError, "limits= takes an ampd.Limits, not Migrations"),
         ({"on_event": "print"}, TypeError, "on_event= takes a plain function of one event, not str"),
