@@ -149,7 +149,7 @@ class Session:
             self._raised = None
             try:
                 with anyio.CancelScope() as self._answering:
-                    if self.connection.get_settings().client_encoding != "UTF8":  # which is what the driver sends
+                    if self._encoding() != "UTF8":  # which is what the driver sends
                         await self.connection.execute("SET client_encoding = 'UTF8'", timeout=_UNLIMITED_SECS)
                     await self.connection.execute(message, timeout=_UNLIMITED_SECS)
                     self._unanswered, self.has_answered = False, True
@@ -185,6 +185,10 @@ class Session:
                 self.busy = False
         if self._raised is not None:
             raise self._raised
+
+    def _encoding(self) -> str:
+        """Return the client_encoding, as the server has last reported it; not everything before a server does."""
+        return str(getattr(self.connection.get_settings(), "client_encoding", "UTF8"))
 
     def note_sql(self, expression: str) -> str:
         """Return a PL/pgSQL statement that sends the value of an SQL expression to `on_note`."""
