@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -137,7 +138,8 @@ def test_a_terminal_shows_the_plan_first(ampd: Ampd, database: Database, tmp_pat
     """A run that is soon over prints what stays, and no live display; a dumb terminal gets what a file gets."""
     write(tmp_path / "m", {"1_a.sql": "SELECT 1;\n"})
     text = on_a_terminal(ampd, database.url, "migrate", "--migrations", "m", term="xterm")
-    assert text == "DATABASE: 1 of\n  1 to apply, from 1 a\n[1/1] 1 a  N ms\n"
+    assert re.sub("\n +", " ", text) == "DATABASE: 1 of 1 to apply, from 1 a\n[1/1] 1 a  N ms\n"
+    assert text.count("\n") == 3  # broken to fit
     write(tmp_path / "m", {"2_b.sql": "SELECT 1;\n"})
     text = on_a_terminal(ampd, database.url, "migrate", "--migrations", "m", term="dumb")
     assert text == "[1/1] 2 b  N ms\n"
