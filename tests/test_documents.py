@@ -29,6 +29,22 @@ def test_a_link_leads_to_a_file(document: Path) -> None:
     assert [link for link in re.findall(rf"\]\({OURS}([^)#]+)", text) if not (ROOT / link).exists()] == []
 
 
+def headings(document: Path) -> set[str]:
+    """Return what an anchor can be in a document, as GitHub and the site both spell it."""
+    text = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_an_anchor_is_a_heading(document: Path) -> None:
+    """Every anchor of a link into the repository is a heading of the document that it leads to."""
+    links = re.findall(rf"\]\((?:({OURS})|(?!https?://))([^)#]*)#([^)]+)\)", document.read_text(encoding="utf-8"))
+    folder = {True: ROOT, False: document.parent}
+    targets = [(folder[bool(ours)] / path if path else document, anchor) for ours, path, anchor in links]
+    assert [(path.name, anchor) for path, anchor in targets if anchor not in headings(path)] == []
+
+
 def test_the_readme_has_no_relative_link() -> None:
     """The package index shows it apart from the repository."""
     assert re.findall(r"\]\((?!https://|#)([^)]+)\)", README) == []
@@ -74,9 +90,9 @@ def test_the_page_of_errors_lists_every_one() -> None:
     assert listed == errors
 
 
-def test_the_page_for_services_lists_every_event() -> None:
+def test_the_page_of_events_lists_every_one() -> None:
     """The table of events has each class, and no other."""
-    table = page("services.md").split("| event | tells |")[1].split("\n\n")[0]
+    table = page("events.md").split("| event | tells |")[1].split("\n\n")[0]
     listed = {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
     public = {name: getattr(ampd, name) for name in ampd.__all__}
     kinds = {name for name, value in public.items() if isinstance(value, type) and issubclass(value, ampd.Event)}
