@@ -267,7 +267,7 @@ def is_another_projects(plan: Plan) -> bool:
     return {row.checksum for row in rows.values()}.isdisjoint(file.checksum for file in files.values())
 
 
-_RESET = "or reset the database and run all migrations again"
+_RESET = "or, where the data may be lost, reset the database and run all migrations again"
 _RESTORE = f"restore the original file (from version control{{log}}), {_RESET}"
 
 _VERDICTS: dict[State, tuple[str, str]] = {

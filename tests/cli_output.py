@@ -27,7 +27,7 @@ def restore(path: str) -> str:
     """Return the hint for a file that was changed or is gone, with its path as a shell has it."""
     return (
         f"restore the original file (from version control: `git log --stat -- {path}`), "
-        "or reset the database and run all migrations again"
+        "or, where the data may be lost, reset the database and run all migrations again"
     )
 
 
@@ -37,7 +37,7 @@ def late(version: int, old: str, new: str, options: str = "") -> str:
         f"give the file a version above {version} (and no other change): `mv {old} {new}`; "
         "or set allow_out_of_order = true: "
         f"`AMP_CONFIG_METADATA_DB__MIGRATIONS__ALLOW_OUT_OF_ORDER=true ampd migrate{options}`; "
-        "or reset the database and run all migrations again"
+        "or, where the data may be lost, reset the database and run all migrations again"
     )
 
 
