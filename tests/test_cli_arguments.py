@@ -57,7 +57,7 @@ HELP = {
     "--rehearse-secs FLOAT With --rehearse: hold the locks for at most so many seconds [default: 5]. "
     "--target INT Stop after this version. "
     f"{JSON_HELP} --quiet -q Print errors only. "
-    "--verbose -v Print each statement as well, and what the server says [env: AMP_LOG=debug]. "
+    "--verbose -v Print each statement as well, and the server's notices [env: AMP_LOG=debug]. "
     f"{MIGRATIONS_HELP}",
     "status": "Usage: ampd status [OPTIONS] "
     "Show what is applied, pending and in conflict. "
