@@ -15,7 +15,7 @@ from ampd.postgres.quoting import do_block, identifier, literal
 from ampd.report import pretty_json, table
 from ampd.sqlstates import READ
 
-from .table import LOCK
+from .table import LOCK, pin_session_sql
 from .trust import (
     MAY_FIRE,
     NAMED,
@@ -252,13 +252,7 @@ held pg_catalog.int8[];
 histories pg_catalog.jsonb[] := '{{}}';
 truncated pg_catalog.bool := false;
 locked pg_catalog.int4 := 0;
-BEGIN{set_role if role else ""}
-PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
-PERFORM set_config('row_security', 'off', true), set_config('timezone', 'UTC', true),
-  set_config('datestyle', 'ISO', true), set_config('lock_timeout', '{_LOCK_MS}', true);
-IF current_setting('restrict_nonsystem_relation_kind', true) IS NOT NULL THEN
-  PERFORM set_config('restrict_nonsystem_relation_kind', 'view, foreign-table', true);
-END IF;
+BEGIN{set_role if role else ""}{pin_session_sql(str(_LOCK_MS), timezone="UTC")}
 held := ARRAY(
   SELECT (classid::int8 << 32) | objid::int8 FROM pg_locks
     WHERE locktype = 'advisory' AND granted AND objsubid = 1

@@ -32,7 +32,7 @@ from .distrust import (
     path_sql,
     search_path_error,
 )
-from .table import LOCK, History
+from .table import LOCK, History, pin_session_sql
 from .trust import (
     COLUMNS,
     LAST,
@@ -222,9 +222,8 @@ END IF;"""
     PERFORM pg_catalog.set_config('role', {literal(role)}, true);
   EXCEPTION WHEN OTHERS THEN refused := SQLERRM;
   END;"""
-    # Not all servers have `restrict_nonsystem_relation_kind`, which is of August 2024. A table that cannot be locked is
-    # looked for again. Who is trusted is asked where it is not us. concat() takes any type as it prints itself, and so
-    # runs no cast of anybody's: a schema can be renamed under us.
+    # A table that cannot be locked is looked for again. Who is trusted is asked where it is not us. concat() takes any
+    # type as it prints itself, and so runs no cast of anybody's: a schema can be renamed under us.
     cells = ", ".join(f"concat({name})" for name in (*COLUMNS, "ampd_mark") if name != LAST)
     sizes = " + ".join(f"pg_column_size({name})" for name in ("name", "checksum", "applied_by", "ampd_version"))
     compare = (
@@ -254,13 +253,7 @@ fit pg_catalog.bool;
 same pg_catalog.bool;
 source pg_catalog.text;
 {"holder pg_catalog.jsonb; progress pg_catalog.jsonb;" if find_holder else ""}
-BEGIN{set_role_sql if role else ""}
-PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
-PERFORM set_config('bytea_output', 'hex', true), set_config('datestyle', 'ISO', true),
-  set_config('row_security', 'off', true), set_config('lock_timeout', '{READ_LOCK_SECS}s', true);
-IF current_setting('restrict_nonsystem_relation_kind', true) IS NOT NULL THEN
-  PERFORM set_config('restrict_nonsystem_relation_kind', 'view, foreign-table', true);
-END IF;
+BEGIN{set_role_sql if role else ""}{pin_session_sql(f"{READ_LOCK_SECS}s", bytea_output="hex")}
 FOR attempt IN 1..5 LOOP
   home := NULL; readable := NULL;
   FOREACH place IN ARRAY places LOOP

@@ -33,6 +33,21 @@ class Place(msgspec.Struct, frozen=True):
 LOCK = "LOCK TABLE ONLY"  # also found in the context of an error of that statement
 
 
+def pin_session_sql(lock_timeout: str, **settings: str) -> str:
+    """Return PL/pgSQL that lets a transaction read histories: by no names, policies or formats but the server's own.
+
+    Not all servers have `restrict_nonsystem_relation_kind`, which is of August 2024.
+    """
+    more = "".join(f", set_config('{name}', '{value}', true)" for name, value in settings.items())
+    return f"""
+PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+PERFORM set_config('row_security', 'off', true), set_config('datestyle', 'ISO', true),
+  set_config('lock_timeout', '{lock_timeout}', true){more};
+IF current_setting('restrict_nonsystem_relation_kind', true) IS NOT NULL THEN
+  PERFORM set_config('restrict_nonsystem_relation_kind', 'view, foreign-table', true);
+END IF;"""
+
+
 class Owner(msgspec.Struct, frozen=True):
     """The role that owns a schema, and whether it is trusted with a history in it."""
 
