@@ -353,6 +353,25 @@ async def test_a_failed_start_shows_the_log(cluster: Path, bindir: Path) -> None
     assert error.value.hint == f"the whole log is in {cluster}.log"
 
 
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("port", "give tcp=True: it listens on a free port of 127.0.0.1, which server.port and server.tcp_url name"),
+        ("listen_addresses", "give tcp=True for 127.0.0.1, the only address where it listens"),
+        ("Unix-Socket-Directories", "server.url names the folder of its socket"),
+        ("data_directory", "give the folder as data_dir"),
+    ],
+    ids=["port", "address", "socket", "folder"],
+)
+async def test_where_a_server_is_reached_is_no_setting(data_dir: Path, name: str, instead: str) -> None:
+    """What is decided elsewhere is refused rather than dropped, however it is spelled, before anything is made."""
+    with pytest.raises(ConfigError) as error:
+        async with local_server(data_dir, settings={name: "5433"}):
+            pass
+    assert str(error.value) == f"local_server takes no {name} among its settings\nhint: {instead}"
+    assert not data_dir.parent.exists()
+
+
 async def test_a_cancelled_start_leaves_no_process(data_dir: Path, bindir: Path) -> None:
     """Giving up while initdb runs ends it, and the next start is as good as the first."""
     new = data_dir.with_name("metadb.new")

