@@ -284,6 +284,33 @@ async def test_a_function_that_gives_no_password(strict: Strict) -> None:
     assert (await ampd.status(own.url or "", migrations=scripts("SELECT 1"), schema="own")).up_to_date
 
 
+GIVE = (
+    "no password was given: write it into the URL (user:password@host), set PGPASSWORD, or use a password file "
+    "(PGPASSFILE, by default ~/.pgpass)"
+)
+
+
+async def test_no_password_at_all(strict: Strict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server says the same as of a wrong one; the hint says how to give one, and not to change the role's."""
+    url = without_password(strict.url("alice", "sslmode=disable"))
+    own = ampd.Migrations(url=ampd.DatabaseUrl(strict.url("alice", "sslmode=disable")))
+    pool = ampd.open_pool(ampd.MetadataDb(url=ampd.DatabaseUrl(url), migrations=own), migrations=())
+    failures = list[AuthenticationFailed]()
+    with pytest.raises(AuthenticationFailed) as caught:
+        await ampd.status(url, migrations=())
+    failures.append(caught.value)
+    with pytest.raises(AuthenticationFailed) as caught:
+        async with pool:
+            pass
+    failures.append(caught.value)
+    said = f'127.0.0.1:{strict.port}/amp: password authentication failed for user "alice"'
+    assert [(failure.message, failure.hint) for failure in failures] == [(said, GIVE)] * 2
+    monkeypatch.setenv("PGPASSWORD", "wrong")
+    with pytest.raises(AuthenticationFailed) as caught:
+        await ampd.status(url, migrations=())
+    assert caught.value.hint == CHECK.format(user="alice")
+
+
 async def test_a_pool_whose_password_is_wrong(strict: Strict) -> None:
     """Of a pool the user is known by the server's own words."""
     pool = asyncpg.create_pool(strict.url("alice").replace(CODED, "wrong"), min_size=0)

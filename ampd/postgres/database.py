@@ -93,6 +93,7 @@ class Database:
         self.password: Hidden[Any] | None = None  # in place of the URL's own: a text, or an AskedPassword
         # After the first attempt to connect it knows the password, wherever that comes from.
         self.redact: Callable[[str], str] = source.redact if isinstance(source, DatabaseUrl) else str
+        self._password_given = True  # as far as is known
         self._connect_wait_secs = connect_wait_secs
         # for a pool that the service itself uses up
         self._service_wait_secs = connect_wait_secs + CONNECT_TIMEOUT_SECS
@@ -357,6 +358,7 @@ class Database:
         arguments, warnings = driver_arguments(self._url, timeout, options)
         del options
         self.redact = url_redact(self._url, arguments.reveal().get("password"))
+        self._password_given = bool(arguments.reveal().get("password"))
         if not self._warned:
             self._warned = True
             for warning in warnings:
@@ -379,7 +381,7 @@ class Database:
         used_up = pool is not None and not pool.get_idle_size() and pool.get_size() >= pool.get_max_size()
         if isinstance(error, TimeoutError) and used_up:
             return PoolInUse(ConnectionFailed("no connection of the pool is free")), False
-        failure, worth_retrying = connection_error(error, self._url, self.redact)
+        failure, worth_retrying = connection_error(error, self._url, self.redact, password_given=self._password_given)
         return (ConnectionsBusy(failure), False) if is_full(failure) else (failure, worth_retrying)
 
     async def _another(self) -> Any:

@@ -80,6 +80,7 @@ class _Meaning(msgspec.Struct, frozen=True):
     message: str
     hint: str
     worth_retrying: bool = False
+    without_password: bool = False  # fits only where none was given: the server says the same as of a wrong one
 
 
 _REFUSED = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidPasswordError)
@@ -107,6 +108,10 @@ _GRANT_CONNECT = "GRANT CONNECT ON DATABASE {database} TO {role}"
 _CREATE_ROLE = "CREATE ROLE {name} LOGIN, or correct the user of the URL"
 _ALTER_ROLE = "ALTER ROLE {name} LOGIN, or correct the user of the URL"
 _SET_PASSWORD = f"{_CHECK_USER}; with psql: ALTER ROLE {{name}} PASSWORD '...'"
+_GIVE_PASSWORD = (
+    "no password was given: write it into the URL (user:password@host), set PGPASSWORD, or use a password file "
+    "(PGPASSFILE, by default ~/.pgpass)"
+)
 _REMOVE = "remove {parameter} from the URL"
 _ADD_TO_POOLER = "add it to the pooler's configuration, or correct the URL"
 _OTHER_WAY = "the server asks for a way to authenticate that asyncpg lacks"
@@ -125,11 +130,13 @@ _MEANINGS = tuple(
         (_REFUSED, "no pg_hba.conf entry", AuthenticationFailed, _SAID, _HBA),
         (_REFUSED, '^role ".*" does not exist$', AuthenticationFailed, _SAID, _CREATE_ROLE),
         (_REFUSED, '^role ".*" is not permitted to log in$', AuthenticationFailed, _SAID, _ALTER_ROLE),
+        ((asyncpg.InvalidPasswordError,), "", AuthenticationFailed, _SAID, _GIVE_PASSWORD, False, True),
         ((asyncpg.InvalidPasswordError,), 'user ".*"', AuthenticationFailed, _SAID, _SET_PASSWORD),
         (_REFUSED, "", AuthenticationFailed, _SAID, _CHECK_USER),
         (_PARAMETER, "", ConfigError, _SAID, _REMOVE),
         (_STOPPED, 'no such database|database ".*" does not exist', DatabaseMissing, _SAID, _ADD_TO_POOLER),
         (_STOPPED, "startup parameter", ConfigError, _SAID, _REMOVE),
+        (_STOPPED, "password|SASL auth", AuthenticationFailed, _SAID, _GIVE_PASSWORD, False, True),
         (_STOPPED, "auth|no such user", AuthenticationFailed, _SAID, _CHECK_USER),
         (_STOPPED, "", ConnectionFailed, _SAID, "is the server shutting down or being replaced?", True),
         ((asyncpg.PostgresError,), "", ConnectionFailed, _SAID, "see the server's log"),
@@ -146,7 +153,9 @@ _MEANINGS = tuple(
 )
 
 
-def connection_error(error: Exception, url: DatabaseUrl | None, redact: Callable[[str], str]) -> tuple[AmpdError, bool]:
+def connection_error(
+    error: Exception, url: DatabaseUrl | None, redact: Callable[[str], str], *, password_given: bool = True
+) -> tuple[AmpdError, bool]:
     """Return the error for a failed attempt to connect, and whether another attempt is worth making.
 
     Its cause is the driver's error, unless that shows a password.
@@ -155,6 +164,8 @@ def connection_error(error: Exception, url: DatabaseUrl | None, redact: Callable
     failure: AmpdError = malformed_error(error)
     worth_retrying = False
     for meaning in _MEANINGS:
+        if meaning.without_password and password_given:
+            continue
         if isinstance(error, meaning.errors) and re.search(meaning.words, said, re.DOTALL):
             facts = _facts(error, said, url)
             message, hint = meaning.message.format_map(facts), meaning.hint.format_map(facts)

@@ -32,6 +32,7 @@ class _ServicePool(asyncpg.Pool):  # type: ignore[misc] # the driver ships no ty
     """A pool that fails fast rather than queues: one that is used up is no faster for those who wait for long."""
 
     acquire_timeout_secs = 0.0  # for no limit
+    password_given = True
 
     async def _acquire(self, timeout: float | None) -> Any:
         secs = self.acquire_timeout_secs if timeout is None else 0
@@ -81,6 +82,7 @@ def unopened_pool(metadata_db: MetadataDb, hidden_options: Hidden[dict[str, Any]
         arguments = _DEFAULTS | arguments
         pool = _ServicePool(arguments.pop("dsn", None), **arguments)
         pool.acquire_timeout_secs = metadata_db.acquire_timeout_secs
+        pool.password_given = bool(arguments.get("password"))
         return pool
     except (TypeError, ValueError) as error:
         raise ConfigError(f"the options of open_pool are not what asyncpg takes: {error}", hint=_OPTIONS) from None
@@ -156,7 +158,8 @@ async def connected(pool: Pool, url: DatabaseUrl) -> Pool:
         return await pool
     except Exception as error:
         if _is_refusal(error):
-            failure: Exception = connection_error(error, url, pool_redact(pool, url))[0]
+            redact = pool_redact(pool, url)
+            failure: Exception = connection_error(error, url, redact, password_given=pool.password_given)[0]
             if isinstance(failure, ConfigError):
                 failure.hint = f"{failure.hint}; or correct the option of open_pool that it comes from"
         else:
