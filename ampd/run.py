@@ -18,7 +18,7 @@ from .history.refusals import check_project
 from .history.table import History, Place
 from .lock_wait import LockWait
 from .migration import AppliedMigration, DirectiveError, Migration, directives
-from .plan import Order, Plan, State, make_plan
+from .plan import Order, Plan, State, is_another_projects, make_plan
 from .postgres.connection import Connection, Pool, Session, check_event_loop
 from .postgres.database import Database
 from .redaction import Hidden
@@ -223,7 +223,10 @@ class Run:
         return plan
 
     def emit_plan(self, plan: Plan) -> None:
-        """Emit the plan, unless it is the one emitted before without what this run has applied since."""
+        """Emit the plan, unless it is the one emitted before without what this run has applied since.
+
+        Nor is one of another project's history, in which nothing is ahead or pending: that is an error.
+        """
         done = {each.version for each in self.done}
         planned = Planned(
             applied=sum(info.state is State.APPLIED for info in plan.migrations),
@@ -231,6 +234,8 @@ class Run:
             ahead=tuple(info.version for info in plan.ahead),
             total=len(self.files),
         )
+        if not planned.applied and is_another_projects(plan):
+            return
         if (told := self.planned) is not None:
             rest = tuple(each for each in told.pending if each.version not in done)
             if (rest, told.ahead) == (planned.pending, planned.ahead):

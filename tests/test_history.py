@@ -219,14 +219,14 @@ async def test_another_projects_history_is_refused_by_every_call(
     write(folders[0], {f"{ours}_a{ours}.sql": "CREATE TABLE t ();"})
     await ampd.migrate(database.url, migrations=ampd.read_migrations(folders[1]))
     policy = ampd.Migrations(dir=folders[0], allow_out_of_order=out_of_order)
-    configured = ampd.MetadataDb(url=ampd.DatabaseUrl(database.url), migrations=policy)
+    configured, heard = ampd.MetadataDb(url=ampd.DatabaseUrl(database.url), migrations=policy), list[ampd.Event]()
 
     async def opened(*, auto_migrate: bool) -> None:
         async with ampd.open_pool(msgspec.structs.replace(configured, auto_migrate=auto_migrate)):
             pytest.fail("a service has started on another project's history")
 
     for call in (
-        lambda: ampd.migrate(configured),
+        lambda: ampd.migrate(configured, on_event=heard.append),
         lambda: ampd.status(configured),
         lambda: ampd.resolve(configured, theirs, ampd.Resolution.APPLIED),
         lambda: ampd.resolve(configured, theirs, ampd.Resolution.ROLLED_BACK),
@@ -237,6 +237,7 @@ async def test_another_projects_history_is_refused_by_every_call(
             await call()
         assert f"history: {theirs} a{theirs}, last at" in error.value.message
         assert "allow_out_of_order" not in str(error.value)
+    assert [type(event) for event in heard] == [ampd.Finished]  # and no plan, which would be of ahead or pending
     assert await history(database) == [(theirs, True, 1)]
 
 
