@@ -186,11 +186,15 @@ def _check_known(keys: tuple[str, ...], where: str, file: Path | None, *, is_tab
 def _nearest(key: str, known: list[str]) -> str:
     from difflib import get_close_matches
 
-    own, homes = key.rpartition(".")[2], {name.rpartition(".")[2]: name for name in reversed(known)}
-    close = [own] if own in homes else get_close_matches(key, known, n=1, cutoff=0.5)
-    close = close or get_close_matches(own, list(homes), n=1)
-    if close:
-        return f"did you mean metadata_db.{homes.get(close[0], close[0])}?"
+    table, _, own = key.rpartition(".")
+    homes = {name.rpartition(".")[2]: name for name in reversed(known)}
+    beside = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == table}
+    if own in homes:
+        return f"did you mean metadata_db.{homes[own]}?"
+    for names in (beside, homes):  # without their table, which would make them all alike
+        begins_it = [name for name in names if own.startswith(name)]  # as dir begins directory
+        if close := get_close_matches(own, names, n=1, cutoff=0.65) or begins_it:
+            return f"did you mean metadata_db.{names[close[0]]}?"
     return f"known keys: {', '.join(f'metadata_db.{name}' for name in known)}"
 
 

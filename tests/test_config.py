@@ -288,6 +288,9 @@ def test_foreign_sections_are_ignored(file: Path) -> None:
         ("migrations.uri", "did you mean metadata_db.migrations.url?"),
         ("migrations.out_of_order", "did you mean metadata_db.migrations.allow_out_of_order?"),
         ("zzzzzzzz", f"known keys: {KNOWN}"),
+        ("migrations.zzzzzzzz", f"known keys: {KNOWN}"),
+        ("migrations.folder", f"known keys: {KNOWN}"),
+        ("database", f"known keys: {KNOWN}"),
     ],
 )
 def test_unknown_keys_suggest_the_nearest(file: Path, key: str, hint: str) -> None:
