@@ -22,6 +22,12 @@ from .redaction import Hidden
 from .report import ahead_warning, count, still_pending
 from .run import Run
 
+_INSTEAD = {
+    "Config": "give its metadata_db",
+    "Pool": "a pool of your own goes to ampd.migrate",
+    "Connection": "one of your own goes to ampd.migrate",
+}
+
 
 @asynccontextmanager
 async def open_pool(
@@ -55,7 +61,8 @@ async def open_pool(
     if not isinstance(metadata_db, MetadataDb):
         kind = type(metadata_db).__name__
         del metadata_db  # which may be a URL with its password
-        raise TypeError(f"open_pool takes the metadata_db section of a configuration, not {kind}")
+        instead = _INSTEAD.get(kind, "of a URL make one: ampd.MetadataDb(url=...)")
+        raise TypeError(f"open_pool takes the metadata_db section of a configuration, not {kind}; {instead}")
     check_event_loop()
     if schema is not None:
         check_name("schema", schema)

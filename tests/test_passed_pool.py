@@ -415,14 +415,24 @@ async def test_what_is_no_database() -> None:
         "the database is a PostgreSQL URL, an asyncpg.Pool, an asyncpg.Connection or the metadata_db section of a "
         "configuration, not "
     )
-    for source, kind in ((asyncio.Lock(), "Lock"), (None, "NoneType")):
+    config = "Config; give its metadata_db"
+    for source, kind in ((asyncio.Lock(), "Lock"), (None, "NoneType"), (ampd.Config(), config)):
         for run in (ampd.migrate, ampd.status):
             with pytest.raises(TypeError) as refused:
                 await run(source, migrations=[ONE])
             assert str(refused.value) == kinds + kind
-    with pytest.raises(TypeError) as refused:
-        async with ampd.open_pool(ampd.Config()):  # type: ignore[arg-type]
-            pass
-    assert str(refused.value) == "open_pool takes the metadata_db section of a configuration, not Config"
+    url = "postgresql://alice:hush@h/d"
+    of_url, own_pool = "of a URL make one: ampd.MetadataDb(url=...)", "a pool of your own goes to ampd.migrate"
+    for given, kind in (
+        (ampd.Config(), config),
+        (url, f"str; {of_url}"),
+        (ampd.DatabaseUrl(url), f"DatabaseUrl; {of_url}"),
+        (None, f"NoneType; {of_url}"),
+        (asyncpg.create_pool(url), f"Pool; {own_pool}"),
+    ):
+        with pytest.raises(TypeError) as refused:
+            async with ampd.open_pool(given):  # type: ignore[arg-type]
+                pass
+        assert str(refused.value) == f"open_pool takes the metadata_db section of a configuration, not {kind}"
     with pytest.raises(TypeError, match="a database URL is a str, not bytes"):
         ampd.DatabaseUrl(b"postgresql://h/d")  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ import anyio
 import asyncpg
 
 from ampd.backoff import QUIET_SECS, Backoff
-from ampd.config import MetadataDb
+from ampd.config import Config, MetadataDb
 from ampd.database_url import DatabaseUrl, way_to_url
 from ampd.errors import AmpdError, ConfigError, ConnectionFailed, NoAnswer
 from ampd.events import OnEvent, Retrying, Warned, ignore
@@ -65,7 +65,8 @@ def _source(hidden: Hidden[Any]) -> DatabaseUrl | Pool | PassedConnection:
         return PassedConnection.of(source)
     raise TypeError(
         "the database is a PostgreSQL URL, an asyncpg.Pool, an asyncpg.Connection or the metadata_db section of a "
-        f"configuration, not {type(source).__name__}{way_to_url(source)}"
+        f"configuration, not {type(source).__name__}"
+        + ("; give its metadata_db" if isinstance(source, Config) else way_to_url(source))
     )
 
 
