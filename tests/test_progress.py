@@ -195,6 +195,26 @@ class Ascii(Stream):
     encoding = "ascii"
 
 
+def test_a_terminal_shows_who_has_the_lock_for_how_long() -> None:
+    """While another runner has it there is one live line, which says so, and no others; then the migration's."""
+    stream = Ascii(terminal=True)
+    tell = Progress(stream)
+    tell(Waiting(waited=3, limit=600, holder=Holder(7, application="ampd")))
+    tell(Waiting(waited=60, limit=600, holder=Holder(8, application="am\x1b[2Jpd")))
+    until(lambda: "pid 8" in stream.getvalue())
+    assert tell.idle
+    tell(STARTING)
+    until(lambda: "1 index" in stream.getvalue())
+    tell(APPLIED)
+    tell.clear()
+    assert "\x1b[2Jpd" not in stream.getvalue()
+    left = re.sub(r"\x1b\[\?25[lh]", "", stream.getvalue())
+    lines = [line.rstrip() for line in re.split(r"\x1b\[2K|\x1b\[1A|\r|\n", left) if line.strip()]
+    assert any(re.match(r"[-\\|/] waiting for the migration lock \(6\d s$", line) for line in lines)
+    assert not [line for line in lines if line.startswith("waiting")]
+    assert "[1/2] 1 index  3 min 12 s" in lines
+
+
 @pytest.mark.parametrize(
     ("stream", "bar"), [(Stream(terminal=True), "━━━━"), (Ascii(terminal=True), "----")], ids=["utf-8", "ascii"]
 )

@@ -1,4 +1,4 @@
-"""What a terminal shows while migrations run: a bar over them, and the one that runs now. Loads rich."""
+"""What a terminal shows: a bar over the migrations and the one that runs now, or what is waited for. Loads rich."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TextIO
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
@@ -25,6 +26,7 @@ class LiveDisplay:
         self._live = Live(
             console=self._console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
         )
+        self._spinner = Spinner("line")  # which is ASCII
         self._live.start()
 
     def show(self, done: int, total: int, now: str, label: str, phase: str = "") -> None:
@@ -34,6 +36,11 @@ class LiveDisplay:
         bar.add_row(ProgressBar(total=total, completed=done, width=width), Text(f"{done}/{total} {now}", no_wrap=True))
         lines = [Text(label, no_wrap=True, overflow="crop"), *([Text(phase, overflow="fold")] if phase else [])]
         self._live.update(Group(bar, *lines), refresh=True)
+
+    def wait(self, text: str) -> None:
+        """Draw what is waited for."""
+        self._spinner.update(text=Text(text, overflow="fold"))
+        self._live.update(self._spinner, refresh=True)
 
     def line(self, text: str) -> None:
         """Print a line that stays."""

@@ -10,6 +10,8 @@ from threading import Lock, Thread
 from time import monotonic
 from typing import TYPE_CHECKING, TextIO
 
+from msgspec.structs import replace
+
 from ampd.events import (
     Applied,
     Event,
@@ -56,6 +58,7 @@ class Progress:
         self._stream = stream or sys.stderr
         self._on_terminal = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         self._running: Starting | None = None
+        self._waiting: Waiting | None = None  # on a terminal
         self._statement: StatementStarted | None = None
         self._progress: Progressed | None = None
         self._since = self._written = monotonic()
@@ -80,11 +83,12 @@ class Progress:
         """Take one event."""
         match event:
             case Planned():
-                self._running = None
+                self._running = self._waiting = None
                 if self.verbose or (self._on_terminal and event.pending):
                     self._line(str(event))
             case Starting():
                 self._statement, self._progress, self._since, self._running = None, None, monotonic(), event
+                self._waiting = None
                 self._begin()
             case StatementStarted():
                 self._statement, self._progress = event, None
@@ -96,6 +100,9 @@ class Progress:
                 self._running = None
                 self._applied.append(f"{event.version} {event.name}")
                 self._line(str(event))
+            case Waiting() if self._on_terminal:
+                self._running, self._since, self._waiting = None, monotonic(), event
+                self._begin()
             case Waiting():
                 self._running = None
                 self._line(str(event))
@@ -144,11 +151,15 @@ class Progress:
                 from .live import LiveDisplay  # which takes a while
             with self._writing, suppress(OSError, ValueError):  # a closed stderr is no reason to stop a migration
                 running, statement, progress = self._running, self._statement, self._progress
+                waiting, passed = self._waiting, monotonic() - self._since
                 if over.is_set():
                     return
+                if waiting is not None:
+                    self._live = self._live or LiveDisplay(self._stream)
+                    self._live.wait(shown(str(replace(waiting, waited=waiting.waited + passed))))
                 if running is None:
                     continue
-                now = duration((monotonic() - self._since) * 1000)
+                now = duration(passed * 1000)
                 if statement:
                     now += f", statement {statement.number}/{statement.statements}"
                 phase = shown(str(progress.progress)) if progress else ""
