@@ -14,6 +14,7 @@ import msgspec
 
 from .errors import AmpdError, MigrationInterrupted
 from .events import (
+    AFTERWARDS,
     Applied,
     Event,
     Failed,
@@ -57,13 +58,15 @@ class Emitter:
         self._where = where
         self._ended = False
         self._raised: Exception | None = None
+        self._afterwards: list[Callable[[Exception | None], None]] = []
 
     def __call__(self, event: Event) -> None:
         """Emit one event."""
-        if self._ended or self._raised is not None:
+        if self._raised is not None:
             return
         self._ended = isinstance(event, Finished | Stopped)
         database, schema = self._where()
+        token = AFTERWARDS.set(self._afterwards)
         try:
             answer: object = self._on_event(msgspec.structs.replace(event, database=database, schema=schema))
             if isinstance(answer, Coroutine):
@@ -72,6 +75,11 @@ class Emitter:
         except Exception as error:
             self._raised = error
             raise CallbackRaised from error
+        finally:
+            AFTERWARDS.reset(token)
+            if self._ended or self._raised is not None:
+                for call in self._afterwards:
+                    call(self._raised)
 
     async def __aenter__(self) -> Emitter:
         return self

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from typing import TypeAlias
 
 import msgspec
@@ -305,6 +306,10 @@ Event: TypeAlias = (
     | Warned
 )
 OnEvent: TypeAlias = Callable[[Event], None]
+
+# What a function within `on_event` wants called once the run emits no more, with what `on_event` has raised, if it has:
+# of that no event tells.
+AFTERWARDS: ContextVar[list[Callable[[Exception | None], None]]] = ContextVar("ampd_afterwards")
 
 
 def ignore(_: Event) -> None:

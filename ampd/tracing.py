@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+from contextlib import contextmanager
+from functools import partial
 from time import time_ns
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ import msgspec
 
 from .errors import AmpdError, ConfigError
 from .events import (
+    AFTERWARDS,
     Applied,
     Blocked,
     Event,
@@ -28,6 +31,8 @@ from .events import (
 from .version import VERSION
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from opentelemetry.trace import Span, Tracer
 else:
     try:
@@ -75,17 +80,31 @@ def trace_events(tracer: Tracer | None = None) -> OnEvent:
             if not isinstance(event, _BEGINNINGS):
                 return
             runs.append(run := _TracedRun(target, event))
+            AFTERWARDS.get([]).append(partial(give_up, run))
         if isinstance(event, Finished | Stopped):
             runs.remove(run)
         run.take(event)
 
+    def give_up(run: _TracedRun, error: Exception | None) -> None:
+        if run in runs:  # a function around this one has raised, or kept back the last event
+            runs.remove(run)
+            with _logged(error):
+                run.give_up(error)
+
     def traced(event: Event) -> None:
-        try:
+        with _logged(event):
             trace_event(event)
-        except Exception:  # of a processor or a sampler: to trace a run must not end it
-            _LOGGER.warning("a span could not be made of %s", type(event).__name__, exc_info=True)
 
     return traced
+
+
+@contextmanager
+def _logged(what: object) -> Iterator[None]:
+    """Log what a processor or a sampler raises: to trace a run must not end it."""
+    try:
+        yield
+    except Exception:
+        _LOGGER.warning("a span could not be made of %s", type(what).__name__, exc_info=True)
 
 
 # One of these is the first that a run of `migrate` emits, or tells of a wait before that.
@@ -136,6 +155,13 @@ class _TracedRun:
                 _end(self._span, result, str(event))
             case _:
                 pass
+
+    def give_up(self, error: Exception | None) -> None:
+        """End the spans of a run whose last event will not come, because `on_event` has raised an error, say."""
+        failed = {"error.type": "stopped" if error is None else type(error).__name__}
+        said = "stopped" if error is None else f"on_event raised {type(error).__name__}"
+        self._end_migration(failed, said)
+        _end(self._span, {"ampd.run.result": "stopped", **failed}, said)
 
     def _learn(self, event: Event) -> bool:
         """Take database and schema from an event; return whether anything is new."""

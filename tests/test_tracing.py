@@ -158,6 +158,36 @@ async def test_a_run_that_is_cancelled(database: Database, traced: Traced) -> No
     assert attributes(migration)["error.type"] == "MigrationInterrupted"
 
 
+RAISED = (StatusCode.ERROR, "on_event raised LookupError")
+
+
+@pytest.mark.parametrize(
+    ("when", "statuses"),
+    [
+        (ampd.Planned, [("ampd migrate", *RAISED)]),
+        (ampd.StatementStarted, [("ampd migrate", *RAISED), ("migration 1 step", *RAISED)]),
+        (ampd.Applied, [("ampd migrate", *RAISED), ("migration 1 step", StatusCode.UNSET, None)]),
+        (ampd.Finished, [("ampd migrate", StatusCode.UNSET, None), ("migration 1 step", StatusCode.UNSET, None)]),
+    ],
+)
+async def test_a_function_around_it_that_raises(
+    database: Database, traced: Traced, when: type[ampd.Event], statuses: list[tuple[str, StatusCode, str | None]]
+) -> None:
+    """It ends the run, of which no event tells: the spans end all the same, and are not taken for the next run's."""
+    trace = ampd.trace_events(traced.tracer)
+
+    def both(event: ampd.Event) -> None:
+        trace(event)
+        if isinstance(event, when):
+            raise LookupError("geheim")
+
+    with pytest.raises(LookupError):
+        await ampd.migrate(database.url, migrations=scripts("SELECT 1"), on_event=both)
+    assert traced.statuses() == statuses
+    await ampd.migrate(database.url, migrations=(), on_event=trace)
+    assert traced.statuses() == [*statuses, ("ampd migrate", StatusCode.UNSET, None)]
+
+
 async def test_a_run_that_never_connects(traced: Traced) -> None:
     """A server that is not there is a span with an error; what is refused before that is none."""
     trace = ampd.trace_events(traced.tracer)
@@ -189,6 +219,25 @@ async def test_runs_at_the_same_time_share_a_callback(database: Database, traced
     for span in within:
         assert span.parent is not None
         assert attributes(span)["db.namespace"] == attributes(runs[span.parent.span_id])["db.namespace"]
+
+
+async def test_a_function_that_raises_ends_the_spans_of_all_runs(database: Database, traced: Traced) -> None:
+    """Those of the runs that are stopped with its own, of which the function is told nothing more, too."""
+    trace, traced_schemas = ampd.trace_events(traced.tracer), set[str | None]()
+
+    def both(event: ampd.Event) -> None:
+        trace(event)
+        traced_schemas.add(event.schema)
+        if isinstance(event, ampd.Starting) and len(traced_schemas) > 1:
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        await ampd.migrate_schemas(
+            database.url, [f"tenant_{number}" for number in range(4)], migrations=scripts("SELECT 1"), on_event=both
+        )
+    runs = [attributes(span)["ampd.run.result"] for span in traced.spans if span.parent is None]
+    assert len(runs) == len(traced_schemas)
+    assert "stopped" in runs
 
 
 @pytest.mark.parametrize("when", ["on_start", "on_end"])
