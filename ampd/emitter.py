@@ -62,7 +62,7 @@ class Emitter:
 
     def __call__(self, event: Event) -> None:
         """Emit one event."""
-        if self._raised is not None:
+        if self._ended or self._raised is not None:
             return
         self._ended = isinstance(event, Finished | Stopped)
         database, schema = self._where()
