@@ -16,6 +16,7 @@ import ampd
 from ampd.apply import session_state
 from ampd.config import Limits, MetadataDb
 from ampd.database_url import DatabaseUrl
+from ampd.emitter import Emitter
 from ampd.events import (
     UNFINISHED,
     Applied,
@@ -436,3 +437,12 @@ async def test_a_cancelled_run_ends_what_it_has_started(database: Database) -> N
         assert failed.error.message == f"2 step was stopped, {end}"
         assert str(stopped).endswith(f"; 2 step was stopped, {end}")
         await database.execute("DROP TABLE ampd_schema_migrations")
+
+
+def test_nothing_comes_after_the_last_event() -> None:
+    """Whatever else there would be to say."""
+    heard = list[ampd.Event]()
+    emit = Emitter(heard.append, lambda: ("h:1/d", "s"))
+    emit(ampd.Finished(report=Report("h:1/d", "s", None, (), ())))
+    emit(ampd.Warned(message="late"))
+    assert [type(event) for event in heard] == [ampd.Finished]
