@@ -7,6 +7,7 @@ import pwd
 import random
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import quote
 
+import anyio
 import asyncpg
 import msgspec
 import pytest
@@ -25,6 +27,7 @@ from anyio.from_thread import BlockingPortal
 
 import benchmarks.proxy
 from ampd.local_server.folders import make_folder
+from ampd.local_server.launcher import Launcher, is_running, wait_while
 from ampd.local_server.server import LocalServer
 from tests.forks import Fork
 
@@ -63,6 +66,25 @@ def copy_cluster(cluster: str | Path, data_dir: Path) -> Path:
     make_folder(data_dir.parent)
     subprocess.run(["cp", "-a", cluster, data_dir], check=True)
     return data_dir
+
+
+@asynccontextmanager
+async def anothers_server(
+    launcher: Launcher, data_dir: Path, program: Path, *arguments: Path
+) -> AsyncIterator[subprocess.Popen[bytes]]:
+    """Run the server of a cluster for the length of the block as another program does."""
+    log = data_dir.with_name("another.log")
+    place = ("-c", "listen_addresses=", "-c", "unix_socket_directories=.")
+    process = launcher.start(program, *arguments, "-D", data_dir, *place, log=log)
+    try:
+        await wait_while(lambda: is_running(process) and "ready to accept" not in log.read_text())
+        assert is_running(process), log.read_text()
+        yield process
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait()
+        with anyio.fail_after(60):
+            await wait_while((data_dir / "postmaster.pid").exists)
 
 
 class AdminSession:

@@ -2,9 +2,7 @@
 
 import os
 import shutil
-import signal
 import struct
-import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,7 +19,7 @@ from ampd.local_server import server as server_module
 from ampd.local_server.installation import find_postgres
 from ampd.local_server.server import LocalServer, local_server
 from tests.scenes import GENEROUS
-from tests.servers import Ampd, Server, copy_cluster
+from tests.servers import Server, anothers_server, copy_cluster
 
 pytestmark = [pytest.mark.anyio, pytest.mark.one_version]
 
@@ -191,12 +189,7 @@ async def test_a_server_of_another_program_is_left_alone(cluster: Path, bindir: 
     """Whoever has started it, with pg_ctl say, may be using it: the error says which process it is."""
     async with local_server(cluster, bindir=bindir):
         pass
-    chosen, log = launcher.Launcher.choose(cluster), cluster.with_name("other.log")
-    other = chosen.start(bindir / "postgres", "-D", cluster, "-h", "", "-k", ".", log=log)
-    try:
-        with anyio.fail_after(GENEROUS):
-            while "ready to accept" not in log.read_text():  # noqa: ASYNC110 - another program's file
-                await anyio.sleep(0.01)
+    async with anothers_server(launcher.Launcher.choose(cluster), cluster, bindir / "postgres") as other:
         with pytest.raises(ConfigError) as error:
             async with local_server(cluster, bindir=bindir):
                 pass
@@ -205,9 +198,6 @@ async def test_a_server_of_another_program_is_left_alone(cluster: Path, bindir: 
             f"hint: stop it, as with `kill -INT {other.pid}`, or choose another folder with --amp-dir"
         )
         assert other.poll() is None
-    finally:
-        other.send_signal(signal.SIGINT)
-        other.wait()
 
 
 @pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv, as on Linux")
@@ -218,8 +208,7 @@ async def test_a_killed_ampd_takes_its_server_along(cluster: Path, bindir: Path)
         assert (await parent.stdout.receive()).startswith(b"ready")
         parent.kill()
     with anyio.fail_after(GENEROUS):
-        while (cluster / "postmaster.pid").exists():  # noqa: ASYNC110 - another program's file
-            await anyio.sleep(0.01)
+        await launcher.wait_while((cluster / "postmaster.pid").exists)
     async with local_server(cluster, bindir=bindir) as server:
         assert await query(server, "SELECT 1") == 1
 
@@ -307,31 +296,6 @@ async def test_what_stands_in_the_way_is_named(
     )
 
 
-def test_a_folder_that_cannot_even_be_looked_for(ampd: Ampd) -> None:
-    """Before the server the configuration is sought in the folder; what stands in the way of that is told as well."""
-    name = "x" * 300
-    assert ampd("solo", "--amp-dir", name).stderr == (
-        f"error: cannot keep a database in {name}: {name}/config.toml: File name too long\n"
-        "hint: choose another folder with --amp-dir\n"
-    )
-
-
-def test_a_working_folder_that_is_gone(tmp_path: Path) -> None:
-    """Where a relative path leads nowhere the message says so."""
-    (gone := tmp_path / "gone").mkdir()
-    program = (
-        "import os, sys, ampd.cli.commands; os.rmdir(os.getcwd()); sys.exit(ampd.cli.commands.run(['solo', '--once']))"
-    )
-    process = subprocess.run(
-        [sys.executable, "-P", "-c", program], cwd=gone, env={}, capture_output=True, text=True, check=False
-    )
-    assert (process.returncode, process.stderr) == (
-        1,
-        "error: cannot keep a database in .amp/metadb: No such file or directory\n"
-        "hint: choose another folder with --amp-dir\n",
-    )
-
-
 async def test_a_linked_folder_has_one_server(cluster: Path, bindir: Path) -> None:
     """Through a link it is the same folder, and a leftover server there is found and stopped."""
     link = cluster.with_name("link")
@@ -377,8 +341,7 @@ async def test_a_cancelled_start_leaves_no_process(data_dir: Path, bindir: Path)
     new = data_dir.with_name("metadb.new")
 
     async def cancel() -> None:
-        while not (new / "PG_VERSION").exists():  # noqa: ASYNC110 - another program's file
-            await anyio.sleep(0.001)
+        await launcher.wait_while(lambda: not (new / "PG_VERSION").exists(), interval=0.001)
         tasks.cancel_scope.cancel()
 
     with anyio.fail_after(GENEROUS):
@@ -570,41 +533,6 @@ def test_no_link_is_given_away(tmp_path: Path) -> None:
     with pytest.raises(NotADirectoryError):
         launcher.Launcher((STRANGER, STRANGER), [], {}).give(link)
     assert victim.stat().st_uid == 0
-
-
-SEEN_BY_EVERYBODY = "[metadata_db]\nurl = 'postgresql://127.0.0.1:1/d'\nmigrations.connect_wait_secs = 0\n"
-
-
-@ROOT
-@pytest.mark.parametrize("theirs", [".amp", ".amp/config.toml"])
-def test_a_configuration_of_another_user_is_not_read(ampd: Ampd, theirs: str) -> None:
-    """What a stranger has put in a folder that everybody may write to names no database and no migrations to be run."""
-    ampd.folder.chmod(0o1777)
-    (ampd.folder / ".amp").mkdir()
-    (ampd.folder / ".amp" / "config.toml").write_text(SEEN_BY_EVERYBODY)
-    assert "127.0.0.1:1/d cannot be reached" in ampd("solo", "--once").stderr  # it is found by itself
-    os.chown(ampd.folder / theirs, STRANGER, STRANGER)
-    what = "read the configuration in .amp" if theirs == ".amp" else f"read the configuration {theirs}"
-    remedy = "" if theirs == ".amp" else "remove it, or "
-    assert ampd("solo", "--once").stderr == (
-        f"error: cannot {what}: it belongs to {folders.user_name(STRANGER)}\n"
-        f"hint: {remedy}choose another folder with --amp-dir\n"
-    )
-    named = ampd("solo", "--once", "--config", ".amp/config.toml").stderr  # by somebody who knows what is in it
-    assert "127.0.0.1:1/d cannot be reached" in named
-
-
-@pytest.mark.parametrize("open_to_others", [".amp", ".amp/config.toml"])
-def test_a_configuration_that_others_can_write_to_is_not_read(ampd: Ampd, open_to_others: str) -> None:
-    """Nor is one that somebody else could have written."""
-    (ampd.folder / ".amp").mkdir()
-    (ampd.folder / ".amp" / "config.toml").write_text(SEEN_BY_EVERYBODY)
-    (ampd.folder / open_to_others).chmod(0o777)
-    what = "in .amp" if open_to_others == ".amp" else open_to_others
-    assert ampd("solo", "--once").stderr == (
-        f"error: cannot read the configuration {what}: it can be written to by everybody\n"
-        f"hint: chmod go-w {ampd.folder / open_to_others}, or choose another folder with --amp-dir\n"
-    )
 
 
 def test_a_path_that_must_exist_is_no_path_before(open_path: Path) -> None:

@@ -3,10 +3,10 @@
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import anyio
 import asyncpg
 import msgspec
 import pytest
@@ -18,8 +18,7 @@ from ampd.local_server.launcher import Launcher
 from ampd.local_server.layout import Layout
 from ampd.local_server.server import local_server
 from tests.cli_output import plain, seen
-from tests.scenes import GENEROUS
-from tests.servers import Ampd, Server, copy_cluster
+from tests.servers import Ampd, Server, anothers_server, copy_cluster
 from tests.test_amp_takeover import AMPS_OWN_WAY, FILES, SQLX, SQLX_ROWS
 
 pytestmark = [pytest.mark.anyio, pytest.mark.one_version]
@@ -137,15 +136,8 @@ async def test_a_server_that_amps_own_ampd_runs_is_left_alone(amps_cluster: Path
     program = amps_cluster.with_name("ampd")
     program.write_text('#!/bin/sh\n"$@" &\nwait\n')
     program.chmod(0o755)
-    launcher = Launcher.choose(amps_cluster)
-    settings = ("-c", "listen_addresses=", "-c", "unix_socket_directories=.")
-    log = amps_cluster.with_name("log")
-    chosen = msgspec.structs.replace(launcher, prefix=[])
-    process = chosen.start(program, bindir / "postgres", "-D", amps_cluster, *settings, log=log)
-    try:
-        with anyio.fail_after(GENEROUS):
-            while "ready to accept" not in log.read_text():  # noqa: ASYNC110 - another program's file
-                await anyio.sleep(0.01)
+    chosen = msgspec.structs.replace(Launcher.choose(amps_cluster), prefix=[])
+    async with anothers_server(chosen, amps_cluster, program, bindir / "postgres") as process:
         with pytest.raises(ConfigError) as error:
             async with local_server(amps_cluster, bindir=bindir):
                 pass
@@ -156,12 +148,6 @@ async def test_a_server_that_amps_own_ampd_runs_is_left_alone(amps_cluster: Path
         )
         connection = await asyncpg.connect(url)
         await connection.close()
-    finally:
-        os.killpg(process.pid, signal.SIGINT)
-        process.wait()
-        with anyio.fail_after(GENEROUS):
-            while (amps_cluster / "postmaster.pid").exists():  # noqa: ASYNC110 - another program's file
-                await anyio.sleep(0.01)
 
 
 async def test_what_it_says_and_makes(
@@ -201,4 +187,63 @@ def test_amps_folders_may_be_there(tmp_path: Path) -> None:
         make_amps_folders(tmp_path)
     assert str(error.value) == (
         f"cannot make the folder {tmp_path}/manifests: File exists\nhint: choose another folder with --amp-dir"
+    )
+
+
+def test_a_folder_that_cannot_even_be_looked_for(ampd: Ampd) -> None:
+    """Before the server the configuration is sought in the folder; what stands in the way of that is told as well."""
+    name = "x" * 300
+    assert ampd("solo", "--amp-dir", name).stderr == (
+        f"error: cannot keep a database in {name}: {name}/config.toml: File name too long\n"
+        "hint: choose another folder with --amp-dir\n"
+    )
+
+
+def test_a_working_folder_that_is_gone(tmp_path: Path) -> None:
+    """Where a relative path leads nowhere the message says so."""
+    (gone := tmp_path / "gone").mkdir()
+    program = (
+        "import os, sys, ampd.cli.commands; os.rmdir(os.getcwd()); sys.exit(ampd.cli.commands.run(['solo', '--once']))"
+    )
+    process = subprocess.run(
+        [sys.executable, "-P", "-c", program], cwd=gone, env={}, capture_output=True, text=True, check=False
+    )
+    assert (process.returncode, process.stderr) == (
+        1,
+        "error: cannot keep a database in .amp/metadb: No such file or directory\n"
+        "hint: choose another folder with --amp-dir\n",
+    )
+
+
+SEEN_BY_EVERYBODY = "[metadata_db]\nurl = 'postgresql://127.0.0.1:1/d'\nmigrations.connect_wait_secs = 0\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="what root must not do")
+@pytest.mark.parametrize("theirs", [".amp", ".amp/config.toml"])
+def test_a_configuration_of_another_user_is_not_read(ampd: Ampd, theirs: str) -> None:
+    """What a stranger has put in a folder that everybody may write to names no database and no migrations to be run."""
+    ampd.folder.chmod(0o1777)
+    (ampd.folder / ".amp").mkdir()
+    (ampd.folder / ".amp" / "config.toml").write_text(SEEN_BY_EVERYBODY)
+    assert "127.0.0.1:1/d cannot be reached" in ampd("solo", "--once").stderr  # it is found by itself
+    os.chown(ampd.folder / theirs, NOBODY, NOBODY)
+    what = "read the configuration in .amp" if theirs == ".amp" else f"read the configuration {theirs}"
+    remedy = "" if theirs == ".amp" else "remove it, or "
+    assert ampd("solo", "--once").stderr == (
+        f"error: cannot {what}: it belongs to {user_name(NOBODY)}\nhint: {remedy}choose another folder with --amp-dir\n"
+    )
+    named = ampd("solo", "--once", "--config", ".amp/config.toml").stderr  # by somebody who knows what is in it
+    assert "127.0.0.1:1/d cannot be reached" in named
+
+
+@pytest.mark.parametrize("open_to_others", [".amp", ".amp/config.toml"])
+def test_a_configuration_that_others_can_write_to_is_not_read(ampd: Ampd, open_to_others: str) -> None:
+    """Nor is one that somebody else could have written."""
+    (ampd.folder / ".amp").mkdir()
+    (ampd.folder / ".amp" / "config.toml").write_text(SEEN_BY_EVERYBODY)
+    (ampd.folder / open_to_others).chmod(0o777)
+    what = "in .amp" if open_to_others == ".amp" else open_to_others
+    assert ampd("solo", "--once").stderr == (
+        f"error: cannot read the configuration {what}: it can be written to by everybody\n"
+        f"hint: chmod go-w {ampd.folder / open_to_others}, or choose another folder with --amp-dir\n"
     )
