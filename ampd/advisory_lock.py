@@ -74,8 +74,13 @@ def label_sql(key: int, migration: str) -> str:
 
 def try_lock_sql(key: int, *, for_session: bool = False) -> str:
     """Return PL/pgSQL that tries the lock, and touches nothing else; `for_session` is for psql alone."""
-    lasting = "" if for_session else "xact_"
     return f"""
-  IF NOT pg_catalog.pg_try_advisory_{lasting}lock({key}) THEN
+  IF NOT {lock_acquired_sql(key, for_session=for_session)} THEN
     RAISE EXCEPTION 'another runner holds the lock' USING ERRCODE = '{BUSY}';
   END IF;"""
+
+
+def lock_acquired_sql(key: int, *, for_session: bool = False) -> str:
+    """Return an SQL expression that tries the lock: whether it has been acquired."""
+    lasting = "" if for_session else "xact_"
+    return f"pg_catalog.pg_try_advisory_{lasting}lock({key})"

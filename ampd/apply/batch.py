@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from .prepared import Execution
 
 
-MESSAGE = 256 * 1024  # characters of scripts, and of what is added to them, in one message
-ENVELOPE = 1024  # what is added to each
+MESSAGE = 512 * 1024  # characters of scripts, and of what is added to them, in one message
+ENVELOPE = 1536  # what is added to each
 
 
 class Batch:

@@ -23,8 +23,8 @@ NO_TRANSACTION_TIMEOUT = """
   END IF;"""
 
 
-def prepare_settings_sql(name: str) -> str:
-    """Return PL/pgSQL that prepares a statement that does the same for a transaction: what this server has of it."""
+def with_settings_sql(body: str) -> str:
+    """Return PL/pgSQL that runs `body`, in which `settings` lists the expressions that do the same on this server."""
     return f"""
   DECLARE
     settings pg_catalog.text := $set${_SET_KEEPALIVES}$set$;
@@ -37,8 +37,7 @@ def prepare_settings_sql(name: str) -> str:
     END;
     IF pg_catalog.current_setting('transaction_timeout', true) IS NOT NULL THEN  -- since PostgreSQL 17
       settings := pg_catalog.concat(settings, $set$, pg_catalog.set_config('transaction_timeout', '0', true)$set$);
-    END IF;
-    EXECUTE pg_catalog.concat('PREPARE {name} AS SELECT ', settings);
+    END IF;{body}
   END;"""
 
 

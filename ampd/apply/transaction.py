@@ -11,7 +11,7 @@ from ampd.history import refusals
 from ampd.postgres.failures import ABOUT_THE_CONNECTION, translated_error
 from ampd.postgres.server_error import ServerError
 from ampd.sql.slices import in_slices
-from ampd.sqlstates import DEADLOCK_DETECTED, ESCAPED, INVALID_SQL_STATEMENT_NAME, LOCK_NOT_AVAILABLE
+from ampd.sqlstates import DEADLOCK_DETECTED, ESCAPED, INVALID_SQL_STATEMENT_NAME, LOCK_NOT_AVAILABLE, NO_DATA_FOUND
 
 from .diagnosis import UNREAD, migration_error
 from .location import location_of
@@ -66,6 +66,10 @@ async def _apply_next(session: Session, batch: Batch) -> None:
         await session.recover(BEYOND_ROLLBACK)
         if not isinstance(error, ServerError):
             raise
+        if error.sqlstate == NO_DATA_FOUND and tracker.begun and tracker.running < 0 and not batch.unprepared:
+            # Before a script something was not as it was: the next message begins with a whole check.
+            batch.unprepared = batch.done == numbers.start
+            return
         together, batch.alone = not batch.alone and len(numbers) > 1, True
         if together and not tracker.begun:
             return  # the server reads a message whole before it runs any of it: send them one by one

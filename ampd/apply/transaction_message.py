@@ -1,7 +1,6 @@
 """The messages that apply migrations in transactions: several of them in one, or a large one in several. Pure.
 
-What each transaction of a message runs before and after its script is in the message once, in the first of them; the
-others take it from there, which `current_query()` makes possible: it returns the whole message.
+What stands around each script is short, and cheap to run: the first transaction of a message prepares what is long.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ from .session_state import (
     RUN_DEFERRED,
     deallocate_sql,
     forget_settings_sql,
-    prepare_settings_sql,
     reset_settings_sql,
     save_settings_sql,
     set_role_sql,
+    with_settings_sql,
 )
 from .tracker import note_transaction_sql
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from ampd.postgres.connection import Session
     from ampd.sql.slices import Slices
@@ -111,11 +110,12 @@ def composing(
 
 
 class _Envelope:
-    """What stands around each script of one message: templates that the message contains once, for all transactions.
+    """What stands around each script of one message.
 
     The first transaction prepares what the others only run: to plan a statement costs many times what it costs to run.
-    Where a prepared one finds that something is not as it was, it does nothing, and the whole check is run in its
-    place.
+    Where something is not as it was before a script, a prepared one finds no row, which ends the message: the next one
+    begins there. After a script, the whole check is run in its place; a further prepared statement holds its text, as
+    it does any text that is long and the same each time.
     """
 
     def __init__(self, session: Session, batch: Batch, numbers: range, *, several: bool) -> None:
@@ -125,137 +125,143 @@ class _Envelope:
         self._numbers = numbers
         self._several = several
         self._ours = f"ampd_{session.nonce}"  # what the names of our prepared statements begin with
-        self._templates = {"save": self._save, "enter": self._enter, "leave": self._leave}
-        self._written = set[str]()
+        self._texts: dict[str, Callable[[], str]] = {"leave_whole": self._leave_whole}
+        if session.shared:
+            self._texts |= {"save": lambda: do_block(f"BEGIN {self._save()} END"), "reset": self._reset}
 
     def enter_sql(self, number: int) -> str:
         """Return the statements before a script."""
         execution, first = self._batch[number], number == self._numbers.start
         migration, starting = execution.migration, execution.running.starting
-        enter = self._run(
-            "enter",
+        begin, at_first = (self._session.note_text_sql(text) for text in (f"begin {number}", "0"))
+        save, prepare = "", ""
+        if first:
+            begin, prepare = f"{self._session.note_pid_sql()} {begin}", self._prepare(number)
+        if self._session.shared:
+            saving = self._save() if first or not self._prepares else self._stored("save")
+            save, begin = f"{_block(f'{begin}{saving}')}; ", ""
+        values = (
             str(migration.version),
             literal(migration.name),
             f"'{migration.checksum.hex()}'",
             literal(self._batch.newest_before(number)[0]),
-            str(milliseconds(execution.lock_timeout_secs)),
-            str(milliseconds(execution.statement_timeout_secs)),
-            literal(f"{APPLICATION_NAME} {migration.version} {starting.number}/{starting.total}"),
         )
-        begin, at_first = (self._session.note_text_sql(text) for text in (f"begin {number}", "0"))
-        prepare, save = "", ""
-        if first:
-            begin, prepare = f"{self._session.note_pid_sql()} {begin}", self._prepare(number)
-        if self._session.shared:
-            save, begin = do_block(f"BEGIN {begin} {self._run('save')} END") + "; ", ""
+        goes_on = f"{stay_in_transaction_sql()} {note_transaction_sql(self._session)}" if self._several else ""
+        application = literal(f"{APPLICATION_NAME} {migration.version} {starting.number}/{starting.total}")
         # The limit on a statement is the one that held when it began, and the script's is not meant for ours.
+        limit = milliseconds(execution.statement_timeout_secs)
         return (
             f"BEGIN ISOLATION LEVEL READ COMMITTED; {save}SET LOCAL statement_timeout = 0; "
-            f"{do_block(f'BEGIN {begin}{prepare} {enter} {at_first} END')};\n"
+            f"SET LOCAL lock_timeout = {milliseconds(execution.lock_timeout_secs)}; "
+            f"SET LOCAL application_name = {application}; "
+            + _block(
+                f"{begin}{prepare}{self._enter(*values)}{execution.search_path_sql(local=True)}{goes_on} {at_first}"
+            )
+            + (f"; SET LOCAL statement_timeout = {limit};\n" if limit else ";\n")
         )
 
     def leave_sql(self, number: int) -> str:
         """Return the statements after a script."""
         execution, before = self._batch[number], self._batch.newest_before(number)[1]
         count = str(len(execution.statements))
-        leave = self._run(
-            "leave",
-            str(execution.migration.version),
-            count,
-            "'NULL'" if before is None else str(before),
-            str(milliseconds(execution.lock_timeout_secs)),
+        values = str(execution.migration.version), count, "NULL" if before is None else str(before)
+        marker = f"{self._session.marker_sql(count)}; " if execution.statements else ""
+        reset = f"{_block(self._stored('reset'))}; " if self._session.shared and self._prepares else self._reset()
+        forget = ""
+        if number == self._numbers[-1]:
+            names = ("begin", "same", "enter", "leave", *self._texts) if self._prepares else ()
+            forget = "".join(f" DEALLOCATE {self._ours}_{name};" for name in names)
+            forget += forget_settings_sql(self._session.found) if self._session.shared else ""
+        return (
+            f"{marker}{RUN_DEFERRED}{reset}{RESET_OBJECTS}"
+            f"SET LOCAL lock_timeout = {milliseconds(execution.lock_timeout_secs)}; "
+            f"{set_role_sql(self._batch.history().role, local=True)}"
+            f"{_block(f'{self._leave(*values)}{forget}')}; COMMIT;\n"
         )
-        if number == self._numbers[-1] and not self._batch.unprepared:
-            leave += "".join(f" DEALLOCATE {self._ours}_{name};" for name in ("settings", "same", "enter", "leave"))
-        if number == self._numbers[-1] and self._session.shared:
-            leave += forget_settings_sql(self._session.found)
-        at_end = self._session.note_text_sql(count) if execution.statements else ""
-        return f"{do_block(f'BEGIN {at_end} {leave} END')}; COMMIT;\n"
 
-    def _run(self, name: str, *arguments: str) -> str:
-        """Return a PL/pgSQL statement that runs a template."""
-        quote = f"${name}_{self._session.nonce}$"
-        if name in self._written:
-            template = f"pg_catalog.split_part(pg_catalog.current_query(), '{quote}', 2)"
-        else:
-            self._written.add(name)
-            template = f"{quote}{self._templates[name]().replace('%', '%%').replace(chr(0), '%')}{quote}"
-        return f"EXECUTE pg_catalog.format({', '.join((template, *arguments))});"
-
-    def _quoted(self, name: str, body: str) -> str:
-        """Return a text in a dollar quote that no argument of a template can contain."""
-        quote = f"${name}_{self._session.nonce}$"
-        return f"{quote}{body}{quote}"
+    @property
+    def _prepares(self) -> bool:
+        return not self._batch.unprepared
 
     def _prepare(self, number: int) -> str:
         """Return PL/pgSQL that takes the lock, makes the history if there is none, and prepares what is to be run."""
-        history, timeout = self._batch.history(), milliseconds(self._batch[number].lock_timeout_secs)
+        history = self._batch.history()
         if self._batch.unprepared and history.table_exists:
             return ""
-        settings, prepare = prepare_settings_sql(f"{self._ours}_settings"), writing.prepare_sql(history, self._ours)
-        if self._batch.unprepared:
-            settings = prepare = ""
+        prepare = ""
+        if self._prepares:
+            prepare = writing.prepare_sql(history, self._ours, "settings") + "".join(
+                f"\n    PREPARE {self._ours}_{name} AS SELECT {self._quoted('text', text())};"
+                for name, text in self._texts.items()
+            )
         newest = literal(self._batch.newest_before(number)[0])
-        return f"""
-  SET LOCAL lock_timeout = {timeout};{settings}
+        check = f"""
   {advisory_lock.try_lock_sql(history.lock_key)} {set_role_sql(history.role, local=True)}
   {writing.enter_sql(history, prepare, newest=newest, before=self._batch.before_history)}"""
+        return with_settings_sql(check) if self._prepares else check
 
-    def _checked(self, name: str, arguments: str, unless: str) -> str:
-        """Return PL/pgSQL that runs a prepared statement, and other PL/pgSQL if that does nothing."""
+    def _enter(self, *values: str) -> str:
+        """Return PL/pgSQL that takes the lock and records a migration as started: version, name, checksum, newest."""
+        history = self._batch.history(created=True)
+        role = set_role_sql(history.role, local=True)
         if self._batch.unprepared:
-            return unless
-        same, call = f"EXECUTE {self._ours}_same", self._quoted("call", f"EXECUTE {self._ours}_{name}({arguments})")
-        otherwise = self._quoted("otherwise", f"DO {self._quoted('whole', f'BEGIN {unless} END')}")
+            insert = writing.insert_values_sql(history, *values[:3])
+            return (
+                f"{NOTICE_A_DEAD_CLIENT}{NO_TRANSACTION_TIMEOUT}{advisory_lock.try_lock_sql(history.lock_key)} {role}"
+                f"{writing.enter_sql(history, insert, newest=values[3])}"
+            )
         return f"""
-  EXECUTE '{same}' INTO done;
+  {role}{writing.lock_sql(history)}
+  EXECUTE 'EXECUTE {self._ours}_begin' INTO STRICT done;
+  EXECUTE {self._call("enter", values)} INTO STRICT done;"""
+
+    def _leave(self, *values: str) -> str:
+        """Return PL/pgSQL that records it as finished: version, number of statements, newest version before it."""
+        if self._batch.unprepared:
+            return self._leave_body(*values)
+        return f"""{writing.lock_sql(self._batch.history(created=True))}
+  EXECUTE 'EXECUTE {self._ours}_same' INTO done;
   IF done IS NOT NULL THEN
-    EXECUTE {call} INTO done;
+    EXECUTE {self._call("leave", values)} INTO done;
   END IF;
   IF done IS NULL THEN
-    EXECUTE {otherwise};
+    {self._stored("leave_whole", *values)}
   END IF;"""
 
-    def _save(self) -> str:
-        return do_block(f"BEGIN {save_settings_sql(self._session.found, local=True)} END")
+    def _call(self, name: str, values: Sequence[str]) -> str:
+        return literal(f"EXECUTE {self._ours}_{name}({', '.join(values)})")
 
-    def _enter(self) -> str:
-        history = self._batch.history(created=True)
-        version, name, checksum, newest = _argument(1), _argument(2, "L"), _argument(3, "L"), _argument(4, "L")
-        insert = writing.insert_values_sql(history, version, name, checksum)
-        whole = writing.enter_sql(history, insert, newest=newest)
-        enter = self._checked("enter", f"{version}, {name}, {checksum}, {newest}", whole)
-        path = self._batch[self._numbers.start].search_path_sql(local=True)
-        goes_on = f"{stay_in_transaction_sql()} {note_transaction_sql(self._session)}" if self._several else ""
-        settings = f"EXECUTE {self._ours}_settings; "
-        if self._batch.unprepared:
-            settings = f"{do_block(f'BEGIN {NOTICE_A_DEAD_CLIENT}{NO_TRANSACTION_TIMEOUT} END')}; "
-        block = f"""DECLARE
-  done pg_catalog.text;
-BEGIN{advisory_lock.try_lock_sql(history.lock_key)}{writing.lock_sql(history)}{enter}{path}{goes_on}
-END"""
-        return (
-            f"SET LOCAL lock_timeout = {_argument(5)}; SET LOCAL application_name = {_argument(7, 'L')}; {settings}"
-            f"{set_role_sql(history.role, local=True)}DO {self._quoted('block', block)}; "
-            f"SET LOCAL statement_timeout = {_argument(6)}"
-        )
+    def _stored(self, name: str, *values: str) -> str:
+        """Return PL/pgSQL that runs a text that is prepared, with values for its arguments."""
+        text = f"pg_catalog.format(done, {', '.join(map(literal, values))})" if values else "done"
+        return f"EXECUTE 'EXECUTE {self._ours}_{name}' INTO done; EXECUTE {text};"
 
-    def _leave(self) -> str:
+    def _leave_body(self, version: str, count: str, before: str) -> str:
         history = self._batch.history(created=True)
-        version, count, before = _argument(1), _argument(2), _argument(3)
         forget = f"PERFORM pg_catalog.pg_advisory_unlock_all(); {deallocate_sql(self._ours)};"
-        whole = f"{forget}{writing.leave_sql(history, version, count, before)}"
-        block = f"""DECLARE
-  done pg_catalog.text;
-BEGIN{writing.lock_sql(history)}{self._checked("leave", f"{version}, {count}, {before}", whole)}
-END"""
-        return (
-            f"{RUN_DEFERRED}{reset_settings_sql(self._session.found, saved=True, keep=True)}{RESET_OBJECTS}"
-            f"SET LOCAL lock_timeout = {_argument(4)}; {set_role_sql(history.role, local=True)}"
-            f"DO {self._quoted('block', block)}"
-        )
+        return f"{forget}{writing.leave_sql(history, version, count, before)}"
+
+    def _leave_whole(self) -> str:
+        """Return a DO statement as a format string, of three arguments."""
+        block = f"DO {self._quoted('block', f'BEGIN {self._leave_body(*map(_argument, range(1, 4)))} END')}"
+        return block.replace("%", "%%").replace(chr(0), "%")
+
+    def _save(self) -> str:
+        return save_settings_sql(self._session.found, local=True)
+
+    def _reset(self) -> str:
+        return reset_settings_sql(self._session.found, saved=True, keep=True)
+
+    def _quoted(self, name: str, body: str) -> str:
+        """Return a text in a dollar quote that nothing of ours or of a migration contains."""
+        quote = f"${name}_{self._session.nonce}$"
+        return f"{quote}{body}{quote}"
 
 
-def _argument(number: int, kind: str = "s") -> str:
+def _block(body: str) -> str:
+    return do_block(f"DECLARE\n  done pg_catalog.text;\nBEGIN {body} END")
+
+
+def _argument(number: int) -> str:
     """Return the place of an argument in a template: NUL, which no name contains, stands for %."""
-    return f"\0{number}${kind}"
+    return f"\0{number}$s"

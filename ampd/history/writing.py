@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from ampd.advisory_lock import lock_acquired_sql
 from ampd.postgres.quoting import identifier, literal
 from ampd.sqlstates import ALTERED, EMPTIED, ESCAPED, EXPOSED, MOVED, REPLACED
 from ampd.version import VERSION
@@ -184,19 +185,20 @@ def _started_sql(version: str, name: str, checksum: str) -> str:
     )
 
 
-def prepare_sql(history: History, ours: str) -> str:
-    """Return a part of `enter_sql` that prepares three statements, whose names begin with the word `ours`.
+def prepare_sql(history: History, ours: str, settings: str) -> str:
+    """Return a part of `enter_sql` that prepares four statements, whose names begin with the word `ours`.
 
     `…_same` returns a row if the catalog has the history as this transaction has found it: the rows of table and schema
     are the same versions, and nothing is on the table that those rows do not tell. To look at that is much cheaper than
-    the whole check; and to run a statement, than to plan it. Only then may `…_enter` and `…_leave` be run, under the
-    same lock: a trigger would fire even for a statement that finds no row. Each returns a row if it has done its work;
-    else `enter_sql` and `leave_sql` tell what is wrong.
+    the whole check; and to run a statement, than to plan it. `…_begin` does the same if it has acquired the lock, and
+    evaluates `settings`, an SQL expression for a list of expressions. Only after one of these may `…_enter` and
+    `…_leave` be run: a trigger would fire even for a statement that finds no row. Each returns a row if it has done its
+    work; else `enter_sql` and `leave_sql` tell what is wrong.
 
     They are run on any search path: what they name is qualified, operators included.
     """
     eq, quote = "OPERATOR(pg_catalog.=)", f"${ours}_sql$"
-    same = f"""SELECT true WHERE EXISTS (SELECT FROM pg_catalog.pg_class
+    same = f"""EXISTS (SELECT FROM pg_catalog.pg_class
         WHERE oid {eq} %1$s AND ctid {eq} %2$L::pg_catalog.tid AND xmin {eq} %3$L::pg_catalog.xid)
       AND EXISTS (SELECT FROM pg_catalog.pg_namespace
         WHERE oid {eq} %4$s AND ctid {eq} %5$L::pg_catalog.tid AND xmin {eq} %6$L::pg_catalog.xid)
@@ -220,10 +222,16 @@ def prepare_sql(history: History, ours: str) -> str:
         WHERE from_sql AND NOT pg_catalog.starts_with(name, {literal(ours)}))"""
     # A flag for triggers and rules stays set for a while after the last one was dropped: then nothing is the same.
     return f"""
-    EXECUTE concat('PREPARE {ours}_same AS ', COALESCE((
-      SELECT format({quote}{same}{quote}, c.oid, c.ctid, c.xmin, n.oid, n.ctid, n.xmin)
-      FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-      WHERE {_is_named_sql(history)} AND NOT ({MAY_FIRE} OR c.relrowsecurity)), 'SELECT true WHERE false'));
+    DECLARE
+      same pg_catalog.text := COALESCE((
+        SELECT format({quote}{same}{quote}, c.oid, c.ctid, c.xmin, n.oid, n.ctid, n.xmin)
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE {_is_named_sql(history)} AND NOT ({MAY_FIRE} OR c.relrowsecurity)), 'false');
+    BEGIN
+      EXECUTE concat('PREPARE {ours}_begin AS SELECT pg_catalog.concat(', {settings},
+        ') WHERE {lock_acquired_sql(history.lock_key)} AND ', same);
+      EXECUTE concat('PREPARE {ours}_same AS SELECT true WHERE ', same);
+    END;
     EXECUTE {quote}{entering}{quote};
     EXECUTE {quote}{leaving}{quote};"""
 
