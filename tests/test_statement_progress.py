@@ -10,7 +10,7 @@ import pytest
 
 import ampd as library
 from ampd import Limits, Progressed, StatementProgress, Waiting
-from tests.scenes import GENEROUS, Heard, report_at_once, scripts, skip_before, transaction
+from tests.scenes import GENEROUS, Heard, report_at_once, scripts, skip_before, transaction, until
 from tests.servers import Database, Role
 
 pytestmark = pytest.mark.anyio
@@ -82,6 +82,12 @@ async def test_a_vacuum_tells_how_far_it_is(table: Database) -> None:
     """VACUUM counts the pages that it has read; here it waits for one that a cursor is on."""
     skip_before(table, 14, "VACUUM that waits there")
     heard = Heard()
+    oldest = "pg_snapshot_xmin(pg_current_snapshot())::text::bigint"  # of all databases: no row after it can be frozen
+
+    async def can_be_frozen() -> bool:
+        return bool(await table.fetchval(f"SELECT {oldest} > (SELECT max(xmin::text::bigint) FROM t)"))
+
+    await until(can_be_frozen)
     async with transaction(table, "DECLARE c CURSOR FOR SELECT FROM t", "MOVE 500 IN c") as keeper:
 
         async def look() -> None:
