@@ -37,7 +37,7 @@ async def apply(
 
     history = run.history
     assert history is not None
-    executions = run.executions(history, migrations, total)
+    executions = await run.executions(history, migrations, total)
     rows: list[AppliedMigration] = []
 
     def applied(execution: Execution) -> None:

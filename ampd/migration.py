@@ -26,7 +26,8 @@ _UNIT = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
 _LONGEST = 2_147_483  # seconds: the server counts milliseconds in 32 bits
 
 
-class Migration(msgspec.Struct, frozen=True):
+# There can be thousands of these: without a part in cycles they need not delay Python's collector.
+class Migration(msgspec.Struct, frozen=True, gc=False):
     """One file of a migration folder, read once."""
 
     version: int
@@ -48,7 +49,7 @@ class Migration(msgspec.Struct, frozen=True):
         return True
 
 
-class AppliedMigration(msgspec.Struct, frozen=True):
+class AppliedMigration(msgspec.Struct, frozen=True, gc=False):
     """One row of the history table; `finished_at` is None while a no-transaction migration runs or was interrupted."""
 
     version: int

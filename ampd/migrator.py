@@ -106,7 +106,7 @@ async def _apply_pending(run: Run, sessions: list[Session]) -> Report | None:
         assert run.history is not None
         plan = await run.planning()
         if run.planned is None:
-            run.emit_plan(plan)
+            await run.emit_plan(plan)
         plan = await run.check_history(session, plan, may_ask_later=True)
         if (plan.pending or plan.running or plan.interrupted) and run.history.holder:
             run.lock_wait.taken(run.history)
@@ -114,7 +114,7 @@ async def _apply_pending(run: Run, sessions: list[Session]) -> Report | None:
             await run.read_history(session)
             continue
         else:
-            run.emit_plan(plan)
+            await run.emit_plan(plan)
             check_conflicts(plan)
             if not plan.pending:
                 return run.warn_if_ahead(run.report(plan if run.target is None else None))

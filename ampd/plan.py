@@ -12,6 +12,7 @@ from .display import one_line
 from .migration import PACKAGED, AppliedMigration, Migration
 from .other_sessions import Holder
 from .resumption import Resumption, done_checksum, resumption, summary
+from .sql.slices import Slices, at_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -47,7 +48,7 @@ class Resolution(StrEnum):
 Known: TypeAlias = Migration | AppliedMigration
 
 
-class MigrationInfo(msgspec.Struct, frozen=True):
+class MigrationInfo(msgspec.Struct, frozen=True, gc=False):
     """One version that the files, the history or both contain."""
 
     state: State
@@ -56,10 +57,7 @@ class MigrationInfo(msgspec.Struct, frozen=True):
     newest_applied: int | None = None
     resumption: Resumption | None = None  # of an interrupted migration that can go on
     runner: Holder | None = None  # of a running one
-    neighbours: tuple[Known | None, Known | None] = (
-        None,
-        None,
-    )  # files around one that is missing, rows around a late one
+    neighbours: tuple[Known | None, Known | None] = (None, None)  # files around a missing one, rows around a late one
     free_version: int = 0  # for a late one: above all there are
 
     @property
@@ -149,23 +147,18 @@ class Plan(msgspec.Struct, frozen=True):
     pending: tuple[MigrationInfo, ...]
     conflicts: tuple[Conflict, ...]
     running: tuple[MigrationInfo, ...] = ()  # at which another runner is, up to the target
+    ahead: tuple[MigrationInfo, ...] = ()  # what a newer build has applied and this one has no file for
 
     @property
     def current_version(self) -> int | None:
         """Return the highest version that is applied and finished."""
-        return max(
-            (info.version for info in self.migrations if info.applied and info.applied.finished_at), default=None
-        )
+        finished = (info for info in reversed(self.migrations) if info.applied and info.applied.finished_at)
+        return next((info.version for info in finished), None)
 
     @property
     def interrupted(self) -> tuple[Conflict, ...]:
         """Return the conflicts over migrations that were started and did not finish."""
         return tuple(conflict for conflict in self.conflicts if conflict.info.state is State.INTERRUPTED)
-
-    @property
-    def ahead(self) -> tuple[MigrationInfo, ...]:
-        """Return what a newer build has applied and this one has no file for."""
-        return tuple(info for info in self.migrations if info.state is State.AHEAD)
 
     @property
     def up_to_date(self) -> bool:
@@ -189,29 +182,51 @@ def make_plan(
     `find_resumption` may cache what `resumption` returns: for a long file it takes long.
     While the database is ahead of the files nothing is pending: a build that lags must not touch a newer schema.
     """
+    return at_once(
+        planning(migrations, applied, target=target, order=order, runner=runner, find_resumption=find_resumption)
+    )
+
+
+def planning(
+    migrations: Sequence[Migration],
+    applied: Iterable[AppliedMigration],
+    *,
+    target: int | None,
+    order: Order,
+    runner: Holder | None,
+    find_resumption: Callable[[Migration, AppliedMigration], Resumption | None],
+) -> Slices[Plan]:
+    """Return the plan in slices; the work of `make_plan`."""
     files = {migration.version: migration for migration in migrations}
     rows = {row.version: row for row in applied}
     newest_file, newest_applied = max(files, default=None), max(rows, default=None)
-
-    def info_of(version: int) -> MigrationInfo:
+    infos: list[MigrationInfo] = []
+    states = set[State]()
+    yield
+    for version in sorted(files.keys() | rows.keys()):
         file, row = files.get(version), rows.get(version)
         state = _state(file, row, newest_file, newest_applied, order)
+        holder, resume = None, None
         is_at_it = runner is not None and (row is not None or runner.is_at(version))
         if is_at_it and state in (State.INTERRUPTED, State.PENDING, State.OUT_OF_ORDER):
-            return MigrationInfo(State.RUNNING, file, row, newest_applied, runner=runner)
-        resume = find_resumption(file, row) if state is State.INTERRUPTED and file and row else None
-        return MigrationInfo(state, file, row, newest_applied, resume)
-
-    infos = tuple(map(info_of, sorted(files.keys() | rows.keys())))
-    if any(info.state in (State.MISSING, State.OUT_OF_ORDER) for info in infos):
-        infos = tuple(_with_neighbours(infos, files, rows))
-    ahead = any(info.state is State.AHEAD for info in infos)
-    wanted = [info for info in infos if not ahead and (target is None or info.version <= target)]
+            state, holder = State.RUNNING, runner
+        elif state is State.INTERRUPTED and file and row:
+            resume = find_resumption(file, row)
+        infos.append(MigrationInfo(state, file, row, newest_applied, resume, holder))
+        states.add(state)
+        yield
+    if not states.isdisjoint((State.MISSING, State.OUT_OF_ORDER)):
+        infos = list(_with_neighbours(infos, files, rows))
+        yield
+    others = [info for info in infos if info.state is not State.APPLIED]
+    ahead = tuple(info for info in others if info.state is State.AHEAD)
+    wanted = [info for info in others if not ahead and (target is None or info.version <= target)]
     pending = tuple(info for info in wanted if info.state is State.PENDING or info.resumption is not None)
     running = tuple(info for info in wanted if info.state is State.RUNNING)
+    yield
     to_resume = {info.version for info in pending}
-    conflicts = tuple(conflict_of(info) for info in infos if info.state in _VERDICTS and info.version not in to_resume)
-    return Plan(infos, pending, conflicts, running)
+    conflicts = tuple(conflict_of(info) for info in others if info.state in _VERDICTS and info.version not in to_resume)
+    return Plan(tuple(infos), pending, conflicts, running, ahead)
 
 
 def _with_neighbours(
@@ -260,11 +275,11 @@ def is_another_projects(plan: Plan) -> bool:
     A row belongs to the file that has its version and its name or checksum, and to one with its checksum that was given
     another version. False without rows or without files.
     """
-    files = {info.version: info.migration for info in plan.migrations if info.migration}
-    rows = {info.version: info.applied for info in plan.migrations if info.applied}
-    if not files or not rows or any(files[version].name == rows[version].name for version in files.keys() & rows):
+    if any(each.migration and each.applied and each.migration.name == each.applied.name for each in plan.migrations):
         return False
-    return {row.checksum for row in rows.values()}.isdisjoint(file.checksum for file in files.values())
+    files = {info.migration.checksum for info in plan.migrations if info.migration}
+    rows = {info.applied.checksum for info in plan.migrations if info.applied}
+    return bool(files and rows) and rows.isdisjoint(files)
 
 
 _RESET = "or, where the data may be lost, reset the database and run all migrations again"

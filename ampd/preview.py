@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 async def dry_run(
     database: Source, *, target: int | None = None, on_event: OnEvent = ignore
-) -> tuple[Status, list[Execution]]:
+) -> tuple[Status, tuple[Execution, ...]]:
     """Return the status, and what `migrate` would run, split and checked; changes nothing.
 
     Raises:
@@ -47,7 +47,7 @@ async def dry_run(
         except AmpdError as error:
             error.report = run.report()
             raise
-    return found, run.executions(run.history, prepared, len(prepared))
+    return found, await run.executions(run.history, prepared, len(prepared))
 
 
 async def rehearse(
@@ -93,7 +93,7 @@ async def _rehearse(run: Run, session: Session, secs: float) -> Rehearsal:
     prepared = await run.prepared(plan)
     run.limits = msgspec.structs.replace(run.limits, lock_retry_secs=0.0)  # one attempt
     silent = Emitter(ignore, lambda: (run.shown, history.schema))  # nothing is applied, so nothing starts
-    executions = run.executions(history, prepared, len(prepared), emit=silent)
+    executions = await run.executions(history, prepared, len(prepared), emit=silent)
     try:
         return await rehearsal.rehearse(run.source, session, executions, secs, run.shown)
     except LockTaken as taken:

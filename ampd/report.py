@@ -11,6 +11,7 @@ import msgspec
 
 from .display import one_line
 from .plan import Conflict, MigrationInfo, Plan, State
+from .sql.slices import at_once, mapping
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,7 +27,7 @@ class Result(StrEnum):
     PENDING = "pending"  # only of --check and --dry-run, which apply nothing
 
 
-class AppliedNow(msgspec.Struct, frozen=True):
+class AppliedNow(msgspec.Struct, frozen=True, gc=False):
     """A migration that this very run has applied."""
 
     version: int
@@ -34,7 +35,7 @@ class AppliedNow(msgspec.Struct, frozen=True):
     duration_ms: int
 
 
-class PendingMigration(msgspec.Struct, frozen=True):
+class PendingMigration(msgspec.Struct, frozen=True, gc=False):
     """A migration that is still to be applied, from this file, in a transaction or statement by statement."""
 
     version: int
@@ -219,11 +220,14 @@ def still_pending(plan: Plan) -> tuple[MigrationInfo, ...]:
 
 def pending_of(migrations: tuple[MigrationInfo, ...]) -> tuple[PendingMigration, ...]:
     """Return migrations of a plan as the report shows them."""
-    files = [(info, info.migration) for info in migrations]
-    return tuple(
-        PendingMigration(info.version, info.name, file.file if file else None, file is None or file.is_transactional)
-        for info, file in files
-    )
+    return at_once(mapping(as_pending, migrations))
+
+
+def as_pending(info: MigrationInfo) -> PendingMigration:
+    """Return a migration of a plan as the report shows it."""
+    file = info.migration
+    named, transactional = file.file if file else None, file is None or file.is_transactional
+    return PendingMigration(info.version, info.name, named, transactional)
 
 
 def ahead_warning(versions: Sequence[int]) -> str:

@@ -18,14 +18,14 @@ from .history.refusals import check_project
 from .history.table import History, Place
 from .lock_wait import LockWait
 from .migration import AppliedMigration, DirectiveError, Migration, directives
-from .plan import Order, Plan, State, is_another_projects, make_plan
+from .plan import Order, Plan, State, is_another_projects, planning
 from .postgres.connection import Connection, Pool, Session, check_event_loop
 from .postgres.database import Database
 from .redaction import Hidden
-from .report import AppliedNow, Report, ahead_warning, pending_of, still_pending
+from .report import AppliedNow, Report, ahead_warning, as_pending, pending_of, still_pending
 from .resumption import Resumption, resuming
 from .source import reading
-from .sql.slices import at_once, in_slices
+from .sql.slices import Slices, at_once, in_slices, mapping
 
 if TYPE_CHECKING:
     from .apply.prepared import Execution, PreparedMigration
@@ -81,6 +81,7 @@ class Run:
         self.history: History | None = None
         self.done: list[AppliedNow] = []
         self.planned: Planned | None = None  # as last emitted
+        self._seen: Plan | None = None  # by `emit_plan`
         self.interrupted: Starting | None = None  # by a cancellation
         self.asks_first: bool = False  # what else is in the database before a first run, in a question of its own
         self.needs_rows = True  # who and when: else a history that is as the files say need not travel
@@ -151,16 +152,7 @@ class Run:
 
     def plan(self, *, whole: bool = False) -> Plan:
         """Return the plan from what is known; `whole` leaves the target out of account."""
-        applied, holder = (self.history.applied, self.history.holder) if self.history else ((), None)
-        target = None if whole else self.target
-        return make_plan(
-            self.files,
-            applied,
-            target=target,
-            order=self.order,
-            runner=holder,
-            find_resumption=self._resumption,
-        )
+        return at_once(self._planning(None if whole else self.target))
 
     async def planning(self) -> Plan:
         """Return the plan, after computing in slices where interrupted migrations can be resumed."""
@@ -168,7 +160,18 @@ class Run:
         for row in self.history.applied if self.history else ():
             if row.finished_at is None and row not in self._resumptions and row.version in files:
                 self._resumptions[row] = await in_slices(resuming(files[row.version], row))
-        return self.plan()
+        return await in_slices(self._planning(self.target))
+
+    def _planning(self, target: int | None) -> Slices[Plan]:
+        applied, holder = (self.history.applied, self.history.holder) if self.history else ((), None)
+        return planning(
+            self.files,
+            applied,
+            target=target,
+            order=self.order,
+            runner=holder,
+            find_resumption=self._resumption,
+        )
 
     def _resumption(self, migration: Migration, row: AppliedMigration) -> Resumption | None:
         if row not in self._resumptions:
@@ -222,15 +225,18 @@ class Run:
         self.warn(warnings)
         return plan
 
-    def emit_plan(self, plan: Plan) -> None:
+    async def emit_plan(self, plan: Plan) -> None:
         """Emit the plan, unless it is the one emitted before without what this run has applied since.
 
         Nor is one of another project's history, in which nothing is ahead or pending: that is an error.
         """
+        if plan is self._seen:
+            return
+        self._seen = plan
         done = {each.version for each in self.done}
         planned = Planned(
             applied=sum(info.state is State.APPLIED for info in plan.migrations),
-            pending=pending_of(plan.pending),
+            pending=await in_slices(mapping(as_pending, plan.pending)),
             ahead=tuple(info.version for info in plan.ahead),
             total=len(self.files),
         )
@@ -304,19 +310,21 @@ class Run:
             self.emit(Warned(message=ahead_warning(report.ahead)))
         return report
 
-    def executions(
+    async def executions(
         self,
         history: History,
         migrations: Sequence[PreparedMigration],
         total: int,
         *,
         emit: Emitter | None = None,
-    ) -> list[Execution]:
+    ) -> tuple[Execution, ...]:
         """Return the next migrations, of a `total` that the run applies, with the history to add them to."""
-        return [
-            each.execution(history, self.schema, self.limits, emit or self.emit, number=number, total=total)
-            for number, each in enumerate(migrations, start=len(self.done) + 1)
-        ]
+
+        def execution(numbered: tuple[int, PreparedMigration]) -> Execution:
+            number, each = numbered
+            return each.execution(history, self.schema, self.limits, emit or self.emit, number=number, total=total)
+
+        return await in_slices(mapping(execution, enumerate(migrations, start=len(self.done) + 1)))
 
     def before_history(self) -> str:
         """Return PL/pgSQL that makes sure of nothing else in the database, if a first run has not looked."""

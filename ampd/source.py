@@ -7,17 +7,20 @@ from codecs import getincrementaldecoder
 from errno import ENOENT, ENOTDIR
 from pathlib import Path
 from stat import S_ISREG
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from .errors import InvalidMigration
 from .migration import PACKAGED, Checksum, Migration, parse_file_name
 from .sql.slices import Slices
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from importlib.resources.abc import Traversable
 
 
 _LARGEST = 512 * 2**20  # bytes of a file
+
+Entry: TypeAlias = "os.DirEntry[str] | Traversable"  # of a folder, or of a packaged one that is in an archive
 
 
 def reading(directory: str | Path | None = None) -> Slices[tuple[Migration, ...]]:
@@ -51,7 +54,7 @@ def reading_from(folder: Path | Traversable, shown: str, hint: str) -> Slices[tu
     migrations: list[Migration] = []
     taken: dict[int, str] = {}
     problems: list[tuple[str, str]] = []
-    for entry in _files(folder, shown, hint):
+    for entry in (yield from _files(folder, shown, hint)):
         name_bytes = os.fsencode(entry.name)
         file_name = name_bytes.decode(errors="backslashreplace")
         parsed = parse_file_name(file_name)
@@ -69,7 +72,7 @@ def reading_from(folder: Path | Traversable, shown: str, hint: str) -> Slices[tu
             shown_name = file_name.encode("unicode_escape").decode()
             problems.append((shown_name, "has a character in its name that cannot be printed"))
         try:
-            if isinstance(entry, Path) and (reason := _unreadable(entry)):
+            if isinstance(entry, os.DirEntry) and (reason := _unreadable(entry)):
                 problems.append((file_name, reason))
                 continue
             sql, checksum = yield from _content(entry)
@@ -82,6 +85,7 @@ def reading_from(folder: Path | Traversable, shown: str, hint: str) -> Slices[tu
         migrations.append(Migration(version, name, f"{shown}/{file_name}", sql, checksum))
     if problems:
         raise _unusable_error(problems, shown)
+    yield
     return tuple(sorted(migrations, key=lambda migration: migration.version))
 
 
@@ -92,7 +96,7 @@ class _NotText(Exception):
 _PIECE = 1 << 18  # bytes
 
 
-def _content(entry: Path | Traversable) -> Slices[tuple[str, bytes]]:
+def _content(entry: Entry) -> Slices[tuple[str, bytes]]:
     """Return a file's text and checksum; it is read in pieces, so that no second copy of it is made.
 
     Raises:
@@ -102,7 +106,7 @@ def _content(entry: Path | Traversable) -> Slices[tuple[str, bytes]]:
     checksum, decoder = Checksum(), getincrementaldecoder("utf-8")()
     texts: list[str] = []
     line, nul = 1, None
-    with entry.open("rb") as file:
+    with open(entry.path, "rb") if isinstance(entry, os.DirEntry) else entry.open("rb") as file:
         while piece := checksum.update(file.read(_PIECE)):
             try:
                 texts.append(decoder.decode(piece))
@@ -122,13 +126,16 @@ def _content(entry: Path | Traversable) -> Slices[tuple[str, bytes]]:
     return "".join(texts), checksum.digest()
 
 
-def _files(folder: Path | Traversable, shown: str, hint: str) -> list[Path | Traversable]:
+def _files(folder: Path | Traversable, shown: str, hint: str) -> Slices[list[Entry]]:
+    files: list[Entry] = []
+    others: list[str] = []
     try:
-        if not isinstance(folder, Path) and not folder.is_dir():  # to list it would be a ValueError
-            raise FileNotFoundError(ENOENT, "no such folder in the archive")
-        entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
-        files = [entry for entry in entries if _should_be_migration(entry)]
-        others = [] if files else [f"{entry.name}{'/' if entry.is_dir() else ''}" for entry in entries]
+        for entry in _entries(folder):
+            if _should_be_migration(entry):
+                files.append(entry)
+            else:
+                others.append(f"{entry.name}{'/' if _is_folder(entry) else ''}")
+            yield
     except OSError as error:
         what = {ENOENT: "does not exist", ENOTDIR: "is not a folder"}.get(error.errno or 0)
         raise InvalidMigration(
@@ -137,6 +144,7 @@ def _files(folder: Path | Traversable, shown: str, hint: str) -> list[Path | Tra
             hint=hint,
         ) from error
     if not files:
+        others.sort()
         some = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
         passed_over = f"passed over: {os.fsencode(some).decode(errors='backslashreplace')}" if some else "it is empty"
         raise InvalidMigration(
@@ -144,16 +152,33 @@ def _files(folder: Path | Traversable, shown: str, hint: str) -> list[Path | Tra
             file=shown,
             hint=hint,
         )
-    return files
+    return sorted(files, key=lambda entry: entry.name)
 
 
-def _should_be_migration(entry: Path | Traversable) -> bool:
+def _entries(folder: Path | Traversable) -> Iterator[Entry]:
+    if isinstance(folder, Path):
+        with os.scandir(folder) as entries:  # which knows the type of each, where iterdir() would ask once more
+            yield from entries
+        return
+    if not folder.is_dir():  # to list it would be a ValueError
+        raise FileNotFoundError(ENOENT, "no such folder in the archive")
+    yield from folder.iterdir()
+
+
+def _should_be_migration(entry: Entry) -> bool:
     name = entry.name.lower()  # in capitals it is no less meant to be one
     passed_over = name.startswith(".") or name.endswith(".down.sql") or not name.endswith(".sql")
-    return not passed_over and not entry.is_dir()
+    return not passed_over and not _is_folder(entry)
 
 
-def _unreadable(entry: Path) -> str | None:
+def _is_folder(entry: Entry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, say
+        return False
+
+
+def _unreadable(entry: os.DirEntry[str]) -> str | None:
     """Return why a file must not be opened; None if it may be read.
 
     A line of a file is shown where it fails, to people who may not be able to read that file.
@@ -161,7 +186,7 @@ def _unreadable(entry: Path) -> str | None:
     status = entry.stat()
     if not S_ISREG(status.st_mode):  # reading a pipe would wait for ever
         return "is not a regular file"
-    if entry.is_symlink() and not entry.resolve().is_relative_to(entry.parent.resolve()):
+    if entry.is_symlink() and not (path := Path(entry.path)).resolve().is_relative_to(path.parent.resolve()):
         return "is a link that leads out of the folder"
     if status.st_size > _LARGEST:
         return f"is larger than {_LARGEST // 2**20} MiB"

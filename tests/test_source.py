@@ -241,7 +241,7 @@ def as_nobody() -> Iterator[None]:
     [
         (lambda folder: folder.parent.chmod(0), "the migrations folder {folder} cannot be read: Permission denied"),
         (lambda folder: folder.chmod(0), "the migrations folder {folder} cannot be read: Permission denied"),
-        (lambda folder: folder.chmod(0o444), "the migrations folder {folder} cannot be read: Permission denied"),
+        (lambda folder: folder.chmod(0o444), "{folder}/1_a.sql cannot be read: Permission denied"),
         (lambda folder: (folder / "1_a.sql").chmod(0), "{folder}/1_a.sql cannot be read: Permission denied"),
     ],
     ids=["parent", "folder", "listed only", "file"],

@@ -20,6 +20,7 @@ from ampd.display import one_line
 from ampd.errors import LockTimeout
 from ampd.migration import AppliedMigration
 from ampd.postgres.quoting import do_block, literal
+from ampd.sql.slices import Slices, in_slices, mapping
 from ampd.sqlstates import REPLACED
 from ampd.statement_progress import progress_sql
 
@@ -96,13 +97,16 @@ class _Answer(msgspec.Struct, frozen=True):
     expected: bool = False  # the rows are those of the expected files, and left out
 
 
-def digest(files: Iterable[Migration]) -> str:
-    """Return what identifies a history in which exactly these files are applied: SHA-256, in hexadecimal.
+def digesting(files: Iterable[Migration]) -> Slices[str]:
+    """Return, in slices, what identifies a history in which exactly these files are applied: SHA-256, in hexadecimal.
 
     The server computes the same of its rows, so that a history need not travel only to be found as expected.
     """
-    lines = (f"{file.version} {file.checksum.hex()} {file.name.encode().hex()}\n" for file in files)
-    return sha256("".join(lines).encode()).hexdigest()
+    digest = sha256()
+    for file in files:
+        digest.update(f"{file.version} {file.checksum.hex()} {file.name.encode().hex()}\n".encode())
+        yield
+    return digest.hexdigest()
 
 
 def _expected_row(file: Migration) -> AppliedMigration:
@@ -141,12 +145,12 @@ async def read(
             or use any schema of its search path.
     """
     try:
-        known = digest(expected) if expected else None
+        known = await in_slices(digesting(expected)) if expected else None
         answer = await session.ask(_read_sql(session, place, who, known), _Answer)
         if answer.expected:
-            applied = tuple(map(_expected_row, expected))
+            applied = await in_slices(mapping(_expected_row, expected))
         else:
-            applied = tuple(row.migration() for row in answer.rows or ())
+            applied = await in_slices(mapping(_Row.migration, answer.rows or ()))
     except LockTimeout as error:
         here = f" AND n.nspname = {literal(place.schema)}" if place.schema else ""
         raise await locked_error(session, error, f"c.relname = {literal(place.table)}{here}", place.table) from error

@@ -5,15 +5,16 @@ A thread would not do: it shares the interpreter's lock, and could not be stoppe
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterable
 from time import monotonic
 from typing import TypeAlias, TypeVar
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 Slices: TypeAlias = Generator[None, None, T]  # yields where it can be interrupted, which should be every millisecond
 
-_SLICE_SECS = 0.005
+_SLICE_SECS = 0.002
 
 
 def at_once(work: Slices[T]) -> T:
@@ -24,6 +25,15 @@ def at_once(work: Slices[T]) -> T:
         except StopIteration as end:
             result: T = end.value
             return result
+
+
+def mapping(function: Callable[[S], T], items: Iterable[S]) -> Slices[tuple[T, ...]]:
+    """Return, in slices, what a function returns for each item."""
+    results = []
+    for item in items:
+        results.append(function(item))
+        yield
+    return tuple(results)
 
 
 async def in_slices(work: Slices[T]) -> T:
