@@ -38,18 +38,21 @@ _SERVER = pytest.StashKey[Server]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let runs on other servers leave out what one run has told already."""
     parser.addoption("--other-server", action="store_true", help="leave out what no version of PostgreSQL changes")
-    parser.addoption("--other-version", action="store_true", help="leave out those that are marked one_version")
+    parser.addoption("--other-version", action="store_true", help="leave out what no version of anything changes")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave them out."""
-    marks = set()
-    if config.getoption("--other-server"):
-        items[:] = [item for item in items if "server" in getattr(item, "fixturenames", ())]
-        marks = {"one_version", "any_server"}
-    if config.getoption("--other-version"):
-        marks.add("one_version")
-    items[:] = [item for item in items if marks.isdisjoint(mark.name for mark in item.iter_markers())]
+
+    def is_wanted(item: pytest.Item) -> bool:
+        asks_server = "server" in getattr(item, "fixturenames", ())
+        depends_on_server = asks_server and item.get_closest_marker("any_server") is None
+        return item.get_closest_marker("one_version") is None and (
+            depends_on_server or (not asks_server and not config.getoption("--other-server"))
+        )
+
+    if config.getoption("--other-server") or config.getoption("--other-version"):
+        items[:] = filter(is_wanted, items)
 
 
 @pytest.hookimpl(optionalhook=True)

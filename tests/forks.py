@@ -21,7 +21,7 @@ from typing import Any
 
 _IMPORTED = (
     "anyio._backends._asyncio asyncio asyncpg cyclopts msgspec tomllib ampd.cli.commands ampd.__main__ "
-    "ampd.migrator ampd.pool ampd.cli.progress ampd.apply.no_transaction"
+    "ampd.migrator ampd.pool ampd.cli.progress ampd.apply.no_transaction rich.console rich.markdown cyclopts.help"
 )
 
 

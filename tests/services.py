@@ -33,7 +33,7 @@ class Recipe(msgspec.Struct, frozen=True):
         return [sys.executable, "-m", self.module, *self.arguments, bind, self.application]
 
 
-UVICORN = Recipe("uvicorn", ("--workers=8",), "starlette_app:app", 8)
+UVICORN = Recipe("uvicorn", ("--workers=3",), "starlette_app:app", 3)
 GUNICORN = Recipe("gunicorn", ("--config=gunicorn.conf.py", "--no-control-socket"), "fastapi_app:app", 4)
 HYPERCORN = Recipe("hypercorn", ("--workers=2",), "litestar_app:app", 2, "Running on http")
 RECIPES = {"uvicorn": UVICORN, "gunicorn": GUNICORN, "hypercorn": HYPERCORN}
