@@ -158,6 +158,13 @@ async def test_scripts_do_not_see_what_others_have_prepared(database: Database) 
     assert failure.value.version == 3
 
 
+async def test_a_script_may_leave_a_savepoint_open_and_statements_prepared(database: Database) -> None:
+    """The row that is marked as finished in the savepoint is still the one of this transaction."""
+    files = with_third(tables(4), "SAVEPOINT here; PREPARE mine AS SELECT 1")
+    await ampd.migrate(database.url, migrations=files)
+    assert await history(database) == [(version, True, 2 if version == 3 else 1) for version in range(1, 5)]
+
+
 async def test_nothing_is_left_on_a_connection_of_the_callers_pool(database: Database) -> None:
     """No prepared statement and no setting, whether it ends well or not."""
     async with asyncpg.create_pool(database.url, min_size=1, max_size=1) as pool:

@@ -213,13 +213,12 @@ def prepare_sql(history: History, ours: str, settings: str) -> str:
       WHERE COALESCE((SELECT {_NEWEST} FROM ONLY {history.name} h ORDER BY h.version DESC LIMIT 1), '')
         {eq} $4 RETURNING version"""
     leaving = f"""PREPARE {ours}_leave (pg_catalog.int8, pg_catalog.int4, pg_catalog.int8) AS
-      WITH finished AS (
-        UPDATE ONLY {history.name} h SET finished_at = pg_catalog.clock_timestamp(), statements_done = $2
-        WHERE h.version {eq} $1 AND h.xmin {eq} pg_catalog.pg_current_xact_id()::pg_catalog.xid
-          AND ($3 IS NULL OR EXISTS (SELECT FROM ONLY {history.name} o WHERE o.version {eq} $3)) RETURNING 1)
-      SELECT pg_catalog.pg_advisory_unlock_all() FROM finished WHERE NOT EXISTS (
-        SELECT FROM pg_catalog.pg_prepared_statements
-        WHERE from_sql AND NOT pg_catalog.starts_with(name, {literal(ours)}))"""
+      UPDATE ONLY {history.name} h SET finished_at = pg_catalog.clock_timestamp(), statements_done = $2
+      WHERE h.version {eq} $1 AND h.xmin {eq} pg_catalog.pg_current_xact_id()::pg_catalog.xid
+        AND ($3 IS NULL OR EXISTS (SELECT FROM ONLY {history.name} o WHERE o.version {eq} $3))
+        AND NOT EXISTS (SELECT FROM pg_catalog.pg_prepared_statements
+          WHERE from_sql AND NOT pg_catalog.starts_with(name, {literal(ours)}))
+      RETURNING pg_catalog.pg_advisory_unlock_all()"""
     # A flag for triggers and rules stays set for a while after the last one was dropped: then nothing is the same.
     return f"""
     DECLARE
