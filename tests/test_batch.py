@@ -226,6 +226,9 @@ async def test_what_a_migration_adds_to_a_message_is_small(database: Database, m
         "CREATE INDEX mine ON ampd_schema_migrations (lower(name))",
         "ALTER TABLE ampd_schema_migrations ADD CHECK (version > 0)",
         "CREATE DOMAIN title AS text; ALTER TABLE ampd_schema_migrations ALTER name TYPE title",
+        "ALTER TABLE ampd_schema_migrations ALTER name TYPE varchar",
+        "ALTER TABLE ampd_schema_migrations RENAME name TO title",
+        "ALTER TABLE ampd_schema_migrations DROP name",
     ],
 )
 async def test_a_migration_that_alters_the_history_is_refused(database: Database, change: str, first: bool) -> None:

@@ -188,23 +188,22 @@ def _started_sql(version: str, name: str, checksum: str) -> str:
 def prepare_sql(history: History, ours: str, settings: str) -> str:
     """Return a part of `enter_sql` that prepares four statements, whose names begin with the word `ours`.
 
-    `…_same` returns a row if the catalog has the history as this transaction has found it: the rows of table and schema
-    are the same versions, and nothing is on the table that those rows do not tell. To look at that is much cheaper than
-    the whole check; and to run a statement, than to plan it. `…_begin` does the same if it has acquired the lock, and
-    evaluates `settings`, an SQL expression for a list of expressions. Only after one of these may `…_enter` and
-    `…_leave` be run: a trigger would fire even for a statement that finds no row. Each returns a row if it has done its
-    work; else `enter_sql` and `leave_sql` tell what is wrong.
+    `…_same` returns a row if the catalog has the history as this transaction has found it: the rows of table, columns
+    and schema are the same versions, and no index is on it that the whole check refuses. To look at that is much
+    cheaper than the whole check; and to run a statement, than to plan it. `…_begin` does the same if it has acquired
+    the lock, and evaluates `settings`, an SQL expression for a list of expressions. Only after one of these may
+    `…_enter` and `…_leave` be run: a trigger would fire even for a statement that finds no row. Each returns a row if
+    it has done its work, and else has done nothing: then `enter_sql` and `leave_sql` tell what is wrong.
 
     They are run on any search path: what they name is qualified, operators included.
     """
     eq, quote = "OPERATOR(pg_catalog.=)", f"${ours}_sql$"
+    columns = "pg_catalog.string_agg(pg_catalog.concat(ctid, xmin), ' ' ORDER BY attnum)"
     same = f"""EXISTS (SELECT FROM pg_catalog.pg_class
         WHERE oid {eq} %1$s AND ctid {eq} %2$L::pg_catalog.tid AND xmin {eq} %3$L::pg_catalog.xid)
       AND EXISTS (SELECT FROM pg_catalog.pg_namespace
         WHERE oid {eq} %4$s AND ctid {eq} %5$L::pg_catalog.tid AND xmin {eq} %6$L::pg_catalog.xid)
-      AND NOT EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attrelid {eq} %1$s AND attnum OPERATOR(pg_catalog.>) 0
-        AND NOT attisdropped
-        AND (atthasdef OR attinhcount OPERATOR(pg_catalog.>) 0 OR atttypid OPERATOR(pg_catalog.>=) 16384))
+      AND (SELECT {columns} FROM pg_catalog.pg_attribute WHERE attrelid {eq} %1$s) {eq} %7$L
       AND NOT EXISTS (SELECT FROM pg_catalog.pg_index
         WHERE indrelid {eq} %1$s AND (indexprs IS NOT NULL OR indpred IS NOT NULL))"""
     entering = f"""PREPARE {ours}_enter (pg_catalog.int8, pg_catalog.text, pg_catalog.text, pg_catalog.text) AS
@@ -223,7 +222,8 @@ def prepare_sql(history: History, ours: str, settings: str) -> str:
     return f"""
     DECLARE
       same pg_catalog.text := COALESCE((
-        SELECT format({quote}{same}{quote}, c.oid, c.ctid, c.xmin, n.oid, n.ctid, n.xmin)
+        SELECT format({quote}{same}{quote}, c.oid, c.ctid, c.xmin, n.oid, n.ctid, n.xmin,
+          (SELECT {columns} FROM pg_attribute WHERE attrelid = c.oid))
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE {_is_named_sql(history)} AND NOT ({MAY_FIRE} OR c.relrowsecurity)), 'false');
     BEGIN
