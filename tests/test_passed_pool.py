@@ -12,6 +12,7 @@ import pytest
 import ampd
 from ampd.advisory_lock import lock_key
 from ampd.config import HISTORY_TABLE as TABLE
+from ampd.postgres.connection import Session
 from tests.pools import INDEX, ONE, TWO, migration, on_each, tables, until_none_is_left
 from tests.scenes import Heard, history, scripts
 from tests.servers import Database
@@ -335,6 +336,24 @@ async def test_reset_all_keeps_the_settings_of_a_passed_connection(database: Dat
     assert await database.fetchval("SELECT max(version) FROM ampd_schema_migrations") == 2
 
 
+@pytest.mark.parametrize("directive", ["", "-- no-transaction\n"])
+async def test_a_limit_that_was_set_to_none_comes_back(database: Database, directive: str) -> None:
+    """Where ampd itself, or the file, has the same value for a transaction, the session has another one beneath it."""
+
+    async def init(connection: asyncpg.Connection) -> None:
+        await connection.execute("SET statement_timeout = 0; SET lock_timeout = '1s'; SET work_mem = '1MB'")
+
+    async def keep(_: asyncpg.Connection) -> None:
+        pass
+
+    twice = "SET statement_timeout = '5s'; SET lock_timeout = '9s'; SET work_mem = '2MB'; SET LOCAL work_mem = '1MB'"
+    names = ("statement_timeout", "lock_timeout", "work_mem")
+    async with asyncpg.create_pool(database.url, min_size=2, max_size=2, init=init, reset=keep) as pool:
+        await ampd.migrate(pool, migrations=scripts("CREATE TABLE a ()", f"{directive}CREATE TABLE b (); {twice}"))
+        facts = f"SELECT {', '.join(f'current_setting({name!r})' for name in names)}"
+        assert await on_each(pool, facts) == [[("0", "1s", "1MB")]] * 2
+
+
 async def test_discard_all_on_a_lent_pool(database: Database) -> None:
     """DISCARD ALL would take the pool's own settings and the driver's statements away: it is refused before the run."""
     text = "-- no-transaction\nCREATE TABLE t ();\nDISCARD ALL"
@@ -374,6 +393,27 @@ async def test_a_statement_timeout_of_the_file_does_not_end_the_cleaning(databas
         facts = "SELECT current_setting('work_mem'), current_setting('statement_timeout')"
         assert await on_each(pool, facts) == [[("4MB", "0")]] * 2
         assert sorted(await on_each(pool, "SELECT pg_backend_pid()")) == sorted(before)
+
+
+@pytest.mark.one_version
+async def test_the_statement_timeout_of_a_file_is_not_meant_for_what_follows_it(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A statement runs under the limit that held when it began: none for what takes more than a moment."""
+    sent: list[str] = []
+    run = Session.run
+
+    async def noted(session: Session, message: str, **options: Any) -> None:
+        sent.append(message)
+        await run(session, message, **options)
+
+    monkeypatch.setattr(Session, "run", noted)
+    files = scripts("CREATE TABLE t ()", "SET statement_timeout = '10s'", "CREATE TABLE u ()")
+    async with database.connect() as connection:
+        await ampd.migrate(connection, migrations=files)
+    _, *ends = max(sent, key=len).split("SET CONSTRAINTS ALL IMMEDIATE; ")
+    assert len(ends) == len(files)
+    assert all(end.startswith("SET LOCAL statement_timeout = 0; ") for end in ends)
 
 
 OPENED = "hint: pass a pool that has been opened, and is closed after the run"

@@ -41,6 +41,9 @@ def with_settings_sql(body: str) -> str:
   END;"""
 
 
+# A block cannot set its own limit: the one that held when it began is the script's.
+NO_STATEMENT_TIMEOUT = "SET LOCAL statement_timeout = 0; "
+
 # Deferred constraints and triggers are a part of the script: they see the session as the script has left it.
 RUN_DEFERRED = "SET CONSTRAINTS ALL IMMEDIATE; "
 
@@ -140,13 +143,13 @@ def _found_role_sql(*, local: bool) -> str:
 def _found_settings_sql() -> str:
     return f"""
   FOR one IN
-    SELECT name, setting, kept OPERATOR(pg_catalog.->) 'settings' OPERATOR(pg_catalog.->>) name AS before
+    SELECT name, kept OPERATOR(pg_catalog.->) 'settings' OPERATOR(pg_catalog.->>) name AS before
     FROM {_SET} OR kept OPERATOR(pg_catalog.->) 'settings' OPERATOR(pg_catalog.?) name
   LOOP
     IF one.before IS NULL THEN
       EXECUTE (SELECT pg_catalog.concat('RESET ', pg_catalog.string_agg(pg_catalog.quote_ident(part), '.'))
                FROM pg_catalog.unnest(pg_catalog.string_to_array(one.name, '.')) part);
-    ELSIF one.before OPERATOR(pg_catalog.<>) one.setting THEN
+    ELSE  -- also where it is the same: that may hold for the transaction alone
       PERFORM pg_catalog.set_config(one.name, one.before, false);
     END IF;
   END LOOP;{_found_role_sql(local=False)}
@@ -169,11 +172,11 @@ def reset_settings_sql(found: str, *, saved: bool = False, keep: bool = False) -
     be something; with `keep` the prepared statement stays, for the next transaction of the message.
     """
     if not found:
-        return "SET LOCAL statement_timeout = 0; SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; "
+        return f"{NO_STATEMENT_TIMEOUT}SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; "
     login = "\n  SET SESSION AUTHORIZATION DEFAULT;\n  RESET ROLE;"
     forget = "" if keep else forget_settings_sql(found)
     block = _with_found_sql(found, f"{login}{_found_settings_sql()}{forget}", unless=_GONE if saved else "")
-    return f"SET LOCAL statement_timeout = 0; {do_block(block)}; "
+    return f"{NO_STATEMENT_TIMEOUT}{do_block(block)}; "
 
 
 def set_role_sql(role: str | None, *, local: bool) -> str:

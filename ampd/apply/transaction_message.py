@@ -18,6 +18,7 @@ from . import session_state
 from .message import Message
 from .prepared import milliseconds
 from .session_state import (
+    NO_STATEMENT_TIMEOUT,
     NO_TRANSACTION_TIMEOUT,
     NOTICE_A_DEAD_CLIENT,
     RESET_OBJECTS,
@@ -151,7 +152,7 @@ class _Envelope:
         # The limit on a statement is the one that held when it began, and the script's is not meant for ours.
         limit = milliseconds(execution.statement_timeout_secs)
         return (
-            f"BEGIN ISOLATION LEVEL READ COMMITTED; {save}SET LOCAL statement_timeout = 0; "
+            f"BEGIN ISOLATION LEVEL READ COMMITTED; {save}{NO_STATEMENT_TIMEOUT}"
             f"SET LOCAL lock_timeout = {milliseconds(execution.lock_timeout_secs)}; "
             f"SET LOCAL application_name = {application}; "
             + _block(
@@ -166,7 +167,9 @@ class _Envelope:
         count = str(len(execution.statements))
         values = str(execution.migration.version), count, "NULL" if before is None else str(before)
         marker = f"{self._session.marker_sql(count)}; " if execution.statements else ""
-        reset = f"{_block(self._stored('reset'))}; " if self._session.shared and self._prepares else self._reset()
+        reset = self._reset()
+        if self._session.shared and self._prepares:
+            reset = f"{NO_STATEMENT_TIMEOUT}{_block(self._stored('reset'))}; "
         forget = ""
         if number == self._numbers[-1]:
             names = ("begin", "same", "enter", "leave", *self._texts) if self._prepares else ()
