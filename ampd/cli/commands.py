@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import CycloptsError, Parameter, UnknownCommandError, UnusedCliTokensError
@@ -221,9 +221,14 @@ _SECTIONS: dict[Callable[..., int], str] = {  # of README.md
     lint: "before-a-migration-is-merged",
     solo: "a-database-on-your-own-machine",
 }
+_COMMANDS = {command.__name__ for command in _SECTIONS}
 for _place, (_command, _section) in enumerate(_SECTIONS.items()):
     app.command(_command, sort_key=_place, help_epilogue=f"See {HOME}#{_section}")
-app.register_install_completion_command()
+
+
+@cache
+def _register_completion() -> None:
+    app.register_install_completion_command()
 
 
 @app.meta.default
@@ -248,6 +253,8 @@ def _launch(
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; no error of a user's ends in a traceback."""
     prepare_streams()
+    if "--install-completion" in arguments or _COMMANDS.isdisjoint(arguments):
+        _register_completion()  # where it is asked for, or listed: to load it takes a tenth of the time of a start
     learn_passwords((*arguments, *(value for name, value in os.environ.items() if name.startswith("AMP_"))))
     code = _outcome(arguments)
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from shlex import quote
-from shutil import which
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -84,6 +83,8 @@ def solo(
 
 
 def _to_try(url: str) -> str:
+    from shutil import which
+
     quoted = quote(url)
     commands = (f"ampd status --url {quoted}", f"export AMP_CONFIG_METADATA_DB__URL={quoted}")
     return "\n  ".join(["try:", *([f"psql {quoted}"] if which("psql") else []), *commands])
