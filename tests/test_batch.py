@@ -140,9 +140,15 @@ async def test_cancelled_in_the_middle_it_says_how_far_it_came(database: Databas
 
 
 @pytest.mark.parametrize(
-    "sql", ["DEALLOCATE ALL", "DO 'BEGIN EXECUTE ''DEALLOCATE ALL''; END'", "DO $$ BEGIN DEALLOCATE ALL; END $$"]
+    "sql",
+    [
+        "DEALLOCATE ALL",
+        "DO 'BEGIN EXECUTE ''DEALLOCATE ALL''; END'",
+        "DO $$ BEGIN DEALLOCATE ALL; END $$",
+        "DO $$ BEGIN EXECUTE (SELECT 'DEALLOCATE ' || name FROM pg_prepared_statements WHERE name ~ 'begin'); END $$",
+    ],
 )
-async def test_a_script_may_drop_all_prepared_statements(database: Database, sql: str) -> None:
+async def test_a_script_may_drop_prepared_statements(database: Database, sql: str) -> None:
     """Ours among them: it is run once more with statements that need none."""
     files = with_third(tables(5), f"CREATE TABLE once (); {sql};")
     report = await ampd.migrate(database.url, migrations=files)
@@ -201,8 +207,11 @@ async def test_a_message_has_a_size(database: Database, monkeypatch: pytest.Monk
 
 
 @pytest.mark.one_version
-async def test_what_a_migration_adds_to_a_message_is_small(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first one carries what the others use."""
+@pytest.mark.parametrize("whole", [False, True])
+async def test_what_a_migration_adds_to_a_message_is_small(
+    database: Database, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    """The first one carries what the others use; where nothing can be prepared, each has a message's share of it."""
     sent: list[int] = []
     run = Session.run
 
@@ -210,11 +219,31 @@ async def test_what_a_migration_adds_to_a_message_is_small(database: Database, m
         sent.append(len(message.encode()))
         await run(session, message, **options)
 
-    monkeypatch.setattr(Session, "run", measured)
     await ampd.migrate(database.url, migrations=tables(1))
-    await ampd.migrate(database.url, migrations=tables(101))
-    scripts_alone = sum(len(file.sql) for file in tables(101)[1:])
-    assert (max(sent) - scripts_alone) / 100 < batch.ENVELOPE
+    if whole:
+        await database.execute("ALTER TABLE ampd_schema_migrations ENABLE ROW LEVEL SECURITY")
+    monkeypatch.setattr(Session, "run", measured)
+    await ampd.migrate(database.url, migrations=tables(51))
+    scripts_alone = sum(len(file.sql) for file in tables(51)[1:])
+    assert (sent[-1] - scripts_alone) / 50 < (batch.WHOLE_ENVELOPE if whole else batch.ENVELOPE)
+
+
+@pytest.mark.one_version
+@pytest.mark.parametrize(
+    ("change", "count"),
+    [("DEALLOCATE ALL", 1), ("GRANT SELECT ON ALL TABLES IN SCHEMA public TO PUBLIC", 8)],
+)
+async def test_a_message_is_not_sent_again_and_again(
+    database: Database, monkeypatch: pytest.MonkeyPatch, change: str, count: int
+) -> None:
+    """However many migrations let the history be looked at anew: the rest goes once more, with the whole check."""
+    never_look(monkeypatch)
+    files = scripts(*(f"CREATE TABLE t{number} (); {change if number <= count else ''}" for number in range(1, 9)))
+    async with Proxy(database.server.host, database.server.port) as proxy:
+        url = f"postgresql://postgres@{proxy.host}:{proxy.port}/{database.name}"
+        await ampd.migrate(url, migrations=files)
+        assert proxy.round_trips == 1 + 1 + 1 + 1  # the read, a message, its rollback, another message
+    assert await applied(database) == list(range(1, 9))
 
 
 @pytest.mark.parametrize("first", [True, False])

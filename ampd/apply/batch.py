@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 MESSAGE = 512 * 1024  # characters of scripts, and of what is added to them, in one message
 ENVELOPE = 1536  # what is added to each
+WHOLE_ENVELOPE = 8 * 1024  # the same with the whole check
 
 
 class Batch:
@@ -34,7 +35,7 @@ class Batch:
         self.done: int = 0
         self.at_end: bool = False  # the current one's script has ended: whether it is committed only the history tells
         self.alone = False  # one for each message: the server has refused one of several
-        self.unprepared = False  # a script drops prepared statements, ours among them
+        self.unprepared = False  # each makes the whole check: what is prepared would often be of no use
         history = executions[0].history
         self._before = list(_newest_before(history, [each.migration.version for each in executions]))
 
@@ -66,7 +67,7 @@ class Batch:
         return range(self.done, stop)
 
     def _size(self, number: int) -> int:
-        return len(self._executions[number].migration.sql) + ENVELOPE
+        return len(self._executions[number].migration.sql) + (WHOLE_ENVELOPE if self.unprepared else ENVELOPE)
 
     def newest_before(self, number: int) -> tuple[str, int | None]:
         """Return `History.newest` as a migration of the batch has to find it, and the version in it."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .prepared import Execution
 
 
+_FEW = 20  # to send a message again because it has ended after fewer costs more than a whole check for each
 NOTHING_KEPT = "nothing of this migration was kept"
 ROLLED_BACK = f"{NOTHING_KEPT}: fix the file and run again"
 
@@ -66,21 +67,25 @@ async def _apply_next(session: Session, batch: Batch) -> None:
         await session.recover(BEYOND_ROLLBACK)
         if not isinstance(error, ServerError):
             raise
-        if error.sqlstate == NO_DATA_FOUND and tracker.begun and tracker.running < 0 and not batch.unprepared:
-            # Before a script something was not as it was: the next message begins with a whole check.
-            batch.unprepared = batch.done == numbers.start
+        running = batch.current()
+        at_end = tracker.running >= len(running.statements)
+        if tracker.begun and not batch.unprepared and _is_about_prepared(error, tracker.running, at_end=at_end):
+            # The next message begins here, with a whole check.
+            batch.unprepared = at_end or batch.done - numbers.start < _FEW
             return
         together, batch.alone = not batch.alone and len(numbers) > 1, True
         if together and not tracker.begun:
             return  # the server reads a message whole before it runs any of it: send them one by one
-        running = batch.current()
-        at_end = tracker.running >= len(running.statements)
-        if at_end and error.sqlstate == INVALID_SQL_STATEMENT_NAME and not batch.unprepared:
-            batch.unprepared = True
-            return
         refused = refused_error(error, running, message, tracker.running, counts_bytes=session.counts_bytes)
         raise refused from error
     batch.reach(numbers.stop)
+
+
+def _is_about_prepared(error: ServerError, running: int, *, at_end: bool) -> bool:
+    """Return whether what is prepared found that something is not as it was, or was dropped by a script."""
+    if error.sqlstate == NO_DATA_FOUND:
+        return running < 0
+    return error.sqlstate == INVALID_SQL_STATEMENT_NAME and (running < 0 or at_end)
 
 
 def refused_error(
