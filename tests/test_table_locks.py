@@ -375,6 +375,7 @@ async def test_a_busy_history_table_is_a_lock_like_any_other(table: Database) ->
                 on_event=heard,
             )
     assert raised.value.version == 4
+    assert "4_step.sql: canceling statement due to lock timeout (SQLSTATE 55P03); gave up" in raised.value.message
     assert not heard.of(StatementStarted)
 
 

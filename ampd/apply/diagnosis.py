@@ -64,11 +64,13 @@ def migration_error(
     *,
     aftermath: str,
     statements: splitter.Statements | None = None,
+    ended: bool = True,
 ) -> AmpdError:
     """Return the error for a statement that the server refused: where it stands, what the server said, what to do.
 
     `offset` is the server's own position in the script. Where it gave none, it is the line inside a DO block that its
-    context names, else the beginning of the statement. No statement means the end: the COMMIT and its checks.
+    context names, else the beginning of the statement. No statement means the end: the COMMIT and its checks; unless
+    the script has not `ended`.
     """
     if offset is None and error.sqlstate == sqlstates.UNTRANSLATABLE_CHARACTER:
         offset = _untranslatable(error.message, migration.sql, statements or splitter.split(migration.sql))
@@ -76,8 +78,8 @@ def migration_error(
         offset = _line_in_block(error.context, migration.sql, statement)
     if offset is None and statement is not None:
         offset = statement.start
-    ended = offset is None and error.sqlstate not in UNREAD
-    when = " at the end of the migration" if ended else error.redact(_in_function(error.context))
+    at_end = ended and offset is None and error.sqlstate not in UNREAD
+    when = " at the end of the migration" if at_end else error.redact(_in_function(error.context))
     not_the_file = _not_the_file_hint(error)
     known = error.hint or not_the_file or _in_parts_hint(error, statement) or _HINTS.get(error.sqlstate, "")
     hint = known.removesuffix(".")

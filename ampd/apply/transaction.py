@@ -92,7 +92,7 @@ def refused_error(
     error: ServerError, execution: Execution, message: Message, running: int, *, counts_bytes: bool = False
 ) -> Exception:
     """Return the error for what the server refused: our own preamble, a statement of the script, or the end."""
-    refused = partial(migration_error, error, execution.migration, statements=execution.statements)
+    refused = partial(migration_error, error, execution.migration, statements=execution.statements, ended=running >= 0)
     offset = message.script_offset(error.position, counts_bytes=counts_bytes) if error.position else None
     if error.sqlstate == ESCAPED:
         return refused(None, None, aftermath=ROLLED_BACK)
