@@ -11,6 +11,7 @@ import ampd
 from ampd import Limits, LockTimeout, Migration, MigrationFailed
 from ampd.apply import batch
 from ampd.apply.tracker import BatchTracker
+from ampd.postgres import connection
 from ampd.postgres.connection import Session
 from tests.scenes import (
     Heard,
@@ -154,6 +155,19 @@ async def test_a_script_may_drop_prepared_statements(database: Database, sql: st
     report = await ampd.migrate(database.url, migrations=files)
     assert [each.version for each in report.applied] == [1, 2, 3, 4, 5] == await applied(database)
     assert await history(database) == [(version, True, 2 if version == 3 else 1) for version in range(1, 6)]
+
+
+@pytest.mark.one_version
+@pytest.mark.parametrize("change", ["DEALLOCATE ALL", "GRANT SELECT ON ALL TABLES IN SCHEMA public TO PUBLIC"])
+async def test_a_connection_that_does_not_roll_back_between_two_messages_is_replaced(
+    database: Database, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """What is left of the batch goes over another one."""
+    monkeypatch.setattr(connection, "close_timeout", lambda: 0.01)
+    async with Proxy(database.server.host, database.server.port, delay=0.02) as line:
+        url = f"postgresql://postgres@{line.host}:{line.port}/{database.name}"
+        await ampd.migrate(url, migrations=with_third(tables(5), change))
+    assert await applied(database) == [1, 2, 3, 4, 5]
 
 
 async def test_scripts_do_not_see_what_others_have_prepared(database: Database) -> None:

@@ -50,6 +50,7 @@ async def apply_transactions(session: Session, batch: Batch) -> None:
         AmpdError: the current migration failed; nothing of it is left.
     """
     while batch.done < len(batch):
+        await session.reopen()  # it may not have answered when the last message was rolled back
         await _apply_next(session, batch)
 
 
