@@ -18,8 +18,8 @@ from benchmarks.workload import LAST_RELATION, PreparedMigration, workload
 
 FLOOR_SCRIPT = Path(__file__).with_name("floor.py")
 DATABASE = "bench"
-ROUNDS_BY_DELAY = {0.0: 10, 0.0005: 3, 0.0025: 3, 0.005: 3, 0.01: 2, 0.04: 1}
-START_ROUNDS = 100
+ROUNDS_BY_DELAY = {0.0: 5, 0.0005: 2, 0.0025: 2, 0.005: 2, 0.01: 2, 0.04: 1}
+START_ROUNDS = 50
 BYTECODE_KEPT = {"PYTHONDONTWRITEBYTECODE": ""}  # an installed package has its bytecode, a checkout should too
 
 Item = TypeVar("Item")

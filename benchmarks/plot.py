@@ -72,7 +72,7 @@ def _bars(record: PeersRecord, scenario: Scenario) -> list[Bar]:
     for name in by_round_trips(record, scenario):
         seconds = record.median(name, scenario, PLOTTED_DELAY_MS)
         trips = record.median(name, scenario, PLOTTED_DELAY_MS, lambda sample: sample.round_trips)
-        bars.append(Bar(name, seconds, f"{seconds:.2f} s, {trips:g} trips"))
+        bars.append(Bar(name, seconds, f"{seconds:.2f} s, {trips:g} round trip{'' if trips == 1 else 's'}"))
     return bars
 
 
