@@ -158,6 +158,21 @@ async def test_a_script_may_drop_prepared_statements(database: Database, sql: st
 
 
 @pytest.mark.one_version
+async def test_row_level_security_on_the_history_costs_no_message(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a platform has switched it on, nothing is prepared that could only find that out."""
+    never_look(monkeypatch)
+    await ampd.migrate(database.url, migrations=tables(1))
+    await database.execute("ALTER TABLE ampd_schema_migrations ENABLE ROW LEVEL SECURITY")
+    async with Proxy(database.server.host, database.server.port) as proxy:
+        url = f"postgresql://postgres@{proxy.host}:{proxy.port}/{database.name}"
+        await ampd.migrate(url, migrations=tables(4))
+        assert proxy.round_trips == 1 + 1
+    assert await applied(database) == [1, 2, 3, 4]
+
+
+@pytest.mark.one_version
 @pytest.mark.parametrize("change", ["DEALLOCATE ALL", "GRANT SELECT ON ALL TABLES IN SCHEMA public TO PUBLIC"])
 async def test_a_connection_that_does_not_roll_back_between_two_messages_is_replaced(
     database: Database, monkeypatch: pytest.MonkeyPatch, change: str

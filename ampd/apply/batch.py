@@ -35,8 +35,9 @@ class Batch:
         self.done: int = 0
         self.at_end: bool = False  # the current one's script has ended: whether it is committed only the history tells
         self.alone = False  # one for each message: the server has refused one of several
-        self.unprepared = False  # each makes the whole check: what is prepared would often be of no use
         history = executions[0].history
+        # Each makes the whole check: what is prepared would often be of no use, as it never is with row level security.
+        self.unprepared: bool = history.table is not None and history.table.row_security
         self._before = list(_newest_before(history, [each.migration.version for each in executions]))
 
     def __len__(self) -> int:
