@@ -125,6 +125,8 @@ async def overload(database: Database) -> str:
         ("set_config", "unknown_a varchar, b varchar, c boolean"),
         ("concat", "a text, b text"),
         ("concat", "a text, b integer"),
+        ("concat", "a tid, b xid"),
+        ("concat", "a bigint, b text"),
         ("count", "a integer"),
         ("decode", "a varchar, b varchar"),
         ("to_regclass", "a varchar"),
@@ -136,7 +138,18 @@ async def overload(database: Database) -> str:
         )
     parts += [
         f"CREATE TABLE public.{table} (LIKE pg_catalog.{table});"
-        for table in ("pg_class", "pg_namespace", "pg_roles", "pg_locks", "pg_stat_activity", "pg_database", "pg_index")
+        for table in (
+            "pg_class",
+            "pg_namespace",
+            "pg_roles",
+            "pg_locks",
+            "pg_stat_activity",
+            "pg_database",
+            "pg_index",
+            "pg_attribute",
+            "pg_settings",
+            "pg_prepared_statements",
+        )
     ]
     parts += [
         f"CREATE DOMAIN public.{name} AS pg_catalog.{name} CHECK (public.snap('{name}'));"
@@ -155,6 +168,26 @@ async def test_overloaded_names_are_not_called(database: Database, stranger: Rol
     assert await run_everything(database) == []
     assert await caught(database) == []
     assert await history(database) == [(1, True, 2), (2, True, 2), (3, True, 1)]
+
+
+@pytest.mark.parametrize("lent", [False, True])
+async def test_overloaded_names_are_not_called_between_migrations(
+    database: Database, stranger: Role, lent: bool
+) -> None:
+    """What is prepared for those of one message, or made in its place, is run on the paths that the files leave."""
+    await plant(database, stranger, await overload(database))
+    change = "SET search_path = public, pg_catalog; CREATE TABLE public."
+    endings = (
+        "SELECT 1",
+        "PREPARE mine AS SELECT 1",
+        "GRANT SELECT ON ampd_schema_migrations TO PUBLIC",
+        "DEALLOCATE ALL",
+    )
+    files = scripts(*(f"{change}made{number} (); {ending}" for number, ending in enumerate((*endings, *endings))))
+    async with database.connect() as connection:
+        await ampd.migrate(connection if lent else database.url, migrations=files)
+    assert await caught(database) == []
+    assert [finished for _, finished, _ in await history(database)] == [True] * 8
 
 
 async def test_a_type_of_a_stranger_is_not_taken_for_a_record(database: Database, stranger: Role) -> None:
