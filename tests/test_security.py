@@ -146,7 +146,6 @@ async def overload(database: Database) -> str:
             "pg_stat_activity",
             "pg_database",
             "pg_index",
-            "pg_attribute",
             "pg_settings",
             "pg_prepared_statements",
         )
