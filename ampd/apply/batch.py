@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 MESSAGE = 512 * 1024  # characters of scripts, and of what is added to them, in one message
 ENVELOPE = 1536  # what is added to each
-WHOLE_ENVELOPE = 8 * 1024  # the same with the whole check
+WHOLE_ENVELOPE = 11 * 1024  # the same with the whole check, where others use the session
 
 
 class Batch:
