@@ -60,6 +60,10 @@ class PeersRecord(msgspec.Struct, frozen=True):
         """The median of one figure over all rounds."""
         return median(of(sample) for sample in self._rounds(subject, scenario, delay_ms).values())
 
+    def shortest(self, subject: str, scenario: Scenario, delay_ms: float) -> float:
+        """The seconds of the fastest round."""
+        return min(sample.seconds for sample in self._rounds(subject, scenario, delay_ms).values())
+
     def ratio(self, subject: str, to: str, scenario: Scenario, delay_ms: float) -> float:
         """How many times as long one subject takes as another: the median over the rounds, which pair them."""
         return median(self.ratios(subject, to, scenario, delay_ms))

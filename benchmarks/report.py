@@ -45,7 +45,7 @@ def _scenario(record: PeersRecord, scenario: Scenario, title: str) -> Iterator[s
         trips = record.median(name, scenario, delays[0], lambda sample: sample.round_trips)
         connections = record.median(name, scenario, delays[0], lambda sample: sample.connections)
         share = [f"{trips / record.migrations:.2f}"] if per_migration else []
-        waits = record.median(name, scenario, delays[-1]) - record.median(name, scenario, delays[0])
+        waits = record.shortest(name, scenario, delays[-1]) - record.shortest(name, scenario, delays[0])
         times = [_duration(record.median(name, scenario, delay)) for delay in delays]
         whole = [f"{waits / (delays[-1] - delays[0]) * 500:.0f}"] if included else []
         yield _row([name, f"{connections:g}", f"{trips:g}", *share, *whole, *times])
