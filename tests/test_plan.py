@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from ampd.errors import MigrationConflict
 from ampd.history.refusals import check_project
 from ampd.migration import AppliedMigration, Migration, checksum
-from ampd.plan import Conflict, MigrationInfo, Order, Plan, State, conflict_of, is_another_projects, make_plan
+from ampd.plan import Conflict, MigrationInfo, Order, Plan, State, conflict_of, is_another_projects, make_plan, planning
 from ampd.resumption import DoneChecksums, Resumption, done_checksum, resumption, summary
 from ampd.sql.splitter import split
 from tests.cli_output import late, restore
@@ -152,6 +152,13 @@ def test_a_target_bounds_what_is_pending(files: str, rows: str, target: int, pen
 def test_the_current_version(rows: str, current: int | None) -> None:
     """The current version is the highest that is applied and finished, whether or not it has a file."""
     assert make_plan(*scene("0 1 2", rows)).current_version == current
+
+
+def test_a_plan_is_made_in_slices() -> None:
+    """Between any two migrations the event loop can go on."""
+    files, rows = scene("1 2 3 4 5", "1 2")
+    slices = planning(files, rows, target=None, order=Order.STRICT, runner=None, find_resumption=resumption)
+    assert sum(1 for _ in slices) >= len(files)
 
 
 def test_what_the_properties_select() -> None:

@@ -157,7 +157,8 @@ def test_a_start_with_nothing_pending_imports_what_it_needs(ampd: Ampd, database
         modules = imported(database, tmp_path, command, *here)
         assert {name for name in modules if name.split(".")[0] == "ampd"} == NEEDED, command
         unneeded = (
-            "rich tomllib difflib importlib.metadata importlib.resources unittest email.parser http multiprocessing"
+            "rich tomllib difflib importlib.metadata importlib.resources unittest email.parser http multiprocessing "
+            "cyclopts.completion"
         )
         assert modules.isdisjoint(unneeded.split()), command
     modules = imported(database, tmp_path, "migrate", *here, file=True)

@@ -14,6 +14,7 @@ import pytest
 import ampd
 from ampd import InvalidMigration, Migration, read_migrations
 from ampd.migration import checksum
+from ampd.source import reading
 
 NAMING = (
     "a migration file is named <version>_<name>.sql, with a version of 1 to 18 digits that no other file has, "
@@ -61,6 +62,12 @@ def test_a_folder_is_read_in_the_order_of_versions(folder: Path) -> None:
         Migration(11, "d", f"{folder}/000000000000000011_d.sql", "", checksum(b"")),
     )
     assert read_migrations(str(folder)) == read_migrations(folder)
+
+
+def test_a_folder_is_read_in_slices(folder: Path) -> None:
+    """The event loop can go on after each entry of the list, and after each file."""
+    fill(folder, {f"{number}_a.sql": "SELECT 1" for number in range(1, 6)})
+    assert sum(1 for _ in reading(folder)) >= 2 * len(list(folder.iterdir()))
 
 
 @pytest.mark.parametrize(
