@@ -307,8 +307,8 @@ Event: TypeAlias = (
 )
 OnEvent: TypeAlias = Callable[[Event], None]
 
-# What a function within `on_event` wants called once the run emits no more, with what `on_event` has raised, if it has:
-# of that no event tells.
+# Functions to call once the run emits no more events, with the exception that `on_event` has raised, or None: no event
+# tells of one. What is called by `on_event` may add to the list.
 AFTERWARDS: ContextVar[list[Callable[[Exception | None], None]]] = ContextVar("ampd_afterwards")
 
 

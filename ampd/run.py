@@ -81,7 +81,7 @@ class Run:
         self.history: History | None = None
         self.done: list[AppliedNow] = []
         self.planned: Planned | None = None  # as last emitted
-        self._seen: Plan | None = None  # by `emit_plan`
+        self._seen: Plan | None = None  # the last that `emit_plan` was given, emitted or not
         self.interrupted: Starting | None = None  # by a cancellation
         self.asks_first: bool = False  # what else is in the database before a first run, in a question of its own
         self.needs_rows = True  # who and when: else a history that is as the files say need not travel

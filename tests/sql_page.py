@@ -90,10 +90,10 @@ GROUPS: dict[str, tuple[Kind, ...]] = {
         Kind(
             "The first migrations",
             r"CREATE TABLE \"public\"\.ampd_schema_migrations",
-            "Two migrations in one message: for each the lock, its history row, its script and its commit. What stands "
-            "before and after each script is in the message once, in the first transaction; the next ones take it from "
-            "there. The marker before each statement tells which one is running or has failed; what follows the last "
-            "one resets the session.",
+            "Two migrations in one message: for each the lock, its history row, its script and its commit. The first "
+            "transaction makes the whole check and prepares what every one of them executes before and after its "
+            "script; the last one drops it. The marker before each statement tells which one is running or has failed; "
+            "what follows the last one resets the session.",
         ),
         Kind(
             "A later migration",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 MESSAGE = 512 * 1024  # characters of scripts, and of what is added to them, in one message
 ENVELOPE = 1536  # what is added to each
-WHOLE_ENVELOPE = 11 * 1024  # the same with the whole check, where others use the session
+WHOLE_ENVELOPE = 11 * 1024  # the same with the whole check: at most, which it is where others use the session
 
 
 class Batch:
@@ -36,7 +36,8 @@ class Batch:
         self.at_end: bool = False  # the current one's script has ended: whether it is committed only the history tells
         self.alone = False  # one for each message: the server has refused one of several
         history = executions[0].history
-        # Each makes the whole check: what is prepared would often be of no use, as it never is with row level security.
+        # Each migration makes the whole check: prepared statements would often find that something is not as it was,
+        # as they always do with row level security.
         self.unprepared: bool = history.table is not None and history.table.row_security
         self._before = list(_newest_before(history, [each.migration.version for each in executions]))
 
