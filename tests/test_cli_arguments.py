@@ -214,14 +214,14 @@ def test_empty_variables_are_as_good_as_none(ampd: Ampd, database: Database) -> 
 def test_the_url_is_given_before_or_after_the_command(
     ampd: Ampd, folder: Path, command: list[str], before: bool
 ) -> None:
-    """--url stands on either side of every command and wins over variable and file, their direct URLs included."""
+    """--url, as --config, stands on either side of a command; it wins over variable and file, their direct URLs too."""
     lost = "postgresql://127.0.0.1:2/lost"
     text = f'[metadata_db]\nurl = "{lost}"\nmigrations.url = "{lost}"\nmigrations.connect_wait_secs = 0\n'
     write(folder.parent, {"c.toml": text})
-    environment = {"AMP_CONFIG": "c.toml", "AMP_CONFIG_METADATA_DB__MIGRATIONS__URL": lost}
-    url = ["--url", "postgresql://127.0.0.1:1/given"]
+    environment = {"AMP_CONFIG_METADATA_DB__MIGRATIONS__URL": lost}
+    url, config = ["--url", "postgresql://127.0.0.1:1/given"], ["--config", "c.toml"]
     for options in (url, ["=".join(url)]):
-        arguments = [*options, *command] if before else [*command, *options]
+        arguments = [*options, *command, *config] if before else [*config, *command, *options]
         code, stdout, stderr = seen(ampd(*arguments, url=lost, env=environment))
         assert (code, stdout, stderr.partition(": ")[2].partition(" cannot")[0]) == (1, "", "127.0.0.1:1/given")
 
@@ -308,10 +308,11 @@ def test_the_deprecated_key_works_with_a_warning(ampd: Ampd, database: Database,
         ),
         (["resolve", "1.5", "--applied"], '"1.5" is not a version, which is 1 to 18 digits', "ampd resolve"),
         (["status", "--", "--json"], "unexpected argument: --json", "ampd status"),
-        (["status", "--config", ""], "invalid value for --config: an empty path", "ampd"),
+        (["status", "--config", ""], "invalid value for --config: an empty path", "ampd status"),
+        (["--config", "", "status"], "invalid value for --config: an empty path", "ampd"),
         (["status", "--migrations="], "invalid value for --migrations: an empty path", "ampd status"),
-        (["migrate", "--config"], "parameter --config requires an argument", "ampd"),
-        (["--config", "a", "status", "--config", "b"], "parameter --config specified multiple times", "ampd"),
+        (["migrate", "--config"], 'command "migrate" parameter --config requires an argument', "ampd migrate"),
+        (["--config", "a", "status", "--config", "b"], "parameter --config specified multiple times", "ampd status"),
         (["resolve"], 'command "resolve" parameter VERSION requires an argument', "ampd resolve"),
     ],
 )

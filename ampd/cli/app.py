@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
@@ -86,14 +87,16 @@ UrlOption = Annotated[
 ]
 
 
-class Where(NamedTuple):
+@dataclass(frozen=True)
+class Where:
     """What the command line says of the configuration and the database."""
 
-    config: Path | None = None
-    url: str | None = None
+    config: ConfigOption = None
+    url: UrlOption = None
 
 
-WhereGiven = Annotated[Where, Parameter(parse=False)]  # which stands on either side of the command
+WhereGiven = Annotated[Where, Parameter(name="*", show=False)]  # help shows it once, for all commands
+AS_CONFIGURED: Where = Where()
 
 
 def configure(

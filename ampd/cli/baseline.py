@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from ampd.errors import ConfigError
 
-from .app import Flag, JsonOption, MigrationsOption, Version, WhereGiven, configure
+from .app import AS_CONFIGURED, Flag, JsonOption, MigrationsOption, Version, WhereGiven, configure
 from .messages import terminal_columns
 from .runtime import new_progress, print_json, print_message, run_to_end, tell
 
@@ -25,7 +25,7 @@ def baseline(
     yes: Annotated[bool, Flag] = False,
     json: JsonOption = False,
     migrations: MigrationsOption = None,
-    where: WhereGiven,
+    where: WhereGiven = AS_CONFIGURED,
 ) -> int:
     """Record migrations as applied without running them, in a database that has them already.
 

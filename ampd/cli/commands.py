@@ -8,12 +8,13 @@ import sys
 from functools import cache, partial
 from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import CycloptsError, Parameter, UnknownCommandError, UnusedCliTokensError
+from cyclopts import App, CycloptsError, Parameter, UnknownCommandError, UnusedCliTokensError
 
 from ampd.errors import AmpdError, ConfigError
 from ampd.redaction import learn_passwords
 
 from .app import (
+    AS_CONFIGURED,
     HOME,
     ConfigOption,
     Flag,
@@ -21,16 +22,12 @@ from .app import (
     MigrationsOption,
     UrlOption,
     Version,
-    Where,
     WhereGiven,
     app,
     configure,
     remember,
 )
-from .baseline import baseline
-from .lint import lint
 from .messages import terminal_columns
-from .new import new
 from .runtime import (
     Signalled,
     abandon,
@@ -49,10 +46,9 @@ from .runtime import (
     wants_json,
     with_spans,
 )
-from .solo import solo
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from ampd.apply.prepared import Execution
     from ampd.apply.rehearsal_report import Rehearsal
@@ -72,7 +68,7 @@ def migrate(
     quiet: Annotated[bool, Flag, Parameter(alias="-q")] = False,
     verbose: Annotated[bool, Flag, Parameter(alias="-v")] = False,
     migrations: MigrationsOption = None,
-    where: WhereGiven,
+    where: WhereGiven = AS_CONFIGURED,
 ) -> int:
     """Apply the pending migrations in order, and exit.
 
@@ -135,7 +131,7 @@ def status(
     all: Annotated[bool, Flag] = False,  # noqa: A002 - the name of the option
     json: JsonOption = False,
     migrations: MigrationsOption = None,
-    where: WhereGiven,
+    where: WhereGiven = AS_CONFIGURED,
 ) -> int:
     """Show what is applied, pending and in conflict.
 
@@ -175,7 +171,7 @@ def resolve(
     applied: Annotated[bool, Flag] = False,
     rolled_back: Annotated[bool, Flag] = False,
     migrations: MigrationsOption = None,
-    where: WhereGiven,
+    where: WhereGiven = AS_CONFIGURED,
 ) -> int:
     """Resolve a `-- no-transaction` migration that was interrupted and cannot be resumed by itself.
 
@@ -212,18 +208,17 @@ def resolve(
     return 0
 
 
-_SECTIONS: dict[Callable[..., int], str] = {  # of README.md
-    migrate: "from-a-terminal-or-a-pipeline",
-    status: "from-a-terminal-or-a-pipeline",
-    baseline: "coming-from-another-tool",
-    resolve: "when-something-is-wrong",
-    new: "migration-files",
-    lint: "before-a-migration-is-merged",
-    solo: "a-database-on-your-own-machine",
+_COMMANDS = {  # the module in which each is, which is loaded with its first use, and its section of README.md
+    "migrate": ("commands", "from-a-terminal-or-a-pipeline"),
+    "status": ("commands", "from-a-terminal-or-a-pipeline"),
+    "baseline": ("baseline", "coming-from-another-tool"),
+    "resolve": ("commands", "when-something-is-wrong"),
+    "new": ("new", "migration-files"),
+    "lint": ("lint", "before-a-migration-is-merged"),
+    "solo": ("solo", "a-database-on-your-own-machine"),
 }
-_COMMANDS = {command.__name__ for command in _SECTIONS}
-for _place, (_command, _section) in enumerate(_SECTIONS.items()):
-    app.command(_command, sort_key=_place, help_epilogue=f"See {HOME}#{_section}")
+for _place, (_name, (_module, _section)) in enumerate(_COMMANDS.items()):
+    app.command(f"ampd.cli.{_module}:{_name}", sort_key=_place, help_epilogue=f"See {HOME}#{_section}")
 
 
 @cache
@@ -237,23 +232,21 @@ def _launch(
     config: ConfigOption = None,
     url: UrlOption = None,
 ) -> int:
-    command, bound, hidden = app.parse_args(tokens, exit_on_error=False)
-    if "where" in hidden:
-        return int(command(*bound.args, **bound.kwargs, where=Where(config, url)))
+    before = [f"--config={config}"] if config is not None else []
+    before += [f"--url={url}"] if url is not None else []
     try:
-        command(*bound.args, **bound.kwargs)  # --help, --version or --install-completion
+        return int(app([*tokens[:1], *before, *tokens[1:]] if tokens else []) or 0)
     except OSError as error:
-        if error.filename is None:  # of a stream
+        if error.filename is None or tokens[:1] != ("--install-completion",):
             raise
         hint = "`ampd --install-completion --output FILE` writes it to another place"
         raise ConfigError(f"{error.filename}: {error.strerror}", hint=hint) from error
-    return 0
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; no error of a user's ends in a traceback."""
     prepare_streams()
-    if "--install-completion" in arguments or _COMMANDS.isdisjoint(arguments):
+    if "--install-completion" in arguments or _COMMANDS.keys().isdisjoint(arguments):
         _register_completion()  # where it is asked for, or listed: to load it takes a tenth of the time of a start
     learn_passwords((*arguments, *(value for name, value in os.environ.items() if name.startswith("AMP_"))))
     code = _outcome(arguments)
@@ -264,10 +257,19 @@ def run(arguments: Sequence[str]) -> int:
     return code
 
 
+def _level(arguments: Sequence[str]) -> App:
+    """Return what takes a command line: the application, unless options stand before the command or there is none."""
+    if arguments and arguments[0] in _COMMANDS:
+        return app
+    for name in _COMMANDS:
+        app[name]  # is loaded, to be listed
+    return app.meta
+
+
 def _outcome(arguments: Sequence[str]) -> int:
     try:
         try:
-            return int(app.meta(list(arguments), exit_on_error=False, print_error=False) or 0)
+            return int(_level(arguments)(list(arguments), exit_on_error=False, print_error=False) or 0)
         except CycloptsError as error:
             raise _command_line_error(error) from None
     except AmpdError as error:

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from ampd.errors import ConfigError
 
-from .app import MigrationsOption, WhereGiven, configure, read_path
+from .app import AS_CONFIGURED, MigrationsOption, WhereGiven, configure, read_path
 from .runtime import print_json, print_message, print_result
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def lint(
     *files: Annotated[Path, Parameter(name="FILE", converter=read_path)],
     migrations: MigrationsOption = None,
     format_: Annotated[Literal["text", "json", "github"] | None, Parameter(name="--format")] = None,
-    where: WhereGiven,
+    where: WhereGiven = AS_CONFIGURED,
 ) -> int:
     """Report operations that lock or break a live database; exit 1 if there are any.
 

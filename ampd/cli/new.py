@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ampd.errors import ConfigError
 from ampd.migration import parse_file_name
 
-from .app import FolderOption, WhereGiven, configure
+from .app import AS_CONFIGURED, FolderOption, WhereGiven, configure
 from .runtime import print_result
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ TEMPLATE = """\
 _LONGEST = 255  # bytes of a file's name
 
 
-def new(name: str, /, *, migrations: FolderOption = None, where: WhereGiven) -> int:
+def new(name: str, /, *, migrations: FolderOption = None, where: WhereGiven = AS_CONFIGURED) -> int:
     """Create the next migration file, and print its path.
 
     Its version is the time of now in UTC; where the files are numbered, one above the highest. Connects to nothing.

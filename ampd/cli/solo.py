@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +12,7 @@ from cyclopts import Parameter
 
 from ampd.errors import ConfigError
 
-from .app import Flag, WhereGiven, configure
+from .app import AS_CONFIGURED, Flag, WhereGiven, configure
 from .messages import terminal_columns
 from .runtime import complain, new_progress, print_message, print_result, run_to_end, say
 
@@ -38,7 +39,7 @@ def solo(
     *,
     amp_dir: Annotated[Path, Parameter(env_var="AMP_DIR", converter=_folder)] = Path(_AMP_DIR),
     once: Annotated[bool, Flag] = False,
-    where: WhereGiven,
+    where: WhereGiven = AS_CONFIGURED,
 ) -> int:
     """Start a managed local PostgreSQL, migrate it, and keep it up until Ctrl+C.
 
@@ -64,7 +65,7 @@ def solo(
             if (found := amp_dir / "config.toml").is_file():
                 check_path(amp_dir, "read the configuration in", must_exist=True)
                 check_path(found, "read the configuration", must_exist=True)
-                where = where._replace(config=found)
+                where = replace(where, config=found)
     metadata_db = configure(where, None, defaults={"auto_migrate": True}, url_needed=False)
 
     def up(standing: Status | None, url: str, *, managed: bool) -> None:
@@ -96,7 +97,7 @@ async def _keep_up(
     from contextlib import AsyncExitStack
 
     import anyio
-    from msgspec.structs import replace
+    from msgspec import structs
 
     from ampd import migrator
     from ampd.database_url import DatabaseUrl
@@ -114,7 +115,7 @@ async def _keep_up(
             make_amps_folders(amp_dir)
             url = DatabaseUrl(server.url)
             amps = server.layout != OURS and metadata_db.migrations.dir is None
-            metadata_db = replace(metadata_db, url=url)
+            metadata_db = structs.replace(metadata_db, url=url)
             ended = server.ended
         standing: Status | None = None
         try:
