@@ -4,12 +4,15 @@ Every peer gets the treatment that suits it best: where a tool would split a fil
 unless told otherwise, the layout tells it otherwise.
 """
 
+import hashlib
 import os
 import platform
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import msgspec
 
@@ -17,6 +20,7 @@ from benchmarks.workload import PreparedMigration
 
 CACHE = Path(__file__).parent.parent / ".cache" / "peers"
 
+COLOR = re.compile(r"\x1b\[[\d;]*m")
 ARCHITECTURE = {"x86_64": "x64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
 DBMATE_BINARY = f"@dbmate/{sys.platform}-{ARCHITECTURE}/bin/dbmate"  # without the Node script that only starts it
 
@@ -53,6 +57,10 @@ config = AsyncpgConfig(
     migration_config={"script_location": "migrations"},
 )
 """
+
+# Flyway's own command line needs flyway-core-utilities, which Maven Central does not serve; by Maven's plugin it would
+# start for three times as long.
+FLYWAY_PROGRAM = Path(__file__).with_name("RunFlyway.java")
 
 
 class Origin(msgspec.Struct, frozen=True):
@@ -98,8 +106,9 @@ def obtain(subject: Subject) -> Subject | Absent:
         except FileNotFoundError:
             return Absent(subject.name, f"{command[0]} is not installed")
         except subprocess.CalledProcessError as failure:
-            last_words = failure.stderr.strip().splitlines()[-1:] or ["no message"]
-            return Absent(subject.name, f"{Path(command[0]).name} failed: {last_words[0]}")
+            errors, output = (COLOR.sub("", text).strip().splitlines() for text in (failure.stderr, failure.stdout))
+            words = errors[-1:] or output[:1] or ["no message"]  # Maven's errors are its output
+            return Absent(subject.name, f"{Path(command[0]).name} failed: {words[0]}")
     return subject
 
 
@@ -135,6 +144,15 @@ def _npm(package: str, version: str, program: str, *companions: str) -> Origin:
     return Origin(f"{package} {version}", (install,), folder / "node_modules" / program)
 
 
+def _maven(package: str, version: str, source: Path, *jars: str) -> Origin:
+    """Jars, and a program of ours over them, whose class is what lies there in the end."""
+    folder = CACHE / package
+    copy = ("mvn", "--quiet", "--batch-mode", "dependency:copy", f"-DoutputDirectory={folder}")
+    compile_source = ("javac", "-d", str(folder), "-cp", f"{folder}/*", str(source))
+    commands = (*((*copy, f"-Dartifact={jar}") for jar in jars), compile_source)
+    return Origin(f"{package} {version}", commands, folder / source.with_suffix(".class").name)
+
+
 def _files(
     template: str, file_name: str = "{version}_{name}.sql"
 ) -> Callable[[Sequence[PreparedMigration], Path], None]:
@@ -165,6 +183,35 @@ def _alembic_layout(scripts: Sequence[PreparedMigration], folder: Path) -> None:
 def _sqlspec_layout(scripts: Sequence[PreparedMigration], folder: Path) -> None:
     (folder / "configuration.py").write_text(SQLSPEC_CONFIGURATION)
     _files("-- name: migrate-{version}-up\n{sql}\n-- name: migrate-{version}-down\nSELECT 1;\n")(scripts, folder)
+
+
+def _graphile_migrate_layout(scripts: Sequence[PreparedMigration], folder: Path) -> None:
+    """As its `commit` leaves them: numbered, each with its hash, which covers the hash before it."""
+    committed = folder / "migrations" / "committed"
+    committed.mkdir(parents=True)
+    (folder / ".gmrc").write_text("{}\n")
+    previous = ""
+    for number, script in enumerate(scripts, start=1):
+        sql = script.sql.strip() + "\n"
+        digest = "sha1:" + hashlib.sha1(f"{previous}\n{sql}".lstrip().encode(), usedforsecurity=False).hexdigest()
+        header = f"--! Previous: {previous or '-'}\n--! Hash: {digest}\n"
+        (committed / f"{number:06}-{script.name}.sql").write_text(f"{header}\n{sql}", encoding="utf-8")
+        previous = digest
+
+
+def _dblifts_command(program: str, url: str) -> Iterator[str]:
+    yield from (program, "--scripts", "migrations", "--db-url", url.replace("postgresql://", "postgresql+psycopg://"))
+    yield from ("--db-password", unquote(urlsplit(url).password or "none"))  # it insists on one
+    yield from ("--quiet", "--no-progress", "migrate")
+
+
+def _flyways_command(program: str, url: str) -> Iterator[str]:
+    folder, parts = Path(program).parent, urlsplit(url)
+    login = {"user": unquote(parts.username or ""), "password": unquote(parts.password or "")}
+    query = urlencode(login | dict(parse_qsl(parts.query)))
+    yield from ("java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")  # as suits a short run
+    yield from ("-cp", f"{folder}:{folder}/*", Path(program).stem)
+    yield f"jdbc:postgresql://{parts.netloc.rpartition('@')[2]}{parts.path}?{query}"
 
 
 AMPD = Subject(
@@ -232,5 +279,32 @@ PEERS = (
         _npm("node-pg-migrate", "9.0.0", ".bin/node-pg-migrate", "pg@8.23.1"),
         _files("-- Up Migration\n{sql}\n-- Down Migration\n"),
         lambda program, _url: (program, "up", "--migrations-dir", "migrations", "--verbose", "false"),
+    ),
+    Subject(
+        "graphile-migrate",
+        _npm("graphile-migrate", "1.4.1", ".bin/graphile-migrate", "pg@8.23.1"),
+        _graphile_migrate_layout,
+        lambda program, _url: (program, "migrate"),
+    ),
+    Subject(
+        "yandex-pgmigrate",
+        _pip("yandex-pgmigrate", "1.0.13", "pgmigrate"),
+        _files("/* pgmigrate-encoding: utf-8 */\n{sql}", "V{version}__{name}.sql"),
+        lambda program, url: (program, "migrate", "--target", "latest", "--conn", url),
+    ),
+    Subject(
+        "dblift",
+        _pip("dblift", "5.1.0", "dblift", "dblift[cli,postgresql]", "psycopg[binary]==3.3.9"),
+        _files("{sql}", "V{version}__{name}.sql"),
+        _dblifts_command,
+    ),
+    Subject(
+        "Flyway",
+        _maven(
+            *("flyway", "13.12.2", FLYWAY_PROGRAM, "org.flywaydb:flyway-core:13.12.2"),
+            *("org.flywaydb:flyway-database-postgresql:13.12.2", "org.postgresql:postgresql:42.7.14"),
+        ),
+        _files("{sql}", "V{version}__{name}.sql"),
+        _flyways_command,
     ),
 )

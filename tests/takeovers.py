@@ -2,7 +2,7 @@
 
     python -m tests.takeovers [--amp FOLDER] [TOOL …]
 
-Fetches the tools as the benchmarks do, Flyway by Maven. FOLDER has the 28 migration files of amp of 2026-03, which sqlx
+Fetches the tools as the benchmarks do. FOLDER has the 28 migration files of amp of 2026-03, which sqlx
 then applies to another database. Exits 1 if anything was not as it should be.
 """
 
@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -22,44 +22,13 @@ from cyclopts import App
 import ampd as library
 from ampd.adoption.tools import TOOLS
 from ampd.migration import checksum
-from benchmarks.peers import PEERS, Absent, Origin, Subject, obtain
-from benchmarks.workload import PreparedMigration, generated
+from benchmarks.peers import PEERS, Absent, Subject, obtain
+from benchmarks.workload import generated
 from tests.conftest import start_server
 from tests.servers import Server
 
 app = App(name="takeovers", help=__doc__, result_action="return_value")
 
-POM = """\
-<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
-<groupId>x</groupId><artifactId>x</artifactId><version>1</version><packaging>pom</packaging>
-<build><plugins><plugin>
-<groupId>org.flywaydb</groupId><artifactId>flyway-maven-plugin</artifactId><version>13.12.0</version><dependencies>
-<dependency><groupId>org.flywaydb</groupId><artifactId>flyway-database-postgresql</artifactId><version>13.12.0</version>
-</dependency><dependency><groupId>org.postgresql</groupId><artifactId>postgresql</artifactId><version>42.7.4</version>
-</dependency></dependencies></plugin></plugins></build></project>
-"""
-
-
-def flyways_layout(scripts: Sequence[PreparedMigration], folder: Path) -> None:
-    """Write the files under Flyway's names."""
-    (folder / "pom.xml").write_text(POM, encoding="utf-8")
-    (folder / "sql").mkdir()
-    for script in scripts:
-        (folder / "sql" / f"V{script.version}__{script.name}.sql").write_text(script.sql, encoding="utf-8")
-
-
-def flyways_command(program: str, url: str) -> Iterator[str]:
-    """Yield the words of the command."""
-    yield from (program, "-q", "-B", "flyway:migrate", "-Dflyway.locations=filesystem:sql", "-Dflyway.user=postgres")
-    yield from ("-Dflyway.password=none", f"-Dflyway.url=jdbc:{url.replace('postgres@', '')}")
-
-
-FLYWAY = Subject(
-    "Flyway",
-    Origin("flyway 13.12.0", (), Path(shutil.which("mvn") or "mvn")),
-    flyways_layout,
-    flyways_command,
-)
 TAMPERED = {
     "sqlx": r"UPDATE _sqlx_migrations SET checksum = '\x00'",
     "flyway": "UPDATE flyway_schema_history SET checksum = checksum + 1",
@@ -134,7 +103,7 @@ def takeovers(*tools: str, amp: Path | None = None) -> int:
     wrong = 0
     with ExitStack() as stack:
         server = start_server(stack)
-        for subject in (*PEERS, FLYWAY):
+        for subject in PEERS:
             tool = subject.name.lower()
             if tool not in TOOLS or (tools and tool not in tools):
                 continue
