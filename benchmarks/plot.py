@@ -9,7 +9,8 @@ from benchmarks.peers import AMPD
 from benchmarks.record import PeersRecord, Scenario, Stall, StallRecord
 from benchmarks.report import by_round_trips
 
-WIDTH, LEFT, RIGHT, ROW, HEAD = 760, 130, 170, 26, 44
+WIDTH, LEFT, RIGHT, ROW, HEAD = 760, 140, 180, 26, 44
+LINE = 16
 OURS, THEIRS, INK, FAINT = "#1a7f64", "#b0b7bf", "#24292f", "#d8dee4"
 STEP_SECONDS = 0.05
 PLOTTED_DELAY_MS = 5.0  # each way
@@ -47,7 +48,7 @@ def stall_plot(record: StallRecord) -> str:
     worst = max(stall.worst_seconds for stall in record.stalls)
 
     def x(seconds: float) -> float:
-        return 50 + seconds / end * (WIDTH - 170)
+        return 50 + seconds / end * (WIDTH - 190)
 
     def y(seconds: float) -> float:
         return bottom - seconds / worst * (bottom - top)
@@ -55,15 +56,18 @@ def stall_plot(record: StallRecord) -> str:
     title = f"Other readers' stall while one reader holds the table for {record.hold_seconds:g} s"
     elements = [_text(10, 26, title, weight="bold")]
     for tick in range(0, int(worst) + 1, 5):
-        elements.append(f'<path d="M50 {y(tick):.1f}H{WIDTH - 120}" stroke="{FAINT}"/>')
+        elements.append(f'<path d="M50 {y(tick):.1f}H{WIDTH - 140}" stroke="{FAINT}"/>')
         elements.append(_text(42, y(tick) + 4, f"{tick} s", anchor="end"))
     elements += [_text(x(tick), bottom + 20, f"{tick} s", anchor="middle") for tick in range(0, int(end) + 1, 5)]
     for stall in sorted(record.stalls, key=lambda stall: stall.subject == AMPD.name):
         points = " ".join(f"{x(at):.1f},{y(waited):.1f}" for at, waited in _waited(stall, end))
         color = OURS if stall.subject == AMPD.name else THEIRS
         elements.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2"/>')
+    lowest = 0.0
+    for stall in sorted(record.stalls, key=lambda stall: -stall.worst_seconds):
+        lowest = max(y(stall.worst_seconds), lowest + LINE)
         label = f"{stall.subject}: {stall.worst_seconds:.2f} s"
-        elements.append(_text(WIDTH - 112, y(stall.worst_seconds) + 4, label, weight="bold"))
+        elements.append(_text(WIDTH - 132, lowest + 4, label, weight="bold"))
     return _svg(bottom + 40, elements)
 
 
