@@ -28,7 +28,7 @@ from benchmarks.tenants import tenants_report
 app = App(name="benchmarks", help="Measure ampd beside its peers.")
 
 T = TypeVar("T")
-QUICK_DELAYS = {0.0: 2, 0.005: 1}  # of a few rounds nothing can be said but that a part works
+QUICK_DELAYS = {0.0: 1, 0.005: 1}  # of a few rounds nothing can be said but that a part works
 
 
 @app.default
@@ -40,12 +40,12 @@ def everything(url: str | None = None, *, quick: bool = False) -> None:
     url
         The superuser's URL of a server to measure against, instead of a managed local one.
     quick
-        Fewer rounds, fewer processes, shorter growth and no stall: to see whether something has become far slower.
+        Fewer rounds, processes, files and schemas, and no stall: to see whether something has become far slower.
     """
     compare(url, quick=quick)
     growth(url, quick=quick)
     herd(url, quick=quick)
-    service(url)
+    service(url, quick=quick)
     tenants(url, quick=quick)
     if not quick:
         stall(url)
@@ -55,7 +55,7 @@ def everything(url: str | None = None, *, quick: bool = False) -> None:
 @app.command
 def compare(url: str | None = None, *, quick: bool = False) -> None:
     """Measure ampd and its peers on the same folder, over several distances."""
-    record = _measured(url, lambda at: compare_peers(at, QUICK_DELAYS, 20) if quick else compare_peers(at), "peers")
+    record = _measured(url, lambda at: compare_peers(at, QUICK_DELAYS, 10) if quick else compare_peers(at), "peers")
     (RESULTS / "peers.svg").write_text(peers_plot(record))
 
 
@@ -79,9 +79,9 @@ def herd(url: str | None = None, *, quick: bool = False) -> None:
 
 
 @app.command
-def service(url: str | None = None) -> None:
+def service(url: str | None = None, *, quick: bool = False) -> None:
     """Measure what a run with nothing pending costs a service."""
-    _measured(url, serve, "service")
+    _measured(url, lambda at: serve(at, (100,)) if quick else serve(at), "service")
 
 
 @app.command

@@ -50,9 +50,15 @@ class PeersRecord(msgspec.Struct, frozen=True):
     absent: dict[str, str]
     samples: list[Sample]
 
-    def delays(self) -> list[float]:
-        """The one-way delays in milliseconds that were measured, ascending."""
-        return sorted({sample.delay_ms for sample in self.samples})
+    def delays(self, subject: str | None = None, scenario: Scenario | None = None) -> list[float]:
+        """The one-way delays in milliseconds, ascending, at which anything was measured, or a subject in a scenario."""
+        return sorted(
+            {
+                sample.delay_ms
+                for sample in self.samples
+                if subject in (None, sample.subject) and scenario in (None, sample.scenario)
+            }
+        )
 
     def median(
         self, subject: str, scenario: Scenario, delay_ms: float, of: Callable[[Sample], float] = lambda s: s.seconds
@@ -96,7 +102,7 @@ class Stall(msgspec.Struct, frozen=True):
 
 
 class StallRecord(msgspec.Struct, frozen=True):
-    """Stalls under the same holder, one subject after the other."""
+    """Stalls of the same length of holding, each on a database of its own."""
 
     facts: Facts
     hold_seconds: float

@@ -6,7 +6,7 @@ from statistics import quantiles
 from benchmarks.peers import AMPD
 from benchmarks.record import FLOOR, PeersRecord, Scenario, StallRecord
 
-FAR_MS = 10  # each way
+FAR_MS = 10  # each way; nearer, what connecting costs would be lost in the noise
 
 
 def peers_report(record: PeersRecord) -> str:
@@ -38,17 +38,25 @@ def _scenario(record: PeersRecord, scenario: Scenario, title: str) -> Iterator[s
     yield f"\n### {title}\n"
     per_migration = ["per migration"] if scenario == "fresh" else []
     times = [f"{delay * 2:g} ms away" for delay in delays]
-    included = ["connecting included"] if delays[-1] >= FAR_MS else []  # nearer, it would be lost in the noise
+    included = ["connecting included"] if delays[-1] >= FAR_MS else []
     yield _row(["", "connections", "round trips", *per_migration, *included, *times])
     yield _row([":--", *["--:"] * (2 + len(per_migration) + len(included) + len(times))])
     for name in by_round_trips(record, scenario):
         trips = record.median(name, scenario, delays[0], lambda sample: sample.round_trips)
         connections = record.median(name, scenario, delays[0], lambda sample: sample.connections)
         share = [f"{trips / record.migrations:.2f}"] if per_migration else []
-        waits = record.shortest(name, scenario, delays[-1]) - record.shortest(name, scenario, delays[0])
-        times = [_duration(record.median(name, scenario, delay)) for delay in delays]
-        whole = [f"{waits / (delays[-1] - delays[0]) * 500:.0f}"] if included else []
+        whole = [_waits(record, name, scenario)] if included else []
+        measured = record.delays(name, scenario)
+        times = [_duration(record.median(name, scenario, delay)) if delay in measured else "" for delay in delays]
         yield _row([name, f"{connections:g}", f"{trips:g}", *share, *whole, *times])
+
+
+def _waits(record: PeersRecord, name: str, scenario: Scenario) -> str:
+    near, far = (record.delays(name, scenario)[end] for end in (0, -1))
+    if far < FAR_MS:
+        return ""
+    seconds = record.shortest(name, scenario, far) - record.shortest(name, scenario, near)
+    return f"{seconds / (far - near) * 500:.0f}"
 
 
 def _start(record: PeersRecord) -> str:

@@ -2,7 +2,7 @@
 
 import asyncio
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter, thread_time
@@ -22,10 +22,10 @@ TICK_SECONDS = 0.002
 BARE, MIGRATE, PAUSE = "SELECT 1", "migrate", "longest pause"
 
 
-async def service(server: Server, rounds: int = ROUNDS) -> TimingsRecord:
+async def service(server: Server, counts: Sequence[int] = FILES) -> TimingsRecord:
     """Takes `SELECT 1` and `migrate` in turns on one pool, the files read each time; a pause is processor time."""
     timings = []
-    for count in FILES:
+    for count in counts:
         with TemporaryDirectory() as folder:
             for number in numbers(count):
                 Path(folder, f"{number}_step.sql").write_text(f"SELECT {number};\n")
@@ -34,7 +34,7 @@ async def service(server: Server, rounds: int = ROUNDS) -> TimingsRecord:
             async with asyncpg.create_pool(server.url_of(DATABASE), min_size=1, max_size=2) as pool:
                 await ampd.migrate(pool, migrations=ampd.read_migrations(folder))
                 files = ampd.read_migrations(folder)
-                for number in range(rounds if count <= 1_000 else max(3, rounds // 10)):
+                for number in range(ROUNDS if count <= 1_000 else ROUNDS // 10):
                     begin = perf_counter()
                     await pool.execute("SELECT 1")
                     timings.append(Timing(BARE, str(count), number, perf_counter() - begin))

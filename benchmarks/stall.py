@@ -3,19 +3,17 @@
 import asyncio
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
 
 from ampd.config import Migrations
 from benchmarks.compare import run
-from benchmarks.peers import AMPD, PEERS, Absent, Subject, obtain
+from benchmarks.peers import AMPD, PEERS, Absent, Origin, Subject, obtain
 from benchmarks.record import Stall, StallRecord, Wait, facts
 from benchmarks.server import Server
 from benchmarks.workload import PreparedMigration
 
-DATABASE = "bench_stall"
 HOLD_SECONDS = 30.0
 MIGRATE_AT_SECONDS = 2.0
 PEERS_MEASURED = ("goose", "dbmate")
@@ -26,6 +24,12 @@ NOTICEABLE_SECONDS = 0.05
 PREPARE = "CREATE TABLE visits (id bigint PRIMARY KEY); INSERT INTO visits SELECT generate_series(1, 1000)"
 READ = "SELECT 1 FROM visits LIMIT 1"
 MIGRATION = PreparedMigration(1, "add_note", "ALTER TABLE visits ADD COLUMN note text;\n")
+PSQL = Subject(
+    "psql",
+    Origin("psql", (), Path(shutil.which("psql") or "psql")),
+    lambda _scripts, _folder: None,
+    lambda program, url: (program, "--no-psqlrc", url, "--command", MIGRATION.sql),
+)
 
 
 async def stall(server: Server) -> StallRecord:
@@ -33,17 +37,11 @@ async def stall(server: Server) -> StallRecord:
     found = [obtain(peer) for peer in PEERS if peer.name in PEERS_MEASURED]
     for absent in (peer for peer in found if isinstance(peer, Absent)):
         print(f"{absent.name} is absent: {absent.reason}", file=sys.stderr)
-    url = server.url_of(DATABASE)
+    subjects = [AMPD, PSQL, *(peer for peer in found if isinstance(peer, Subject))]
     with TemporaryDirectory() as scratch:
-        psql = [shutil.which("psql") or "psql", "--no-psqlrc", url, "--command", MIGRATION.sql]
-        stalls = []
-        for subject in [AMPD, *(peer for peer in found if isinstance(peer, Subject))]:
-            folder = Path(scratch) / subject.name
-            folder.mkdir()
-            subject.lay_out([MIGRATION], folder)
-            variables = {subject.url_variable: url}
-            stalls.append(await _stall_under(server, subject.name, subject.argv(url), folder, variables))
-        stalls.insert(1, await _stall_under(server, "psql", psql, Path(scratch), {}))
+        for subject in subjects:
+            await _prepare(server, subject, Path(scratch, subject.name))
+        stalls = await asyncio.gather(*(_stall_under(server, each, Path(scratch, each.name)) for each in subjects))
     return StallRecord(
         facts=facts(await server.release()),
         hold_seconds=HOLD_SECONDS,
@@ -53,24 +51,29 @@ async def stall(server: Server) -> StallRecord:
     )
 
 
-async def _stall_under(
-    server: Server, name: str, argv: Sequence[str], folder: Path, variables: Mapping[str, str]
-) -> Stall:
-    await server.create_anew(DATABASE)
-    async with server.connect(DATABASE) as connection:
+async def _prepare(server: Server, subject: Subject, folder: Path) -> None:
+    folder.mkdir()
+    subject.lay_out([MIGRATION], folder)
+    await server.create_anew(_database(subject))
+    async with server.connect(_database(subject)) as connection:
         await connection.execute(PREPARE)
+
+
+async def _stall_under(server: Server, subject: Subject, folder: Path) -> Stall:
+    database = _database(subject)
+    url = server.url_of(database)
     begin = perf_counter()
     done = asyncio.Event()
     async with asyncio.TaskGroup() as everyone:
-        everyone.create_task(_hold(server))
-        readers = [everyone.create_task(_read(server, begin, done)) for _ in range(READERS)]
+        everyone.create_task(_hold(server, database))
+        readers = [everyone.create_task(_read(server, database, begin, done)) for _ in range(READERS)]
         await asyncio.sleep(MIGRATE_AT_SECONDS)
-        seconds = await run(argv, folder, **variables)
+        seconds = await run(subject.argv(url), folder, **{subject.url_variable: url})
         await asyncio.sleep(begin + HOLD_SECONDS + 1 - perf_counter())
         done.set()
     reads = [read for reader in readers for read in reader.result()]
     return Stall(
-        subject=name,
+        subject=subject.name,
         migration_seconds=seconds,
         reads=len(reads),
         worst_seconds=max(read.duration for read in reads),
@@ -78,15 +81,19 @@ async def _stall_under(
     )
 
 
-async def _hold(server: Server) -> None:
-    async with server.connect(DATABASE) as connection, connection.transaction():
+def _database(subject: Subject) -> str:
+    return f"bench_stall_{subject.name}"
+
+
+async def _hold(server: Server, database: str) -> None:
+    async with server.connect(database) as connection, connection.transaction():
         await connection.execute(READ)
         await asyncio.sleep(HOLD_SECONDS)
 
 
-async def _read(server: Server, begin: float, done: asyncio.Event) -> list[Wait]:
+async def _read(server: Server, database: str, begin: float, done: asyncio.Event) -> list[Wait]:
     reads = []
-    async with server.connect(DATABASE) as connection:
+    async with server.connect(database) as connection:
         while not done.is_set():
             start = perf_counter()
             await connection.execute(READ)

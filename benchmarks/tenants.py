@@ -11,7 +11,7 @@ from benchmarks.server import Server
 from benchmarks.workload import generated
 
 DATABASE = "bench_tenants"
-SCHEMAS = 500
+SCHEMAS = 300
 MIGRATIONS = 3
 CONCURRENCY = (4, 8)
 LOOP = "a loop over `ampd.migrate`"
