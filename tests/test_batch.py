@@ -185,6 +185,28 @@ async def test_a_connection_that_does_not_roll_back_between_two_messages_is_repl
     assert await applied(database) == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize(
+    "change", ["GRANT SELECT ON ALL TABLES IN SCHEMA public TO PUBLIC", "PREPARE mine AS SELECT 1"]
+)
+async def test_a_script_that_ends_with_the_whole_check_is_not_run_again(database: Database, change: str) -> None:
+    """A prepared statement says that something is not as it was; then the whole check finds nothing wrong."""
+    await database.execute("CREATE SEQUENCE runs")
+    await ampd.migrate(database.url, migrations=with_third(tables(5), f"SELECT nextval('runs'); {change}"))
+    assert await applied(database) == [1, 2, 3, 4, 5]
+    assert await database.fetchval("SELECT last_value FROM runs") == 1
+
+
+async def test_a_deferred_trigger_that_misses_a_table_has_its_own_error(database: Database) -> None:
+    """It is refused with the SQLSTATE of a history that is gone, before the end has begun."""
+    deferred = """CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN DELETE FROM nowhere; END';
+        CREATE CONSTRAINT TRIGGER late AFTER INSERT ON t1 DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
+        EXECUTE FUNCTION f(); INSERT INTO t1 DEFAULT VALUES"""
+    with pytest.raises(MigrationFailed, match='relation "nowhere" does not exist') as failure:
+        await ampd.migrate(database.url, migrations=with_third(tables(5), deferred))
+    assert failure.value.version == 3
+    assert await applied(database) == [1, 2]
+
+
 async def test_scripts_do_not_see_what_others_have_prepared(database: Database) -> None:
     """Two migrations of one message may prepare a statement of the same name."""
     files = scripts("PREPARE mine AS SELECT 1", "PREPARE mine AS SELECT 2", "EXECUTE mine")
@@ -314,7 +336,7 @@ async def test_an_interruption_between_two_transactions_is_not_that_of_the_first
 
     def interrupted(self: BatchTracker, word: str, *rest: str) -> None:
         nonlocal cancelled
-        if word == "begin" and rest == ("2",):  # as if nothing had come from here on
+        if word == "begin" and rest == ("2", "0"):  # as if nothing had come from here on
             cancelled = True
             raise RuntimeError("lost")
         if not cancelled:

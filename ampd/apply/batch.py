@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 MESSAGE = 512 * 1024  # characters of scripts, and of what is added to them, in one message
-ENVELOPE = 1536  # what is added to each
+ENVELOPE = 1280  # what is added to each
 WHOLE_ENVELOPE = 11 * 1024  # the same with the whole check: at most, which it is where others use the session
 
 

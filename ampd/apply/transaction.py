@@ -7,18 +7,25 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ampd.errors import AmpdError, ConnectionFailed, MigrationFailed
-from ampd.history import refusals
+from ampd.history import refusals, writing
 from ampd.postgres.failures import ABOUT_THE_CONNECTION, translated_error
 from ampd.postgres.server_error import ServerError
 from ampd.sql.slices import in_slices
-from ampd.sqlstates import DEADLOCK_DETECTED, ESCAPED, INVALID_SQL_STATEMENT_NAME, LOCK_NOT_AVAILABLE, NO_DATA_FOUND
+from ampd.sqlstates import (
+    DEADLOCK_DETECTED,
+    ESCAPED,
+    INVALID_SAVEPOINT_SPECIFICATION,
+    INVALID_SQL_STATEMENT_NAME,
+    LOCK_NOT_AVAILABLE,
+    NO_ACTIVE_SQL_TRANSACTION,
+)
 
 from .diagnosis import UNREAD, migration_error
 from .location import location_of
 from .message import Message
 from .session_state import BEYOND_ROLLBACK
 from .tracker import BatchTracker
-from .transaction_message import composing, parts
+from .transaction_message import composing, ending_sql, parts
 
 if TYPE_CHECKING:
     from ampd.postgres.connection import Session
@@ -63,30 +70,42 @@ async def _apply_next(session: Session, batch: Batch) -> None:
         for part in pieces if len(pieces) > 1 else [None]:
             message = await in_slices(composing(session, batch, numbers, part, tracker.transaction or ""))
             tracker.running = -1
-            await session.run(str(message), on_note=tracker, on_event=batch.current().on_event)
+            try:
+                await session.run(str(message), on_note=tracker, on_event=batch.current().on_event)
+            except ServerError as error:
+                await _end_anyway(session, batch, error)
+                numbers = range(numbers.start, batch.done + 1)
+                batch.unprepared = len(numbers) < _FEW
     except BaseException as error:
         await session.recover(BEYOND_ROLLBACK)
         if not isinstance(error, ServerError):
             raise
-        running = batch.current()
-        at_end = tracker.running >= len(running.statements)
-        if tracker.begun and not batch.unprepared and _is_about_prepared(error, tracker.running, at_end=at_end):
+        if tracker.begun and not batch.unprepared and _is_about_prepared(error, session):
             # The next message begins here, with a whole check.
-            batch.unprepared = at_end or batch.done - numbers.start < _FEW
+            batch.unprepared = batch.at_end or batch.done - numbers.start < _FEW
             return
         together, batch.alone = not batch.alone and len(numbers) > 1, True
         if together and not tracker.begun:
             return  # the server reads a message whole before it runs any of it: send them one by one
-        refused = refused_error(error, running, message, tracker.running, counts_bytes=session.counts_bytes)
+        refused = refused_error(error, batch.current(), message, tracker.running, counts_bytes=session.counts_bytes)
         raise refused from error
     batch.reach(numbers.stop)
 
 
-def _is_about_prepared(error: ServerError, running: int, *, at_end: bool) -> bool:
-    """Return whether what is prepared found that something is not as it was, or was dropped by a script."""
-    if error.sqlstate == NO_DATA_FOUND:
-        return running < 0
-    return error.sqlstate == INVALID_SQL_STATEMENT_NAME and (running < 0 or at_end)
+async def _end_anyway(session: Session, batch: Batch, error: ServerError) -> None:
+    """End a migration with the whole check where a prepared statement could not; raise any other error again."""
+    if not batch.at_end or not (writing.is_other(error, session.ours) or error.sqlstate in refusals.GONE):
+        raise error
+    try:
+        await session.run(ending_sql(session, batch), on_event=batch.current().on_event)
+    except ServerError as said:
+        raise error if said.sqlstate == INVALID_SAVEPOINT_SPECIFICATION else said from None
+
+
+def _is_about_prepared(error: ServerError, session: Session) -> bool:
+    """Return whether what is prepared has found that something is not as it was, or was dropped by a script."""
+    dropped = error.sqlstate == INVALID_SQL_STATEMENT_NAME and session.ours in error.message
+    return dropped or writing.is_other(error, session.ours)
 
 
 def refused_error(
@@ -95,6 +114,9 @@ def refused_error(
     """Return the error for what the server refused: our own preamble, a statement of the script, or the end."""
     refused = partial(migration_error, error, execution.migration, statements=execution.statements, ended=running >= 0)
     offset = message.script_offset(error.position, counts_bytes=counts_bytes) if error.position else None
+    at_end = running >= len(execution.statements)
+    if at_end and error.sqlstate == NO_ACTIVE_SQL_TRANSACTION:  # which is what our SAVEPOINT wants
+        error.message, error.sqlstate = "the migration ended its own transaction", ESCAPED
     if error.sqlstate == ESCAPED:
         return refused(None, None, aftermath=ROLLED_BACK)
     if running < 0 and offset is None:
@@ -107,7 +129,6 @@ def refused_error(
             known = translated_error(error)
             ours = type(known) is ConnectionFailed and error.sqlstate[:2] not in ABOUT_THE_CONNECTION
             return refusals.unwritable_error(error, execution.history) if ours else known
-    at_end = running >= len(execution.statements)
     if at_end and (harm := refusals.harm(error, execution.history)):
         return harm_error(harm, error, execution, None, aftermath=ROLLED_BACK)
     statement = None if at_end or running < 0 else execution.statements[running]

@@ -33,7 +33,7 @@ from .session_state import (
 from .tracker import note_transaction_sql
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from ampd.postgres.connection import Session
     from ampd.sql.slices import Slices
@@ -110,13 +110,17 @@ def composing(
     return message
 
 
+def ending_sql(session: Session, batch: Batch) -> str:
+    """Return the message that ends the current migration with the whole check, after its prepared one has failed."""
+    return _Envelope(session, batch, range(batch.done, batch.done + 1), several=False).leave_anyway_sql()
+
+
 class _Envelope:
     """What stands around each script of one message.
 
     The first transaction prepares what the others only run: to plan a statement costs many times what it costs to run.
-    Where something is not as it was before a script, a prepared one finds no row, which ends the message: the next one
-    begins there. After a script, the whole check is run in its place; a further prepared statement holds its text, as
-    it does any text that is long and the same each time.
+    Where something is not as it was, a prepared one fails, which ends the message. Before a script, the next message
+    begins there; after one, the next message goes back to the savepoint and ends the migration with the whole check.
     """
 
     def __init__(self, session: Session, batch: Batch, numbers: range, *, several: bool) -> None:
@@ -125,72 +129,96 @@ class _Envelope:
         self._batch = batch
         self._numbers = numbers
         self._several = several
-        self._ours = f"ampd_{session.nonce}"  # what the names of our prepared statements begin with
-        self._texts: dict[str, Callable[[], str]] = {"leave_whole": self._leave_whole}
+        self._ours = session.ours
+        self._texts: dict[str, Callable[[], str]] = {}  # of statements that cannot be prepared, but are long
         if session.shared:
-            self._texts |= {"save": lambda: do_block(f"BEGIN {self._save()} END"), "reset": self._reset}
+            self._texts = {"save": lambda: _block(self._save()), "reset": self._reset}
 
     def enter_sql(self, number: int) -> str:
         """Return the statements before a script."""
-        execution, first = self._batch[number], number == self._numbers.start
+        execution = self._batch[number]
         migration, starting = execution.migration, execution.running.starting
-        begin, at_first = (self._session.note_text_sql(text) for text in (f"begin {number}", "0"))
-        save, prepare = "", ""
-        if first:
-            begin, prepare = f"{self._session.note_pid_sql()} {begin}", self._prepare(number)
-        if self._session.shared:
-            saving = self._save() if first or not self._prepares else self._stored("save")
-            save, begin = f"{_block(f'{begin}{saving}')}; ", ""
+        application = literal(f"{APPLICATION_NAME} {migration.version} {starting.number}/{starting.total}")
         values = (
             str(migration.version),
             literal(migration.name),
             f"'{migration.checksum.hex()}'",
             literal(self._batch.newest_before(number)[0]),
         )
-        goes_on = f"{stay_in_transaction_sql()} {note_transaction_sql(self._session)}" if self._several else ""
-        application = literal(f"{APPLICATION_NAME} {migration.version} {starting.number}/{starting.total}")
+        enter = self._enter if self._prepares else self._enter_whole
         # The limit on a statement is the one that held when it began, and the script's is not meant for ours.
         limit = milliseconds(execution.statement_timeout_secs)
         return (
-            f"BEGIN ISOLATION LEVEL READ COMMITTED; {save}{NO_STATEMENT_TIMEOUT}"
+            f"BEGIN ISOLATION LEVEL READ COMMITTED; {self._begin(number)}{NO_STATEMENT_TIMEOUT}"
             f"SET LOCAL lock_timeout = {milliseconds(execution.lock_timeout_secs)}; "
-            f"SET LOCAL application_name = {application}; "
-            + _block(
-                f"{begin}{prepare}{self._enter(*values)}{execution.search_path_sql(local=True)}{goes_on} {at_first}"
-            )
-            + (f"; SET LOCAL statement_timeout = {limit};\n" if limit else ";\n")
+            f"SET LOCAL application_name = {application}; {enter(number, *values)}"
+            + (f"SET LOCAL statement_timeout = {limit};\n" if limit else "\n")
         )
 
     def leave_sql(self, number: int) -> str:
         """Return the statements after a script."""
-        execution, before = self._batch[number], self._batch.newest_before(number)[1]
-        count = str(len(execution.statements))
-        values = str(execution.migration.version), count, "NULL" if before is None else str(before)
-        marker = f"{self._session.marker_sql(count)}; " if execution.statements else ""
+        last, count = number == self._numbers[-1], len(self._batch[number].statements)
+        marker = f"{self._session.marker_sql(str(count))}; " if count else ""
         reset = self._reset()
         if self._session.shared and self._prepares:
-            reset = f"{NO_STATEMENT_TIMEOUT}{_block(self._stored('reset'))}; "
-        forget = ""
-        if number == self._numbers[-1]:
-            names = ("begin", "same", "enter", "leave", *self._texts) if self._prepares else ()
-            forget = "".join(f" DEALLOCATE {self._ours}_{name};" for name in names)
-            forget += forget_settings_sql(self._session.found) if self._session.shared else ""
-        return (
-            f"{marker}{RUN_DEFERRED}{reset}{RESET_OBJECTS}"
-            f"SET LOCAL lock_timeout = {milliseconds(execution.lock_timeout_secs)}; "
-            f"{set_role_sql(self._batch.history().role, local=True)}"
-            f"{_block(f'{self._leave(*values)}{forget}')}; COMMIT;\n"
-        )
+            reset = f"{NO_STATEMENT_TIMEOUT}{_block(self._stored('reset'))}; {RESET_CLIENT_ENCODING}"
+        role = set_role_sql(self._batch.history().role, local=True)
+        leave = self._leave(number, last=last) if self._prepares else self._leave_whole(number, last=last)
+        return f"{marker}{RUN_DEFERRED}{reset}{RESET_OBJECTS}{role}{leave} COMMIT;\n"
+
+    def leave_anyway_sql(self) -> str:
+        """Return the statements after the script of the only migration where `leave_sql` has failed."""
+        number = self._numbers.start
+        return f"ROLLBACK TO SAVEPOINT {self._ours}; {self._leave_whole(number, last=True, ours='')} COMMIT;"
 
     @property
     def _prepares(self) -> bool:
         return not self._batch.unprepared
 
+    def _begin(self, number: int) -> str:
+        """Return the statement that tells where the server is, and saves what others have set."""
+        first = number == self._numbers.start
+        note = self._session.note_text_sql(f"begin {number}" if first or not self._prepares else f"begin {number} 0")
+        if first:
+            note = f"{self._session.note_pid_sql()} {note}"
+        if self._session.shared:
+            note += self._save() if first or not self._prepares else self._stored("save")
+        return f"{_block(note)}; "
+
+    def _enter(self, number: int, *values: str) -> str:
+        """Return the statements that record a migration as started: version, name, checksum, newest."""
+        history = self._batch.history(created=True)
+        prepare = ""
+        if number == self._numbers.start:
+            started = self._session.note_text_sql("0")
+            prepare = f"{_block(f'{self._prepare(number)} {started}')}; "
+        after = self._before_script(number)
+        return (
+            f"{prepare}{set_role_sql(history.role, local=True)}{writing.lock_sql(history)} EXECUTE {self._ours}_begin; "
+            f"EXECUTE {self._ours}_enter({', '.join(values)}); {f'{_block(after)}; ' if after else ''}"
+        )
+
+    def _enter_whole(self, number: int, *values: str) -> str:
+        """Return the same with the whole check."""
+        history, prepare = self._batch.history(created=True), ""
+        if number == self._numbers.start and not self._batch.history().table_exists:
+            prepare = self._prepare(number)
+        insert = writing.insert_values_sql(history, *values[:3])
+        enter = (
+            f"{NOTICE_A_DEAD_CLIENT}{NO_TRANSACTION_TIMEOUT}{advisory_lock.try_lock_sql(history.lock_key)} "
+            f"{set_role_sql(history.role, local=True)}{writing.enter_sql(history, insert, newest=values[3])}"
+        )
+        after = f"{self._before_script(number)} {self._session.note_text_sql('0')}"
+        return f"{_block(f'{prepare}{enter}{after}')}; "
+
+    def _before_script(self, number: int) -> str:
+        """Return PL/pgSQL for what is set last: the search path, and that the client may be silent for a while."""
+        path = self._batch[number].search_path_sql(local=True)
+        return f"{path}{stay_in_transaction_sql()} {note_transaction_sql(self._session)}" if self._several else path
+
     def _prepare(self, number: int) -> str:
         """Return PL/pgSQL that takes the lock, makes the history if there is none, and prepares what is to be run."""
         history = self._batch.history()
-        if self._batch.unprepared and history.table_exists:
-            return ""
         prepare = ""
         if self._prepares:
             prepare = writing.prepare_sql(history, self._ours, "settings") + "".join(
@@ -203,51 +231,41 @@ class _Envelope:
   {writing.enter_sql(history, prepare, newest=newest, before=self._batch.before_history)}"""
         return with_settings_sql(check) if self._prepares else check
 
-    def _enter(self, *values: str) -> str:
-        """Return PL/pgSQL that takes the lock and records a migration as started: version, name, checksum, newest."""
-        history = self._batch.history(created=True)
-        role = set_role_sql(history.role, local=True)
-        if self._batch.unprepared:
-            insert = writing.insert_values_sql(history, *values[:3])
-            return (
-                f"{NOTICE_A_DEAD_CLIENT}{NO_TRANSACTION_TIMEOUT}{advisory_lock.try_lock_sql(history.lock_key)} {role}"
-                f"{writing.enter_sql(history, insert, newest=values[3])}"
-            )
-        return f"""
-  {role}{writing.lock_sql(history)}
-  EXECUTE 'EXECUTE {self._ours}_begin' INTO STRICT done;
-  EXECUTE {self._call("enter", values)} INTO STRICT done;"""
+    def _leave(self, number: int, *, last: bool) -> str:
+        """Return the statements that record a migration as finished."""
+        version, count, before = self._leaving(number)
+        forget = ""
+        if last:
+            names = ("begin", "enter", "end", "leave", *self._texts)
+            forget = "".join(f" DEALLOCATE {self._ours}_{name};" for name in names)
+            forget += f" {_block(forget_settings_sql(self._session.found))};" if self._session.shared else ""
+        return (
+            f"SAVEPOINT {self._ours}; EXECUTE {self._ours}_end({version}, {before}); "
+            f"RELEASE SAVEPOINT {self._ours}; EXECUTE {self._ours}_leave({version}, {count});{forget}"
+        )
 
-    def _leave(self, *values: str) -> str:
-        """Return PL/pgSQL that records it as finished: version, number of statements, newest version before it."""
-        if self._batch.unprepared:
-            return self._leave_body(*values)
-        return f"""{writing.lock_sql(self._batch.history(created=True))}
-  EXECUTE 'EXECUTE {self._ours}_same' INTO done;
-  IF done IS NOT NULL THEN
-    EXECUTE {self._call("leave", values)} INTO done;
-  END IF;
-  IF done IS NULL THEN
-    {self._stored("leave_whole", *values)}
-  END IF;"""
+    def _leave_whole(self, number: int, *, last: bool, ours: str | None = None) -> str:
+        """Return the same with the whole check; all that is prepared is dropped, but for what is `ours`."""
+        ours = self._ours if ours is None else ours
+        forget = f"PERFORM pg_catalog.pg_advisory_unlock_all(); {deallocate_sql(ours)};"
+        after = forget_settings_sql(self._session.found) if last and self._session.shared else ""
+        limit = milliseconds(self._batch[number].lock_timeout_secs)
+        leave = writing.leave_sql(self._batch.history(created=True), *self._leaving(number))
+        return f"SET LOCAL lock_timeout = {limit}; {_block(f'{forget}{leave}{after}')};"
 
-    def _call(self, name: str, values: Sequence[str]) -> str:
-        return literal(f"EXECUTE {self._ours}_{name}({', '.join(values)})")
+    def _leaving(self, number: int) -> tuple[str, str, str]:
+        """Return the version, the number of statements, and the newest version before it, as SQL spells them."""
+        execution, before = self._batch[number], self._batch.newest_before(number)[1]
+        return (
+            str(execution.migration.version),
+            str(len(execution.statements)),
+            "NULL" if before is None else str(before),
+        )
 
-    def _stored(self, name: str, *values: str) -> str:
-        """Return PL/pgSQL that runs a text that is prepared, with values for its arguments."""
-        text = f"pg_catalog.format(done, {', '.join(map(literal, values))})" if values else "done"
-        return f"EXECUTE 'EXECUTE {self._ours}_{name}' INTO done; EXECUTE {text};"
-
-    def _leave_body(self, version: str, count: str, before: str) -> str:
-        history = self._batch.history(created=True)
-        forget = f"PERFORM pg_catalog.pg_advisory_unlock_all(); {deallocate_sql(self._ours)};"
-        return f"{forget}{writing.leave_sql(history, version, count, before)}"
-
-    def _leave_whole(self) -> str:
-        """Return a DO statement as a format string, of three arguments."""
-        block = f"DO {self._quoted('block', f'BEGIN {self._leave_body(*map(_argument, range(1, 4)))} END')}"
-        return block.replace("%", "%%").replace(chr(0), "%")
+    def _stored(self, name: str) -> str:
+        """Return PL/pgSQL that runs a text that is prepared."""
+        execute = f"EXECUTE 'EXECUTE {self._ours}_{name}' INTO text; EXECUTE text;"
+        return f" DECLARE text pg_catalog.text; BEGIN {execute} END;"
 
     def _save(self) -> str:
         return save_settings_sql(self._session.found, local=True)
@@ -262,9 +280,4 @@ class _Envelope:
 
 
 def _block(body: str) -> str:
-    return do_block(f"DECLARE\n  done pg_catalog.text;\nBEGIN {body} END")
-
-
-def _argument(number: int) -> str:
-    """Return the place of an argument in a template: NUL, which no name contains, stands for %."""
-    return f"\0{number}$s"
+    return do_block(f"BEGIN {body} END")

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 # What our own statements can only meet when somebody else has written, created or dropped the same thing just now.
 _COLLISIONS = (UNIQUE_VIOLATION, UNDEFINED_TABLE, DUPLICATE_TABLE, DUPLICATE_SCHEMA)
 
+# What a statement that names the history is refused with once the name means no table, or one that is not ours.
+GONE = (INSUFFICIENT_PRIVILEGE, UNDEFINED_TABLE, INVALID_SCHEMA_NAME, WRONG_OBJECT_TYPE)
+
 NO_FOLDER = (
     "no folder was named, so these are the migrations packaged with ampd: give the folder of your project with "
     "--migrations DIR or metadata_db.migrations.dir"
@@ -93,12 +96,8 @@ def harm(error: ServerError, history: History) -> str | None:
     }
     what = known.get(code)
     if what is None and f"{LOCK} {history.name} " in error.context:
-        what = {
-            INSUFFICIENT_PRIVILEGE: f"may not be written by {one_line(history.user)} any more",
-            UNDEFINED_TABLE: gone,
-            INVALID_SCHEMA_NAME: gone,
-            WRONG_OBJECT_TYPE: gone,
-        }.get(code)
+        denied = f"may not be written by {one_line(history.user)} any more"
+        what = denied if code == INSUFFICIENT_PRIVILEGE else gone if code in GONE else None
     if what is None:
         return None
     return f"ampd's history table {history.shown_name} {what} while this migration ran"

@@ -11,7 +11,7 @@ import msgspec
 
 from ampd.advisory_lock import lock_acquired_sql
 from ampd.postgres.quoting import identifier, literal
-from ampd.sqlstates import ALTERED, EMPTIED, ESCAPED, EXPOSED, MOVED, REPLACED
+from ampd.sqlstates import ALTERED, EMPTIED, ESCAPED, EXPOSED, INVALID_TEXT_REPRESENTATION, MOVED, REPLACED
 from ampd.version import VERSION
 
 from .table import LOCK
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from ampd.migration import Migration
     from ampd.postgres.connection import Session
+    from ampd.postgres.server_error import ServerError
 
     from .table import History
 
@@ -188,51 +189,72 @@ def _started_sql(version: str, name: str, checksum: str) -> str:
 def prepare_sql(history: History, ours: str, settings: str) -> str:
     """Return a part of `enter_sql` that prepares four statements, whose names begin with the word `ours`.
 
-    `…_same` returns a row if the catalog has the history as this transaction has found it: the rows of table, columns
-    and schema are the same versions, and no index is on it that the whole check refuses. To look at that is much
-    cheaper than the whole check; and to run a statement, than to plan it. `…_begin` does the same if it has acquired
-    the lock, and evaluates `settings`, an SQL expression for a list of expressions. Only after one of these may
-    `…_enter` and `…_leave` be run: a trigger would fire even for a statement that finds no row. Each returns a row if
-    it has done its work, and else has done nothing: then `enter_sql` and `leave_sql` tell what is wrong.
+    `…_begin` checks that the catalog has the history as this transaction has found it, acquires the lock and evaluates
+    `settings`, an SQL expression for a list of expressions; `…_enter` records a migration as started, `…_end` checks
+    the catalog once more and that the transaction is the one that has started it, and `…_leave` records it as finished.
+    To look whether the rows of the catalog are the same versions is much cheaper than the whole check; and to run a
+    statement, than to plan it. What is not as it should be ends in an error, see `is_other`: then `enter_sql` and
+    `leave_sql` tell what it is.
 
     They are run on any search path: what they name is qualified, operators included.
     """
     eq, quote = "OPERATOR(pg_catalog.=)", f"${ours}_sql$"
-    columns = "pg_catalog.string_agg(pg_catalog.concat(ctid, xmin), ' ' ORDER BY attnum)"
+    other = f"pg_catalog.concat('{_other(ours)}')::pg_catalog.bool"  # fails; a constant would as soon as it is planned
+    versions = "pg_catalog.string_agg(pg_catalog.concat(ctid, xmin), ' ' ORDER BY {})".format
+    columns, dependents = versions("attnum"), versions("ctid")
+    # Whatever is made for a table depends on it: an index, a trigger, a rule, a policy.
     same = f"""EXISTS (SELECT FROM pg_catalog.pg_class
         WHERE oid {eq} %1$s AND ctid {eq} %2$L::pg_catalog.tid AND xmin {eq} %3$L::pg_catalog.xid)
       AND EXISTS (SELECT FROM pg_catalog.pg_namespace
         WHERE oid {eq} %4$s AND ctid {eq} %5$L::pg_catalog.tid AND xmin {eq} %6$L::pg_catalog.xid)
       AND (SELECT {columns} FROM pg_catalog.pg_attribute WHERE attrelid {eq} %1$s) {eq} %7$L
-      AND NOT EXISTS (SELECT FROM pg_catalog.pg_index
-        WHERE indrelid {eq} %1$s AND (indexprs IS NOT NULL OR indpred IS NOT NULL))"""
+      AND (SELECT {dependents} FROM pg_catalog.pg_depend
+        WHERE refclassid {eq} {_PG_CLASS} AND refobjid {eq} %1$s) {eq} %8$L"""
     entering = f"""PREPARE {ours}_enter (pg_catalog.int8, pg_catalog.text, pg_catalog.text, pg_catalog.text) AS
       INSERT INTO {history.name} {_STARTED}
       SELECT {_started_sql("$1", "$2", "$3")}
-      WHERE COALESCE((SELECT {_NEWEST} FROM ONLY {history.name} h ORDER BY h.version DESC LIMIT 1), '')
-        {eq} $4 RETURNING version"""
-    leaving = f"""PREPARE {ours}_leave (pg_catalog.int8, pg_catalog.int4, pg_catalog.int8) AS
+      WHERE CASE WHEN COALESCE(
+          (SELECT {_NEWEST} FROM ONLY {history.name} h ORDER BY h.version DESC LIMIT 1), '') {eq} $4
+        THEN true ELSE {other} END"""
+    ended = f"""EXISTS (SELECT FROM ONLY {history.name} h
+        WHERE h.version {eq} $1 AND h.xmin {eq} pg_catalog.pg_current_xact_id()::pg_catalog.xid)
+      AND ($2 IS NULL OR EXISTS (SELECT FROM ONLY {history.name} h WHERE h.version {eq} $2))
+      AND NOT EXISTS (SELECT FROM pg_catalog.pg_prepared_statements
+        WHERE from_sql AND NOT pg_catalog.starts_with(name, {literal(ours)}))"""
+    leaving = f"""PREPARE {ours}_leave (pg_catalog.int8, pg_catalog.int4) AS
       UPDATE ONLY {history.name} h SET finished_at = pg_catalog.clock_timestamp(), statements_done = $2
-      WHERE h.version {eq} $1 AND h.xmin {eq} pg_catalog.pg_current_xact_id()::pg_catalog.xid
-        AND ($3 IS NULL OR EXISTS (SELECT FROM ONLY {history.name} o WHERE o.version {eq} $3))
-        AND NOT EXISTS (SELECT FROM pg_catalog.pg_prepared_statements
-          WHERE from_sql AND NOT pg_catalog.starts_with(name, {literal(ours)}))
-      RETURNING pg_catalog.pg_advisory_unlock_all()"""
+      WHERE h.version {eq} $1"""
     # A flag for triggers and rules stays set for a while after the last one was dropped: then nothing is the same.
     return f"""
     DECLARE
       same pg_catalog.text := COALESCE((
         SELECT format({quote}{same}{quote}, c.oid, c.ctid, c.xmin, n.oid, n.ctid, n.xmin,
-          (SELECT {columns} FROM pg_attribute WHERE attrelid = c.oid))
+          (SELECT {columns} FROM pg_attribute WHERE attrelid = c.oid),
+          (SELECT {dependents} FROM pg_depend WHERE refclassid = {_PG_CLASS} AND refobjid = c.oid))
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE {_is_named_sql(history)} AND NOT ({MAY_FIRE} OR c.relrowsecurity)), 'false');
     BEGIN
-      EXECUTE concat('PREPARE {ours}_begin AS SELECT pg_catalog.concat(', {settings},
-        ') WHERE {lock_acquired_sql(history.lock_key)} AND ', same);
-      EXECUTE concat('PREPARE {ours}_same AS SELECT true WHERE ', same);
+      EXECUTE concat({quote}PREPARE {ours}_begin AS SELECT CASE
+        WHEN {lock_acquired_sql(history.lock_key)} AND {quote}, same,
+        ' THEN pg_catalog.concat(', {settings}, {quote}) ELSE {other}::pg_catalog.text END{quote});
+      EXECUTE concat({quote}PREPARE {ours}_end (pg_catalog.int8, pg_catalog.int8) AS SELECT CASE
+        WHEN {quote}, same, {quote} AND {ended}
+        THEN pg_catalog.concat(pg_catalog.pg_advisory_unlock_all()) ELSE {other}::pg_catalog.text END{quote});
     END;
     EXECUTE {quote}{entering}{quote};
     EXECUTE {quote}{leaving}{quote};"""
+
+
+_PG_CLASS = 1259  # the oid of pg_class, on every server
+
+
+def is_other(error: ServerError, ours: str) -> bool:
+    """Return whether a statement of `prepare_sql` has found that something is not as it was."""
+    return error.sqlstate == INVALID_TEXT_REPRESENTATION and _other(ours) in error.message
+
+
+def _other(ours: str) -> str:
+    return f"{ours}: not as it was"
 
 
 def adopt_sql(history: History, migrations: Iterable[tuple[Migration, str | None]], source: str | None) -> str:

@@ -131,7 +131,12 @@ class Session:
     @property
     def found(self) -> str:
         """Return the name of the prepared statement that holds what others had set; empty if nobody shares it."""
-        return f"ampd_{self.nonce}_found" if self.shared else ""
+        return f"{self.ours}_found" if self.shared else ""
+
+    @property
+    def ours(self) -> str:
+        """Return what the names of our prepared statements begin with."""
+        return f"{APPLICATION_NAME}_{self.nonce}"
 
     async def run(
         self, message: str, *, on_note: Callable[[str], None] | None = None, on_event: OnEvent = ignore
@@ -188,7 +193,8 @@ class Session:
 
     def _encoding(self) -> str:
         """Return the client_encoding, as the server has last reported it; not everything before a server does."""
-        return str(getattr(self.connection.get_settings(), "client_encoding", "UTF8"))
+        reported = str(getattr(self.connection.get_settings(), "client_encoding", "UTF8"))
+        return "UTF8" if reported == "'utf-8'" else reported  # as PgBouncer repeats what the driver has asked for
 
     def note_sql(self, expression: str) -> str:
         """Return a PL/pgSQL statement that sends the value of an SQL expression to `on_note`."""
