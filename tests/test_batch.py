@@ -9,10 +9,14 @@ import pytest
 
 import ampd
 from ampd import Limits, LockTimeout, Migration, MigrationFailed
-from ampd.apply import batch
+from ampd.apply import batch, transaction_message
+from ampd.apply import transaction as applying_in_transactions
+from ampd.apply.batch import Batch
+from ampd.apply.message import Message
 from ampd.apply.tracker import BatchTracker
 from ampd.postgres import connection
 from ampd.postgres.connection import Session
+from ampd.sql.slices import Slices
 from tests.scenes import (
     Heard,
     blind_to_problems,
@@ -255,6 +259,43 @@ async def test_a_message_has_a_size(database: Database, monkeypatch: pytest.Monk
         await ampd.migrate(url, migrations=tables(25))
         assert proxy.round_trips == 1 + 3
     assert await applied(database) == list(range(1, 26))
+
+
+@pytest.mark.one_version
+async def test_the_next_message_is_composed_while_the_server_is_at_work(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not after the answer to the one before it, which would be time lost."""
+    steps: list[str] = []
+    run, composing = Session.run, transaction_message.composing
+
+    async def observed(session: Session, message: str, **options: Any) -> None:
+        await run(session, message, **options)
+        steps.append("answered")
+
+    def composed(session: Session, batch: Batch, numbers: range, *rest: Any) -> Slices[Message]:
+        steps.append(f"composing {numbers.start}")
+        return composing(session, batch, numbers, *rest)
+
+    monkeypatch.setattr(Session, "run", observed)
+    monkeypatch.setattr(applying_in_transactions, "composing", composed)
+    monkeypatch.setattr(batch, "MESSAGE", 2 * (batch.ENVELOPE + 30))
+    await ampd.migrate(database.url, migrations=tables(6))
+    first = steps.index("composing 0")
+    assert steps[first:] == ["composing 0", "composing 2", "answered", "composing 4", "answered", "answered"]
+
+
+@pytest.mark.one_version
+@pytest.mark.parametrize("change", ["DEALLOCATE ALL", "GRANT SELECT ON ALL TABLES IN SCHEMA public TO PUBLIC"])
+@pytest.mark.parametrize("where", [1, 2, 3, 4])
+async def test_a_message_that_was_composed_for_another_case_is_not_sent(
+    database: Database, monkeypatch: pytest.MonkeyPatch, change: str, where: int
+) -> None:
+    """Where a message has ended early, the next one begins at another migration, and with the whole check."""
+    monkeypatch.setattr(batch, "MESSAGE", 2 * (batch.ENVELOPE + 80))
+    files = scripts(*(f"CREATE TABLE t{number} (); {change if number == where else ''}" for number in range(1, 7)))
+    await ampd.migrate(database.url, migrations=files)
+    assert await applied(database) == list(range(1, 7))
 
 
 @pytest.mark.one_version

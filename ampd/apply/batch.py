@@ -36,6 +36,7 @@ class Batch:
         self.at_end: bool = False  # the current one's script has ended: whether it is committed only the history tells
         self.alone = False  # one for each message: the server has refused one of several
         history = executions[0].history
+        self.created: History = msgspec.structs.replace(history, table_exists=True, schema_exists=True)
         # Each migration makes the whole check: prepared statements would often find that something is not as it was,
         # as they always do with row level security.
         self.unprepared: bool = history.table is not None and history.table.row_security
@@ -59,14 +60,14 @@ class Batch:
             self.done += 1
             self._on_applied(execution)
 
-    def next_message(self) -> range:
-        """Return the numbers of those that go into the next message."""
-        stop = self.done + 1
+    def next_message(self, start: int) -> range:
+        """Return the numbers of those that go into the next message, which begins with that one."""
+        stop = start + 1
         if not self.alone:
-            size = self._size(self.done)
+            size = self._size(start)
             while stop < len(self) and (size := size + self._size(stop)) <= MESSAGE:
                 stop += 1
-        return range(self.done, stop)
+        return range(start, stop)
 
     def _size(self, number: int) -> int:
         return len(self._executions[number].migration.sql) + (WHOLE_ENVELOPE if self.unprepared else ENVELOPE)
@@ -75,12 +76,9 @@ class Batch:
         """Return `History.newest` as a migration of the batch has to find it, and the version in it."""
         return self._before[number]
 
-    def history(self, *, created: bool = False) -> History:
-        """Return the history that the next transaction finds, but for the rows of this batch; or once it is created."""
-        history = self._executions[0].history
-        if self.done == 0 and not created:
-            return history
-        return msgspec.structs.replace(history, table_exists=True, schema_exists=True)
+    def history(self, number: int) -> History:
+        """Return the history as a migration finds it, but for the rows of this batch."""
+        return self._executions[0].history if number == 0 else self.created
 
 
 def _newest_before(history: History, versions: Iterable[int]) -> Iterator[tuple[str, int | None]]:

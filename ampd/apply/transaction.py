@@ -20,6 +20,7 @@ from ampd.sqlstates import (
     NO_ACTIVE_SQL_TRANSACTION,
 )
 
+from .background import in_background
 from .diagnosis import UNREAD, migration_error
 from .location import location_of
 from .message import Message
@@ -56,26 +57,42 @@ async def apply_transactions(session: Session, batch: Batch) -> None:
         LockUnavailable: worth another attempt; the same.
         AmpdError: the current migration failed; nothing of it is left.
     """
+    composed: Message | None = None
     while batch.done < len(batch):
         await session.reopen()  # it may not have answered when the last message was rolled back
-        await _apply_next(session, batch)
+        composed = await _apply_next(session, batch, composed)
 
 
-async def _apply_next(session: Session, batch: Batch) -> None:
-    """Apply those that go into the next message; with luck all of them."""
-    numbers = batch.next_message()
+async def _apply_next(session: Session, batch: Batch, composed: Message | None) -> Message | None:
+    """Apply those that go into the next message, which may be composed; with luck all of them.
+
+    Return the message after it, composed while the server was at work; None if what it depends on has come otherwise.
+    """
+    numbers = batch.next_message(batch.done)
     message, tracker = Message(), BatchTracker(session, batch)
-    pieces = list(parts(batch[numbers.start].statements)) if len(numbers) == 1 else []
+    following: Message | None = None
+
+    async def compose_following() -> None:
+        nonlocal following
+        if following is None and numbers.stop < len(batch):
+            after = batch.next_message(numbers.stop)
+            if _parts(batch, after) == [None]:
+                following = await in_slices(composing(session, batch, after))
+
     try:
-        for part in pieces if len(pieces) > 1 else [None]:
-            message = await in_slices(composing(session, batch, numbers, part, tracker.transaction or ""))
+        for part in _parts(batch, numbers):
+            if composed is None:
+                composed = await in_slices(composing(session, batch, numbers, part, tracker.transaction or ""))
+            message, composed = composed, None
             tracker.running = -1
             try:
-                await session.run(str(message), on_note=tracker, on_event=batch.current().on_event)
+                async with in_background(compose_following):
+                    await session.run(str(message), on_note=tracker, on_event=batch.current().on_event)
             except ServerError as error:
                 await _end_anyway(session, batch, error)
                 numbers = range(numbers.start, batch.done + 1)
                 batch.unprepared = len(numbers) < _FEW
+                following = None
     except BaseException as error:
         await session.recover(BEYOND_ROLLBACK)
         if not isinstance(error, ServerError):
@@ -83,13 +100,20 @@ async def _apply_next(session: Session, batch: Batch) -> None:
         if tracker.begun and not batch.unprepared and _is_about_prepared(error, session):
             # The next message begins here, with a whole check.
             batch.unprepared = batch.at_end or batch.done - numbers.start < _FEW
-            return
+            return None
         together, batch.alone = not batch.alone and len(numbers) > 1, True
         if together and not tracker.begun:
-            return  # the server reads a message whole before it runs any of it: send them one by one
+            return None  # the server reads a message whole before it runs any of it: send them one by one
         refused = refused_error(error, batch.current(), message, tracker.running, counts_bytes=session.counts_bytes)
         raise refused from error
     batch.reach(numbers.stop)
+    return following
+
+
+def _parts(batch: Batch, numbers: range) -> list[range | None]:
+    """Return the parts of the only migration of a message that is too large for one; else None alone."""
+    pieces = list(parts(batch[numbers.start].statements)) if len(numbers) == 1 else []
+    return [*pieces] if len(pieces) > 1 else [None]
 
 
 async def _end_anyway(session: Session, batch: Batch, error: ServerError) -> None:

@@ -162,7 +162,7 @@ class _Envelope:
         reset = self._reset()
         if self._session.shared and self._prepares:
             reset = f"{NO_STATEMENT_TIMEOUT}{_block(self._stored('reset'))}; {RESET_CLIENT_ENCODING}"
-        role = set_role_sql(self._batch.history().role, local=True)
+        role = set_role_sql(self._batch.created.role, local=True)
         leave = self._leave(number, last=last) if self._prepares else self._leave_whole(number, last=last)
         return f"{marker}{RUN_DEFERRED}{reset}{RESET_OBJECTS}{role}{leave} COMMIT;\n"
 
@@ -187,7 +187,7 @@ class _Envelope:
 
     def _enter(self, number: int, *values: str) -> str:
         """Return the statements that record a migration as started: version, name, checksum, newest."""
-        history = self._batch.history(created=True)
+        history = self._batch.created
         prepare = ""
         if number == self._numbers.start:
             started = self._session.note_text_sql("0")
@@ -200,8 +200,8 @@ class _Envelope:
 
     def _enter_whole(self, number: int, *values: str) -> str:
         """Return the same with the whole check."""
-        history, prepare = self._batch.history(created=True), ""
-        if number == self._numbers.start and not self._batch.history().table_exists:
+        history, prepare = self._batch.created, ""
+        if number == self._numbers.start and not self._batch.history(number).table_exists:
             prepare = self._prepare(number)
         insert = writing.insert_values_sql(history, *values[:3])
         enter = (
@@ -218,7 +218,7 @@ class _Envelope:
 
     def _prepare(self, number: int) -> str:
         """Return PL/pgSQL that takes the lock, makes the history if there is none, and prepares what is to be run."""
-        history = self._batch.history()
+        history = self._batch.history(number)
         prepare = ""
         if self._prepares:
             prepare = writing.prepare_sql(history, self._ours, "settings") + "".join(
@@ -250,7 +250,7 @@ class _Envelope:
         forget = f"PERFORM pg_catalog.pg_advisory_unlock_all(); {deallocate_sql(ours)};"
         after = forget_settings_sql(self._session.found) if last and self._session.shared else ""
         limit = milliseconds(self._batch[number].lock_timeout_secs)
-        leave = writing.leave_sql(self._batch.history(created=True), *self._leaving(number))
+        leave = writing.leave_sql(self._batch.created, *self._leaving(number))
         return f"SET LOCAL lock_timeout = {limit}; {_block(f'{forget}{leave}{after}')};"
 
     def _leaving(self, number: int) -> tuple[str, str, str]:
