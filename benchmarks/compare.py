@@ -32,7 +32,10 @@ class CommandError(Exception):
 
 
 async def compare(
-    server: Server, rounds_by_delay: Mapping[float, int] = ROUNDS_BY_DELAY, start_rounds: int = START_ROUNDS
+    server: Server,
+    rounds_by_delay: Mapping[float, int] = ROUNDS_BY_DELAY,
+    start_rounds: int = START_ROUNDS,
+    longest_wait: float = LONGEST_WAIT,
 ) -> PeersRecord:
     """Measures all subjects interleaved: each runs once in every round, and every round begins with another one."""
     found = [obtain(peer) for peer in PEERS]
@@ -46,13 +49,11 @@ async def compare(
                 for number in range(rounds):
                     _tell(f"round {number + 1} of {rounds}, {delay * 1000:g} ms each way")
                     for subject in _rotated(subjects, number):
-                        folder, scenarios = folders[subject.name], _scenarios(subject, delay, samples)
-                        samples += [
-                            sample
-                            async for sample in _migrate_twice(
-                                server, proxy, subject, folder, delay=delay, number=number, scenarios=scenarios
-                            )
-                        ]
+                        waits = {s.scenario: s.round_trips * 2 * delay for s in samples if s.subject == subject.name}
+                        scenarios = [scenario for scenario in SCENARIOS if waits.get(scenario, 0) <= longest_wait]
+                        proxy.delay = delay
+                        taken = _migrate_twice(server, proxy, subject, folders[subject.name], number, scenarios)
+                        samples += [sample async for sample in taken]
         _tell("process start")
         samples += [sample async for sample in _starts(server, folders[AMPD.name], start_rounds)]
     return PeersRecord(
@@ -76,24 +77,12 @@ async def run(argv: Sequence[str], folder: Path, **environment: str) -> float:
     return seconds
 
 
-def _scenarios(subject: Subject, delay: float, samples: Sequence[Sample]) -> list[Scenario]:
-    round_trips = {sample.scenario: sample.round_trips for sample in samples if sample.subject == subject.name}
-    return [scenario for scenario in SCENARIOS if round_trips.get(scenario, 0) * 2 * delay <= LONGEST_WAIT]
-
-
 async def _migrate_twice(
-    server: Server,
-    proxy: Proxy,
-    subject: Subject,
-    folder: Path,
-    *,
-    delay: float,
-    number: int,
-    scenarios: Sequence[Scenario],
+    server: Server, proxy: Proxy, subject: Subject, folder: Path, number: int, scenarios: Sequence[Scenario]
 ) -> AsyncIterator[Sample]:
-    """Migrates an empty database, and once more; what is in none of the scenarios runs unmeasured, and undelayed."""
+    """Migrates an empty database, and once more; what is none of the scenarios runs unmeasured, and undelayed."""
     await server.create_anew(DATABASE)
-    url = server.url_of(DATABASE, through=proxy.port)
+    url, delay = server.url_of(DATABASE, through=proxy.port), proxy.delay
     for scenario in SCENARIOS:
         proxy.reset()
         proxy.delay = delay if scenario in scenarios else 0.0

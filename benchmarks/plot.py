@@ -74,6 +74,8 @@ def stall_plot(record: StallRecord) -> str:
 def _bars(record: PeersRecord, scenario: Scenario) -> list[Bar]:
     bars = []
     for name in by_round_trips(record, scenario):
+        if PLOTTED_DELAY_MS not in record.delays(name, scenario):
+            continue
         seconds = record.median(name, scenario, PLOTTED_DELAY_MS)
         trips = record.median(name, scenario, PLOTTED_DELAY_MS, lambda sample: sample.round_trips)
         bars.append(Bar(name, seconds, f"{seconds:.2f} s, {trips:g} round trip{'' if trips == 1 else 's'}"))
