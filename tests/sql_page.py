@@ -68,14 +68,14 @@ GROUPS: dict[str, tuple[Kind, ...]] = {
     "Every run": (
         Kind(
             "Reading the history",
-            r"'holder_known', false",
+            r"'expected', same\)",
             "The one message of a run that has nothing to do: finds the history table, locks it, looks at it by its "
             "oid, and reads its rows only if its owner and that of its schema are trusted and nothing on it would run "
             "code.",
         ),
         Kind(
             "Reading it again",
-            r"'holder_known', true",
+            r"'expected', same, 'holder', holder\)",
             "As above, and who holds the advisory lock: sent while waiting for it, and before a no-transaction file.",
             like="Reading the history",
         ),

@@ -19,6 +19,7 @@ from ampd.advisory_lock import holder_sql, lock_key
 from ampd.display import one_line
 from ampd.errors import LockTimeout
 from ampd.migration import AppliedMigration
+from ampd.other_sessions import Holder
 from ampd.postgres.quoting import do_block, literal
 from ampd.sql.slices import Slices, in_slices, mapping
 from ampd.sqlstates import REPLACED
@@ -33,7 +34,7 @@ from .distrust import (
     path_sql,
     search_path_error,
 )
-from .table import LOCK, History, pin_session_sql
+from .table import LOCK, History, Owner, Table, pin_session_sql
 from .trust import (
     COLUMNS,
     LAST,
@@ -43,6 +44,7 @@ from .trust import (
     alterations_sql,
     columns_sql,
     fires_sql,
+    known_role_sql,
     managed_schema_sql,
     trusted_role_sql,
 )
@@ -94,7 +96,11 @@ class _Answer(msgspec.Struct, frozen=True):
     history: History
     rows: tuple[_Row, ...] | None
     fit: bool | None  # whether all rows are of a size that ampd writes; None without rows
-    expected: bool = False  # the rows are those of the expected files, and left out
+    expected: bool | None = None  # the rows are those of the expected files, and left out
+    unaltered: bool | None = None  # whether the table is as ampd has made it; None without one
+    table: Table | None = None
+    schema_owner: Owner | None = None
+    holder: Holder | None = None
 
 
 def digesting(files: Iterable[Migration]) -> Slices[str]:
@@ -102,9 +108,10 @@ def digesting(files: Iterable[Migration]) -> Slices[str]:
 
     The server computes the same of its rows, so that a history need not travel only to be found as expected.
     """
-    digest = sha256()
+    digest, between = sha256(), b""
     for file in files:
-        digest.update(f"{file.version} {file.checksum.hex()} {file.name.encode().hex()}\n".encode())
+        digest.update(between + file.checksum + f"{file.version} {file.name}".encode())
+        between = b"\0"
         yield
     return digest.hexdigest()
 
@@ -125,9 +132,17 @@ def _expected_row(file: Migration) -> AppliedMigration:
 _UNKNOWN = datetime.fromtimestamp(0, UTC)
 
 # Of the rows h, in the order of their versions; one that is unfinished, or too large, is none that a file could give.
-_DIGEST = """bool_and(ampd_fit AND finished_at IS NOT NULL)
-  AND encode(sha256(convert_to(string_agg(concat(version, ' ', encode(checksum, 'hex'), ' ',
-    encode(convert_to(name, 'UTF8'), 'hex'), chr(10)), '' ORDER BY version), 'UTF8')), 'hex')"""
+# The text of each is hashed as it would be sent, in UTF-8, between a checksum of a fixed size and a zero byte.
+_DIGEST = """bool_and(ampd_fit AND finished_at IS NOT NULL AND octet_length(checksum) = 32)
+    AND encode(sha256(string_agg(checksum || textsend(concat(version, ' ', name)), decode('00', 'hex') ORDER BY version)
+      FILTER (WHERE ampd_fit)), 'hex')"""
+
+# The limit on a statement that runs is the one that held when it began. What the block does not reach is not parsed,
+# and what it repeats is not planned again.
+_BEGIN = (
+    "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = '30s'; "
+    "SET LOCAL check_function_bodies = off; SET LOCAL plan_cache_mode = force_generic_plan"
+)
 
 
 async def read(
@@ -159,12 +174,20 @@ async def read(
             f"{one_line(place.table)} in {one_line(place.schema or 'the search path')}",
             f"a row of it cannot be read: {error}",
         ) from error
-    history = msgspec.structs.replace(answer.history, place=place, applied=applied)
+    history = msgspec.structs.replace(
+        answer.history,
+        table=answer.table,
+        schema_owner=answer.schema_owner,
+        holder_known=who is not None,
+        holder=answer.holder,
+        place=place,
+        applied=applied,
+    )
     session.role, session.pooled = history.user, history.pid != session.server_pid
     if history.schema is None:
         raise search_path_error(one_line(history.user), await session.ask(path_sql(session), SearchPath))
     if (table := history.table) is not None:
-        if table.trusted and not table.unaltered:
+        if table.trusted and not answer.unaltered:
             alterations = await session.ask(alterations_sql(session, table.oid), list[str])
             raise not_ours_error(history.shown_name, f"it {', and '.join(map(one_line, alterations))}")
         check_trust(history, table)
@@ -207,32 +230,23 @@ END IF;"""
         if who is not None
         else ""
     )
-    document = f"""jsonb_build_object('rows', applied, 'fit', fit, 'expected', same IS TRUE,
-  'history', jsonb_build_object(
-    'database', current_database(), 'user', current_user, 'pid', pg_backend_pid(),
-    'host', host(inet_server_addr()), 'port', inet_server_port(),
-    'read_only', pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on',
-    'schema', CASE WHEN home IS NULL THEN first ELSE place END,
-    'schema_exists', s.oid IS NOT NULL,
-    'schema_owner', CASE WHEN s.owner IS NOT NULL THEN jsonb_build_object(
-      'oid', s.owner::int8, 'name', pg_get_userbyid(s.owner), 'trusted', schema_trusted) END,
-    'table_exists', home IS NOT NULL, 'table', CASE WHEN home IS NOT NULL THEN to_jsonb(t) || jsonb_build_object(
-      'trusted', trusted, 'readable', readable, 'unaltered', u.unaltered, 'hidden', hidden) END,
-    {"'role_refused', refused, " if role else ""}'holder_known', {"false" if who is None else "true"},
-    'holder', {"holder" if find_holder else "NULL"}))"""
+    document = f"""jsonb_build_object('history', h, 'schema_owner', CASE WHEN s.oid IS NOT NULL THEN s END,
+  'table', CASE WHEN t.oid IS NOT NULL THEN t END, 'unaltered', h.unaltered, 'rows', applied, 'fit', fit,
+  'expected', same{", 'holder', holder" if find_holder else ""})"""
     # Who only reads need not be a member of the role.
     set_role_sql = f"""
   BEGIN
     PERFORM pg_catalog.set_config('role', {literal(role)}, true);
   EXCEPTION WHEN OTHERS THEN refused := SQLERRM;
   END;"""
-    # A table that cannot be locked is looked for again. Who is trusted is asked where it is not us. concat() takes any
-    # type as it prints itself, and so runs no cast of anybody's: a schema can be renamed under us.
+    # A table that cannot be locked is looked for again. Nearly all of the time goes to planning: what is rarely needed
+    # (which triggers and rules there are, what else is known of an owner) is asked in statements of its own.
+    # concat() takes any type as it prints itself, and so runs no cast of anybody's: a schema can be renamed under us.
     cells = ", ".join(f"concat({name})" for name in (*COLUMNS, "ampd_mark") if name != LAST)
     sizes = " + ".join(f"pg_column_size({name})" for name in ("name", "checksum", "applied_by", "ampd_version"))
     compare = (
         f"""
-      EXECUTE concat($digest$SELECT {_DIGEST} = '{known}' $digest$, source) INTO same;"""
+  EXECUTE concat($digest$SELECT {_DIGEST} = '{known}' $digest$, source) INTO same;"""
         if known
         else ""
     )
@@ -240,75 +254,73 @@ END IF;"""
 DECLARE
 places pg_catalog.name[] := {places};
 place pg_catalog.name;
-first pg_catalog.name;
 home pg_catalog.oid;
 locked pg_catalog.oid;
 t pg_catalog.record;
-u pg_catalog.record;
 s pg_catalog.record;
-readable pg_catalog.bool;
-trusted pg_catalog.bool;
-hidden pg_catalog.bool;
-owners pg_catalog.oid[];
-schema_trusted pg_catalog.bool;
+h pg_catalog.record;
 {"refused pg_catalog.text;" if role else ""}
+source pg_catalog.text;
+same pg_catalog.bool;
 applied pg_catalog.jsonb;
 fit pg_catalog.bool;
-same pg_catalog.bool;
-source pg_catalog.text;
 {"holder pg_catalog.jsonb; progress pg_catalog.jsonb;" if find_holder else ""}
 BEGIN{set_role_sql if role else ""}{pin_session_sql(f"{READ_LOCK_SECS}s", bytea_output="hex")}
-FOR attempt IN 1..5 LOOP
-  home := NULL; readable := NULL;
-  FOREACH place IN ARRAY places LOOP
-    CONTINUE WHEN starts_with(place, 'pg_temp_');
-    first := coalesce(first, place);
-    home := to_regclass(quote_ident(place) || {literal(f".{table}")});
-    EXIT WHEN home IS NOT NULL;
+<<found>>
+BEGIN
+  FOR attempt IN 1..5 LOOP
+    FOREACH place IN ARRAY places LOOP
+      home := CASE WHEN NOT starts_with(place, 'pg_temp_')
+        THEN to_regclass(quote_ident(place) || {literal(f".{table}")}) END;
+      EXIT WHEN home IS NOT NULL;
+    END LOOP;
+    SELECT c.oid::int8 AS oid, c.relowner::int8 AS owner_oid, pg_get_userbyid(c.relowner) AS owner,
+        {known_role_sql("c.relowner", role)} AS trusted, c.relnamespace,
+        c.relkind = 'r' AND has_table_privilege(c.oid, 'SELECT') AS readable, {PLAIN} AS plain, {MAY_FIRE} AS may_fire,
+        c.relrowsecurity AS row_security, c.relrowsecurity AND row_security_active(c.oid) AS hidden
+      INTO t FROM pg_class c WHERE c.oid = home;
+    EXIT found WHEN home IS NULL OR NOT t.readable OR home = locked;
+    BEGIN
+      EXECUTE format('{LOCK} %I.{named} IN ACCESS SHARE MODE', place);
+      locked := home;
+    EXCEPTION WHEN undefined_table OR wrong_object_type OR insufficient_privilege THEN NULL;
+    END;
   END LOOP;
-  EXIT WHEN home IS NULL;
-  readable := (SELECT relkind = 'r' AND has_table_privilege(oid, 'SELECT') FROM pg_class WHERE oid = home);
-  EXIT WHEN NOT readable OR home = locked;
-  IF attempt = 5 THEN
-    RAISE EXCEPTION 'the history table is replaced all the time' USING ERRCODE = '{REPLACED}';
-  END IF;
-  BEGIN
-    EXECUTE format('{LOCK} %I.{named} IN ACCESS SHARE MODE', place);
-    locked := home;
-  EXCEPTION WHEN undefined_table OR wrong_object_type OR insufficient_privilege THEN NULL;
-  END;
-END LOOP;
-SELECT c.oid::int8 AS oid, c.relowner::int8 AS owner_oid, pg_get_userbyid(c.relowner) AS owner,
-    c.relrowsecurity AS row_security, c.relnamespace, {PLAIN} AS plain, {MAY_FIRE} AS may_fire
-  INTO t FROM pg_class c WHERE c.oid = home;
-SELECT t.plain AND {SHAPED} AND NOT (t.may_fire AND {fires_sql("home")}) AS unaltered,
-    bool_or(attname = '{LAST}') AS roomy
-  INTO u FROM {columns_sql("home")};
-SELECT oid, nspowner AS owner INTO s FROM pg_namespace
-  WHERE oid = coalesce(t.relnamespace, to_regnamespace(quote_ident(first)));
-trusted := t.owner = current_user;
-schema_trusted := pg_get_userbyid(s.owner) = current_user;
-IF NOT (coalesce(trusted, true) AND schema_trusted) THEN
-  owners := ARRAY(SELECT r.oid FROM pg_roles r WHERE r.oid IN (t.owner_oid, s.owner)
-    AND {trusted_role_sql(role)});
-  trusted := t.owner_oid = ANY (owners);
-  schema_trusted := s.owner = ANY (owners) OR {managed_schema_sql("s.oid", "s.owner")};
+  RAISE EXCEPTION 'the history table is replaced all the time' USING ERRCODE = '{REPLACED}';
+END;
+IF home IS NULL THEN
+  place := (SELECT name FROM unnest(places) name WHERE NOT starts_with(name, 'pg_temp_') LIMIT 1);
 END IF;
-IF home IS NOT NULL THEN
-  hidden := t.row_security AND row_security_active(home);
-  IF readable AND trusted AND schema_trusted AND u.unaltered AND NOT hidden THEN
-    source := format('FROM (SELECT h.*, %1$s AS ampd_mark, h.tableoid = %2$s
-        AND coalesce({sizes} + coalesce(pg_column_size(%1$s), 0), {_LONGEST_ROW}) < {_LONGEST_ROW} AS ampd_fit
-      FROM ONLY %3$I.{named} h LIMIT {_MOST_ROWS + 1}) h', CASE WHEN u.roomy THEN '{LAST}' ELSE 'NULL' END,
-      home, place);{compare}
-    IF same IS NOT TRUE THEN
-      EXECUTE concat('SELECT jsonb_agg(ARRAY[{cells}]) FILTER (WHERE ampd_fit), bool_and(ampd_fit) ', source)
-        INTO applied, fit;
-    END IF;
+SELECT n.oid AS schema, nspowner::int8 AS oid, pg_get_userbyid(nspowner) AS name,
+    {known_role_sql("nspowner", role)} AS trusted
+  INTO s FROM pg_namespace n WHERE n.oid = coalesce(t.relnamespace, to_regnamespace(quote_ident(place)));
+SELECT current_database() AS database, current_user AS "user", pg_backend_pid() AS pid,
+    host(inet_server_addr()) AS host, inet_server_port() AS port,
+    pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on' AS read_only,
+    place AS schema, s.oid IS NOT NULL AS schema_exists, t.oid IS NOT NULL AS table_exists,
+    {"refused AS role_refused, " if role else ""}t.plain AND {SHAPED} AS unaltered,
+    bool_or(attname = '{LAST}') AS roomy
+  INTO h FROM {columns_sql("home")};
+IF t.may_fire AND h.unaltered THEN
+  h.unaltered := NOT {fires_sql("home")};
+END IF;
+IF NOT (coalesce(t.trusted, true) AND s.trusted) THEN
+  SELECT bool_or(r.oid = t.owner_oid) IS TRUE, bool_or(r.oid = s.oid) IS TRUE INTO t.trusted, s.trusted
+    FROM pg_roles r WHERE r.oid IN (t.owner_oid, s.oid) AND {trusted_role_sql(role)};
+  IF NOT s.trusted THEN
+    s.trusted := {managed_schema_sql("s.schema", "s.oid")};
+  END IF;
+END IF;
+IF t.readable AND t.trusted AND s.trusted AND h.unaltered AND NOT t.hidden THEN
+  source := format('FROM (SELECT h.*, %1$s AS ampd_mark, h.tableoid = %2$s
+      AND coalesce({sizes} + coalesce(pg_column_size(%1$s), 0), {_LONGEST_ROW}) < {_LONGEST_ROW} AS ampd_fit
+    FROM ONLY %3$I.{named} h LIMIT {_MOST_ROWS + 1}) h',
+    CASE WHEN h.roomy THEN '{LAST}' ELSE 'NULL' END, home, place);{compare}
+  IF same IS NOT TRUE THEN
+    EXECUTE concat('SELECT jsonb_agg(ARRAY[{cells}]) FILTER (WHERE ampd_fit), bool_and(ampd_fit) ', source)
+      INTO applied, fit;
   END IF;
 END IF;{find_holder}
 {session.note_sql(document)}
 END"""
-    # The limit on a statement that runs is the one that held when it began.
-    begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = '30s'"
-    return f"{begin}; {do_block(body)}; COMMIT"
+    return f"{_BEGIN}; {do_block(body)}; COMMIT"

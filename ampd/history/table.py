@@ -38,14 +38,17 @@ def pin_session_sql(lock_timeout: str, **settings: str) -> str:
 
     Not all servers have `restrict_nonsystem_relation_kind`, which is of August 2024.
     """
-    more = "".join(f", set_config('{name}', '{value}', true)" for name, value in settings.items())
+    pinned = {
+        "search_path": "pg_catalog, pg_temp",
+        "row_security": "off",
+        "datestyle": "ISO",
+        "lock_timeout": lock_timeout,
+        **settings,
+    }
+    calls = "".join(f"pg_catalog.set_config('{name}', '{value}', true),\n  " for name, value in pinned.items())
     return f"""
-PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
-PERFORM set_config('row_security', 'off', true), set_config('datestyle', 'ISO', true),
-  set_config('lock_timeout', '{lock_timeout}', true){more};
-IF current_setting('restrict_nonsystem_relation_kind', true) IS NOT NULL THEN
-  PERFORM set_config('restrict_nonsystem_relation_kind', 'view, foreign-table', true);
-END IF;"""
+PERFORM {calls}CASE WHEN pg_catalog.current_setting('restrict_nonsystem_relation_kind', true) IS NOT NULL
+    THEN pg_catalog.set_config('restrict_nonsystem_relation_kind', 'view, foreign-table', true) END;"""
 
 
 class Owner(msgspec.Struct, frozen=True):
@@ -64,7 +67,6 @@ class Table(msgspec.Struct, frozen=True):
     owner: str
     trusted: bool  # whether its owner is
     readable: bool  # a plain table that we have SELECT on; only then is it locked and read
-    unaltered: bool  # whether it is as ampd has made it
     row_security: bool
     hidden: bool  # whether row level security would hide rows from us
 
@@ -81,9 +83,9 @@ class History(msgspec.Struct, frozen=True):
     schema: str | None
     schema_exists: bool
     table_exists: bool
-    schema_owner: Owner | None  # None where there is no schema yet
-    holder_known: bool
-    holder: Holder | None
+    schema_owner: Owner | None = None  # None where there is no schema yet
+    holder_known: bool = False
+    holder: Holder | None = None
     role_refused: str | None = None  # why SET ROLE to the configured one failed, in the server's words
     place: Place = Place()  # as configured
     table: Table | None = None  # as it was read; None also where it was made since

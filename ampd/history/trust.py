@@ -22,16 +22,26 @@ def trusted_owner_sql(owner: str, role: str | None = None) -> str:
     return f"EXISTS (SELECT FROM pg_roles r WHERE r.oid = {owner} AND {trusted_role_sql(role)})"
 
 
+def known_role_sql(owner: str, role: str | None = None) -> str:
+    """Return an SQL expression for whether the name of `owner`, an expression of type oid, is enough to trust it.
+
+    It opens no catalog; where it is false, `trusted_owner_sql` says.
+    """
+    return f"pg_get_userbyid({owner}) IN ({_trusted_names(role)})"
+
+
 def trusted_role_sql(role: str | None = None) -> str:
     """Return a condition on the row r of pg_roles for whether what belongs to it is trusted.
 
     Trusted are the role that connects or migrates, a superuser, the owner of the database (pg_database_owner is nobody
     else), and `role`, the configured one; never a role just because we are a member of it.
     """
-    named = (f"{literal(name)}::name" for name in ("pg_database_owner", role) if name)
-    me = ", ".join(("CURRENT_USER", "SESSION_USER", *named))
-    return f"""(r.rolsuper OR r.rolname = ANY (ARRAY[{me}])
+    return f"""(r.rolsuper OR r.rolname IN ({_trusted_names(role)})
         OR r.oid = (SELECT datdba FROM pg_database WHERE datname = current_database()))"""
+
+
+def _trusted_names(role: str | None) -> str:
+    return ", ".join(("CURRENT_USER", "SESSION_USER", "'pg_database_owner'", *([literal(role)] if role else ())))
 
 
 _PUBLIC = 2200  # the oid of the schema public that a database is made with
@@ -74,7 +84,9 @@ NAMED_COUNT = len(COLUMNS) - 1
 # Whether its columns are, as an aggregate over `columns_sql`: those of a parent are inherited as well.
 SHAPED = f"""(bool_and(NOT atthasdef AND attinhcount = 0 AND atttypid < 16384
         AND (attname <> '{LAST}' OR atttypid = {_OIDS[COLUMNS[LAST]]}))
-      AND count(*) FILTER (WHERE {NAMED}) = {NAMED_COUNT})"""
+      AND array_agg(concat(attname, ' ', atttypid)) @> '{{{
+    ",".join(f"{name} {_OIDS[kind]}" for name, kind in COLUMNS.items() if name != LAST)
+}}}')"""
 
 # These flags stay set until the next VACUUM after the last trigger or rule was dropped.
 MAY_FIRE = "(c.relhastriggers OR c.relhasrules)"
