@@ -117,7 +117,7 @@ class Checksum:
         self._cut = b""  # a CR that the next piece may turn into a CRLF
 
     def update(self, piece: bytes) -> bytes:
-        """Take the next piece of the file and return it without the BOM; only the last one may be empty."""
+        """Take the next piece of the file and return it without the BOM; the last one is empty."""
         if not self._begun:
             self._begun, piece = True, piece.removeprefix(BOM)
         whole = self._cut + piece
@@ -127,9 +127,7 @@ class Checksum:
 
     def digest(self) -> bytes:
         """Return the checksum of all the pieces."""
-        last = self._hash.copy()
-        last.update(self._cut)
-        return last.digest()
+        return self._hash.digest()
 
 
 def checksum(content: bytes) -> bytes:
@@ -138,7 +136,8 @@ def checksum(content: bytes) -> bytes:
     For an LF file it equals what `sha256sum FILE` prints; a Windows checkout has the same one.
     """
     whole = Checksum()
-    whole.update(content)
+    for piece in (content, b""):
+        whole.update(piece)
     return whole.digest()
 
 

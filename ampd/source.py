@@ -7,7 +7,7 @@ from codecs import getincrementaldecoder
 from errno import ENOENT, ENOTDIR
 from pathlib import Path
 from stat import S_ISREG
-from typing import TYPE_CHECKING, TypeAlias
+from typing import IO, TYPE_CHECKING, TypeAlias
 
 from .errors import InvalidMigration
 from .migration import PACKAGED, Checksum, Migration, parse_file_name
@@ -72,14 +72,11 @@ def reading_from(folder: Path | Traversable, shown: str, hint: str) -> Slices[tu
             shown_name = file_name.encode("unicode_escape").decode()
             problems.append((shown_name, "has a character in its name that cannot be printed"))
         try:
-            if isinstance(entry, os.DirEntry) and (reason := _unreadable(entry)):
-                problems.append((file_name, reason))
-                continue
             sql, checksum = yield from _content(entry)
         except OSError as error:
             problems.append((file_name, f"cannot be read: {error.strerror or error}"))
             continue
-        except _NotText as error:
+        except _Unusable as error:
             problems.append((file_name, str(error)))
             continue
         migrations.append(Migration(version, name, f"{shown}/{file_name}", sql, checksum))
@@ -89,11 +86,12 @@ def reading_from(folder: Path | Traversable, shown: str, hint: str) -> Slices[tu
     return tuple(sorted(migrations, key=lambda migration: migration.version))
 
 
-class _NotText(Exception):
-    """A file is not UTF-8 text, or contains a NUL byte."""
+class _Unusable(Exception):
+    """A file that is no migration's, and why: what it is, or that it is not UTF-8 text or contains a NUL byte."""
 
 
 _PIECE = 1 << 18  # bytes
+_Decoder = getincrementaldecoder("utf-8")
 
 
 def _content(entry: Entry) -> Slices[tuple[str, bytes]]:
@@ -101,18 +99,18 @@ def _content(entry: Entry) -> Slices[tuple[str, bytes]]:
 
     Raises:
         OSError: it cannot be read.
-        _NotText: it is not UTF-8, or contains a NUL byte.
+        _Unusable: it must not be read, is not UTF-8, or contains a NUL byte.
     """
-    checksum, decoder = Checksum(), getincrementaldecoder("utf-8")()
+    checksum, decoder = Checksum(), _Decoder()
     texts: list[str] = []
     line, nul = 1, None
-    with open(entry.path, "rb") if isinstance(entry, os.DirEntry) else entry.open("rb") as file:
+    with _opened(entry) as file:
         while piece := checksum.update(file.read(_PIECE)):
             try:
                 texts.append(decoder.decode(piece))
             except UnicodeDecodeError as error:
                 line += bytes(error.object).count(b"\n", 0, error.start)
-                raise _NotText(f"is not UTF-8 text (line {line})") from None
+                raise _Unusable(f"is not UTF-8 text (line {line})") from None
             if nul is None and b"\0" in piece:
                 nul = line + piece.count(b"\n", 0, piece.index(0))
             line += piece.count(b"\n")
@@ -120,9 +118,9 @@ def _content(entry: Entry) -> Slices[tuple[str, bytes]]:
     try:
         decoder.decode(b"", final=True)
     except UnicodeDecodeError:
-        raise _NotText(f"is not UTF-8 text (line {line})") from None
+        raise _Unusable(f"is not UTF-8 text (line {line})") from None
     if nul is not None:
-        raise _NotText(f"holds a NUL byte in line {nul}")
+        raise _Unusable(f"holds a NUL byte in line {nul}")
     return "".join(texts), checksum.digest()
 
 
@@ -178,19 +176,25 @@ def _is_folder(entry: Entry) -> bool:
         return False
 
 
-def _unreadable(entry: os.DirEntry[str]) -> str | None:
-    """Return why a file must not be opened; None if it may be read.
+def _opened(entry: Entry) -> IO[bytes]:
+    """Return a file opened for reading, in as few system calls as can be.
 
-    A line of a file is shown where it fails, to people who may not be able to read that file.
+    Raises:
+        OSError: it cannot be opened.
+        _Unusable: it must not be. A line of a file is shown where it fails, to people who may not be able to read it.
     """
-    status = entry.stat()
-    if not S_ISREG(status.st_mode):  # reading a pipe would wait for ever
-        return "is not a regular file"
-    if entry.is_symlink() and not (path := Path(entry.path)).resolve().is_relative_to(path.parent.resolve()):
-        return "is a link that leads out of the folder"
-    if status.st_size > _LARGEST:
-        return f"is larger than {_LARGEST // 2**20} MiB"
-    return None
+    if not isinstance(entry, os.DirEntry):
+        return entry.open("rb")
+    if not entry.is_file(follow_symlinks=False):  # the list of the folder has told
+        if not S_ISREG(entry.stat().st_mode):  # reading a pipe would wait for ever
+            raise _Unusable("is not a regular file")
+        if not (path := Path(entry.path)).resolve().is_relative_to(path.parent.resolve()):
+            raise _Unusable("is a link that leads out of the folder")
+    file = open(entry.path, "rb", buffering=0)  # noqa: SIM115
+    if os.fstat(file.fileno()).st_size > _LARGEST:
+        file.close()
+        raise _Unusable(f"is larger than {_LARGEST // 2**20} MiB")
+    return file
 
 
 def _unusable_error(problems: list[tuple[str, str]], shown: str) -> InvalidMigration:
