@@ -266,7 +266,7 @@ applied pg_catalog.jsonb;
 fit pg_catalog.bool;
 {"holder pg_catalog.jsonb; progress pg_catalog.jsonb;" if find_holder else ""}
 BEGIN{set_role_sql if role else ""}{pin_session_sql(f"{READ_LOCK_SECS}s", bytea_output="hex")}
-<<found>>
+<<search>>
 BEGIN
   FOR attempt IN 1..5 LOOP
     FOREACH place IN ARRAY places LOOP
@@ -279,7 +279,7 @@ BEGIN
         c.relkind = 'r' AND has_table_privilege(c.oid, 'SELECT') AS readable, {PLAIN} AS plain, {MAY_FIRE} AS may_fire,
         c.relrowsecurity AS row_security, c.relrowsecurity AND row_security_active(c.oid) AS hidden
       INTO t FROM pg_class c WHERE c.oid = home;
-    EXIT found WHEN home IS NULL OR NOT t.readable OR home = locked;
+    EXIT search WHEN home IS NULL OR NOT t.readable OR home = locked;
     BEGIN
       EXECUTE format('{LOCK} %I.{named} IN ACCESS SHARE MODE', place);
       locked := home;
