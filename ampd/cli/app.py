@@ -42,7 +42,7 @@ app: App = App(
 )
 app.meta.version_flags = ()
 
-Flag: Parameter = Parameter(negative=(), show_default=False)
+Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
 
 
 def _version(_: object, tokens: Sequence[Token]) -> int:
@@ -75,7 +75,7 @@ FolderOption = Annotated[
         help="Folder of migration files, - for the working folder [default: as configured].",
     ),
 ]
-JsonOption = Annotated[bool, Flag, Parameter(help="Print one JSON document on stdout, and nothing else there.")]
+JsonOption = Annotated[Flag, Parameter(help="Print one JSON document on stdout, and nothing else there.")]
 
 ConfigOption = Annotated[
     Path | None,

@@ -22,7 +22,7 @@ def baseline(
     /,
     *,
     source: Annotated[str | None, Parameter(name="--from")] = None,
-    yes: Annotated[bool, Flag] = False,
+    yes: Flag = False,
     json: JsonOption = False,
     migrations: MigrationsOption = None,
     where: WhereGiven = AS_CONFIGURED,

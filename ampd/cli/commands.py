@@ -58,15 +58,15 @@ if TYPE_CHECKING:
 
 def migrate(
     *,
-    check: Annotated[bool, Flag] = False,
-    dry_run: Annotated[bool, Flag] = False,
-    rehearse: Annotated[bool, Flag] = False,
-    strict: Annotated[bool, Flag] = False,
+    check: Flag = False,
+    dry_run: Flag = False,
+    rehearse: Flag = False,
+    strict: Flag = False,
     rehearse_secs: float | None = None,
     target: Version | None = None,
     json: JsonOption = False,
-    quiet: Annotated[bool, Flag, Parameter(alias="-q")] = False,
-    verbose: Annotated[bool, Flag, Parameter(alias="-v")] = False,
+    quiet: Annotated[Flag, Parameter(alias="-q")] = False,
+    verbose: Annotated[Flag, Parameter(alias="-v")] = False,
     migrations: MigrationsOption = None,
     where: WhereGiven = AS_CONFIGURED,
 ) -> int:
@@ -128,7 +128,7 @@ def migrate(
 
 def status(
     *,
-    all: Annotated[bool, Flag] = False,  # noqa: A002 - the name of the option
+    all: Flag = False,  # noqa: A002 - the name of the option
     json: JsonOption = False,
     migrations: MigrationsOption = None,
     where: WhereGiven = AS_CONFIGURED,
@@ -168,8 +168,8 @@ def resolve(
     version: Version,
     /,
     *,
-    applied: Annotated[bool, Flag] = False,
-    rolled_back: Annotated[bool, Flag] = False,
+    applied: Flag = False,
+    rolled_back: Flag = False,
     migrations: MigrationsOption = None,
     where: WhereGiven = AS_CONFIGURED,
 ) -> int:

@@ -38,7 +38,7 @@ def _folder(_: object, tokens: Sequence[Token]) -> Path:
 def solo(
     *,
     amp_dir: Annotated[Path, Parameter(env_var="AMP_DIR", converter=_folder)] = Path(_AMP_DIR),
-    once: Annotated[bool, Flag] = False,
+    once: Flag = False,
     where: WhereGiven = AS_CONFIGURED,
 ) -> int:
     """Start a managed local PostgreSQL, migrate it, and keep it up until Ctrl+C.
