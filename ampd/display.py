@@ -10,9 +10,9 @@ _UNSEEN = re.compile(
     "[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
     r"|(?<=#)#(?=\w{0,20}\[)"
 )
-_COMMAND = re.compile("`[^`]*`")
-_MARK = re.compile(r" *\| *\^")
-_OF_AN_EXCERPT = re.compile(r" *\d* *\|")
+_COMMAND = "`[^`]*`"
+_MARK = r" *\| *\^"
+_OF_AN_EXCERPT = r" *\d* *\|"
 _LONGEST, _LONGEST_NAME = 10_000, 200  # characters
 
 
@@ -44,10 +44,10 @@ def fitted(text: str, columns: int) -> str:
     def fit(line: str, following: str) -> str:
         if len(line) <= columns:
             return line
-        if _OF_AN_EXCERPT.match(line):
-            return f"{line[: columns - 1]}…" if _MARK.fullmatch(following) and len(following) < columns else line
+        if re.match(_OF_AN_EXCERPT, line):
+            return f"{line[: columns - 1]}…" if re.fullmatch(_MARK, following) and len(following) < columns else line
         wrapper.subsequent_indent = " " * (len(line) - len(line.lstrip()) + 2)
-        return wrapper.fill(_COMMAND.sub(lambda command: command[0].replace(" ", "\0"), line)).replace("\0", " ")
+        return wrapper.fill(re.sub(_COMMAND, lambda command: command[0].replace(" ", "\0"), line)).replace("\0", " ")
 
     lines = text.split("\n")
     return "\n".join(map(fit, lines, [*lines[1:], ""]))

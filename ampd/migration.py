@@ -20,9 +20,9 @@ PACKAGED = "ampd/migrations"  # how the packaged folder is shown
 
 # What may stand before the first statement. A nested block comment ends early here; who writes directives behind one?
 _LEADING = re.compile(r"\s+|(?P<comment>--[^\r\n]*)|/\*.*?\*/", re.DOTALL)
-_DIRECTIVE = re.compile(r"--\s*(no-transaction|lock-timeout|statement-timeout)(?![\w-])\s*+:?(.*)")
-_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|min|h)?", re.IGNORECASE)
-_UP, _DOWN = re.compile(r"[_.\s-](?:up|do)\Z"), re.compile(r"[_.\s-](?:down|undo|rollback)\Z")
+_DIRECTIVE = r"--\s*(no-transaction|lock-timeout|statement-timeout)(?![\w-])\s*+:?(.*)"
+_DURATION = r"(?i)([0-9]+(?:\.[0-9]+)?)\s*(ms|s|min|h)?"
+_UP, _DOWN = r"[_.\s-](?:up|do)\Z", r"[_.\s-](?:down|undo|rollback)\Z"
 _UNIT = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
 _LONGEST = 2_147_483  # seconds: the server counts milliseconds in 32 bits
 
@@ -104,8 +104,9 @@ def reversals(migrations: Iterable[Migration]) -> dict[int, Migration]:
 
     `2_a_down.sql` undoes `1_a.sql` or `1_a_up.sql`, for tools that take the two for a pair.
     """
-    by_name = {_UP.sub("", each.name.lower()): each for each in migrations}
-    downs = ((each, _DOWN.sub("", each.name.lower())) for each in by_name.values() if _DOWN.search(each.name.lower()))
+    by_name = {re.sub(_UP, "", each.name.lower()): each for each in migrations}
+    named = ((each, each.name.lower()) for each in by_name.values())
+    downs = ((each, re.sub(_DOWN, "", name)) for each, name in named if re.search(_DOWN, name))
     return {down.version: by_name[what] for down, what in downs if what in by_name}
 
 
@@ -153,14 +154,14 @@ def directives(sql: str) -> Directives:
     position = 0
     while leading := _LEADING.match(sql, position):
         position = leading.end()
-        match = _DIRECTIVE.fullmatch(leading["comment"] or "")
+        match = re.fullmatch(_DIRECTIVE, leading["comment"] or "")
         if not match:
             continue
         directive, value = match[1], match[2].strip()
         if directive == "no-transaction":
             found["no_transaction"] = True
             continue
-        duration = _DURATION.fullmatch(value)
+        duration = re.fullmatch(_DURATION, value)
         seconds = float(duration[1]) * _UNIT[(duration[2] or "s").lower()] if duration else -1
         if not 0 <= seconds <= _LONGEST:
             wanted = "at most 596h" if duration else "a duration such as 500ms, 2s or 10min"

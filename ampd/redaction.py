@@ -12,16 +12,12 @@ from typing import Generic, ParamSpec, TypeVar
 from .display import visible
 
 # Whoever made a path of the URL has lost a slash.
-_UP_TO_PASSWORD = re.compile(r"(?=(\w:/{1,2}[^\s:/]*:))")  # one may begin within another
+_UP_TO_PASSWORD = r"(?=(\w:/{1,2}[^\s:/]*:))"  # one may begin within another
 # `hide_password=False` is what a hint tells those who use SQLAlchemy.
-_IN_QUERY = re.compile(
-    r"((?<!hide_)pass(?:w|%77)ord[ \t]{0,9}=[ \t]{0,9})(?:'(?:[^'\\\n]|\\.)*(?:'|$)|[^\s&]+)",
-    re.IGNORECASE | re.MULTILINE,
-)
+_IN_QUERY = r"(?im)((?<!hide_)pass(?:w|%77)ord[ \t]{0,9}=[ \t]{0,9})(?:'(?:[^'\\\n]|\\.)*(?:'|$)|[^\s&]+)"
 # PASSWORD '…' of CREATE ROLE and user mappings, in a statement that was cut without its end; '...' is of a hint.
-_IN_SQL = re.compile(
-    r"(\bpassword\s{0,9})(?!'\.\.\.')(?:(?:E|N|U&)?'(?:[^'\\]|''|\\.)*(?:'|\Z)|\$(\w{0,63})\$.*?(?:\$\2\$|\Z))",
-    re.IGNORECASE | re.DOTALL,
+_IN_SQL = (
+    r"(?is)(\bpassword\s{0,9})(?!'\.\.\.')(?:(?:E|N|U&)?'(?:[^'\\]|''|\\.)*(?:'|\Z)|\$(\w{0,63})\$.*?(?:\$\2\$|\Z))"
 )
 _LONGEST, _SEARCHED = 20_000, 100_000  # characters of a text that are shown; no password is longer than the difference
 
@@ -35,7 +31,7 @@ def masked(text: str) -> str:
     text = text[:_SEARCHED]
     for password in _of_arguments:
         text = text.replace(password, ":***@")
-    text = _IN_SQL.sub(r"\1***", _IN_QUERY.sub(r"\1***", _without_passwords(text)))
+    text = re.sub(_IN_SQL, r"\1***", re.sub(_IN_QUERY, r"\1***", _without_passwords(text)))
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… (and more)"
 
 
@@ -65,7 +61,7 @@ def _without_passwords(text: str) -> str:
     # A password ends at the last @ before white space, else at the last one before a quote or the end of the line.
     word, line = _LastAt(text, r"\s"), _LastAt(text, r"""[\n'"]""")
     parts, done = list[str](), 0
-    for url in _UP_TO_PASSWORD.finditer(text):
+    for url in re.finditer(_UP_TO_PASSWORD, text):
         if url.start() < done:
             continue
         begin = url.end(1)
