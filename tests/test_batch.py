@@ -8,12 +8,15 @@ import asyncpg
 import pytest
 
 import ampd
-from ampd import Limits, LockTimeout, Migration, MigrationFailed
+from ampd import Limits, LockTimeout, Migration, MigrationFailed, Report, Starting
+from ampd.advisory_lock import lock_key
 from ampd.apply import batch, transaction_message
 from ampd.apply import transaction as applying_in_transactions
+from ampd.apply.background import in_background
 from ampd.apply.batch import Batch
 from ampd.apply.message import Message
 from ampd.apply.tracker import BatchTracker
+from ampd.config import HISTORY_TABLE as TABLE
 from ampd.postgres import connection
 from ampd.postgres.connection import Session
 from ampd.sql.slices import Slices
@@ -24,6 +27,7 @@ from tests.scenes import (
     history,
     meanwhile,
     never_look,
+    report_at_once,
     scripts,
     transaction,
     waiting_for_a_lock,
@@ -377,7 +381,7 @@ async def test_an_interruption_between_two_transactions_is_not_that_of_the_first
 
     def interrupted(self: BatchTracker, word: str, *rest: str) -> None:
         nonlocal cancelled
-        if word == "begin" and rest == ("2", "0"):  # as if nothing had come from here on
+        if word == "begin" and rest == ("2",):  # as if nothing had come from here on
             cancelled = True
             raise RuntimeError("lost")
         if not cancelled:
@@ -410,6 +414,48 @@ async def test_a_row_that_comes_between_two_transactions_is_noticed(database: Da
         await ampd.migrate(database.url, migrations=files, on_event=listen)
     assert [each.version for each in heard.of(ampd.Applied)] == [1, 2]
     assert await applied(database) == [1, 2, 99]
+
+
+async def between_second_and_third(database: Database, heard: Heard, *statements: str) -> Report:
+    """Migrate, and let another session run statements, which first wait for a lock, once the second is committed."""
+    files = (*tables(1), *scripts("", "SELECT pg_advisory_xact_lock(4711)")[1:], *tables(4)[2:])
+    gate = transaction(database, "SELECT pg_advisory_xact_lock(4711)")
+    async with gate as holder, database.connect() as other:
+
+        async def interfere() -> None:
+            await heard.first(ampd.StatementStarted)
+            await waiting_for_a_lock(database)
+            async with anyio.create_task_group() as both:
+                both.start_soon(other.execute, ";".join(("BEGIN", *statements)))
+                await waiting_for_a_lock(database, count=2)
+                await holder.execute("COMMIT")
+            await heard.first(ampd.Waiting)
+            await other.execute("COMMIT")
+
+        async with in_background(interfere):
+            return await ampd.migrate(
+                database.url, migrations=files, limits=Limits(lock_timeout_secs=0), on_event=heard
+            )
+
+
+async def test_what_another_runner_goes_on_with_has_not_started(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may acquire the lock between two migrations: then the next one has neither begun nor failed here."""
+    report_at_once(monkeypatch)
+    heard, lock = Heard(), f"SELECT pg_advisory_xact_lock({lock_key('public', TABLE)})"
+    report = await between_second_and_third(database, heard, lock)
+    assert [each.version for each in report.applied] == [1, 2, 3, 4] == [each.version for each in heard.of(Starting)]
+    assert heard.of(ampd.Failed) == []
+
+
+async def test_a_history_that_is_gone_between_two_migrations_is_no_error_of_the_second(database: Database) -> None:
+    """The history is looked for, and the error names no file."""
+    heard = Heard()
+    rename = "LOCK TABLE ampd_schema_migrations; ALTER SCHEMA public RENAME TO other; CREATE SCHEMA public; COMMIT"
+    with pytest.raises(ampd.ConfigError, match='no history of migrations in "public", but one in "other"'):
+        await between_second_and_third(database, heard, rename)
+    assert heard.of(ampd.Failed) == []
 
 
 @pytest.mark.parametrize(

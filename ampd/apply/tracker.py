@@ -71,8 +71,6 @@ class BatchTracker(StatementTracker):
             self.running = -1
             self.begun = True
             self._execution.running.begin()
-            if rest:  # what is done before the script takes no time
-                super()._take(*rest)
         else:
             super()._take(word, number, *rest)
             self._batch.at_end = self.running >= len(self._execution.statements)

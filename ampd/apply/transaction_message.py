@@ -178,7 +178,7 @@ class _Envelope:
     def _begin(self, number: int) -> str:
         """Return the statement that tells where the server is, and saves what others have set."""
         first = number == self._numbers.start
-        note = self._session.note_text_sql(f"begin {number}" if first or not self._prepares else f"begin {number} 0")
+        note = self._session.note_text_sql(f"begin {number}")
         if first:
             note = f"{self._session.note_pid_sql()} {note}"
         if self._session.shared:
@@ -188,14 +188,10 @@ class _Envelope:
     def _enter(self, number: int, *values: str) -> str:
         """Return the statements that record a migration as started: version, name, checksum, newest."""
         history = self._batch.created
-        prepare = ""
-        if number == self._numbers.start:
-            started = self._session.note_text_sql("0")
-            prepare = f"{_block(f'{self._prepare(number)} {started}')}; "
-        after = self._before_script(number)
+        prepare = f"{_block(self._prepare(number))}; " if number == self._numbers.start else ""
         return (
             f"{prepare}{set_role_sql(history.role, local=True)}{writing.lock_sql(history)} EXECUTE {self._ours}_begin; "
-            f"EXECUTE {self._ours}_enter({', '.join(values)}); {f'{_block(after)}; ' if after else ''}"
+            f"EXECUTE {self._ours}_enter({', '.join(values)}); {_block(self._before_script(number))}; "
         )
 
     def _enter_whole(self, number: int, *values: str) -> str:
@@ -208,13 +204,16 @@ class _Envelope:
             f"{NOTICE_A_DEAD_CLIENT}{NO_TRANSACTION_TIMEOUT}{advisory_lock.try_lock_sql(history.lock_key)} "
             f"{set_role_sql(history.role, local=True)}{writing.enter_sql(history, insert, newest=values[3])}"
         )
-        after = f"{self._before_script(number)} {self._session.note_text_sql('0')}"
-        return f"{_block(f'{prepare}{enter}{after}')}; "
+        return f"{_block(f'{prepare}{enter}{self._before_script(number)}')}; "
 
     def _before_script(self, number: int) -> str:
-        """Return PL/pgSQL for what is set last: the search path, and that the client may be silent for a while."""
+        """Return PL/pgSQL for what is set last, and that tells that it is done: what fails from now on is the script.
+
+        That is the search path, and that the client may be silent for a while.
+        """
         path = self._batch[number].search_path_sql(local=True)
-        return f"{path}{stay_in_transaction_sql()} {note_transaction_sql(self._session)}" if self._several else path
+        goes_on = f"{stay_in_transaction_sql()} {note_transaction_sql(self._session)}" if self._several else ""
+        return f"{path}{goes_on} {self._session.note_text_sql('0')}"
 
     def _prepare(self, number: int) -> str:
         """Return PL/pgSQL that takes the lock, makes the history if there is none, and prepares what is to be run."""
