@@ -230,7 +230,7 @@ END IF;"""
         if who is not None
         else ""
     )
-    document = f"""jsonb_build_object('history', h, 'schema_owner', CASE WHEN s.oid IS NOT NULL THEN s END,
+    document = f"""json_build_object('history', h, 'schema_owner', CASE WHEN s.oid IS NOT NULL THEN s END,
   'table', CASE WHEN t.oid IS NOT NULL THEN t END, 'unaltered', h.unaltered, 'rows', applied, 'fit', fit,
   'expected', same{", 'holder', holder" if find_holder else ""})"""
     # Who only reads need not be a member of the role.
