@@ -200,16 +200,15 @@ def prepare_sql(history: History, ours: str, settings: str) -> str:
     """
     eq, quote = "OPERATOR(pg_catalog.=)", f"${ours}_sql$"
     other = f"pg_catalog.concat('{_other(ours)}')::pg_catalog.bool"  # fails; a constant would as soon as it is planned
-    versions = "pg_catalog.string_agg(pg_catalog.concat(ctid, xmin), ' ' ORDER BY {})".format
-    columns, dependents = versions("attnum"), versions("ctid")
     # Whatever is made for a table depends on it: an index, a trigger, a rule, a policy.
     same = f"""EXISTS (SELECT FROM pg_catalog.pg_class
         WHERE oid {eq} %1$s AND ctid {eq} %2$L::pg_catalog.tid AND xmin {eq} %3$L::pg_catalog.xid)
       AND EXISTS (SELECT FROM pg_catalog.pg_namespace
         WHERE oid {eq} %4$s AND ctid {eq} %5$L::pg_catalog.tid AND xmin {eq} %6$L::pg_catalog.xid)
-      AND (SELECT {columns} FROM pg_catalog.pg_attribute WHERE attrelid {eq} %1$s) {eq} %7$L
-      AND (SELECT {dependents} FROM pg_catalog.pg_depend
-        WHERE refclassid {eq} {_PG_CLASS} AND refobjid {eq} %1$s) {eq} %8$L"""
+      AND NOT EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attrelid {eq} %1$s
+        AND NOT (ctid {eq} ANY (%7$L::pg_catalog.tid[]) AND xmin {eq} ANY (%8$L::pg_catalog.xid[])))
+      AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend WHERE refclassid {eq} {_PG_CLASS} AND refobjid {eq} %1$s
+        AND NOT (ctid {eq} ANY (%9$L::pg_catalog.tid[]) AND xmin {eq} ANY (%10$L::pg_catalog.xid[])))"""
     entering = f"""PREPARE {ours}_enter (pg_catalog.int8, pg_catalog.text, pg_catalog.text, pg_catalog.text) AS
       INSERT INTO {history.name} {_STARTED}
       SELECT {_started_sql("$1", "$2", "$3")}
@@ -229,9 +228,12 @@ def prepare_sql(history: History, ours: str, settings: str) -> str:
     DECLARE
       same pg_catalog.text := COALESCE((
         SELECT format({quote}{same}{quote}, c.oid, c.ctid, c.xmin, n.oid, n.ctid, n.xmin,
-          (SELECT {columns} FROM pg_attribute WHERE attrelid = c.oid),
-          (SELECT {dependents} FROM pg_depend WHERE refclassid = {_PG_CLASS} AND refobjid = c.oid))
-        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+          a.places, a.writers, d.places, d.writers)
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace,
+          LATERAL (SELECT array_agg(ctid), array_agg(xmin) FROM pg_attribute WHERE attrelid = c.oid)
+            a (places, writers),
+          LATERAL (SELECT array_agg(ctid), array_agg(xmin) FROM pg_depend
+            WHERE refclassid = {_PG_CLASS} AND refobjid = c.oid) d (places, writers)
         WHERE {_is_named_sql(history)} AND NOT ({MAY_FIRE} OR c.relrowsecurity)), 'false');
     BEGIN
       EXECUTE concat({quote}PREPARE {ours}_begin AS SELECT CASE
