@@ -130,7 +130,7 @@ HELP = {name: f"{text} See {HOME}#{SECTIONS[name]}" for name, text in HELP.items
 @pytest.mark.parametrize("command", HELP)
 def test_help_is_the_same_wherever_it_is_asked_for(ampd: Ampd, command: str) -> None:
     """-h and --help, before and after the command, print the one page of the command on stdout."""
-    orders = [[command, "-h"], ["--help", command]] if command else [["-h"], ["--help"], []]
+    orders = [[command, "-h"], ["--help", command]] if command else [["-h"], ["--help"], [], ["--help", "--version"]]
     for arguments in orders:
         process = ampd(*arguments)
         assert (process.returncode, words(process.stdout), process.stderr) == (0, HELP[command], ""), arguments

@@ -40,7 +40,7 @@ app: App = App(
     help_format="markdown",
     result_action="return_value",
 )
-app.meta.version_flags = ()
+app.meta.version = VERSION
 
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
 
