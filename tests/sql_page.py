@@ -115,7 +115,7 @@ GROUPS: dict[str, tuple[Kind, ...]] = {
         ),
         Kind(
             "The first message of a large file",
-            r"^/\* ampd \w+ 6 .*idle_in_transaction_session_timeout",
+            r"^/\* ampd \w+ 6 \w+ \*/ BEGIN .*idle_in_transaction_session_timeout",
             "Above 1 MB a script goes in several messages of one transaction: the server ends it after 20 s without "
             "one, and says which transaction it is.",
             like="A later migration",

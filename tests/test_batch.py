@@ -1,6 +1,7 @@
 """Migrations that travel together: each stays a transaction, whatever becomes of the others."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import anyio
@@ -10,7 +11,7 @@ import pytest
 import ampd
 from ampd import Limits, LockTimeout, Migration, MigrationFailed, Report, Starting
 from ampd.advisory_lock import lock_key
-from ampd.apply import batch, transaction_message
+from ampd.apply import batch, session_state, transaction_message
 from ampd.apply import transaction as applying_in_transactions
 from ampd.apply.background import in_background
 from ampd.apply.batch import Batch
@@ -22,6 +23,7 @@ from ampd.postgres.connection import Session
 from ampd.sql.slices import Slices
 from tests.scenes import (
     Heard,
+    assert_no_trace,
     blind_to_problems,
     end_backend,
     history,
@@ -158,7 +160,7 @@ async def test_cancelled_in_the_middle_it_says_how_far_it_came(database: Databas
     ],
 )
 async def test_a_script_may_drop_prepared_statements(database: Database, sql: str) -> None:
-    """Ours among them: it is run once more with statements that need none."""
+    """Ours among them: what they would have done is done without them."""
     files = with_third(tables(5), f"CREATE TABLE once (); {sql};")
     report = await ampd.migrate(database.url, migrations=files)
     assert [each.version for each in report.applied] == [1, 2, 3, 4, 5] == await applied(database)
@@ -194,10 +196,11 @@ async def test_a_connection_that_does_not_roll_back_between_two_messages_is_repl
 
 
 @pytest.mark.parametrize(
-    "change", ["GRANT SELECT ON ALL TABLES IN SCHEMA public TO PUBLIC", "PREPARE mine AS SELECT 1"]
+    "change",
+    ["GRANT SELECT ON ALL TABLES IN SCHEMA public TO PUBLIC", "PREPARE mine AS SELECT 1", "DEALLOCATE ALL"],
 )
 async def test_a_script_that_ends_with_the_whole_check_is_not_run_again(database: Database, change: str) -> None:
-    """A prepared statement says that something is not as it was; then the whole check finds nothing wrong."""
+    """A prepared statement fails; then the whole check finds nothing wrong."""
     await database.execute("CREATE SEQUENCE runs")
     await ampd.migrate(database.url, migrations=with_third(tables(5), f"SELECT nextval('runs'); {change}"))
     assert await applied(database) == [1, 2, 3, 4, 5]
@@ -354,6 +357,7 @@ async def test_a_message_is_not_sent_again_and_again(
         "ALTER TABLE ampd_schema_migrations ALTER name TYPE varchar",
         "ALTER TABLE ampd_schema_migrations RENAME name TO title",
         "ALTER TABLE ampd_schema_migrations DROP name",
+        "ALTER TABLE ampd_schema_migrations ALTER version TYPE text",
     ],
 )
 async def test_a_migration_that_alters_the_history_is_refused(database: Database, change: str, first: bool) -> None:
@@ -366,6 +370,33 @@ async def test_a_migration_that_alters_the_history_is_refused(database: Database
     with pytest.raises(MigrationFailed, match="is not as ampd has made it any more") as failure:
         await ampd.migrate(database.url, migrations=files)
     assert failure.value.version == (1 if first else 2)
+
+
+@pytest.mark.one_version
+async def test_a_cast_of_text_silences_no_check(database: Database) -> None:
+    """What fails where something is not as it was does so whatever somebody makes of a text as a truth value."""
+    cast = """CREATE FUNCTION truth(text) RETURNS boolean LANGUAGE sql AS 'SELECT NULL::boolean';
+        CREATE CAST (text AS boolean) WITH FUNCTION truth(text);
+        CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+        CREATE TRIGGER mine BEFORE UPDATE ON ampd_schema_migrations FOR EACH ROW EXECUTE FUNCTION f()"""
+    with pytest.raises(MigrationFailed, match="is not as ampd has made it any more") as failure:
+        await ampd.migrate(database.url, migrations=with_third(tables(5), cast))
+    assert failure.value.version == 3
+    assert await applied(database) == [1, 2]
+
+
+@pytest.mark.one_version
+async def test_a_client_that_is_lost_before_it_ends_a_migration_anyway_holds_no_locks(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server waits no longer for the message that goes back to the savepoint than for any other."""
+    monkeypatch.setattr(session_state, "LEASE_SECS", 1)
+    silent = partial(meanwhile, partial(assert_no_trace, database))
+    monkeypatch.setattr(applying_in_transactions, "ending_sql", lambda *_: silent() or "SELECT 1")
+    files = with_third(tables(5), "GRANT SELECT ON ALL TABLES IN SCHEMA public TO PUBLIC")
+    with pytest.raises(MigrationFailed, match="idle-in-transaction timeout"):
+        await ampd.migrate(database.url, migrations=files)
+    assert await applied(database) == [1, 2]
 
 
 async def test_the_first_script_of_all_may_drop_all_prepared_statements(database: Database) -> None:

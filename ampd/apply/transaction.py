@@ -18,6 +18,7 @@ from ampd.sqlstates import (
     INVALID_SQL_STATEMENT_NAME,
     LOCK_NOT_AVAILABLE,
     NO_ACTIVE_SQL_TRANSACTION,
+    OPERATOR_INTERVENTION,
 )
 
 from .background import in_background
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 
 _FEW = 20  # to send a message again because it has ended after fewer costs more than a whole check for each
+# No prepared statement has failed at the end, but what stands before our savepoint, or after it: deferred constraints.
+_NO_SAVEPOINT = (INVALID_SAVEPOINT_SPECIFICATION, NO_ACTIVE_SQL_TRANSACTION)
 NOTHING_KEPT = "nothing of this migration was kept"
 ROLLED_BACK = f"{NOTHING_KEPT}: fix the file and run again"
 
@@ -118,12 +121,13 @@ def _parts(batch: Batch, numbers: range) -> list[range | None]:
 
 async def _end_anyway(session: Session, batch: Batch, error: ServerError) -> None:
     """End a migration with the whole check where a prepared statement could not; raise any other error again."""
-    if not batch.at_end or not (writing.is_other(error, session.ours) or error.sqlstate in refusals.GONE):
+    stopped = session.is_closed() or error.sqlstate[:2] == OPERATOR_INTERVENTION
+    if stopped or batch.unprepared or not batch.at_end:
         raise error
     try:
         await session.run(ending_sql(session, batch), on_event=batch.current().on_event)
     except ServerError as said:
-        raise error if said.sqlstate == INVALID_SAVEPOINT_SPECIFICATION else said from None
+        raise error if said.sqlstate in _NO_SAVEPOINT else said from None
 
 
 def _is_about_prepared(error: ServerError, session: Session) -> bool:

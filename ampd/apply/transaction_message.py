@@ -58,9 +58,8 @@ def parts(statements: splitter.Statements) -> Iterator[range]:
 
 
 def stay_in_transaction_sql() -> str:
-    """Return a PL/pgSQL statement that limits how long the client may be silent between two messages."""
-    lease = f"{session_state.LEASE_SECS}s"
-    return f"PERFORM pg_catalog.set_config('idle_in_transaction_session_timeout', '{lease}', true);"
+    """Return a statement, of SQL or PL/pgSQL, that limits how long the client may be silent between two messages."""
+    return f"SET LOCAL idle_in_transaction_session_timeout = '{session_state.LEASE_SECS}s';"
 
 
 RESET_CLIENT_ENCODING = "SET LOCAL client_encoding = 'UTF8'; "  # whatever the script has set
@@ -239,7 +238,7 @@ class _Envelope:
             forget = "".join(f" DEALLOCATE {self._ours}_{name};" for name in names)
             forget += f" {_block(forget_settings_sql(self._session.found))};" if self._session.shared else ""
         return (
-            f"SAVEPOINT {self._ours}; EXECUTE {self._ours}_end({version}, {before}); "
+            f"{stay_in_transaction_sql()} SAVEPOINT {self._ours}; EXECUTE {self._ours}_end({version}, {before}); "
             f"RELEASE SAVEPOINT {self._ours}; EXECUTE {self._ours}_leave({version}, {count});{forget}"
         )
 

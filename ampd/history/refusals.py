@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 _COLLISIONS = (UNIQUE_VIOLATION, UNDEFINED_TABLE, DUPLICATE_TABLE, DUPLICATE_SCHEMA)
 
 # What a statement that names the history is refused with once the name means no table, or one that is not ours.
-GONE = (INSUFFICIENT_PRIVILEGE, UNDEFINED_TABLE, INVALID_SCHEMA_NAME, WRONG_OBJECT_TYPE)
+_GONE = (INSUFFICIENT_PRIVILEGE, UNDEFINED_TABLE, INVALID_SCHEMA_NAME, WRONG_OBJECT_TYPE)
 
 NO_FOLDER = (
     "no folder was named, so these are the migrations packaged with ampd: give the folder of your project with "
@@ -97,7 +97,7 @@ def harm(error: ServerError, history: History) -> str | None:
     what = known.get(code)
     if what is None and f"{LOCK} {history.name} " in error.context:
         denied = f"may not be written by {one_line(history.user)} any more"
-        what = denied if code == INSUFFICIENT_PRIVILEGE else gone if code in GONE else None
+        what = denied if code == INSUFFICIENT_PRIVILEGE else gone if code in _GONE else None
     if what is None:
         return None
     return f"ampd's history table {history.shown_name} {what} while this migration ran"

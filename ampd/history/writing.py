@@ -199,7 +199,8 @@ def prepare_sql(history: History, ours: str, settings: str) -> str:
     They are run on any search path: what they name is qualified, operators included.
     """
     eq, quote = "OPERATOR(pg_catalog.=)", f"${ours}_sql$"
-    other = f"pg_catalog.concat('{_other(ours)}')::pg_catalog.bool"  # fails; a constant would as soon as it is planned
+    # Fails: a constant would as soon as it is planned, and for a cast of text somebody may have made a function.
+    other = f"pg_catalog.boolin(pg_catalog.textout(pg_catalog.concat('{_other(ours)}')))"
     # Whatever is made for a table depends on it: an index, a trigger, a rule, a policy.
     same = f"""EXISTS (SELECT FROM pg_catalog.pg_class
         WHERE oid {eq} %1$s AND ctid {eq} %2$L::pg_catalog.tid AND xmin {eq} %3$L::pg_catalog.xid)
