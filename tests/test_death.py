@@ -381,6 +381,8 @@ async def test_a_signal_in_a_silent_network(database: Database, ampd: Ampd, tmp_
         url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database.name}?sslmode=disable"
         process = ampd.start("migrate", "--json", "--migrations", folder, url=url)
         await waiting_for_a_lock(database)
+        assert process.stderr is not None
+        assert "1 step" in await anyio.to_thread.run_sync(process.stderr.readline)  # it knows
         proxy.silent = True
         process.send_signal(signal.SIGTERM)
         stdout, stderr = await anyio.to_thread.run_sync(lambda: process.communicate(timeout=GENEROUS))
