@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+import asyncpg
 import msgspec
 import pytest
 
@@ -31,6 +32,18 @@ async def test_nothing_pending_costs_one_connection_and_one_round_trip(database:
         async with Proxy(database.server.host, database.server.port) as proxy:
             await run(f"postgresql://postgres@{proxy.host}:{proxy.port}/{database.name}", migrations=files)
             assert (proxy.connections, proxy.round_trips) == (1, 1), run
+
+
+async def test_no_time_is_spent_on_the_servers_goodbye(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver's `close` waits for it: a round trip at the end of every run."""
+
+    async def close(*_: object, **__: object) -> None:
+        raise AssertionError("waits for the server")
+
+    files = scripts("CREATE TABLE t ()", "-- no-transaction\nCREATE INDEX CONCURRENTLY ON t ((1))")
+    monkeypatch.setattr(asyncpg.Connection, "close", close)
+    for run in (library.migrate, library.migrate, library.status):
+        await run(database.url, migrations=files)
 
 
 @pytest.mark.parametrize("count", [1, 300])

@@ -255,8 +255,7 @@ class Session:
         """
         if self.is_closed():
             return False
-        # A transaction of before our first message is not ours.
-        idle = not self._unanswered and not (self.has_answered and self.connection.is_in_transaction())
+        idle = self.is_idle()
         if idle and not (resets and self.has_answered):
             return True
         try:
@@ -270,6 +269,11 @@ class Session:
             terminate(self.connection)
             raise
         return True
+
+    def is_idle(self) -> bool:
+        """Return whether every message is answered, and no transaction of ours is open."""
+        # A transaction of before our first message is not ours.
+        return not self._unanswered and not (self.has_answered and self.connection.is_in_transaction())
 
     def is_closed(self) -> bool:
         """Return whether the connection is known to be gone."""

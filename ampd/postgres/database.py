@@ -411,10 +411,11 @@ class Database:
         """Close a session of our own; give one of the pool back as it was, or terminate it."""
         connection, secs, released = session.connection, close_timeout(), False
         try:
-            if self._pool is None:  # sending Terminate is enough
-                with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_TIMEOUT_SECS):
-                    await connection.close()
-                return
+            if self._pool is None:
+                if not session.is_closed() and not session.is_idle():  # a request to cancel may be on its way
+                    with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_TIMEOUT_SECS):
+                        await connection.close()
+                return  # to send Terminate is enough: the server's goodbye would cost a round trip
             with anyio.CancelScope(shield=True):
                 if await session.recover():  # a pool wants no open transaction back
                     # The schema has changed under the pool's cached plans and types.
