@@ -207,6 +207,18 @@ async def test_a_script_that_ends_with_the_whole_check_is_not_run_again(database
     assert await database.fetchval("SELECT last_value FROM runs") == 1
 
 
+@pytest.mark.parametrize("source", ["url", "pool"])
+async def test_a_script_that_sets_another_encoding_ends_with_the_whole_check_as_well(
+    database: Database, source: str
+) -> None:
+    """Nobody could set the driver's own between the prepared statement that fails and the savepoint."""
+    hidden = "SELECT set_config('client_' || 'encoding', 'LATIN1', false)"
+    files = with_third(tables(4), f"{hidden}; GRANT SELECT ON ALL TABLES IN SCHEMA public TO PUBLIC")
+    async with asyncpg.create_pool(database.url, min_size=1, max_size=1) as pool:
+        await ampd.migrate(database.url if source == "url" else pool, migrations=files)
+    assert await applied(database) == [1, 2, 3, 4]
+
+
 async def test_a_deferred_trigger_that_misses_a_table_has_its_own_error(database: Database) -> None:
     """It is refused with the SQLSTATE of a history that is gone, before the end has begun."""
     deferred = """CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN DELETE FROM nowhere; END';

@@ -36,6 +36,7 @@ class Batch:
         self.at_end: bool = False  # the current one's script has ended: whether it is committed only the history tells
         self.alone = False  # one for each message: the server has refused one of several
         history = executions[0].history
+        # The history once the first transaction has made it.
         self.created: History = msgspec.structs.replace(history, table_exists=True, schema_exists=True)
         # Each migration makes the whole check: prepared statements would often find that something is not as it was,
         # as they always do with row level security.

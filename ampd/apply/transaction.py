@@ -92,7 +92,7 @@ async def _apply_next(session: Session, batch: Batch, composed: Message | None) 
                 async with in_background(compose_following):
                     await session.run(str(message), on_note=tracker, on_event=batch.current().on_event)
             except ServerError as error:
-                await _end_anyway(session, batch, error)
+                await _end_from_savepoint(session, batch, error)
                 numbers = range(numbers.start, batch.done + 1)
                 batch.unprepared = len(numbers) < _FEW
                 following = None
@@ -119,7 +119,7 @@ def _parts(batch: Batch, numbers: range) -> list[range | None]:
     return [*pieces] if len(pieces) > 1 else [None]
 
 
-async def _end_anyway(session: Session, batch: Batch, error: ServerError) -> None:
+async def _end_from_savepoint(session: Session, batch: Batch, error: ServerError) -> None:
     """End a migration with the whole check where a prepared statement could not; raise any other error again."""
     stopped = session.is_closed() or error.sqlstate[:2] == OPERATOR_INTERVENTION
     if stopped or batch.unprepared or not batch.at_end:
@@ -133,7 +133,7 @@ async def _end_anyway(session: Session, batch: Batch, error: ServerError) -> Non
 def _is_about_prepared(error: ServerError, session: Session) -> bool:
     """Return whether what is prepared has found that something is not as it was, or was dropped by a script."""
     dropped = error.sqlstate == INVALID_SQL_STATEMENT_NAME and session.ours in error.message
-    return dropped or writing.is_other(error, session.ours)
+    return dropped or writing.found_change(error, session.ours)
 
 
 def refused_error(

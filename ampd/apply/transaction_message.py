@@ -111,7 +111,7 @@ def composing(
 
 def ending_sql(session: Session, batch: Batch) -> str:
     """Return the message that ends the current migration with the whole check, after its prepared one has failed."""
-    return _Envelope(session, batch, range(batch.done, batch.done + 1), several=False).leave_anyway_sql()
+    return _Envelope(session, batch, range(batch.done, batch.done + 1), several=False).leave_from_savepoint_sql()
 
 
 class _Envelope:
@@ -160,12 +160,12 @@ class _Envelope:
         marker = f"{self._session.marker_sql(str(count))}; " if count else ""
         reset = self._reset()
         if self._session.shared and self._prepares:
-            reset = f"{NO_STATEMENT_TIMEOUT}{_block(self._stored('reset'))}; {RESET_CLIENT_ENCODING}"
+            reset = f"{NO_STATEMENT_TIMEOUT}{_block(self._stored('reset'))}; "
         role = set_role_sql(self._batch.created.role, local=True)
         leave = self._leave(number, last=last) if self._prepares else self._leave_whole(number, last=last)
         return f"{marker}{RUN_DEFERRED}{reset}{RESET_OBJECTS}{role}{leave} COMMIT;\n"
 
-    def leave_anyway_sql(self) -> str:
+    def leave_from_savepoint_sql(self) -> str:
         """Return the statements after the script of the only migration where `leave_sql` has failed."""
         number = self._numbers.start
         return f"ROLLBACK TO SAVEPOINT {self._ours}; {self._leave_whole(number, last=True, ours='')} COMMIT;"

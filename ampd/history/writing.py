@@ -193,14 +193,14 @@ def prepare_sql(history: History, ours: str, settings: str) -> str:
     `settings`, an SQL expression for a list of expressions; `…_enter` records a migration as started, `…_end` checks
     the catalog once more and that the transaction is the one that has started it, and `…_leave` records it as finished.
     To look whether the rows of the catalog are the same versions is much cheaper than the whole check; and to run a
-    statement, than to plan it. What is not as it should be ends in an error, see `is_other`: then `enter_sql` and
+    statement, than to plan it. What is not as it should be ends in an error, see `found_change`: then `enter_sql` and
     `leave_sql` tell what it is.
 
     They are run on any search path: what they name is qualified, operators included.
     """
     eq, quote = "OPERATOR(pg_catalog.=)", f"${ours}_sql$"
     # Fails: a constant would as soon as it is planned, and for a cast of text somebody may have made a function.
-    other = f"pg_catalog.boolin(pg_catalog.textout(pg_catalog.concat('{_other(ours)}')))"
+    changed = f"pg_catalog.boolin(pg_catalog.textout(pg_catalog.concat('{_changed(ours)}')))"
     # Whatever is made for a table depends on it: an index, a trigger, a rule, a policy.
     same = f"""EXISTS (SELECT FROM pg_catalog.pg_class
         WHERE oid {eq} %1$s AND ctid {eq} %2$L::pg_catalog.tid AND xmin {eq} %3$L::pg_catalog.xid)
@@ -215,7 +215,7 @@ def prepare_sql(history: History, ours: str, settings: str) -> str:
       SELECT {_started_sql("$1", "$2", "$3")}
       WHERE CASE WHEN COALESCE(
           (SELECT {_NEWEST} FROM ONLY {history.name} h ORDER BY h.version DESC LIMIT 1), '') {eq} $4
-        THEN true ELSE {other} END"""
+        THEN true ELSE {changed} END"""
     ended = f"""EXISTS (SELECT FROM ONLY {history.name} h
         WHERE h.version {eq} $1 AND h.xmin {eq} pg_catalog.pg_current_xact_id()::pg_catalog.xid)
       AND ($2 IS NULL OR EXISTS (SELECT FROM ONLY {history.name} h WHERE h.version {eq} $2))
@@ -229,20 +229,20 @@ def prepare_sql(history: History, ours: str, settings: str) -> str:
     DECLARE
       same pg_catalog.text := COALESCE((
         SELECT format({quote}{same}{quote}, c.oid, c.ctid, c.xmin, n.oid, n.ctid, n.xmin,
-          a.places, a.writers, d.places, d.writers)
+          a.ctids, a.xmins, d.ctids, d.xmins)
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace,
           LATERAL (SELECT array_agg(ctid), array_agg(xmin) FROM pg_attribute WHERE attrelid = c.oid)
-            a (places, writers),
+            a (ctids, xmins),
           LATERAL (SELECT array_agg(ctid), array_agg(xmin) FROM pg_depend
-            WHERE refclassid = {_PG_CLASS} AND refobjid = c.oid) d (places, writers)
+            WHERE refclassid = {_PG_CLASS} AND refobjid = c.oid) d (ctids, xmins)
         WHERE {_is_named_sql(history)} AND NOT ({MAY_FIRE} OR c.relrowsecurity)), 'false');
     BEGIN
       EXECUTE concat({quote}PREPARE {ours}_begin AS SELECT CASE
         WHEN {lock_acquired_sql(history.lock_key)} AND {quote}, same,
-        ' THEN pg_catalog.concat(', {settings}, {quote}) ELSE {other}::pg_catalog.text END{quote});
+        ' THEN pg_catalog.concat(', {settings}, {quote}) ELSE {changed}::pg_catalog.text END{quote});
       EXECUTE concat({quote}PREPARE {ours}_end (pg_catalog.int8, pg_catalog.int8) AS SELECT CASE
         WHEN {quote}, same, {quote} AND {ended}
-        THEN pg_catalog.concat(pg_catalog.pg_advisory_unlock_all()) ELSE {other}::pg_catalog.text END{quote});
+        THEN pg_catalog.concat(pg_catalog.pg_advisory_unlock_all()) ELSE {changed}::pg_catalog.text END{quote});
     END;
     EXECUTE {quote}{entering}{quote};
     EXECUTE {quote}{leaving}{quote};"""
@@ -251,12 +251,12 @@ def prepare_sql(history: History, ours: str, settings: str) -> str:
 _PG_CLASS = 1259  # the oid of pg_class, on every server
 
 
-def is_other(error: ServerError, ours: str) -> bool:
+def found_change(error: ServerError, ours: str) -> bool:
     """Return whether a statement of `prepare_sql` has found that something is not as it was."""
-    return error.sqlstate == INVALID_TEXT_REPRESENTATION and _other(ours) in error.message
+    return error.sqlstate == INVALID_TEXT_REPRESENTATION and _changed(ours) in error.message
 
 
-def _other(ours: str) -> str:
+def _changed(ours: str) -> str:
     return f"{ours}: not as it was"
 
 
