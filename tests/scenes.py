@@ -196,12 +196,14 @@ async def transaction(database: Database, *statements: str, **options: Any) -> A
             await connection.execute("ROLLBACK")
 
 
-async def waiting_for_a_lock(database: Database, *, count: int = 1) -> list[int]:
+async def waiting_for_a_lock(database: Database, *, count: int = 1, kind: str = "%") -> list[int]:
     """Wait until so many sessions of the database wait for a heavyweight lock, and return their process ids."""
 
     async def waiters() -> list[int]:
         rows = await database.fetch(
-            "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND wait_event_type = 'Lock'", database.name
+            "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND wait_event_type = 'Lock' AND wait_event LIKE $2",
+            database.name,
+            kind,
         )
         return [row["pid"] for row in rows] if len(rows) >= count else []
 

@@ -116,7 +116,7 @@ async def test_sigterm_rolls_back_the_migration_of_a_lifespan(database: Database
     async with database.connect() as other:
         await other.execute("SELECT pg_advisory_lock(1, 2)")
         with service(Recipe("uvicorn", (), "stopping_app:app", 1), database.url, folder=copy) as running:
-            await scenes.waiting_for_a_lock(database)
+            await scenes.waiting_for_a_lock(database, kind="advisory")  # not yet in the one before
             running.process.terminate()
             assert running.exit_code() == 3
     assert "Application startup failed. Exiting." in running.log

@@ -171,6 +171,10 @@ async def test_a_trigger_that_appears_between_two_transactions_is_not_run(
     await ampd.migrate(database.url, migrations=FILES[:1])
     await database.execute(f"GRANT ALL ON {NAME} TO {stranger.name}")
     planted = False
+    until_somebody_waits = (
+        "DO $$ BEGIN FOR i IN 1..1000 LOOP EXIT WHEN EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = "
+        f"'{NAME}'::regclass); PERFORM pg_sleep(0.01); END LOOP; END $$"
+    )
 
     async def trap() -> None:
         async with database.connect(stranger.url) as connection:
@@ -184,7 +188,7 @@ async def test_a_trigger_that_appears_between_two_transactions_is_not_run(
             planted = True
             meanwhile(trap)  # which waits for the end of that transaction, and is served before the next one
 
-    files = (*FILES[:1], *scripts("", "SELECT pg_sleep(0.2)", f"{mode}SELECT 1")[1:])
+    files = (*FILES[:1], *scripts("", until_somebody_waits, f"{mode}SELECT 1")[1:])
     with pytest.raises(ampd.ConfigError, match="it has the trigger t"):
         await ampd.migrate(database.url, migrations=files, on_event=listen)
     assert planted
