@@ -1,5 +1,6 @@
 """One PostgreSQL server for the whole run, a fresh database for each test that asks for one, and the command line."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -53,6 +54,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     if config.getoption("--other-server") or config.getoption("--other-version"):
         items[:] = filter(is_wanted, items)
+
+
+def pytest_collection_finish() -> None:
+    """Search what has been collected for garbage no more: it is much, and stays to the end."""
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

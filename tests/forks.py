@@ -6,6 +6,7 @@ They are processes in every other way: they have an id, signals, an exit code, p
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import select
@@ -20,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 _IMPORTED = (
-    "anyio._backends._asyncio asyncio asyncpg cyclopts msgspec tomllib ampd.cli.commands ampd.__main__ "
-    "ampd.migrator ampd.pool ampd.cli.progress ampd.apply.no_transaction rich.console rich.markdown cyclopts.help"
+    "anyio._backends._asyncio asyncio asyncpg cyclopts msgspec tomllib ampd.cli.commands ampd.__main__ ampd.migrator "
+    "ampd.pool ampd.lint ampd.cli.progress ampd.cli.live ampd.cli.baseline ampd.cli.lint ampd.cli.new ampd.cli.solo "
+    "ampd.apply.no_transaction ampd.apply.diagnosis ampd.config_sources difflib rich.console rich.markdown rich.panel "
+    "rich._emoji_codes cyclopts.help cyclopts.completion cyclopts.config docstring_parser"
 )
 
 
@@ -77,6 +80,7 @@ def serve(requests: socket.socket) -> None:
     """Fork for each request, until there can be no more."""
     for module in _IMPORTED.split():
         __import__(module)
+    gc.freeze()  # a search for garbage would write to each of their pages, which are shared until then
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
         head, descriptors, _, _ = socket.recv_fds(requests, 4, 3)
