@@ -192,6 +192,7 @@ async def test_a_word_that_is_another_one(amps: Database) -> None:
         await library.baseline(amps.url, first, source="sqlx")
 
 
+@pytest.mark.any_server
 async def test_every_command_names_the_way_out(ampd: Ampd, amps: Database) -> None:
     """Before anything is written, `migrate`, `status` and `--check` name the command, which then does it."""
     refusal = (

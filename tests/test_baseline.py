@@ -113,6 +113,7 @@ async def test_a_history_that_a_stranger_owns(database: Database) -> None:
         await library.baseline(database.url, 3, migrations=FILES)
 
 
+@pytest.mark.any_server
 async def test_it_waits_for_whoever_has_the_lock(database: Database) -> None:
     """While another runner has the lock nothing is written; what it has recorded is not recorded again."""
     await library.migrate(database.url, migrations=FILES[:1])
@@ -126,6 +127,7 @@ async def test_it_waits_for_whoever_has_the_lock(database: Database) -> None:
     assert len(await rows(database)) == 3
 
 
+@pytest.mark.any_server
 @pytest.mark.parametrize("statement", ["CREATE INDEX CONCURRENTLY i ON a (x)", "DO 'BEGIN LOCK TABLE a; END'"])
 async def test_it_waits_for_a_file_that_another_runner_is_at(database: Database, statement: str) -> None:
     """A no-transaction file that is being applied is no conflict, resumable or not; who applies it records it."""
@@ -162,6 +164,7 @@ FOLDER = {f"{number}_{name}.sql": "SELECT 1;\n" for number, name in enumerate(("
 ROWS = "DATABASE: to be recorded as applied, without running them:\n  1 users\n  2 posts\n"
 
 
+@pytest.mark.any_server
 async def test_the_rows_are_shown_and_yes_is_needed(ampd: Ampd, database: Database, tmp_path: Path) -> None:
     """Nothing is written before; with --yes it is, and once more there is nothing to do."""
     await database.execute("CREATE TABLE users ()")
@@ -196,6 +199,7 @@ def told(terminal: int) -> str:
     return text.decode()
 
 
+@pytest.mark.any_server
 @pytest.mark.parametrize(("answer", "code"), [("y", 0), ("", 1), ("n", 1)])
 def test_it_asks_on_a_terminal(database: Database, tmp_path: Path, answer: str, code: int) -> None:
     """Only a yes writes; an empty answer is a no."""

@@ -357,6 +357,7 @@ def libpq(server: Server) -> Callable[[str], dict[str, str] | None]:
     return parse
 
 
+@pytest.mark.any_server
 @given(made=urls())
 @examples(80)
 def test_libpq_reads_the_same(libpq: Callable[[str], dict[str, str] | None], made: tuple[str, dict[str, Any]]) -> None:
@@ -489,6 +490,7 @@ def test_a_password_that_only_looks_a_little_like_a_placeholder(password: str) -
     assert DatabaseUrl(f"postgresql://u:{password}@h/d").password == unquote(password)
 
 
+@pytest.mark.any_server
 @pytest.mark.anyio
 async def test_every_function_takes_the_spellings_of_others(database: Database) -> None:
     """A URL as SQLAlchemy or psycopg spell it leads each function to its database."""

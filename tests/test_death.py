@@ -165,6 +165,7 @@ async def fragile(server: Server) -> AsyncIterator[Callable[[], Awaitable[Databa
     shutil.rmtree(folder)
 
 
+@pytest.mark.any_server
 @both_ways
 async def test_a_crashed_server(fragile: Callable[[], Awaitable[Database]], directive: str) -> None:
     """A server that goes down at once is a lost connection; back again, it has whatever was said to be applied."""
@@ -190,6 +191,7 @@ async def test_a_crashed_server(fragile: Callable[[], Awaitable[Database]], dire
     await assert_complete(await fragile(), files)
 
 
+@pytest.mark.any_server
 @both_ways
 async def test_a_network_that_falls_silent(database: Database, monkeypatch: pytest.MonkeyPatch, directive: str) -> None:
     """A cut network is noticed though nobody says so; the server forgets the runner, and the next one completes."""
@@ -226,6 +228,7 @@ async def test_a_network_that_falls_silent(database: Database, monkeypatch: pyte
     await assert_complete(database, files)
 
 
+@pytest.mark.any_server
 async def test_a_network_that_is_silent_from_the_start(database: Database) -> None:
     """A server that never says a word is given up after connect_timeout, and told apart from one that refuses."""
     async with Proxy(database.server.host, database.server.port) as proxy:
@@ -370,6 +373,7 @@ async def lent_clean(pool: asyncpg.Pool) -> None:
             ) == ('"$user", public', "4MB", 0)
 
 
+@pytest.mark.any_server
 async def test_a_signal_in_a_silent_network(database: Database, ampd: Ampd, tmp_path: Path) -> None:
     """With a server that answers nothing any more the process ends all the same, and claims no more than it knows."""
     files = (FIRST, SECOND)

@@ -233,6 +233,7 @@ def without_password(url: str) -> str:
     return url.replace(f":{CODED}@", "@").replace("localhost", "127.0.0.1")
 
 
+@pytest.mark.any_server
 @pytest.mark.parametrize("auto_migrate", [True, False])
 async def test_a_password_that_a_function_gives(strict: Strict, auto_migrate: bool) -> None:
     """The `password=` of `open_pool` lets in the migration as well as the pool, asked for each connection."""
@@ -322,6 +323,7 @@ async def test_a_pool_whose_password_is_wrong(strict: Strict) -> None:
     assert caught.value.hint == hint
 
 
+@pytest.mark.any_server
 @pytest.mark.parametrize(
     ("user", "query", "tls"),
     [
@@ -347,6 +349,7 @@ async def test_a_server_without_tls(database: Database) -> None:
     assert caught.value.hint == TLS
 
 
+@pytest.mark.any_server
 @pytest.mark.parametrize(
     "form",
     [
@@ -387,6 +390,7 @@ async def test_what_the_server_says_of_a_password_is_not_repeated(database: Data
     assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
+@pytest.mark.any_server
 async def test_a_password_that_asyncpg_would_repeat(strict: Strict, ampd: Ampd) -> None:
     """A URL whose password was not encoded, and so reads as host or port, is not repeated either."""
     for url in (

@@ -265,6 +265,7 @@ async def test_a_strangers_tables_and_those_of_extensions_are_no_reason(database
     ]
 
 
+@pytest.mark.any_server
 async def test_the_command_line_says_the_same_whatever_the_command(ampd: Ampd, database: Database) -> None:
     """Neither a status nor a check nor a dry run promises what a run would refuse; nor does `solo`."""
     await database.execute("CREATE TABLE customers ()")

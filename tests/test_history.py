@@ -209,6 +209,7 @@ async def test_a_history_that_moves_between_plan_and_turn(database: Database) ->
 # --- another project's history
 
 
+@pytest.mark.any_server
 @pytest.mark.parametrize("out_of_order", [False, True])
 @pytest.mark.parametrize(("ours", "theirs"), [(1, 2024), (2024, 1)], ids=["theirs above", "theirs below"])
 async def test_another_projects_history_is_refused_by_every_call(

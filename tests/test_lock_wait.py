@@ -31,7 +31,7 @@ from tests.scenes import (
 )
 from tests.servers import Ampd, Database
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.any_server]
 
 GATE = "SELECT pg_advisory_xact_lock(1)"
 AT_THE_GATE = f"-- lock-timeout: 0\nCREATE TABLE t (id integer); {GATE}"

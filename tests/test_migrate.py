@@ -151,6 +151,7 @@ async def test_arguments_of_the_wrong_kind(arguments: dict[str, Any], kind: type
 # --- odd files
 
 
+@pytest.mark.any_server
 @pytest.mark.parametrize(
     ("content", "statements"),
     [
@@ -206,6 +207,7 @@ async def test_strings_mean_what_the_file_says(database: Database, setting: str)
     assert await database.fetchval("SELECT name FROM ampd_schema_migrations") == "it's \\"
 
 
+@pytest.mark.any_server
 async def test_a_file_of_five_thousand_statements(database: Database) -> None:
     """A long file runs as one, and the one statement in it that fails is found."""
     long = "".join(f"INSERT INTO a VALUES ({number});\n" for number in range(5000))

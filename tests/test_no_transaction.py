@@ -72,6 +72,7 @@ async def killed_while_building(database: Database, ampd: Ampd, folder: Path) ->
         yield pid
 
 
+@pytest.mark.any_server
 async def test_twenty_waiting_runners_do_not_deadlock_an_index_build(table: Database) -> None:
     """However many runners wait, the build waits for none of them, and one of them has applied it once."""
     reports = list[Report]()
@@ -453,6 +454,7 @@ async def test_an_index_without_a_name_is_told_before_it_is_built(table: Databas
     heard.assert_adds_up()
 
 
+@pytest.mark.any_server
 async def test_the_guard_is_in_nobodys_way(table: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """A look from the guard's session, for want of another one, leaves no lock that the migration could wait for."""
     monkeypatch.setattr(table_locks, "_ANSWER_SECS", 0.1)
@@ -545,6 +547,7 @@ async def test_the_roles_transaction_timeout_does_not_end_the_guard(database: Da
     assert report.current_version == 2
 
 
+@pytest.mark.any_server
 async def test_a_statement_may_outlast_the_lease_of_its_guard(table: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """The guard's heartbeat keeps its transaction, and with it the lock."""
     monkeypatch.setattr(session_state, "LEASE_SECS", 2)

@@ -230,6 +230,7 @@ async def test_who_is_migrating_is_shown(database: Database) -> None:
         await run
 
 
+@pytest.mark.any_server
 async def test_it_needs_one_round_trip_and_no_schema(database: Database) -> None:
     """A search path that leads nowhere is no obstacle, and one message asks for everything."""
     for number in range(30):

@@ -99,6 +99,7 @@ async def test_a_whole_run(pooled: Database, database: Database) -> None:
     assert (await library.status(pooled.url, migrations=scripts(*FILES))).up_to_date
 
 
+@pytest.mark.any_server
 async def test_a_whole_run_among_other_traffic(pooled: Database, database: Database) -> None:
     """Where each message may meet another server connection, none of those is left with what we have set on it."""
     stop = anyio.Event()
@@ -266,6 +267,7 @@ async def test_fifteen_processes_race(pooled: Database, database: Database, ampd
     await assert_clean(pooled, FIFTEEN_AND_MORE)
 
 
+@pytest.mark.any_server
 @pytest.mark.parametrize("directive", ["", "-- no-transaction\n"], ids=["transactional", "no_transaction"])
 async def test_a_kill_in_mid_statement(
     pooled: Database, database: Database, ampd: Ampd, tmp_path: Path, directive: str
@@ -290,6 +292,7 @@ async def test_a_kill_in_mid_statement(
     await assert_clean(pooled)
 
 
+@pytest.mark.any_server
 async def test_a_kill_in_mid_build(pooled: Database, database: Database, ampd: Ampd, tmp_path: Path) -> None:
     """Behind a pooler too the next runner waits for a build that goes on without its runner, and keeps its index."""
     await database.execute("CREATE TABLE t (id integer)")
@@ -314,6 +317,7 @@ async def test_a_kill_in_mid_build(pooled: Database, database: Database, ampd: A
     heard.assert_adds_up()
 
 
+@pytest.mark.any_server
 async def test_a_full_pool_is_no_dead_server(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """With no server connection to spare for a look from outside, a long migration runs on undisturbed."""
     for name in ("QUIET_SECS", "_LOOK_EVERY_SECS"):

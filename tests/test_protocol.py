@@ -156,6 +156,7 @@ async def test_a_crash_after_each_step(database: Database, tmp_path: Path, row: 
         assert await database.fetchval("SELECT indisvalid FROM pg_index WHERE indexrelid = 'i'::regclass")
 
 
+@pytest.mark.any_server
 async def test_a_statement_lost_at_a_later_attempt_stays_in_doubt(database: Database) -> None:
     """The refusal of an earlier attempt says nothing of the one that was lost with its connection."""
     await database.execute("CREATE TABLE t ()")

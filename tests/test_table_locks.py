@@ -87,6 +87,7 @@ def test_an_attempt_that_is_refused_at_once_is_not_made_again_at_once() -> None:
     assert min(rests[-10:]) >= 0.5
 
 
+@pytest.mark.any_server
 @pytest.mark.parametrize("directive", ["", "-- no-transaction\nSELECT 1; "], ids=["transactional", "no_transaction"])
 async def test_a_busy_table_is_tried_again_over_a_slow_line(
     table: Database, monkeypatch: pytest.MonkeyPatch, directive: str
@@ -102,6 +103,7 @@ async def test_a_busy_table_is_tried_again_over_a_slow_line(
     assert [each.version for each in report.applied] == [1, 2]
 
 
+@pytest.mark.any_server
 @pytest.mark.parametrize("directive", ["", "-- no-transaction\n"], ids=["transactional", "no_transaction"])
 @pytest.mark.parametrize("lent", [False, True], ids=["url", "pool"])
 async def test_a_connection_that_does_not_roll_back_is_replaced(
@@ -134,6 +136,7 @@ async def test_a_connection_that_does_not_roll_back_is_replaced(
     assert await table.fetchval("SELECT to_regclass('public.u') IS NOT NULL")
 
 
+@pytest.mark.any_server
 async def test_nothing_is_held_while_resting(table: Database) -> None:
     """Between two attempts the runner has no transaction, no lock and no snapshot, and a reader gets through."""
     looked = 0
@@ -264,6 +267,7 @@ async def test_a_short_wait_needs_no_second_connection(table: Database, monkeypa
     heard.assert_adds_up()
 
 
+@pytest.mark.any_server
 async def test_the_own_pool_in_the_way_is_named(table: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """A service that blocks itself through the pool it lends is told so."""
     monkeypatch.setattr(table_locks, "QUIET_SECS", 0.1)
@@ -314,6 +318,7 @@ async def test_a_deadlock_is_tried_again(table: Database) -> None:
     heard.assert_adds_up()
 
 
+@pytest.mark.any_server
 @pytest.mark.parametrize(
     ("directives", "lock_timeout", "statement_timeout"),
     [
@@ -379,6 +384,7 @@ async def test_a_busy_history_table_is_a_lock_like_any_other(table: Database) ->
     assert not heard.of(StatementStarted)
 
 
+@pytest.mark.any_server
 async def test_a_listener_that_raises(table: Database) -> None:
     """What a listener raises while it is told of a lock comes out as it is."""
 
@@ -405,6 +411,7 @@ async def test_a_server_that_tells_nothing_of_its_sessions(
     assert len((await library.migrate(table.url, migrations=files)).applied) == 1
 
 
+@pytest.mark.any_server
 async def test_a_pool_without_a_connection_to_look_from(table: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """With two connections, both taken, the one that holds the lock sees who is in the way, and the limit holds."""
     monkeypatch.setattr(table_locks, "_ANSWER_SECS", 0.1)

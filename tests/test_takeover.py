@@ -239,6 +239,7 @@ async def test_what_a_tool_has_applied_is_recorded(
     assert await database.fetchval("SELECT to_regclass('users') IS NULL AND to_regclass('last') IS NOT NULL")
 
 
+@pytest.mark.any_server
 @pytest.mark.parametrize(
     ("tool", "change", "problem"),
     [(tool, change, problem) for tool, taken in TAKEN.items() for change, problem in taken.tampered.items()],

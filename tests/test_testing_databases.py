@@ -134,6 +134,7 @@ async def test_what_a_killed_process_has_left_is_dropped(database: Database, ope
     await database.execute(f"DROP DATABASE {strangers}")
 
 
+@pytest.mark.any_server
 @pytest.mark.usefixtures("opened")
 async def test_a_leftover_that_somebody_uses_stays(database: Database) -> None:
     """Nothing is dropped under a session, whoever's it is."""
@@ -145,6 +146,7 @@ async def test_a_leftover_that_somebody_uses_stays(database: Database) -> None:
         await database.execute(f"DROP DATABASE IF EXISTS {dead} WITH (FORCE)")
 
 
+@pytest.mark.any_server
 async def test_a_template_that_is_no_longer_used_is_dropped(database: Database, opened: FreshDatabases) -> None:
     """Changed files make a new template, and drop the project's others but for those that a process uses."""
     old, new, newest = (template_of(database, text) for text in ("SELECT 1", "SELECT 2", "SELECT 3"))
@@ -156,6 +158,7 @@ async def test_a_template_that_is_no_longer_used_is_dropped(database: Database, 
     assert await names(database, old.prefix) == sorted([new.name, newest.name])
 
 
+@pytest.mark.any_server
 async def test_a_template_that_was_dropped_is_made_again(database: Database, opened: FreshDatabases) -> None:
     """Whoever drops it, the next copy has all migrations."""
     await opened.copy(template_of(database))
