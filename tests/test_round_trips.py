@@ -129,6 +129,7 @@ NEEDED = {
     "ampd.postgres.database",
     "ampd.postgres.failures",
     "ampd.postgres.libpq",
+    "ampd.postgres.passwords",
     "ampd.postgres.passed_connection",
     "ampd.postgres.permissions",
     "ampd.postgres.quoting",

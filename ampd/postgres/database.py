@@ -22,8 +22,9 @@ from ampd.redaction import Hidden, discreet, without_frames
 from .connection import CLOSE_TIMEOUT_SECS, CONNECT_TIMEOUT_SECS, Session, close_timeout, connect, terminate
 from .connection_wait import ConnectionsBusy, ConnectionWait, HungUp, PoolInUse
 from .failures import BROKEN, DRIVER, connection_error, is_full
-from .libpq import AskedPassword, driver_arguments, pool_redact, url_redact
+from .libpq import driver_arguments
 from .passed_connection import PassedConnection
+from .passwords import AskedPassword, pool_redact, url_redact
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator

@@ -15,7 +15,8 @@ from ampd.redaction import Hidden, discreet, without_frames
 
 from .connection import CONNECT_TIMEOUT_SECS
 from .failures import DRIVER, LOST, connection_error
-from .libpq import AskedPassword, driver_arguments, pool_redact
+from .libpq import driver_arguments
+from .passwords import AskedPassword, pool_redact
 from .quoting import identifier
 
 if TYPE_CHECKING:
