@@ -13,8 +13,6 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# No name ends before its first dot, which is therefore found at once, rather than tried for at each character.
-FILE_NAME = re.compile(r"(?P<version>[0-9]{1,18})_(?P<name>.[^.]*.*?)(?:\.up)?\.sql", re.DOTALL)
 BOM = b"\xef\xbb\xbf"
 PACKAGED = "ampd/migrations"  # how the packaged folder is shown
 
@@ -95,8 +93,11 @@ class DirectiveError(ValueError):
 
 def parse_file_name(file_name: str) -> tuple[int, str] | None:
     """Return version and name of `<version>_<name>.sql` or `<version>_<name>.up.sql`; None for any other name."""
-    match = FILE_NAME.fullmatch(file_name)
-    return (int(match["version"]), match["name"]) if match else None
+    version, _, rest = file_name.partition("_")
+    name = rest.removesuffix(".sql")
+    if name in ("", rest) or len(version) > 18 or not (version.isascii() and version.isdecimal()):
+        return None
+    return int(version), name.removesuffix(".up") or name
 
 
 def reversals(migrations: Iterable[Migration]) -> dict[int, Migration]:
@@ -110,37 +111,17 @@ def reversals(migrations: Iterable[Migration]) -> dict[int, Migration]:
     return {down.version: by_name[what] for down, what in downs if what in by_name}
 
 
-class Checksum:
-    """The checksum of a file that is read in pieces."""
-
-    def __init__(self) -> None:
-        self._hash = sha256()
-        self._begun = False
-        self._cut = b""  # a CR that the next piece may turn into a CRLF
-
-    def update(self, piece: bytes) -> bytes:
-        """Take the next piece of the file and return it without the BOM; the last one is empty."""
-        if not self._begun:
-            self._begun, piece = True, piece.removeprefix(BOM)
-        whole = self._cut + piece
-        self._cut = b"\r" if piece.endswith(b"\r") else b""
-        self._hash.update(whole.removesuffix(self._cut).replace(b"\r\n", b"\n"))
-        return piece
-
-    def digest(self) -> bytes:
-        """Return the checksum of all the pieces."""
-        return self._hash.digest()
-
-
 def checksum(content: bytes) -> bytes:
     """Return the SHA-256 of a file's bytes with a leading BOM dropped and CRLF turned into LF.
 
     For an LF file it equals what `sha256sum FILE` prints; a Windows checkout has the same one.
     """
-    whole = Checksum()
-    for piece in (content, b""):
-        whole.update(piece)
-    return whole.digest()
+    return sha256(with_line_feeds(content.removeprefix(BOM))).digest()
+
+
+def with_line_feeds(piece: bytes) -> bytes:
+    """Return a piece of a file, between whose CR and LF it was not cut, with LF in place of CRLF."""
+    return piece.replace(b"\r\n", b"\n")
 
 
 def directives(sql: str) -> Directives:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from codecs import getincrementaldecoder
+from codecs import utf_8_decode
 from errno import ENOENT, ENOTDIR
+from hashlib import sha256
+from operator import attrgetter
 from pathlib import Path
 from stat import S_ISREG
-from typing import IO, TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from .errors import InvalidMigration
-from .migration import PACKAGED, Checksum, Migration, parse_file_name
+from .migration import BOM, PACKAGED, Migration, parse_file_name, with_line_feeds
 from .sql.slices import Slices
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from importlib.resources.abc import Traversable
 
 
@@ -55,16 +57,16 @@ def reading_from(folder: Path | Traversable, shown: str, hint: str) -> Slices[tu
     taken: dict[int, str] = {}
     problems: list[tuple[str, str]] = []
     for entry in (yield from _files(folder, shown, hint)):
-        name_bytes = os.fsencode(entry.name)
-        file_name = name_bytes.decode(errors="backslashreplace")
+        name = entry.name
+        file_name = name if name.isascii() else os.fsencode(name).decode(errors="backslashreplace")
         parsed = parse_file_name(file_name)
         if parsed is None:
             in_capitals = not file_name.endswith(".sql")
             what = "does not end in .sql, in small letters" if in_capitals else "is not named <version>_<name>.sql"
             problems.append((file_name, what))
             continue
-        version, name = parsed
-        if name_bytes != file_name.encode():
+        version, title = parsed
+        if file_name is not name and file_name.encode() != os.fsencode(name):
             problems.append((file_name, "has a name that is not UTF-8"))
         if (twin := taken.setdefault(version, file_name)) != file_name:
             problems.append((file_name, f"has version {version}, and so has {twin}"))
@@ -79,19 +81,18 @@ def reading_from(folder: Path | Traversable, shown: str, hint: str) -> Slices[tu
         except _Unusable as error:
             problems.append((file_name, str(error)))
             continue
-        migrations.append(Migration(version, name, f"{shown}/{file_name}", sql, checksum))
+        migrations.append(Migration(version, title, f"{shown}/{file_name}", sql, checksum))
     if problems:
         raise _unusable_error(problems, shown)
     yield
-    return tuple(sorted(migrations, key=lambda migration: migration.version))
+    return tuple(sorted(migrations, key=attrgetter("version")))
 
 
 class _Unusable(Exception):
     """A file that is no migration's, and why: what it is, or that it is not UTF-8 text or contains a NUL byte."""
 
 
-_PIECE = 1 << 18  # bytes
-_Decoder = getincrementaldecoder("utf-8")
+_PIECE = 1 << 16  # bytes; memory for more at once is fetched from the system, and given back, for each file anew
 
 
 def _content(entry: Entry) -> Slices[tuple[str, bytes]]:
@@ -101,27 +102,34 @@ def _content(entry: Entry) -> Slices[tuple[str, bytes]]:
         OSError: it cannot be read.
         _Unusable: it must not be read, is not UTF-8, or contains a NUL byte.
     """
-    checksum, decoder = Checksum(), _Decoder()
+    digest = sha256()
     texts: list[str] = []
-    line, nul = 1, None
-    with _opened(entry) as file:
-        while piece := checksum.update(file.read(_PIECE)):
-            try:
-                texts.append(decoder.decode(piece))
-            except UnicodeDecodeError as error:
-                line += bytes(error.object).count(b"\n", 0, error.start)
-                raise _Unusable(f"is not UTF-8 text (line {line})") from None
-            if nul is None and b"\0" in piece:
-                nul = line + piece.count(b"\n", 0, piece.index(0))
-            line += piece.count(b"\n")
-            yield
+    has_nul = False
+    read, close = _opened(entry)
     try:
-        decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
-        raise _Unusable(f"is not UTF-8 text (line {line})") from None
-    if nul is not None:
-        raise _Unusable(f"holds a NUL byte in line {nul}")
-    return "".join(texts), checksum.digest()
+        piece = read(_PIECE).removeprefix(BOM)
+        while piece:
+            more = read(_PIECE)
+            if more and not texts:
+                _check_size(entry)
+            whole = piece.removesuffix(b"\r") if more else piece  # what follows may make a CRLF of it
+            try:
+                text, size = utf_8_decode(whole, "strict", not more)  # up to the last character that is not cut
+            except UnicodeDecodeError as error:
+                line = sum(text.count("\n") for text in texts) + whole.count(b"\n", 0, error.start) + 1
+                raise _Unusable(f"is not UTF-8 text (line {line})") from None
+            digest.update(with_line_feeds(whole[:size]))
+            texts.append(text)
+            has_nul = has_nul or "\0" in text
+            piece = piece[size:] + more
+            yield
+    finally:
+        close()
+    sql = "".join(texts)
+    if has_nul:
+        line = sql.count("\n", 0, sql.index("\0")) + 1
+        raise _Unusable(f"holds a NUL byte in line {line}")
+    return sql, digest.digest()
 
 
 def _files(folder: Path | Traversable, shown: str, hint: str) -> Slices[list[Entry]]:
@@ -150,7 +158,7 @@ def _files(folder: Path | Traversable, shown: str, hint: str) -> Slices[list[Ent
             file=shown,
             hint=hint,
         )
-    return sorted(files, key=lambda entry: entry.name)
+    return sorted(files, key=attrgetter("name"))
 
 
 def _entries(folder: Path | Traversable) -> Iterator[Entry]:
@@ -176,25 +184,28 @@ def _is_folder(entry: Entry) -> bool:
         return False
 
 
-def _opened(entry: Entry) -> IO[bytes]:
-    """Return a file opened for reading, in as few system calls as can be.
+def _opened(entry: Entry) -> tuple[Callable[[int], bytes], Callable[[], None]]:
+    """Return the functions that read up to so many bytes of a file, and close it; it takes few system calls.
 
     Raises:
         OSError: it cannot be opened.
         _Unusable: it must not be. A line of a file is shown where it fails, to people who may not be able to read it.
     """
     if not isinstance(entry, os.DirEntry):
-        return entry.open("rb")
+        packaged = entry.open("rb")
+        return packaged.read, packaged.close
     if not entry.is_file(follow_symlinks=False):  # the list of the folder has told
         if not S_ISREG(entry.stat().st_mode):  # reading a pipe would wait for ever
             raise _Unusable("is not a regular file")
         if not (path := Path(entry.path)).resolve().is_relative_to(path.parent.resolve()):
             raise _Unusable("is a link that leads out of the folder")
-    file = open(entry.path, "rb", buffering=0)  # noqa: SIM115
-    if os.fstat(file.fileno()).st_size > _LARGEST:
-        file.close()
+    file = os.open(entry.path, os.O_RDONLY)
+    return lambda size: os.read(file, size), lambda: os.close(file)
+
+
+def _check_size(entry: Entry) -> None:
+    if isinstance(entry, os.DirEntry) and entry.stat().st_size > _LARGEST:
         raise _Unusable(f"is larger than {_LARGEST // 2**20} MiB")
-    return file
 
 
 def _unusable_error(problems: list[tuple[str, str]], shown: str) -> InvalidMigration:

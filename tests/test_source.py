@@ -70,6 +70,25 @@ def test_a_folder_is_read_in_slices(folder: Path) -> None:
     assert sum(1 for _ in reading(folder)) >= 2 * len(list(folder.iterdir()))
 
 
+@pytest.mark.parametrize("size", [4, 5, 7, 1000])
+def test_what_is_cut_between_two_pieces_is_whole(folder: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Neither a character nor a CRLF is lost where a file is read in pieces, and lines are counted through them."""
+    monkeypatch.setattr("ampd.source._PIECE", size)
+    texts = ("", "\r", "a\r", "\r\n", "\r\r\n\r", "größe 中\r\n\U0001f418\r\n\r", "a\r\n" * size)
+    fill(folder, {f"{number}_a.sql": "x" * (size % 3) + text for number, text in enumerate(texts)})
+    fill(folder, {f"1{number}_a.sql": "\ufeff" + text for number, text in enumerate(texts)})
+    for file in read_migrations(folder):
+        content = Path(file.file).read_bytes()
+        assert (file.sql, file.checksum) == (content.decode().removeprefix("\ufeff"), checksum(content))
+    fill(folder, {"1_a.sql": "\n\r\nä\0\0", "2_a.sql": b"\r\n\nxxx\xc3", "3_a.sql": b"\n\n\nxxx\xff\n\0"})
+    assert refusal(folder).message == (
+        f"3 faults in the files of {folder}:\n"
+        "  1_a.sql holds a NUL byte in line 3\n"
+        "  2_a.sql is not UTF-8 text (line 3)\n"
+        "  3_a.sql is not UTF-8 text (line 4)"
+    )
+
+
 @pytest.mark.parametrize(
     ("files", "why"),
     [
@@ -132,7 +151,7 @@ def test_a_link_that_leads_out_is_refused(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_file_beyond_measure_is_refused(folder: Path) -> None:
-    """It is told by its size, without having been read."""
+    """It is told by its size, without having been read to its end."""
     with (folder / "1_a.sql").open("wb") as file:
         file.truncate(512 * 2**20 + 1)
     assert str(refusal(folder)) == f"{folder}/1_a.sql is larger than 512 MiB\nhint: {NAMING}"
