@@ -235,7 +235,7 @@ class Run:
         self._seen = plan
         done = {each.version for each in self.done}
         planned = Planned(
-            applied=sum(info.state is State.APPLIED for info in plan.migrations),
+            applied=[info.state for info in plan.migrations].count(State.APPLIED),
             pending=await in_slices(mapping(as_pending, plan.pending)),
             ahead=tuple(info.version for info in plan.ahead),
             total=len(self.files),
