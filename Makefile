@@ -30,8 +30,10 @@ format: $(VENV)/ready  ## mend style and format, as far as that needs nobody's j
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+TOGETHER = $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)  # what each of them prints; not in make 3
+
 check:  ## what CI runs: what is quick to fail comes first
-	@$(MAKE) --no-print-directory -j 2 --output-sync=target lint types site newest oldest
+	@$(MAKE) --no-print-directory -j 2 $(TOGETHER) lint types site newest oldest
 	@$(MAKE) --no-print-directory test test-oldest test-newest
 
 test: $(VENV)/ready  ## run the tests, ARGS="-k name" to choose

@@ -32,7 +32,7 @@ def blocks(page: str) -> list[tuple[str, str, str]]:
 async def test_start_here(database: Database, tmp_path: Path) -> None:
     """The stranger's path: its files, and its commands in their order, but for what fetches and deploys."""
     env = environment("", PYTHONPATH=str(tmp_path), PATH=with_ampd(tmp_path / "bin"))
-    env |= {"AMPD_TEST_URL": database.server.url(), "PYTHONDONTWRITEBYTECODE": "1"}
+    env["AMPD_TEST_URL"] = database.server.url()
     run: list[str] = []
     for language, title, text in blocks("start.md"):
         if title == "job.yaml":
