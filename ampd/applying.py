@@ -11,6 +11,9 @@ import anyio
 
 from .advisory_lock import LockTaken
 from .apply.batch import Batch
+from .apply.no_transaction import apply_no_transaction
+from .apply.table_locks import with_lock_retries
+from .apply.transaction import apply_transactions
 from .errors import AmpdError, ConnectionFailed, MigrationInterrupted
 from .events import was_stopped
 from .history.reading import read
@@ -30,24 +33,19 @@ async def apply(
 
     Emits how each ended that was begun, even when cancelled.
     """
-    from .apply.batch import Batch
-    from .apply.no_transaction import apply_no_transaction
-    from .apply.table_locks import with_lock_retries
-    from .apply.transaction import apply_transactions
-
     history = run.history
     assert history is not None
     executions = await run.executions(history, migrations, total)
     rows: list[AppliedMigration] = []
 
     def applied(execution: Execution) -> None:
-        migration, running = execution.migration, execution.running
-        running.finish()
+        migration = execution.migration
+        execution.running.finish()
         rows.append(execution.as_applied())
-        run.done.append(AppliedNow(migration.version, migration.name, running.duration_ms))
+        run.done.append(AppliedNow(migration.version, migration.name, execution.running.duration_ms))
         run.lock_wait.acquired()
         run.source.connection_wait.acquired()
-        running.applied()
+        execution.running.applied()
 
     batch = Batch(executions, applied, before_history=run.before_history())
     try:
@@ -61,22 +59,16 @@ async def apply(
         await _stop(run, session, batch)
         raise
     except Exception as error:
-        running = batch.current()
-        if batch.at_end and await _is_applied(run, session, running.migration):
+        failed = batch.current()
+        if batch.at_end and await _is_applied(run, session, failed.migration):
             batch.reach(batch.done + 1)  # what has failed came after its COMMIT
-            run.history = history.with_rows(rows)
             if batch.done == len(batch) and isinstance(error, AmpdError):
+                run.history = history.with_rows(rows)
                 return
-            running = _blame_next(error, running, batch.current())
+            _blame(batch.current().migration, error, in_place_of=failed.migration)
+            failed = batch.current()
         run.history = history.with_rows(rows)
-        if isinstance(error, LockTaken):
-            message = f"another runner has gone on with {running.running.starting.label}"
-            running.running.failed(_interrupted_error(running, message))
-            raise
-        if isinstance(error, ConnectionFailed) and error.version is None:
-            error.version, error.file = running.migration.version, running.migration.file
-            error.hint = f"{error.file} was being applied; {error.hint}"
-        running.running.failed(error)
+        _emit_failed(failed, error)
         raise
     run.history = history.with_rows(rows)
 
@@ -106,19 +98,29 @@ async def _stop(run: Run, session: Session, batch: Batch) -> None:
         return
     if started or not run.confirmed:
         run.interrupted = starting
-    stopped.running.failed(_interrupted_error(stopped, was_stopped(starting, confirmed=run.confirmed)))
+    stopped.running.failed(_interrupted_error(stopped.migration, was_stopped(starting, confirmed=run.confirmed)))
 
 
-def _blame_next(error: Exception, running: Execution, following: Execution) -> Execution:
-    """Let an error name the migration that it has stopped before it began; return that."""
-    if isinstance(error, AmpdError) and error.file == running.migration.file:
+def _blame(migration: Migration, error: Exception, *, in_place_of: Migration) -> None:
+    """Let an error name the migration that it has stopped before it began, not the one before."""
+    if isinstance(error, AmpdError) and error.file == in_place_of.file:
         message = error.message.replace(" at the end of the migration", "")
-        error.message = message.replace(f"{error.file}: ", f"{following.migration.file}: ", 1)
-        error.version, error.file = following.migration.version, following.migration.file
-    return following
+        error.message = message.replace(f"{error.file}: ", f"{migration.file}: ", 1)
+        error.version, error.file = migration.version, migration.file
 
 
-def _interrupted_error(prepared: PreparedMigration, message: str) -> MigrationInterrupted:
+def _emit_failed(execution: Execution, error: Exception) -> None:
+    """Emit that a migration has failed; the error of a lost connection gets its name."""
+    migration = execution.migration
+    if isinstance(error, LockTaken):
+        error = _interrupted_error(migration, f"another runner has gone on with {migration.label}")
+    elif isinstance(error, ConnectionFailed) and error.version is None:
+        error.version, error.file = migration.version, migration.file
+        error.hint = f"{error.file} was being applied; {error.hint}"
+    execution.running.failed(error)
+
+
+def _interrupted_error(migration: Migration, message: str) -> MigrationInterrupted:
     error = MigrationInterrupted(message)
-    error.version, error.file = prepared.migration.version, prepared.migration.file
+    error.version, error.file = migration.version, migration.file
     return error
