@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 MESSAGE = 512 * 1024  # characters of scripts, and of what is added to them, in one message
-ENVELOPE = 1280  # what is added to each
-WHOLE_ENVELOPE = 11 * 1024  # the same with the whole check: at most, which it is where others use the session
+ENVELOPE = 1280  # characters that are added to each, at most
+WHOLE_ENVELOPE = 11 * 1024  # the same with the whole check: so many where others use the session
 
 
 class Batch:
@@ -34,13 +34,13 @@ class Batch:
         self._on_applied = on_applied
         self.done: int = 0
         self.at_end: bool = False  # the current one's script has ended: whether it is committed only the history tells
-        self.alone = False  # one for each message: the server has refused one of several
+        self.one_by_one = False  # each in a message of its own, since the server has refused one of several
         history = executions[0].history
         # The history once the first transaction has made it.
         self.created: History = msgspec.structs.replace(history, table_exists=True, schema_exists=True)
-        # Each migration makes the whole check: prepared statements would often find that something is not as it was,
-        # as they always do with row level security.
-        self.unprepared: bool = history.table is not None and history.table.row_security
+        # Each migration makes the whole check, and nothing is prepared: that would often find something changed, as it
+        # always does with row level security.
+        self.whole_checks: bool = history.table is not None and history.table.row_security
         self._before = list(_newest_before(history, [each.migration.version for each in executions]))
 
     def __len__(self) -> int:
@@ -64,14 +64,14 @@ class Batch:
     def next_message(self, start: int) -> range:
         """Return the numbers of those that go into the next message, which begins with that one."""
         stop = start + 1
-        if not self.alone:
+        if not self.one_by_one:
             size = self._size(start)
             while stop < len(self) and (size := size + self._size(stop)) <= MESSAGE:
                 stop += 1
         return range(start, stop)
 
     def _size(self, number: int) -> int:
-        return len(self._executions[number].migration.sql) + (WHOLE_ENVELOPE if self.unprepared else ENVELOPE)
+        return len(self._executions[number].migration.sql) + (WHOLE_ENVELOPE if self.whole_checks else ENVELOPE)
 
     def newest_before(self, number: int) -> tuple[str, int | None]:
         """Return `History.newest` as a migration of the batch has to find it, and the version in it."""

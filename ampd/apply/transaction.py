@@ -37,8 +37,9 @@ if TYPE_CHECKING:
     from .prepared import Execution
 
 
-_FEW = 20  # to send a message again because it has ended after fewer costs more than a whole check for each
-# No prepared statement has failed at the end, but what stands before our savepoint, or after it: deferred constraints.
+# Where a message ends after fewer migrations, a whole check for each of the rest costs less than to send these again.
+_FEW = 20
+# What going back to our savepoint is refused with, where the error came before it or after: of a deferred constraint.
 _NO_SAVEPOINT = (INVALID_SAVEPOINT_SPECIFICATION, NO_ACTIVE_SQL_TRANSACTION)
 NOTHING_KEPT = "nothing of this migration was kept"
 ROLLED_BACK = f"{NOTHING_KEPT}: fix the file and run again"
@@ -60,57 +61,62 @@ async def apply_transactions(session: Session, batch: Batch) -> None:
         LockUnavailable: worth another attempt; the same.
         AmpdError: the current migration failed; nothing of it is left.
     """
-    composed: Message | None = None
+    following = _Following(session, batch)
     while batch.done < len(batch):
         await session.reopen()  # it may not have answered when the last message was rolled back
-        composed = await _apply_next(session, batch, composed)
+        await _apply_next(session, batch, following)
 
 
-async def _apply_next(session: Session, batch: Batch, composed: Message | None) -> Message | None:
-    """Apply those that go into the next message, which may be composed; with luck all of them.
+class _Following:
+    """The message after the one that the server is at work on, composed meanwhile."""
 
-    Return the message after it, composed while the server was at work; None if what it depends on has come otherwise.
-    """
-    numbers = batch.next_message(batch.done)
-    message, tracker = Message(), BatchTracker(session, batch)
-    following: Message | None = None
+    def __init__(self, session: Session, batch: Batch) -> None:
+        self._session = session
+        self._batch = batch
+        self._composed: Message | None = None
 
-    async def compose_following() -> None:
-        nonlocal following
-        if following is None and numbers.stop < len(batch):
-            after = batch.next_message(numbers.stop)
-            if _parts(batch, after) == [None]:
-                following = await in_slices(composing(session, batch, after))
+    async def compose(self, start: int) -> None:
+        """Compose the message that begins with a migration; a large one's are composed when they are sent."""
+        if self._composed is None and start < len(self._batch):
+            numbers = self._batch.next_message(start)
+            if _parts(self._batch, numbers) == [None]:
+                self._composed = await in_slices(composing(self._session, self._batch, numbers))
 
+    def take(self) -> Message | None:
+        """Return what is composed, if it is, and forget it."""
+        composed, self._composed = self._composed, None
+        return composed
+
+
+async def _apply_next(session: Session, batch: Batch, following: _Following) -> None:
+    """Apply those that go into the next message; where it ends early, for no fault of theirs, the rest is left."""
+    numbers, tracker = batch.next_message(batch.done), BatchTracker(session, batch)
+    message, composed = Message(), following.take()
     try:
         for part in _parts(batch, numbers):
-            if composed is None:
-                composed = await in_slices(composing(session, batch, numbers, part, tracker.transaction or ""))
-            message, composed = composed, None
+            if composed is not None:
+                message = composed
+            else:
+                message = await in_slices(composing(session, batch, numbers, part, tracker.transaction or ""))
             tracker.running = -1
             try:
-                async with in_background(compose_following):
+                async with in_background(partial(following.compose, numbers.stop)):
                     await session.run(str(message), on_note=tracker, on_event=batch.current().on_event)
             except ServerError as error:
                 await _end_from_savepoint(session, batch, error)
                 numbers = range(numbers.start, batch.done + 1)
-                batch.unprepared = len(numbers) < _FEW
-                following = None
+                batch.whole_checks = len(numbers) < _FEW
+                following.take()  # it begins with another migration
     except BaseException as error:
+        following.take()
         await session.recover(BEYOND_ROLLBACK)
         if not isinstance(error, ServerError):
             raise
-        if tracker.begun and not batch.unprepared and _is_about_prepared(error, session):
-            # The next message begins here, with a whole check.
-            batch.unprepared = batch.at_end or batch.done - numbers.start < _FEW
-            return None
-        together, batch.alone = not batch.alone and len(numbers) > 1, True
-        if together and not tracker.begun:
-            return None  # the server reads a message whole before it runs any of it: send them one by one
-        refused = refused_error(error, batch.current(), message, tracker.running, counts_bytes=session.counts_bytes)
-        raise refused from error
-    batch.reach(numbers.stop)
-    return following
+        if not _goes_on_otherwise(error, session, batch, numbers, begun=tracker.begun):
+            running, counts_bytes = tracker.running, session.counts_bytes
+            raise refused_error(error, batch.current(), message, running, counts_bytes=counts_bytes) from error
+    else:
+        batch.reach(numbers.stop)
 
 
 def _parts(batch: Batch, numbers: range) -> list[range | None]:
@@ -122,12 +128,22 @@ def _parts(batch: Batch, numbers: range) -> list[range | None]:
 async def _end_from_savepoint(session: Session, batch: Batch, error: ServerError) -> None:
     """End a migration with the whole check where a prepared statement could not; raise any other error again."""
     stopped = session.is_closed() or error.sqlstate[:2] == OPERATOR_INTERVENTION
-    if stopped or batch.unprepared or not batch.at_end:
+    if stopped or batch.whole_checks or not batch.at_end:
         raise error
     try:
         await session.run(ending_sql(session, batch), on_event=batch.current().on_event)
     except ServerError as said:
         raise error if said.sqlstate in _NO_SAVEPOINT else said from None
+
+
+def _goes_on_otherwise(error: ServerError, session: Session, batch: Batch, numbers: range, *, begun: bool) -> bool:
+    """Set how what is left of a batch goes on after an error; return whether the error is none of a migration's."""
+    if begun and not batch.whole_checks and _is_about_prepared(error, session):
+        # The next message begins here, with a whole check.
+        batch.whole_checks = batch.at_end or batch.done - numbers.start < _FEW
+        return True
+    together, batch.one_by_one = not batch.one_by_one and len(numbers) > 1, True
+    return together and not begun  # the server reads a message whole before it runs any of it
 
 
 def _is_about_prepared(error: ServerError, session: Session) -> bool:

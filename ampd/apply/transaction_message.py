@@ -172,7 +172,7 @@ class _Envelope:
 
     @property
     def _prepares(self) -> bool:
-        return not self._batch.unprepared
+        return not self._batch.whole_checks
 
     def _begin(self, number: int) -> str:
         """Return the statement that tells where the server is, and saves what others have set."""
