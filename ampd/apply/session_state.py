@@ -24,7 +24,10 @@ NO_TRANSACTION_TIMEOUT = """
 
 
 def with_settings_sql(body: str) -> str:
-    """Return PL/pgSQL that runs `body`, in which `settings` lists the expressions that do the same on this server."""
+    """Return PL/pgSQL that runs `body` with a variable `settings`: SQL expressions, by commas, that set all of these.
+
+    So what this server knows of them is found out once in a message, and each transaction then only evaluates it.
+    """
     return f"""
   DECLARE
     settings pg_catalog.text := $set${_SET_KEEPALIVES}$set$;

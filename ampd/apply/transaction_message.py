@@ -33,7 +33,7 @@ from .session_state import (
 from .tracker import note_transaction_sql
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from ampd.postgres.connection import Session
     from ampd.sql.slices import Slices
@@ -57,8 +57,8 @@ def parts(statements: splitter.Statements) -> Iterator[range]:
     yield range(first, count)
 
 
-def stay_in_transaction_sql() -> str:
-    """Return a statement, of SQL or PL/pgSQL, that limits how long the client may be silent between two messages."""
+def limit_silence_sql() -> str:
+    """Return a statement, of SQL or PL/pgSQL: the server ends the transaction if its next message does not come."""
     return f"SET LOCAL idle_in_transaction_session_timeout = '{session_state.LEASE_SECS}s';"
 
 
@@ -129,9 +129,8 @@ class _Envelope:
         self._numbers = numbers
         self._several = several
         self._ours = session.ours
-        self._texts: dict[str, Callable[[], str]] = {}  # of statements that cannot be prepared, but are long
-        if session.shared:
-            self._texts = {"save": lambda: _block(self._save()), "reset": self._reset}
+        # The long ones that are DO blocks, which cannot be prepared: what is prepared is a query for their text.
+        self._texts = {"save": _block(self._save()), "reset": self._reset()} if session.shared else {}
 
     def enter_sql(self, number: int) -> str:
         """Return the statements before a script."""
@@ -162,7 +161,10 @@ class _Envelope:
         if self._session.shared and self._prepares:
             reset = f"{NO_STATEMENT_TIMEOUT}{_block(self._stored('reset'))}; "
         role = set_role_sql(self._batch.created.role, local=True)
-        leave = self._leave(number, last=last) if self._prepares else self._leave_whole(number, last=last)
+        if self._prepares:
+            leave = self._leave(number, last=last)
+        else:
+            leave = self._leave_whole(number, last=last, ours=self._ours)
         return f"{marker}{RUN_DEFERRED}{reset}{RESET_OBJECTS}{role}{leave} COMMIT;\n"
 
     def leave_from_savepoint_sql(self) -> str:
@@ -195,15 +197,15 @@ class _Envelope:
 
     def _enter_whole(self, number: int, *values: str) -> str:
         """Return the same with the whole check."""
-        history, prepare = self._batch.created, ""
-        if number == self._numbers.start and not self._batch.history(number).table_exists:
-            prepare = self._prepare(number)
+        history = self._batch.history(number)
         insert = writing.insert_values_sql(history, *values[:3])
+        before = self._batch.before_history
         enter = (
             f"{NOTICE_A_DEAD_CLIENT}{NO_TRANSACTION_TIMEOUT}{advisory_lock.try_lock_sql(history.lock_key)} "
-            f"{set_role_sql(history.role, local=True)}{writing.enter_sql(history, insert, newest=values[3])}"
+            f"{set_role_sql(history.role, local=True)}"
+            f"{writing.enter_sql(history, insert, newest=values[3], before=before)}"
         )
-        return f"{_block(f'{prepare}{enter}{self._before_script(number)}')}; "
+        return f"{_block(f'{enter}{self._before_script(number)}')}; "
 
     def _before_script(self, number: int) -> str:
         """Return PL/pgSQL for what is set last, and that tells that it is done: what fails from now on is the script.
@@ -211,23 +213,20 @@ class _Envelope:
         That is the search path, and that the client may be silent for a while.
         """
         path = self._batch[number].search_path_sql(local=True)
-        goes_on = f"{stay_in_transaction_sql()} {note_transaction_sql(self._session)}" if self._several else ""
+        goes_on = f"{limit_silence_sql()} {note_transaction_sql(self._session)}" if self._several else ""
         return f"{path}{goes_on} {self._session.note_text_sql('0')}"
 
     def _prepare(self, number: int) -> str:
-        """Return PL/pgSQL that takes the lock, makes the history if there is none, and prepares what is to be run."""
+        """Return PL/pgSQL that takes the lock, makes the whole check, and prepares what is to be run."""
         history = self._batch.history(number)
-        prepare = ""
-        if self._prepares:
-            prepare = writing.prepare_sql(history, self._ours, "settings") + "".join(
-                f"\n    PREPARE {self._ours}_{name} AS SELECT {self._quoted('text', text())};"
-                for name, text in self._texts.items()
-            )
-        newest = literal(self._batch.newest_before(number)[0])
-        check = f"""
+        prepare = writing.prepare_sql(history, self._ours, "settings") + "".join(
+            f"\n    PREPARE {self._ours}_{name} AS SELECT {self._quoted('text', text)};"
+            for name, text in self._texts.items()
+        )
+        newest, before = literal(self._batch.newest_before(number)[0]), self._batch.before_history
+        return with_settings_sql(f"""
   {advisory_lock.try_lock_sql(history.lock_key)} {set_role_sql(history.role, local=True)}
-  {writing.enter_sql(history, prepare, newest=newest, before=self._batch.before_history)}"""
-        return with_settings_sql(check) if self._prepares else check
+  {writing.enter_sql(history, prepare, newest=newest, before=before)}""")
 
     def _leave(self, number: int, *, last: bool) -> str:
         """Return the statements that record a migration as finished."""
@@ -238,13 +237,12 @@ class _Envelope:
             forget = "".join(f" DEALLOCATE {self._ours}_{name};" for name in names)
             forget += f" {_block(forget_settings_sql(self._session.found))};" if self._session.shared else ""
         return (
-            f"{stay_in_transaction_sql()} SAVEPOINT {self._ours}; EXECUTE {self._ours}_end({version}, {before}); "
+            f"{limit_silence_sql()} SAVEPOINT {self._ours}; EXECUTE {self._ours}_end({version}, {before}); "
             f"RELEASE SAVEPOINT {self._ours}; EXECUTE {self._ours}_leave({version}, {count});{forget}"
         )
 
-    def _leave_whole(self, number: int, *, last: bool, ours: str | None = None) -> str:
-        """Return the same with the whole check; all that is prepared is dropped, but for what is `ours`."""
-        ours = self._ours if ours is None else ours
+    def _leave_whole(self, number: int, *, last: bool, ours: str) -> str:
+        """Return the same with the whole check; what is prepared is dropped, but for names that begin with `ours`."""
         forget = f"PERFORM pg_catalog.pg_advisory_unlock_all(); {deallocate_sql(ours)};"
         after = forget_settings_sql(self._session.found) if last and self._session.shared else ""
         limit = milliseconds(self._batch[number].lock_timeout_secs)

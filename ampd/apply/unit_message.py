@@ -23,7 +23,7 @@ from .session_state import (
     set_role_sql,
 )
 from .tracker import note_transaction_sql
-from .transaction_message import RESET_CLIENT_ENCODING, check_transaction_sql, stay_in_transaction_sql
+from .transaction_message import RESET_CLIENT_ENCODING, check_transaction_sql, limit_silence_sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -72,7 +72,7 @@ def wrapping_of(unit: Unit, record: str, session: Session, execution: Execution,
     if session.pooled:
         prelude = save_settings_sql(session.found, local=True) + prelude + execution.search_path_sql(local=True)
     if several:
-        prelude += f" {stay_in_transaction_sql()} {note_transaction_sql(session)}"
+        prelude += f" {limit_silence_sql()} {note_transaction_sql(session)}"
     start = f"{do_block(f'BEGIN {prelude} END')}; {limited}"
     if session.pooled:
         start += set_role_sql(execution.history.role, local=True) + again_sql(unit.settings)
