@@ -58,13 +58,13 @@ class LockMonitor:
         self,
         source: Database,
         session: Session,
-        running: Callable[[], Execution],
+        current: Callable[[], Execution],
         backoff: Backoff,
         fallback: Session | None,
     ) -> None:
         self._source = source
         self._session = session
-        self._running = running
+        self._current = current
         self._backoff = backoff
         self._fallback = fallback
         self._looked, self._seen_blocked = monotonic(), -inf
@@ -145,7 +145,7 @@ class LockMonitor:
     def _body(self, note: Callable[[str], str]) -> str:
         pid = str(self._session.backend_pid)
         if self._session.backend_pid is None:  # until a transaction has sent it, only the label shows the backend
-            label = literal(advisory_lock.label_sql(self._running().history.lock_key, self._running().migration.label))
+            label = literal(advisory_lock.label_sql(self._current().history.lock_key, self._current().migration.label))
             # Anybody can write the label; nobody else can have the login that we, and so this connection, have.
             login = "usesysid = (SELECT usesysid FROM pg_stat_activity WHERE pid = pg_backend_pid())"
             mine = f"starts_with(query, {label}) AND {login} AND datname = current_database()"
@@ -170,7 +170,7 @@ class LockMonitor:
 
     def _record(self, snapshot: LockSnapshot) -> None:
         since, self._looked = self._looked, monotonic()
-        self._running().running.progress(snapshot.progress)
+        self._current().running.progress(snapshot.progress)
         if not snapshot.blockers:
             return
         self.blocked_secs += self._looked - since
@@ -188,9 +188,9 @@ class LockMonitor:
     def report(self, since: float) -> None:
         """Emit who has been seen to block the migration since a time of `monotonic`, unless that was said just now."""
         if self._seen_blocked >= since and self._backoff.should_report():
-            self._running().on_event(
+            self._current().on_event(
                 Blocked(
-                    version=self._running().migration.version,
+                    version=self._current().migration.version,
                     waited=self._backoff.waited,
                     limit=self._backoff.limit,
                     blockers=self.blockers,
@@ -220,7 +220,7 @@ class LockMonitor:
 async def with_lock_retries(
     source: Database,
     session: Session,
-    running: Callable[[], Execution],
+    current: Callable[[], Execution],
     attempt: Callable[[Session], Awaitable[None]],
     *,
     blocked: AmpdError | None = None,
@@ -228,7 +228,7 @@ async def with_lock_retries(
 ) -> None:
     """Make attempts, each under `lock_timeout_secs`, until one succeeds or `lock_retry_secs` have passed.
 
-    `running` returns the migration that an attempt is at: one that applies several goes on with the next.
+    `current` returns the migration that an attempt is at: one that applies several goes on with the next.
 
     Between two attempts nothing is held and nothing waits, so that whoever queued behind us gets through; and for five
     times as long as the attempt took, so that whoever comes meanwhile waits for a sixth of the time at most. An attempt
@@ -238,11 +238,11 @@ async def with_lock_retries(
     Raises:
         LockTimeout: no attempt succeeded in time; the error names the blockers.
     """
-    execution = running()
+    execution = current()
     limit = execution.limits.lock_retry_secs
     backoff = Backoff(limit, longest_pause=_LONGEST_PAUSE_SECS)
     backoff.begin()
-    monitor = LockMonitor(source, session, running, backoff, fallback)
+    monitor = LockMonitor(source, session, current, backoff, fallback)
     # A shorter wait is not worth a second connection.
     first_look = QUIET_SECS if blocked else min(QUIET_SECS, execution.lock_timeout_secs / 2 or QUIET_SECS)
     with anyio.CancelScope() as scope:
@@ -257,8 +257,8 @@ async def with_lock_retries(
                     await attempt(session)
                     return await monitor.finish_look()
                 except LockUnavailable as busy:
-                    if running() is not execution:  # another one than the last time
-                        execution = running()
+                    if current() is not execution:  # another one than the last time
+                        execution = current()
                         backoff.renew(since=execution.running.since)
                     took = monotonic() - max(begun, execution.running.since)
                     waited, delay = backoff.waited, backoff.rest(took)
