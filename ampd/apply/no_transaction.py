@@ -145,11 +145,11 @@ class StatementRunner:
                 await in_slices(self._checksums.computing(unit.past))
                 self._protocol, state = Protocol(state), State.READY
                 if unit.transactional:
-                    await self._with_lock_retries(partial(self._together, unit))
+                    await self._with_lock_retries(partial(self._run_in_transaction, unit))
                     self._checkpoint = self._checkpoint_at(unit.past, unit.past)
                     self._protocol.take(Step.COMMIT)
                 else:
-                    await self._outside(unit)
+                    await self._run_outside(unit)
             await self._guard.check()
             finish = writing.finish_no_transaction_sql(
                 execution.history, self._migration, self._checkpoint, len(self._statements)
@@ -166,12 +166,12 @@ class StatementRunner:
                 )
 
     async def _with_lock_retries(
-        self, attempt: Callable[[Session, Execution], Awaitable[None]], *, blocked: AmpdError | None = None
+        self, attempt: Callable[[], Awaitable[None]], *, blocked: AmpdError | None = None
     ) -> None:
         async def prepared(session: Session) -> None:
             if session.connections != self._connections:
                 await self._prepare_again()
-            await attempt(session, self._execution)
+            await attempt()
 
         await with_lock_retries(
             self._source,
@@ -204,7 +204,8 @@ class StatementRunner:
         """Run PL/pgSQL of our own in a transaction, with our own role; `after` is the number of statements done."""
         await self._with_lock_retries(partial(self._written, body, after))
 
-    async def _written(self, body: str, after: int, session: Session, execution: Execution) -> None:
+    async def _written(self, body: str, after: int) -> None:
+        session, execution = self._session, self._execution
         block = do_block(f"BEGIN {session.note_pid_sql()} {body} END")
         ours = own_role_sql(execution.history.role, session.found)
         message = f"{self._label} BEGIN ISOLATION LEVEL READ COMMITTED; {ours}{execution.limits_sql()}{block}; COMMIT"
@@ -255,8 +256,9 @@ class StatementRunner:
         finally:
             self._mark_dirty()
 
-    async def _together(self, unit: Unit, session: Session, execution: Execution) -> None:
+    async def _run_in_transaction(self, unit: Unit) -> None:
         """Run a unit and the record that it is done in one transaction."""
+        session, execution = self._session, self._execution
         await self._guard.check()
         message, tracker = Message(), StatementTracker(session, execution, unit.first)
         pieces = tuple(parts(unit.statements))
@@ -278,7 +280,7 @@ class StatementRunner:
         finally:
             self._mark_dirty()
 
-    async def _outside(self, unit: Unit) -> None:
+    async def _run_outside(self, unit: Unit) -> None:
         """Run a unit outside of a transaction of ours; that it was begun is recorded first."""
         statement = unit.statements[0]
         await self._guard.check()
@@ -292,16 +294,16 @@ class StatementRunner:
         )
         dirty_backends, connections = set[int](), 0
 
-        async def alone(session: Session, execution: Execution) -> None:
+        async def attempt() -> None:
             nonlocal connections
-            if connections != session.connections:  # the first one, and each in place of one that was given up
+            if connections != self._session.connections:  # the first one, and each in place of one that was given up
                 dirty_backends.update(await self._set_for_session(unit))
-                connections = session.connections
-            await self._alone(unit, session, execution)
+                connections = self._session.connections
+            await self._send_outside(unit)
 
         try:
             watched = unit.is_concurrent or unit.kind is not Kind.NOT_RESUMABLE
-            await self._with_lock_retries(alone, blocked=blocked if watched else None)
+            await self._with_lock_retries(attempt, blocked=blocked if watched else None)
         except AmpdError:
             await self._withdraw(unit)
             raise
@@ -344,8 +346,9 @@ class StatementRunner:
         if self._session.backend_pid is not None:
             self._dirty_backends.add(self._session.backend_pid)
 
-    async def _alone(self, unit: Unit, session: Session, execution: Execution) -> None:
-        """Run a unit as it stands, unless it is in doubt and turns out to be done."""
+    async def _send_outside(self, unit: Unit) -> None:
+        """Send a unit as it stands, unless it is in doubt and turns out to be done."""
+        session, execution = self._session, self._execution
         await self._guard.check()
         message = Message(f"{self._label} ")
         if len(unit.statements) > 1:
