@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ampd.postgres.quoting import do_block, identifier, literal
+from ampd.postgres.quoting import PIN_SEARCH_PATH, do_block, identifier, literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -50,7 +50,7 @@ def asking_sql(session: Session, expression: str, names: Iterable[tuple[str, ...
 DECLARE
   named pg_catalog.regclass[] := ARRAY[{relations}]::pg_catalog.regclass[];
 BEGIN
-  PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+  {PIN_SEARCH_PATH}
   {session.note_sql(f"to_jsonb({expression})")}
 END""")
 

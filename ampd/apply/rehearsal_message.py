@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ampd import advisory_lock
 from ampd.history import writing
 from ampd.other_sessions import readable_sql
-from ampd.postgres.quoting import do_block, literal
+from ampd.postgres.quoting import PIN_SEARCH_PATH, do_block, literal
 from ampd.sqlstates import QUERY_CANCELED
 
 from .message import Message
@@ -169,10 +169,7 @@ def _leave_sql(session: Session, execution: Execution, secs: float) -> str:
     history, count = execution.history, len(execution.statements)
     before = str(max((row.version for row in history.applied), default="NULL"))
     finish = writing.leave_sql(history, str(execution.migration.version), str(count), before)
-    look = (
-        "BEGIN PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true); "
-        f"{session.note_sql(f'json_build_array({_NOW}, {_LOCKS})')} END"
-    )
+    look = f"BEGIN {PIN_SEARCH_PATH} {session.note_sql(f'json_build_array({_NOW}, {_LOCKS})')} END"
     return (
         f"{_marker_sql(session, count, secs)}; {do_block(_RUN_DEFERRED)}; {do_block(look)}; "
         f"{reset_settings_sql(session.found, saved=True)}{RESET_OBJECTS}"

@@ -16,7 +16,7 @@ from ampd.backoff import QUIET_SECS, Backoff
 from ampd.errors import AmpdError, ConnectionFailed, LockTimeout, NoAnswer
 from ampd.events import Blocked, LockRetry
 from ampd.other_sessions import Blocker, readable_sql
-from ampd.postgres.quoting import do_block, literal
+from ampd.postgres.quoting import PIN_SEARCH_PATH, do_block, literal
 from ampd.report import count
 from ampd.statement_progress import StatementProgress, progress_sql
 
@@ -163,8 +163,7 @@ class LockMonitor:
         'query', CASE a.datname WHEN current_database() THEN {query} END)), '[]')
       FROM (SELECT DISTINCT unnest(pg_blocking_pids(worker)) AS pid) b
       LEFT JOIN pg_stat_activity a ON a.pid = b.pid WHERE b.pid <> pg_backend_pid()))"""
-        path = "PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true)"
-        return f"""DECLARE worker integer; progress pg_catalog.jsonb; BEGIN {path};
+        return f"""DECLARE worker integer; progress pg_catalog.jsonb; BEGIN {PIN_SEARCH_PATH}
   PERFORM pg_stat_clear_snapshot(); worker := {pid};{progress_sql("worker", "progress")}
   {note(snapshot)} END"""
 

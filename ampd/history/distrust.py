@@ -9,7 +9,7 @@ import msgspec
 from ampd.display import one_line
 from ampd.errors import ConfigError, LockTimeout, PermissionDenied
 from ampd.other_sessions import Blocker
-from ampd.postgres.quoting import do_block, identifier
+from ampd.postgres.quoting import PIN_SEARCH_PATH, do_block, identifier
 
 if TYPE_CHECKING:
     from ampd.postgres.connection import Session
@@ -38,8 +38,7 @@ async def locked_error(session: Session, error: LockTimeout, which: str, history
     LEFT JOIN pg_stat_activity a ON a.pid = l.pid
     WHERE l.locktype = 'relation' AND l.granted AND l.mode = 'AccessExclusiveLock' AND l.pid IS NOT NULL
       AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND {which})"""
-    pin = "PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);"
-    body = do_block(f"BEGIN {pin} {session.note_sql(document)} END")
+    body = do_block(f"BEGIN {PIN_SEARCH_PATH} {session.note_sql(document)} END")
     locks = await session.ask(f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {body}; COMMIT", list[_Lock])
     if not locks:
         return error
@@ -96,7 +95,7 @@ def path_sql(session: Session) -> str:
 DECLARE
   path pg_catalog.text := pg_catalog.current_setting('search_path');
 BEGIN
-  PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+  {PIN_SEARCH_PATH}
   {session.note_sql(document)}
 END""")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ampd.postgres.quoting import do_block, literal
+from ampd.postgres.quoting import PIN_SEARCH_PATH, do_block, literal
 
 if TYPE_CHECKING:
     from ampd.postgres.connection import Session
@@ -131,6 +131,5 @@ def alterations_sql(session: Session, oid: int) -> str:
       UNION ALL SELECT format('has the index %I with an expression or a condition', relname)
         FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
         WHERE indrelid = {oid} AND (indexprs IS NOT NULL OR indpred IS NOT NULL) LIMIT 10) _ (what))"""
-    pin = "PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);"
-    body = f"BEGIN {pin} {session.note_sql(document)} END"
+    body = f"BEGIN {PIN_SEARCH_PATH} {session.note_sql(document)} END"
     return f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {do_block(body)}; COMMIT"

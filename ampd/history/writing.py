@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ampd.advisory_lock import lock_acquired_sql
-from ampd.postgres.quoting import identifier, literal
+from ampd.postgres.quoting import PIN_SEARCH_PATH, identifier, literal
 from ampd.sqlstates import ALTERED, EMPTIED, ESCAPED, EXPOSED, INVALID_TEXT_REPRESENTATION, MOVED, REPLACED
 from ampd.version import VERSION
 
@@ -69,7 +69,8 @@ def _pinned_sql(body: str) -> str:
   DECLARE
     path pg_catalog.text := pg_catalog.current_setting('search_path');
     wrong pg_catalog.text;
-  BEGIN{_PIN}{body}
+  BEGIN
+    {PIN_SEARCH_PATH}{body}
     PERFORM set_config('search_path', path, true);
   END;"""
 
@@ -113,11 +114,6 @@ def _wrong_sql(history: History, newest: str = "NULL") -> str:
       FROM pg_class c WHERE {this}{_is_named_sql(history)}), '{REPLACED}')"""
 
 
-# The path is pinned for the rest of the transaction, unless it is put back.
-_PIN = """
-    PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);"""
-
-
 def _is_named_sql(history: History) -> str:
     """Return a condition for the row c of pg_class that the history's name stands for."""
     return (
@@ -158,7 +154,8 @@ _SPELT = {"text": "pg_catalog.text", "bytea": "pg_catalog.bytea"}
 def _for_event_triggers_sql(definitions: str) -> str:
     """Return a part of `enter_sql` that runs DDL with the original search path, on which event triggers may rely."""
     return f"""
-    PERFORM set_config('search_path', path, true);{definitions}{_PIN}"""
+    PERFORM set_config('search_path', path, true);{definitions}
+    {PIN_SEARCH_PATH}"""
 
 
 def insert_sql(history: History, migration: Migration) -> str:
@@ -340,7 +337,8 @@ def _check_ours_sql(history: History) -> str:
     return f"""
     DECLARE
       wrong pg_catalog.text;
-    BEGIN{_PIN}{_check_sql(history)}
+    BEGIN
+    {PIN_SEARCH_PATH}{_check_sql(history)}
     END;"""
 
 

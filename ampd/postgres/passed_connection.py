@@ -11,7 +11,7 @@ import anyio
 from ampd.errors import ConfigError, ConnectionFailed
 
 from .connection import is_closed
-from .quoting import do_block
+from .quoting import PIN_SEARCH_PATH, do_block
 
 if TYPE_CHECKING:
     from .connection import Connection, Session
@@ -92,7 +92,7 @@ async def check_nothing_to_lose(session: Session) -> None:
     kinds = ", ".join(f"CASE WHEN {there} THEN '{kind}' END" for kind, there in _LOST_BY_RESET.items())
     question = f"pg_catalog.to_jsonb(pg_catalog.array_remove(ARRAY[{kinds}], NULL))"
     body = f"""BEGIN
-  PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+  {PIN_SEARCH_PATH}
   {session.note_sql(question)}
 END"""
     if found := await session.ask(do_block(body), list[str]):

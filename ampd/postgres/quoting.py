@@ -1,6 +1,9 @@
-"""SQL literals, identifiers and blocks. Pure."""
+"""SQL literals, identifiers and blocks, and the search path that is pinned for these. Pure."""
 
 from __future__ import annotations
+
+# A statement of PL/pgSQL: for the rest of the transaction nothing is looked up where a stranger can put anything.
+PIN_SEARCH_PATH = "PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);"
 
 
 def literal(value: str | None) -> str:
