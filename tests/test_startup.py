@@ -196,11 +196,11 @@ async def test_a_role_without_a_free_connection_waits(database: Database) -> Non
     heard = Heard()
     async with anyio.create_task_group() as tasks:
 
-        async def make_room_sql() -> None:
+        async def make_room() -> None:
             assert "too many connections for role" in (await heard.first(WaitingForConnection)).reason
             await database.execute(f"ALTER ROLE {role.name} CONNECTION LIMIT 2")
 
-        tasks.start_soon(make_room_sql)
+        tasks.start_soon(make_room)
         report = await library.migrate(role.url, migrations=FILES, limits=PATIENT, on_event=heard)
     assert len(report.applied) == 1
     heard.assert_adds_up()

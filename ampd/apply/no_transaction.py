@@ -126,16 +126,15 @@ class StatementRunner:
     async def run(self) -> None:
         """Run what is left of the migration, and record each step of it."""
         execution, row, resume = self._execution, self._execution.info.applied, Resumption(0, in_doubt=False)
-        begun = note_lock_sql(self._session)
+        column, begun = writing.add_done_checksum_sql(execution.history), note_lock_sql(self._session)
         if row is None:
-            started = writing.insert_sql(execution.history, self._migration)
-            room = writing.make_room_sql(execution.history)
-            await self._write(f"{writing.enter_sql(execution.history, started, room)}{self._advance_sql(0, 0)}{begun}")
+            enter = writing.enter_sql(execution.history, writing.insert_sql(execution.history, self._migration), column)
+            await self._write(f"{enter}{self._advance_sql(0, 0)}{begun}")
             self._checkpoint = self._checkpoint_at(0, 0)
         else:
             resume = execution.info.resumption or resume
             self._checkpoint = Checkpoint(row.statements_done, row.done_checksum)
-            await self._write(writing.enter_sql(execution.history, writing.make_room_sql(execution.history)) + begun)
+            await self._write(f"{writing.enter_sql(execution.history, column)}{begun}")
         try:
             settings = await in_slices(finding_in_force(self._statements[: resume.done]))
             await in_slices(self._checksums.computing(resume.done))

@@ -115,7 +115,7 @@ def _statement_by_statement(execution: Execution) -> Iterator[str]:
         rest = _line(*own) + _block(before, writing.advance_sql(history, migration, was, begun)) + end
         return begin + rest if is_plain(rest) else f"{_line(begin)}{_READING}{rest}"
 
-    enter = writing.enter_sql(history, writing.insert_sql(history, migration), writing.make_room_sql(history))
+    enter = writing.enter_sql(history, writing.insert_sql(history, migration), writing.add_done_checksum_sql(history))
     yield prepare + record(0, 0, enter)
     for unit in units(statements, 0, []):
         numbers, first, last = range(unit.first, unit.past), _BEGIN, "COMMIT;\n"

@@ -17,9 +17,8 @@ from ampd.sqlstates import READ
 
 from .table import LOCK, pin_session_sql
 from .trust import (
+    CANDIDATES,
     MAY_FIRE,
-    NAMED,
-    NAMED_COUNT,
     PLAIN,
     SHAPED,
     columns_sql,
@@ -260,8 +259,7 @@ held := ARRAY(
   UNION ALL SELECT ('x' || lpad(substring(query from {literal(LABEL)}), 16, '0'))::bit(64)::int8 FROM pg_stat_activity
     WHERE state = 'active' AND datname = current_database() AND query ~ {literal(LABEL)});
 FOR home IN SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND c.oid IN (SELECT attrelid FROM pg_attribute
-      WHERE attnum > 0 AND NOT attisdropped AND {NAMED} GROUP BY attrelid HAVING count(*) = {NAMED_COUNT})
+    WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND c.oid IN ({CANDIDATES})
     ORDER BY {trusted_owner_sql("c.relowner", role)} DESC, n.nspname, c.relname LIMIT {_MOST} + 1 LOOP
   IF cardinality(histories) = {_MOST} THEN
     truncated := true;

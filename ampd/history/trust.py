@@ -68,25 +68,27 @@ COLUMNS = {
     "statements_done": "integer",
     "applied_by": "text",
     "ampd_version": "text",
-    "done_checksum": "bytea",  # older histories get it with their first no-transaction migration
+    "done_checksum": "bytea",
 }
-_OIDS = {"bigint": 20, "integer": 23, "text": 25, "bytea": 17, "timestamp with time zone": 1184}
+# Older histories lack this one: they get it with their first no-transaction migration.
 LAST = "done_checksum"
+_OIDS = {"bigint": 20, "integer": 23, "text": 25, "bytea": 17, "timestamp with time zone": 1184}
+_REQUIRED = {name: _OIDS[kind] for name, kind in COLUMNS.items() if name != LAST}
 
 # Whether a table c is as ampd makes it, as far as that does not concern its columns, rules and triggers.
 PLAIN = """(c.relkind = 'r' AND c.relpersistence = 'p' AND c.relchecks = 0 AND NOT c.relispartition
       AND NOT EXISTS (SELECT FROM pg_index WHERE indrelid = c.oid AND (indexprs IS NOT NULL OR indpred IS NOT NULL)))"""
-# Whether a column is one of those that every history has, and how many these are.
-NAMED = f"""(attname, atttypid) IN ({
-    ", ".join(f"('{name}', {_OIDS[kind]})" for name, kind in COLUMNS.items() if name != LAST)
-})"""
-NAMED_COUNT = len(COLUMNS) - 1
 # Whether its columns are, as an aggregate over `columns_sql`: those of a parent are inherited as well.
 SHAPED = f"""(bool_and(NOT atthasdef AND attinhcount = 0 AND atttypid < 16384
         AND (attname <> '{LAST}' OR atttypid = {_OIDS[COLUMNS[LAST]]}))
       AND array_agg(concat(attname, ' ', atttypid)) @> '{{{
-    ",".join(f"{name} {_OIDS[kind]}" for name, kind in COLUMNS.items() if name != LAST)
+    ",".join(f"{name} {oid}" for name, oid in _REQUIRED.items())
 }}}')"""
+# The oids of the tables that have the columns of a history, whatever else they have and is on them.
+CANDIDATES = f"""SELECT attrelid FROM pg_attribute
+      WHERE attnum > 0 AND NOT attisdropped AND (attname, atttypid) IN ({
+    ", ".join(f"('{name}', {oid})" for name, oid in _REQUIRED.items())
+}) GROUP BY attrelid HAVING count(*) = {len(_REQUIRED)}"""
 
 # These flags stay set until the next VACUUM after the last trigger or rule was dropped.
 MAY_FIRE = "(c.relhastriggers OR c.relhasrules)"

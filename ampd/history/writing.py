@@ -274,16 +274,16 @@ def adopt_sql(history: History, migrations: Iterable[tuple[Migration, str | None
       {rows};"""
 
 
-def make_room_sql(history: History) -> str:
+def add_done_checksum_sql(history: History) -> str:
     """Return a part of `enter_sql` that adds the column that resuming needs; older histories were made without it."""
     add = f"""
     ALTER TABLE {history.name} ADD COLUMN {LAST} pg_catalog.bytea;{_explain_sql(history)}"""
     return f"""
-    IF NOT {_has_room_sql(history)} THEN{_for_event_triggers_sql(add)}
+    IF NOT {_has_done_checksum_sql(history)} THEN{_for_event_triggers_sql(add)}
     END IF;"""
 
 
-def _has_room_sql(history: History) -> str:
+def _has_done_checksum_sql(history: History) -> str:
     return f"""EXISTS (SELECT FROM pg_attribute WHERE attrelid = {literal(history.name)}::regclass
                    AND attname = '{LAST}' AND NOT attisdropped)"""
 
@@ -363,6 +363,6 @@ def resolve_sql(history: History, version: int, migration: Migration | None, sta
     return f"""
     UPDATE ONLY {history.name} SET finished_at = clock_timestamp(), applied_by = CURRENT_USER,
       ampd_version = '{VERSION}'{file} {this};
-    IF {_has_room_sql(history)} THEN
+    IF {_has_done_checksum_sql(history)} THEN
       UPDATE ONLY {history.name} SET {LAST} = NULL WHERE version = {version};
     END IF;"""
