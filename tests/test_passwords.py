@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from ampd import ConfigError, DatabaseUrl
 from ampd.postgres.libpq import driver_arguments
+from ampd.postgres.passwords import pool_redact
+from tests.servers import Database
 
 pytestmark = pytest.mark.usefixtures("bare_environment")
 
@@ -70,3 +73,14 @@ def test_a_password_goes_to_its_own_host(
         f"the password file {file} has not the same password for all hosts of the database URL\n"
         "hint: ampd cannot give each host its own: name one host, or set PGPASSWORD to a password that all take"
     )
+
+
+@pytest.mark.anyio
+async def test_a_pools_password_stays_hidden_when_its_connections_are_gone(database: Database, tmp_path: Path) -> None:
+    """What a connection was made with is noted while that is there: the file that had it may be another by then."""
+    (file := tmp_path / "pgpass").write_text("*:*:*:*:tiger-7")
+    file.chmod(0o600)
+    async with asyncpg.create_pool(database.url, passfile=file, min_size=1, max_size=1) as pool:
+        redact = pool_redact(pool)
+    file.write_text("*:*:*:*:lion-8")
+    assert redact("neither tiger-7 nor lion-8") == "neither *** nor ***"

@@ -6,6 +6,7 @@ import getpass
 import os
 import re
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,20 +124,28 @@ _PASSWORD_LINE = r"((?:\\.|[^:\\])*):" * 4 + r"((?:\\.|[^:\r])*)"
 
 
 def pool_redact(pool: asyncpg.Pool, url: DatabaseUrl | None = None) -> Callable[[str], str]:
-    """Return a function that redacts every possible password of a pool: asyncpg does not tell which one it uses."""
-    options: dict[str, Any] = getattr(pool, "_connect_kwargs", None) or {}
-    secrets = forms(os.environ.get("PGPASSWORD")) | (url.secrets if url else set())
-    with suppress(ConfigError, TypeError):
-        for dsn in getattr(pool, "_connect_args", ()):
-            secrets |= DatabaseUrl(dsn).secrets
+    """Return a function that redacts every possible password of a pool: asyncpg does not tell which one it uses.
+
+    What its connections have used is noted now, since they may be gone by then; all else when there is a text.
+    """
     connections = (getattr(holder, "_con", None) for holder in getattr(pool, "_holders", ()))
     in_use = [getattr(getattr(connection, "_params", None), "password", None) for connection in connections]
-    for password in (options.get("password"), *in_use):
-        secrets |= forms(password) if isinstance(password, str) else set()
-        secrets |= password.secrets if isinstance(password, AskedPassword) else set()
-    with suppress(OSError):
-        path = _password_file(options.get("passfile"))
-        if path and path.is_file():
-            text = path.read_text(errors="surrogateescape")
-            secrets |= {form for *_, password in _password_lines(text) for form in forms(password)}
-    return lambda text: without_secrets(text, secrets)
+
+    @cache
+    def secrets() -> set[str]:
+        options: dict[str, Any] = getattr(pool, "_connect_kwargs", None) or {}
+        found = forms(os.environ.get("PGPASSWORD")) | (url.secrets if url else set())
+        with suppress(ConfigError, TypeError):
+            for dsn in getattr(pool, "_connect_args", ()):
+                found |= DatabaseUrl(dsn).secrets
+        for password in (options.get("password"), *in_use):
+            found |= forms(password) if isinstance(password, str) else set()
+            found |= password.secrets if isinstance(password, AskedPassword) else set()
+        with suppress(OSError):
+            path = _password_file(options.get("passfile"))
+            if path and path.is_file():
+                text = path.read_text(errors="surrogateescape")
+                found |= {form for *_, password in _password_lines(text) for form in forms(password)}
+        return found
+
+    return lambda text: without_secrets(text, secrets())
