@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
 from itertools import pairwise
 from pathlib import PurePath
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
@@ -346,7 +347,12 @@ def _begins_in_transaction(plan: Plan) -> bool:
 
 def _configuration_in(source: Hidden[Source]) -> MetadataDb:
     given = source.reveal()
-    return given if isinstance(given, MetadataDb) else MetadataDb()
+    return given if isinstance(given, MetadataDb) else _unconfigured()
+
+
+@cache
+def _unconfigured() -> MetadataDb:
+    return MetadataDb()
 
 
 def _in_order(given: Iterable[Migration]) -> tuple[Migration, ...]:

@@ -200,14 +200,13 @@ class Database:
         """Wait for sessions without holding any, and for a pool's behind those who came before."""
         if queue is None:
             return await self._take_in_time(None, count, look)
-        failure = self._in_use_error(count, by_runs=True)
         if queue.head.locked():
-            self.connection_wait.reason = failure.message
+            self.connection_wait.reason = self._in_use(count)
         try:
             with anyio.fail_after(self.connection_wait.left):
                 await queue.head.acquire()
         except TimeoutError:
-            raise self.connection_wait.over(failure) from None
+            raise self.connection_wait.over(self._in_use_error(count, by_runs=True)) from None
         try:
             return await self._take_in_time(queue, count, look)
         finally:
@@ -252,7 +251,7 @@ class Database:
             AmpdError: no connection could be made, or what `look` raises.
         """
         taken: list[Session] = []
-        not_free = None if self._pool is None else self._in_use_error(count, by_runs=True).message
+        not_free = None if self._pool is None else self._in_use(count)
         self.connection_wait.begin()
         try:
             while len(taken) < count:
@@ -294,23 +293,24 @@ class Database:
                 taking.cancel()
                 await asyncio.wait([taking], timeout=CLOSE_TIMEOUT_SECS)
 
-    def _in_use_error(self, count: int, *, by_runs: bool) -> ConnectionFailed:
-        assert self._pool is not None
+    def _in_use(self, count: int) -> str:
+        """Return what is not free of the pool, or of the connection that was passed."""
         if self.is_one_connection:
-            return ConnectionFailed(
-                "another run uses the connection that was passed", hint="await one run after the other, or pass a pool"
-            )
-        size = self._pool.get_max_size()
-        what = (
-            f"none of the pool's {size} connections is free" if size > 1 else "the pool's only connection is not free"
-        )
+            return "another run uses the connection that was passed"
         if count > 1:
-            what = f"two of the pool's {size} connections are needed and not free"
-        if by_runs:
+            return f"two of the pool's {self.pool_size} connections are needed and not free"
+        if self.pool_size == 1:
+            return "the pool's only connection is not free"
+        return f"none of the pool's {self.pool_size} connections is free"
+
+    def _in_use_error(self, count: int, *, by_runs: bool) -> ConnectionFailed:
+        if self.is_one_connection:
+            hint = "await one run after the other, or pass a pool"
+        elif by_runs:
             hint = "make the pool larger, migrate fewer schemas at a time, or raise advisory_lock_wait_secs"
         else:
             hint = "make the pool larger, or migrate before the service takes connections from it"
-        return ConnectionFailed(what, hint=hint)
+        return ConnectionFailed(self._in_use(count), hint=hint)
 
     async def _open(self, wait: float, timeout: float) -> Session:
         connection = await self._connection(wait, timeout)
