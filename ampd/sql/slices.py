@@ -15,6 +15,7 @@ T = TypeVar("T")
 Slices: TypeAlias = Generator[None, None, T]  # yields where it can be interrupted, which should be every millisecond
 
 _SLICE_SECS = 0.002
+_until = 0.0  # when the event loop is to have its next turn, by the clock; works that follow one another share it
 
 
 def at_once(work: Slices[T]) -> T:
@@ -38,15 +39,15 @@ def mapping(function: Callable[[S], T], items: Iterable[S]) -> Slices[tuple[T, .
 
 async def in_slices(work: Slices[T]) -> T:
     """Do the work, let others have the event loop every few milliseconds, and return its result."""
+    global _until  # noqa: PLW0603 - one number, and at worst a turn comes a slice later
     from anyio.lowlevel import checkpoint
 
-    until = 0.0  # whoever calls this may have kept the loop for a while
     while True:
         try:
             next(work)
         except StopIteration as end:
             result: T = end.value
             return result
-        if monotonic() >= until:
+        if monotonic() >= _until:
             await checkpoint()
-            until = monotonic() + _SLICE_SECS
+            _until = monotonic() + _SLICE_SECS
