@@ -199,11 +199,10 @@ class _Envelope:
         """Return the same with the whole check."""
         history = self._batch.history(number)
         insert = writing.insert_values_sql(history, *values[:3])
-        before = self._batch.before_history
         enter = (
             f"{NOTICE_A_DEAD_CLIENT}{NO_TRANSACTION_TIMEOUT}{advisory_lock.try_lock_sql(history.lock_key)} "
             f"{set_role_sql(history.role, local=True)}"
-            f"{writing.enter_sql(history, insert, newest=values[3], before=before)}"
+            f"{writing.enter_sql(history, insert, newest=values[3], before_creation=self._batch.before_history)}"
         )
         return f"{_block(f'{enter}{self._before_script(number)}')}; "
 
@@ -223,10 +222,10 @@ class _Envelope:
             f"\n    PREPARE {self._ours}_{name} AS SELECT {self._quoted('text', text)};"
             for name, text in self._texts.items()
         )
-        newest, before = literal(self._batch.newest_before(number)[0]), self._batch.before_history
+        newest = literal(self._batch.newest_before(number)[0])
         return with_settings_sql(f"""
   {advisory_lock.try_lock_sql(history.lock_key)} {set_role_sql(history.role, local=True)}
-  {writing.enter_sql(history, prepare, newest=newest, before=before)}""")
+  {writing.enter_sql(history, prepare, newest=newest, before_creation=self._batch.before_history)}""")
 
     def _leave(self, number: int, *, last: bool) -> str:
         """Return the statements that record a migration as finished."""

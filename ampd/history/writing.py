@@ -37,15 +37,15 @@ if TYPE_CHECKING:
     from .table import History
 
 
-def enter_sql(history: History, *parts: str, newest: str | None = None, before: str = "") -> str:
+def enter_sql(history: History, *parts: str, newest: str | None = None, before_creation: str = "") -> str:
     """Return PL/pgSQL for the beginning of a transaction that writes the history, under the lock.
 
     It checks that the history is ours to write and unchanged since it was read, or creates it where there was none,
-    and then runs `parts`. `newest` is an SQL expression for `History.newest`, where that is known only then; `before`
-    is PL/pgSQL to run before a history is created.
+    and then runs `parts`. `newest` is an SQL expression for `History.newest`, where that is known only then;
+    `before_creation` is PL/pgSQL to run before a history is created.
     """
-    check = _check_sql(history, newest or literal(history.newest))
-    return _pinned_sql(f"{'' if history.table_exists else before + _create_sql(history)}{check}{''.join(parts)}")
+    create = "" if history.table_exists else f"{before_creation}{_create_sql(history)}"
+    return _pinned_sql(f"{create}{_check_sql(history, newest or literal(history.newest))}{''.join(parts)}")
 
 
 def leave_sql(history: History, version: str, statements: str, before: str) -> str:
@@ -114,6 +114,10 @@ def _wrong_sql(history: History, newest: str = "NULL") -> str:
       FROM pg_class c WHERE {this}{_is_named_sql(history)}), '{REPLACED}')"""
 
 
+# The newest row, as `History.newest` has it.
+_NEWEST = "pg_catalog.concat(h.version, CASE WHEN h.finished_at IS NULL THEN ' unfinished' END)"
+
+
 def _is_named_sql(history: History) -> str:
     """Return a condition for the row c of pg_class that the history's name stands for."""
     return (
@@ -122,7 +126,12 @@ def _is_named_sql(history: History) -> str:
     )
 
 
+# The other types are keywords, which no search path changes.
+_SPELT = {"text": "pg_catalog.text", "bytea": "pg_catalog.bytea"}
+
+
 def _create_sql(history: History) -> str:
+    """Return a part of `enter_sql` that creates the history; another runner may have done so meanwhile."""
     assert history.schema is not None
     # CREATE SCHEMA wants the right to create one even where it exists: only when it does not.
     schema = "" if history.schema_exists else f"\n    CREATE SCHEMA {identifier(history.schema)};"
@@ -138,17 +147,13 @@ def _create_sql(history: History) -> str:
     CREATE TABLE {history.name} (
       {columns}
     );
-    COMMENT ON TABLE {history.name} IS 'Which migrations ampd has applied, one row each';{_explain_sql(history)}""")
+    COMMENT ON TABLE {history.name} IS 'Which migrations ampd has applied, one row each';{_comment_sql(history)}""")
 
 
-def _explain_sql(history: History) -> str:
+def _comment_sql(history: History) -> str:
     return f"""
     COMMENT ON COLUMN {history.name}.{LAST} IS
       'SHA-256 of the statements that a no-transaction migration has begun or done; null once it is finished';"""
-
-
-# The other types are keywords, which no search path changes.
-_SPELT = {"text": "pg_catalog.text", "bytea": "pg_catalog.bytea"}
 
 
 def _for_event_triggers_sql(definitions: str) -> str:
@@ -156,6 +161,16 @@ def _for_event_triggers_sql(definitions: str) -> str:
     return f"""
     PERFORM set_config('search_path', path, true);{definitions}
     {PIN_SEARCH_PATH}"""
+
+
+_STARTED = "(version, name, checksum, started_at, statements_done, applied_by, ampd_version)"
+
+
+def _started_sql(version: str, name: str, checksum: str) -> str:
+    return (
+        f"{version}, {name}, pg_catalog.decode({checksum}, 'hex'), pg_catalog.clock_timestamp(), 0, CURRENT_USER, "
+        f"'{VERSION}'"
+    )
 
 
 def insert_sql(history: History, migration: Migration) -> str:
@@ -170,35 +185,23 @@ def insert_values_sql(history: History, version: str, name: str, checksum: str) 
     VALUES ({_started_sql(version, name, checksum)});"""
 
 
-# The newest row, as `History.newest` has it.
-_NEWEST = "pg_catalog.concat(h.version, CASE WHEN h.finished_at IS NULL THEN ' unfinished' END)"
-
-_STARTED = "(version, name, checksum, started_at, statements_done, applied_by, ampd_version)"
-
-
-def _started_sql(version: str, name: str, checksum: str) -> str:
-    return (
-        f"{version}, {name}, pg_catalog.decode({checksum}, 'hex'), pg_catalog.clock_timestamp(), 0, CURRENT_USER, "
-        f"'{VERSION}'"
-    )
-
-
 def prepare_sql(history: History, ours: str, settings: str) -> str:
     """Return a part of `enter_sql` that prepares four statements, whose names begin with the word `ours`.
 
-    `…_begin` checks that the catalog has the history as this transaction has found it, acquires the lock and evaluates
-    `settings`, an SQL expression for a list of expressions; `…_enter` records a migration as started, `…_end` checks
-    the catalog once more and that the transaction is the one that has started it, and `…_leave` records it as finished.
-    To look whether the rows of the catalog are the same versions is much cheaper than the whole check; and to run a
-    statement, than to plan it. What is not as it should be ends in an error, see `found_change`: then `enter_sql` and
-    `leave_sql` tell what it is.
+    `…_begin` acquires the lock, checks that the catalog has the history as this transaction has found it, and evaluates
+    `settings`, a PL/pgSQL expression for the text of a list of SQL expressions; `…_enter` records a migration as
+    started, `…_end` checks the catalog once more and that the transaction is the one that has started it, and `…_leave`
+    records it as finished. To look whether the rows of the catalog are the same versions is much cheaper than the whole
+    check; and to run a statement, than to plan it. What is not as it should be ends in an error, see `found_change`:
+    then `enter_sql` and `leave_sql` tell what it is.
 
     They are run on any search path: what they name is qualified, operators included.
     """
     eq, quote = "OPERATOR(pg_catalog.=)", f"${ours}_sql$"
-    # Fails: a constant would as soon as it is planned, and for a cast of text somebody may have made a function.
+    # No boolean, so that to evaluate it is an error. As a constant it would be evaluated when it is planned, and a cast
+    # from text somebody else may have defined.
     changed = f"pg_catalog.boolin(pg_catalog.textout(pg_catalog.concat('{_changed(ours)}')))"
-    # Whatever is made for a table depends on it: an index, a trigger, a rule, a policy.
+    # For format(). Whatever is made for a table depends on it: an index, a trigger, a rule, a policy.
     same = f"""EXISTS (SELECT FROM pg_catalog.pg_class
         WHERE oid {eq} %1$s AND ctid {eq} %2$L::pg_catalog.tid AND xmin {eq} %3$L::pg_catalog.xid)
       AND EXISTS (SELECT FROM pg_catalog.pg_namespace
@@ -213,7 +216,8 @@ def prepare_sql(history: History, ours: str, settings: str) -> str:
       WHERE CASE WHEN COALESCE(
           (SELECT {_NEWEST} FROM ONLY {history.name} h ORDER BY h.version DESC LIMIT 1), '') {eq} $4
         THEN true ELSE {changed} END"""
-    ended = f"""EXISTS (SELECT FROM ONLY {history.name} h
+    # The script has left the transaction, the rows and the session's prepared statements alone.
+    unharmed = f"""EXISTS (SELECT FROM ONLY {history.name} h
         WHERE h.version {eq} $1 AND h.xmin {eq} pg_catalog.pg_current_xact_id()::pg_catalog.xid)
       AND ($2 IS NULL OR EXISTS (SELECT FROM ONLY {history.name} h WHERE h.version {eq} $2))
       AND NOT EXISTS (SELECT FROM pg_catalog.pg_prepared_statements
@@ -221,7 +225,7 @@ def prepare_sql(history: History, ours: str, settings: str) -> str:
     leaving = f"""PREPARE {ours}_leave (pg_catalog.int8, pg_catalog.int4) AS
       UPDATE ONLY {history.name} h SET finished_at = pg_catalog.clock_timestamp(), statements_done = $2
       WHERE h.version {eq} $1"""
-    # A flag for triggers and rules stays set for a while after the last one was dropped: then nothing is the same.
+    # With a trigger, a rule or row level security, or the flag of one that is gone, nothing counts as the same.
     return f"""
     DECLARE
       same pg_catalog.text := COALESCE((
@@ -238,7 +242,7 @@ def prepare_sql(history: History, ours: str, settings: str) -> str:
         WHEN {lock_acquired_sql(history.lock_key)} AND {quote}, same,
         ' THEN pg_catalog.concat(', {settings}, {quote}) ELSE {changed}::pg_catalog.text END{quote});
       EXECUTE concat({quote}PREPARE {ours}_end (pg_catalog.int8, pg_catalog.int8) AS SELECT CASE
-        WHEN {quote}, same, {quote} AND {ended}
+        WHEN {quote}, same, {quote} AND {unharmed}
         THEN pg_catalog.concat(pg_catalog.pg_advisory_unlock_all()) ELSE {changed}::pg_catalog.text END{quote});
     END;
     EXECUTE {quote}{entering}{quote};
@@ -277,7 +281,7 @@ def adopt_sql(history: History, migrations: Iterable[tuple[Migration, str | None
 def add_done_checksum_sql(history: History) -> str:
     """Return a part of `enter_sql` that adds the column that resuming needs; older histories were made without it."""
     add = f"""
-    ALTER TABLE {history.name} ADD COLUMN {LAST} pg_catalog.bytea;{_explain_sql(history)}"""
+    ALTER TABLE {history.name} ADD COLUMN {LAST} pg_catalog.bytea;{_comment_sql(history)}"""
     return f"""
     IF NOT {_has_done_checksum_sql(history)} THEN{_for_event_triggers_sql(add)}
     END IF;"""
@@ -291,7 +295,7 @@ def _has_done_checksum_sql(history: History) -> str:
 def begun_by_sql(session: Session, history: History, version: int) -> str:
     """Return PL/pgSQL that notes the transaction that has last written a migration's row of the history, as `str`."""
     xmin = f"(SELECT to_jsonb(h.xmin::text) FROM ONLY {history.name} h WHERE h.version = {version})"
-    return f"{_check_ours_sql(history)} {session.note_sql(xmin)}"
+    return f"{_check_pinned_sql(history)} {session.note_sql(xmin)}"
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
@@ -322,7 +326,7 @@ def finish_no_transaction_sql(history: History, migration: Migration, was: Check
 
 def _update_sql(history: History, migration: Migration, was: Checkpoint, change: str) -> str:
     begun = was.checksum.hex() if was.checksum else ""
-    return f"""{_check_ours_sql(history)}
+    return f"""{_check_pinned_sql(history)}
     UPDATE ONLY {history.name} SET {change}
      WHERE version = {migration.version} AND finished_at IS NULL
        AND statements_done = {was.done} AND COALESCE(encode({LAST}, 'hex'), '') = '{begun}';
@@ -332,7 +336,7 @@ def _update_sql(history: History, migration: Migration, was: Checkpoint, change:
     END IF;"""
 
 
-def _check_ours_sql(history: History) -> str:
+def _check_pinned_sql(history: History) -> str:
     """Return PL/pgSQL that pins the search path for the rest of the transaction, and locks and checks the history."""
     return f"""
     DECLARE
