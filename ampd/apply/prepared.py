@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from ampd.config import ResolvedLimits
     from ampd.events import OnEvent
     from ampd.history.table import History
-    from ampd.sql.checks import Problem
 
 
 class PreparedMigration(msgspec.Struct, frozen=True):
@@ -158,13 +157,8 @@ def prepare(pending: Iterable[MigrationInfo]) -> list[PreparedMigration]:
 
 def preparing(pending: Iterable[MigrationInfo]) -> Slices[list[PreparedMigration]]:
     """Return them in slices; the work of `prepare`."""
-    yield  # an import takes its time as well
-    from ampd.sql.checks import Caution, Problem, finding_problems
-    from ampd.sql.splitter import splitting
-
-    yield
     prepared = []
-    problems: list[tuple[Migration, Problem]] = []
+    problems: list[tuple[Migration, checks.Problem]] = []
     for info in pending:
         migration = info.migration
         assert migration is not None
@@ -173,13 +167,13 @@ def preparing(pending: Iterable[MigrationInfo]) -> Slices[list[PreparedMigration
         except DirectiveError as error:
             given = Directives()
             hint = "write a number and one of ms, s, min, h"
-            problems.append((migration, Problem(error.line, 1, error.offset, str(error), hint)))
-        statements = yield from splitting(migration.sql)
-        found = yield from finding_problems(
+            problems.append((migration, checks.Problem(error.line, 1, error.offset, str(error), hint)))
+        statements = yield from splitter.splitting(migration.sql)
+        found = yield from checks.finding_problems(
             migration.sql, transactional=not given.no_transaction, statements=statements
         )
-        cautions = tuple(problem for problem in found if isinstance(problem, Caution))
-        problems.extend((migration, problem) for problem in found if not isinstance(problem, Caution))
+        cautions = tuple(problem for problem in found if isinstance(problem, checks.Caution))
+        problems.extend((migration, problem) for problem in found if not isinstance(problem, checks.Caution))
         prepared.append(PreparedMigration(info, migration, statements, given, cautions))
     if problems:
         raise _invalid_error(problems)
@@ -203,7 +197,7 @@ def warnings(plan: Plan, prepared: Iterable[PreparedMigration]) -> Iterator[str]
 _LISTED = 20  # problems that one error lists
 
 
-def _invalid_error(problems: list[tuple[Migration, Problem]]) -> InvalidMigration:
+def _invalid_error(problems: list[tuple[Migration, checks.Problem]]) -> InvalidMigration:
     migration, problem = problems[0]
     message, found = f"{migration.file}:{problem.line}: {problem.message}", location_of(migration, problem.offset)
     if len(problems) > 1:
