@@ -24,6 +24,7 @@ from .run import Run, Source
 
 if TYPE_CHECKING:
     from .history.overview import Overview
+    from .plan import Plan
 
 
 async def migrate(
@@ -105,7 +106,7 @@ async def _apply_pending(run: Run, sessions: list[Session]) -> Report | None:
     while True:
         assert run.history is not None
         plan = await run.planning()
-        if run.planned is None:
+        if run.planned is None:  # what is planned is told before anything is refused
             await run.emit_plan(plan)
         plan = await run.check_history(session, plan, may_ask_later=True)
         if (plan.pending or plan.running or plan.interrupted) and run.history.holder:
@@ -118,32 +119,12 @@ async def _apply_pending(run: Run, sessions: list[Session]) -> Report | None:
             check_conflicts(plan)
             if not plan.pending:
                 return run.warn_if_ahead(run.report(plan if run.target is None else None))
-            check_writable(run.history)
-            run.warn(history_warnings(run.history))
-            from .apply.prepared import in_batches
-            from .applying import apply
-
             try:
-                prepared = await run.prepared(plan)
-            except InvalidMigration:
-                await run.check_history(session, plan)  # what is wrong with them may be that another tool runs them
-                raise
-            await run.check_connections(session, prepared)
-            total = len(run.done) + len(plan.pending)
-            try:
-                for batch in in_batches(prepared):
-                    if await session.reopen():  # it could not be reset after the last migration
-                        await run.read_history(session)
-                        break
-                    alone = batch[0].directives.no_transaction
-                    if alone and not guards:
-                        return None
-                    if guards and not alone:
-                        await run.source.release(guards.pop())
-                    await apply(run, session, guards, batch, total)
+                if not await _apply_plan(run, session, guards, plan):
+                    return None
                 continue
             except NeighboursFound:
-                run.asks_first = True
+                run.asks_for_neighbours = True
                 continue
             except LockTaken as taken:
                 run.source.connection_wait.acquired()
@@ -152,6 +133,40 @@ async def _apply_pending(run: Run, sessions: list[Session]) -> Report | None:
             return None
         await run.lock_wait.pause()
         await run.read_history(session)
+
+
+async def _apply_plan(run: Run, session: Session, guards: list[Session], plan: Plan) -> bool:
+    """Apply what is pending in a plan, until another has to be made; False if that takes a second session.
+
+    Raises:
+        LockTaken: another runner has the lock.
+        NeighboursFound: the message that was to create the history has found other tables.
+        AmpdError: nothing can be applied, or a migration failed.
+    """
+    from .apply.prepared import in_batches
+    from .applying import apply
+
+    assert run.history is not None
+    check_writable(run.history)
+    run.warn(history_warnings(run.history))
+    try:
+        prepared = await run.prepared(plan)
+    except InvalidMigration:
+        await run.check_history(session, plan)  # what is wrong with them may be that another tool runs them
+        raise
+    await run.check_connections(session, prepared)
+    total = len(run.done) + len(plan.pending)
+    for batch in in_batches(prepared):
+        if await session.reopen():  # it could not be reset after the last migration
+            await run.read_history(session)
+            break
+        no_transaction = batch[0].directives.no_transaction
+        if no_transaction and not guards:
+            return False
+        if guards and not no_transaction:
+            await run.source.release(guards.pop())
+        await apply(run, session, guards, batch, total)
+    return True
 
 
 async def status(

@@ -84,7 +84,8 @@ class Run:
         self.planned: Planned | None = None  # as last emitted
         self._seen: Plan | None = None  # the last that `emit_plan` was given, emitted or not
         self.interrupted: Starting | None = None  # by a cancellation
-        self.asks_first: bool = False  # what else is in the database before a first run, in a question of its own
+        # Before a first run, in a question of its own; else the message that creates the history looks for them.
+        self.asks_for_neighbours: bool = False
         self.needs_rows = True  # who and when: else a history that is as the files say need not travel
         self.confirmed = True  # whether what is not applied is known to have left nothing behind
         self.warned: set[str] = set()
@@ -205,9 +206,10 @@ class Run:
         check_project(plan, history=self.history.shown_name, packaged=self.packaged)
         if self.history.applied or self.history.holder or not self.files:
             return plan  # a holder has made this check
-        if may_ask_later and not self.asks_first and not self.history.table_exists and _begins_in_transaction(plan):
+        must_ask = self.asks_for_neighbours or self.history.table_exists
+        if may_ask_later and not must_ask and _begins_in_transaction(plan):
             return plan
-        self.asks_first = True
+        self.asks_for_neighbours = True
         from .history.first_run import first_run_error, first_run_warnings, read_neighbours
 
         home, configured, table = self.history.schema, self.schema is not None, self.place.table
@@ -328,9 +330,9 @@ class Run:
         return await in_slices(mapping(execution, enumerate(migrations, start=len(self.done) + 1)))
 
     def before_history(self) -> str:
-        """Return PL/pgSQL that makes sure of nothing else in the database, if a first run has not looked."""
+        """Return PL/pgSQL that ends a first run in NeighboursFound, if there are any; "" if it has asked for them."""
         history = self.history
-        if history is None or history.schema is None or history.table_exists or self.asks_first:
+        if history is None or history.schema is None or history.table_exists or self.asks_for_neighbours:
             return ""
         from .history.first_run import check_nothing_found_sql
 
