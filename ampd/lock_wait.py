@@ -85,6 +85,7 @@ class LockWait:
             if before is None or not await session.reopen():
                 raise
             found = await read(session, place, who=who, expected=expected)
+        # Nobody has the lock, and the history is as it was: then it was no other runner that the write collided with.
         why, self.is_taken_by_others, self._why = self._why, False, None
         unless = why.unless if why and before and not found.holder and found.applied == before.applied else None
         self._collisions = self._collisions + 1 if unless else 0

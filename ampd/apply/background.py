@@ -1,4 +1,4 @@
-"""A task in the background of a block of code: a heartbeat, a look at who blocks whom."""
+"""A task in the background of a block of code: a heartbeat, a look at who blocks whom, composing the next message."""
 
 from __future__ import annotations
 

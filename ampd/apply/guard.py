@@ -14,7 +14,6 @@ from ampd.postgres.quoting import do_block
 from ampd.postgres.server_error import ServerError
 
 from . import session_state
-from .message import Message
 from .session_state import NO_TRANSACTION_TIMEOUT
 from .transaction import refused_error
 
@@ -59,7 +58,7 @@ class Guard:
             ) from error
         except ServerError as error:
             await self.session.recover()
-            raise refused_error(error, execution, Message(), -1) from error
+            raise refused_error(error, execution) from error
 
     async def check(self) -> None:
         """Check that the lock is still ours, and renew the lease.

@@ -214,7 +214,7 @@ class StatementRunner:
             await session.recover()
             if after and error.sqlstate != MOVED and (harm := refusals.harm(error, execution.history)):
                 raise harm_error(harm, error, execution, self._statements[after - 1], aftermath=HALTED) from error
-            raise refused_error(error, execution, Message(), -1) from error
+            raise refused_error(error, execution) from error
 
     def _checkpoint_at(self, done: int, begun: int) -> Checkpoint:
         return Checkpoint(done, self._checksums.of(begun))

@@ -153,30 +153,40 @@ def _is_about_prepared(error: ServerError, session: Session) -> bool:
 
 
 def refused_error(
-    error: ServerError, execution: Execution, message: Message, running: int, *, counts_bytes: bool = False
+    error: ServerError,
+    execution: Execution,
+    message: Message | None = None,
+    running: int = -1,
+    *,
+    counts_bytes: bool = False,
 ) -> Exception:
-    """Return the error for what the server refused: our own preamble, a statement of the script, or the end."""
+    """Return the error for what the server refused: our own preamble, a statement of the script, or the end.
+
+    `running` is the index of the statement that it was at: -1 in the preamble, one past the last at the end. A message
+    without statements of the script need not be given.
+    """
     refused = partial(migration_error, error, execution.migration, statements=execution.statements, ended=running >= 0)
-    offset = message.script_offset(error.position, counts_bytes=counts_bytes) if error.position else None
+    offset = message.script_offset(error.position, counts_bytes=counts_bytes) if message and error.position else None
     at_end = running >= len(execution.statements)
+    was_blocked = error.sqlstate in (LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED)
     if at_end and error.sqlstate == NO_ACTIVE_SQL_TRANSACTION:  # which is what our SAVEPOINT wants
         error.message, error.sqlstate = "the migration ended its own transaction", ESCAPED
     if error.sqlstate == ESCAPED:
         return refused(None, None, aftermath=ROLLED_BACK)
     if running < 0 and offset is None:
-        away = refusals.refusal_error(error, execution.history)
-        if away is not None:
-            return away
+        if refusal := refusals.refusal_error(error, execution.history):
+            return refusal
         if error.sqlstate in UNREAD:
             return refused(None, None, aftermath=ROLLED_BACK)
-        if error.sqlstate not in (LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED):
+        if not was_blocked:
             known = translated_error(error)
+            # That is what it makes of an error which it does not know.
             ours = type(known) is ConnectionFailed and error.sqlstate[:2] not in ABOUT_THE_CONNECTION
             return refusals.unwritable_error(error, execution.history) if ours else known
     if at_end and (harm := refusals.harm(error, execution.history)):
         return harm_error(harm, error, execution, None, aftermath=ROLLED_BACK)
     statement = None if at_end or running < 0 else execution.statements[running]
-    if error.sqlstate in (LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED):
+    if was_blocked:
         return LockUnavailable(refused(statement, offset, aftermath=NOTHING_KEPT))
     return refused(statement, offset, aftermath=ROLLED_BACK)
 
