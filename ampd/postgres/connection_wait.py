@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+from contextlib import contextmanager
 from time import monotonic
+from typing import TYPE_CHECKING
 
 import anyio
 
 from ampd.backoff import Backoff
 from ampd.errors import AmpdError
 from ampd.events import OnEvent, WaitingForConnection
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class ConnectionsBusy(Exception):
@@ -87,6 +93,31 @@ class ConnectionWait:
             failure.message = f"{failure.message}, for {waited} s"
             failure.args = (failure.message,)
         return failure
+
+
+class PoolQueue:
+    """The runs of this process that need connections of one pool: one after the other takes all it needs."""
+
+    def __init__(self) -> None:
+        self.head = asyncio.Lock()
+        self.runs = 0
+        self.served = 0  # how many of them have their connections
+
+
+_QUEUES: dict[int, PoolQueue] = {}  # by the pool's id, while there are runs: a pool cannot be referred to weakly
+
+
+@contextmanager
+def queue_of(pool: object) -> Iterator[PoolQueue]:
+    """Yield the queue for connections of a pool, in which a run stands meanwhile."""
+    queue = _QUEUES.setdefault(id(pool), PoolQueue())
+    queue.runs += 1
+    try:
+        yield queue
+    finally:
+        queue.runs -= 1
+        if not queue.runs:
+            del _QUEUES[id(pool)]
 
 
 _LONGEST_PAUSE = 3.0

@@ -20,7 +20,7 @@ from ampd.events import OnEvent, Retrying, Warned, ignore
 from ampd.redaction import Hidden, discreet, without_frames
 
 from .connection import CLOSE_TIMEOUT_SECS, CONNECT_TIMEOUT_SECS, Session, close_timeout, connect, terminate
-from .connection_wait import ConnectionsBusy, ConnectionWait, HungUp, PoolInUse
+from .connection_wait import ConnectionsBusy, ConnectionWait, HungUp, PoolInUse, PoolQueue, queue_of
 from .failures import BROKEN, DRIVER, connection_error, is_full
 from .libpq import driver_arguments
 from .passed_connection import PassedConnection
@@ -33,18 +33,6 @@ if TYPE_CHECKING:
 
 
 _Look: TypeAlias = "Callable[[Session], Awaitable[object]]"
-
-
-class _PoolQueue:
-    """The runs of this process that need connections of one pool: one after the other takes all it needs."""
-
-    def __init__(self) -> None:
-        self.head = asyncio.Lock()
-        self.runs = 0
-        self.served = 0  # how many of them have their connections
-
-
-_QUEUES: dict[int, _PoolQueue] = {}  # by the pool's id, while there are runs: a pool cannot be referred to weakly
 
 
 @discreet
@@ -97,7 +85,7 @@ class Database:
         self.redact: Callable[[str], str] = source.redact if isinstance(source, DatabaseUrl) else str
         self._password_given = True  # as far as is known
         self._connect_wait_secs = connect_wait_secs
-        # for a pool that the service itself uses up
+        # How long to wait for a pool that is used up by the service itself.
         self._service_wait_secs = connect_wait_secs + CONNECT_TIMEOUT_SECS
         least = connect_wait_secs if self._pool is None else self._service_wait_secs
         self.connection_wait: ConnectionWait = ConnectionWait(max(advisory_lock_wait_secs, least), on_event)
@@ -148,7 +136,7 @@ class Database:
                     await asyncio.wait([taking], timeout=QUIET_SECS)
                     self.connection_wait.tell()
             except BaseException:
-                await self._leave(taking)
+                await self._stop_taking(taking)
                 raise
             sessions = taking.result()
             if count == 1:  # of two, a pooler may have but one server connection for both
@@ -180,23 +168,18 @@ class Database:
             await self.release(session)
 
     @contextmanager
-    def _queue(self) -> Iterator[_PoolQueue | None]:
+    def _queue(self) -> Iterator[PoolQueue | None]:
+        """Yield the queue for connections of the pool, in which the run stands from now on; None without a pool."""
         if self._pool is None:
             yield None
             return
         if getattr(self._pool, "_loop", None) not in (None, asyncio.get_running_loop()):  # there is no public way
             what = self.passed
             raise ConfigError(f"{what} belongs to another event loop", hint=f"open {what} in the loop that migrates")
-        queue = _QUEUES.setdefault(id(self._pool), _PoolQueue())
-        queue.runs += 1
-        try:
+        with queue_of(self._pool) as queue:
             yield queue
-        finally:
-            queue.runs -= 1
-            if not queue.runs:
-                del _QUEUES[id(self._pool)]
 
-    async def _take(self, queue: _PoolQueue | None, count: int, look: _Look) -> list[Session]:
+    async def _take(self, queue: PoolQueue | None, count: int, look: _Look) -> list[Session]:
         """Wait for sessions without holding any, and for a pool's behind those who came before."""
         if queue is None:
             return await self._take_in_time(None, count, look)
@@ -212,7 +195,7 @@ class Database:
         finally:
             queue.head.release()
 
-    async def _take_in_time(self, queue: _PoolQueue | None, count: int, look: _Look) -> list[Session]:
+    async def _take_in_time(self, queue: PoolQueue | None, count: int, look: _Look) -> list[Session]:
         """Take sessions, again and again until others have left that many.
 
         Raises:
@@ -285,7 +268,7 @@ class Database:
                 raise
             raise HungUp(error) from error
 
-    async def _leave(self, taking: asyncio.Future[list[Session]]) -> None:
+    async def _stop_taking(self, taking: asyncio.Future[list[Session]]) -> None:
         """Stop taking sessions, and release those that were taken."""
         taking.add_done_callback(_terminate_all)  # in case we are cancelled again
         with anyio.CancelScope(shield=True):
@@ -314,7 +297,7 @@ class Database:
 
     async def _open(self, wait: float, timeout: float) -> Session:
         connection = await self._connection(wait, timeout)
-        return Session(connection, self._another, self.redact, self._role, from_pool=self._pool is not None)
+        return Session(connection, self._replacement, self.redact, self._role, from_pool=self._pool is not None)
 
     async def _connection(self, wait: float, timeout: float) -> Any:
         """Return an open connection, new or from the pool; retry for `wait` seconds.
@@ -339,7 +322,7 @@ class Database:
                 asked = self.password.reveal() if self.password else None
                 if isinstance(asked, AskedPassword) and asked.raised is error:
                     raise
-                failure, worth_retrying = self._meaning(error)
+                failure, worth_retrying = self._failure(error)
             if not worth_retrying or backoff.waited >= wait:
                 raise failure
             if backoff.should_report():
@@ -353,7 +336,7 @@ class Database:
             ConfigError: the URL cannot be used.
         """
         if self._pool is not None:
-            return partial(self._acquired, self._pool, timeout)
+            return partial(self._acquire, self._pool, timeout)
         assert self._url is not None
         given = self.password
         options = None if given is None else {"password": given.reveal()}
@@ -367,8 +350,8 @@ class Database:
                 self._on_event(Warned(message=warning))
         return lambda: connect(arguments)
 
-    async def _acquired(self, pool: Pool | PassedConnection, timeout: float) -> Any:
-        """Return a connection of the pool, and read the password that the pool has."""
+    async def _acquire(self, pool: Pool | PassedConnection, timeout: float) -> Any:
+        """Return a connection of the pool; from then on the password that the pool has is hidden as well."""
         try:
             return await pool.acquire(timeout=timeout)
         except BaseException as error:  # a cancellation too
@@ -377,7 +360,7 @@ class Database:
         finally:
             self.redact = pool_redact(pool, self._url)
 
-    def _meaning(self, error: Exception) -> tuple[Exception, bool]:
+    def _failure(self, error: Exception) -> tuple[Exception, bool]:
         """Return the exception for a failed attempt, and whether another attempt is worth making."""
         pool = self._pool
         used_up = pool is not None and not pool.get_idle_size() and pool.get_size() >= pool.get_max_size()
@@ -386,7 +369,7 @@ class Database:
         failure, worth_retrying = connection_error(error, self._url, self.redact, password_given=self._password_given)
         return (ConnectionsBusy(failure), False) if is_full(failure) else (failure, worth_retrying)
 
-    async def _another(self) -> Any:
+    async def _replacement(self) -> Any:
         """Return a connection in place of one that is gone, which the server may still count.
 
         Raises:

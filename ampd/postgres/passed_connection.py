@@ -22,7 +22,7 @@ _KNOWN: WeakValueDictionary[int, PassedConnection] = WeakValueDictionary()
 
 
 class PassedConnection:
-    """A connection with the face of a pool that has no other; one run after the other takes it."""
+    """A connection with the interface of a pool that has no other; one run after the other takes it."""
 
     def __init__(self, connection: Connection) -> None:
         self._con = connection
