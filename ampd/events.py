@@ -307,8 +307,9 @@ Event: TypeAlias = (
 )
 OnEvent: TypeAlias = Callable[[Event], None]
 
-# Functions to call once the run emits no more events, with the exception that `on_event` has raised, or None: no event
-# tells of one. What is called by `on_event` may add to the list.
+# Functions to call once the run emits no more events, with the exception that `on_event` has raised, or None. What is
+# called by `on_event` adds to the list of its run: it may be called by a function around it, which raises, or keeps the
+# last event from it, so that neither an event nor a method of the callback could tell.
 AFTERWARDS: ContextVar[list[Callable[[Exception | None], None]]] = ContextVar("ampd_afterwards")
 
 

@@ -359,8 +359,8 @@ class StatementRunner:
         aftermath = UNKNOWN if unit.kind is Kind.NOT_RESUMABLE else RESUMABLE
         try:
             if self._protocol.state not in (State.READY, State.RECORDED):
-                cleared = await self._outcome.clear_away(unit)
-                if self._protocol.state is State.IN_DOUBT and await self._outcome.is_done(unit, cleared=cleared):
+                dropped = await self._outcome.drop_leftovers(unit)
+                if self._protocol.state is State.IN_DOUBT and await self._outcome.is_done(unit, dropped=dropped):
                     return
             await self._outcome.check_no_other_build(unit)
             self._protocol.take(Step.SEND)

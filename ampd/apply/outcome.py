@@ -97,7 +97,7 @@ class Outcome:
                 raise error.__cause__ from None
             raise
 
-    async def clear_away(self, unit: Unit) -> bool:
+    async def drop_leftovers(self, unit: Unit) -> bool:
         """Drop what a statement has left behind, and return whether there was anything.
 
         Raises:
@@ -132,14 +132,14 @@ class Outcome:
             **location_of(self._migration, unit.statements[0].start),
         )
 
-    async def is_done(self, unit: Unit, *, cleared: bool) -> bool:
-        """Return whether the statement in doubt has done its work.
+    async def is_done(self, unit: Unit, *, dropped: bool) -> bool:
+        """Return whether the statement in doubt has done its work; one with leftovers, which were `dropped`, has not.
 
         Raises:
             MigrationInterrupted: the catalog cannot show it.
         """
         statement = unit.statements[0]
-        if cleared:
+        if dropped:
             return False
         if is_undecidable(unit):
             raise self._undecidable_error()
