@@ -160,7 +160,7 @@ class StatementRunner:
                     self._source,
                     self._session,
                     self._execution,
-                    reset_session_sql(self._session.found, saved=not self._session.pooled),
+                    reset_session_sql(self._session.saved_as, required=not self._session.pooled),
                     self._dirty_backends,
                 )
 
@@ -206,7 +206,7 @@ class StatementRunner:
     async def _written(self, body: str, after: int) -> None:
         session, execution = self._session, self._execution
         block = do_block(f"BEGIN {session.note_pid_sql()} {body} END")
-        ours = own_role_sql(execution.history.role, session.found)
+        ours = own_role_sql(execution.history.role, session.saved_as)
         message = f"{self._label} BEGIN ISOLATION LEVEL READ COMMITTED; {ours}{execution.limits_sql()}{block}; COMMIT"
         try:
             await session.run(message, on_note=StatementTracker(session, execution))
@@ -240,7 +240,7 @@ class StatementRunner:
         role = set_role_sql(self._execution.history.role, local=False)
         if self._session.pooled or not (settings or role or self._session.shared or self._execution.schema is not None):
             return
-        kept = save_settings_sql(self._session.found, local=False) if self._session.shared else ""
+        kept = save_settings_sql(self._session.saved_as, local=False) if self._session.shared else ""
         body = f"BEGIN {self._session.note_pid_sql()} {kept}{self._execution.search_path_sql(local=False)} END"
         await self._set(f"{do_block(body)}; {role}{settings}", done)
 
@@ -308,7 +308,7 @@ class StatementRunner:
             raise
         if dirty_backends:
             await restore_settings(
-                self._source, self._session, self._execution, reset_settings_sql(self._session.found), dirty_backends
+                self._source, self._session, self._execution, reset_settings_sql(self._session.saved_as), dirty_backends
             )
         await self._record(Step.FINISH, unit.past, unit.past)
         if statement.words[:2] == ("DISCARD", "ALL"):
@@ -328,7 +328,7 @@ class StatementRunner:
         session, execution, settings = self._session, self._execution, ""
         before, path = session.note_pid_sql(), ""
         if session.pooled:
-            before += save_settings_sql(session.found, local=False)
+            before += save_settings_sql(session.saved_as, local=False)
             settings = set_role_sql(execution.history.role, local=False) + again_sql(unit.settings)
             path = before + execution.search_path_sql(local=False) if settings or execution.schema is not None else ""
         session.backend_pid = None  # unless something is set

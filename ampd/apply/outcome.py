@@ -87,7 +87,7 @@ class Outcome:
     async def _begun_by(self) -> str:
         """Return the transaction in which it was recorded that a statement was begun."""
         session, history = self._session, self._execution.history
-        ours = own_role_sql(history.role, session.found)
+        ours = own_role_sql(history.role, session.saved_as)
         question = do_block(f"BEGIN {writing.begun_by_sql(session, history, self._migration.version)} END")
         begin = f"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; {ours}{self._execution.limits_sql()}"
         try:

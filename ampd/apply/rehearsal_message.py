@@ -89,7 +89,7 @@ def _enter_sql(session: Session, execution: Execution, *, first: bool, secs: flo
     history = execution.history
     begin = "BEGIN ISOLATION LEVEL READ COMMITTED; " if first else ""
     tables = _tables_sql(history.schema or "", history.place.table) if first else "'[]'::json"
-    save = do_block(f"BEGIN {save_settings_sql(session.found, local=True)} END") + "; " if session.shared else ""
+    save = do_block(f"BEGIN {save_settings_sql(session.saved_as, local=True)} END") + "; " if session.shared else ""
     note = f"\n    {session.note_sql(f'json_build_array({tables}, {_NOW})')}"
     body = (
         f"{session.note_pid_sql()}{NOTICE_A_DEAD_CLIENT}{NO_TRANSACTION_TIMEOUT}{_limit_all(secs)}"
@@ -172,7 +172,7 @@ def _leave_sql(session: Session, execution: Execution, secs: float) -> str:
     look = f"BEGIN {PIN_SEARCH_PATH} {session.note_sql(f'json_build_array({_NOW}, {_LOCKS})')} END"
     return (
         f"{_marker_sql(session, count, secs)}; {do_block(_RUN_DEFERRED)}; {do_block(look)}; "
-        f"{reset_settings_sql(session.found, saved=True)}{RESET_OBJECTS}"
+        f"{reset_settings_sql(session.saved_as, required=True)}{RESET_OBJECTS}"
         f"{_lock_timeout_sql(execution)}"
         f"{set_role_sql(history.role, local=True)}{do_block(deallocate_sql())}; "
         f"{do_block(f'BEGIN{_limit_all(secs)} PERFORM pg_catalog.pg_advisory_unlock_all();{finish} END')}"

@@ -72,9 +72,9 @@ RESET_OBJECTS = "CLOSE ALL; UNLISTEN *; DISCARD TEMP; DISCARD SEQUENCES; "
 # What a rollback does not take back.
 BEYOND_ROLLBACK = f"SELECT pg_catalog.pg_advisory_unlock_all(); {do_block(deallocate_sql())}; "
 
-# What others had set in a session before us, as JSON. A prepared statement holds it, which a script's RESET ALL leaves
-# alone, and a setting, which its DEALLOCATE ALL leaves alone.
-_FOUND = "ampd.found"
+# What others had set in a session before us is saved as JSON in two places: in a prepared statement, which a script's
+# RESET ALL leaves alone, and in this setting, which its DEALLOCATE ALL leaves alone.
+_SAVED_IN = "ampd.found"
 
 # A transaction's own modes cannot be reset, and end with it.
 _SET = """pg_catalog.pg_settings
@@ -82,57 +82,57 @@ _SET = """pg_catalog.pg_settings
       AND name OPERATOR(pg_catalog.<>) ALL ('{transaction_isolation, transaction_read_only, transaction_deferrable}')"""
 
 
-def _look_sql(found: str) -> str:
+def _read_saved_sql(saved_as: str) -> str:
     """Return PL/pgSQL that puts what was saved into `kept`, which is null if nothing was."""
     return f"""
-  IF EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE name OPERATOR(pg_catalog.=) '{found}') THEN
-    EXECUTE 'EXECUTE {found}' INTO kept;
-  ELSIF COALESCE(pg_catalog.current_setting('{_FOUND}', true), '') OPERATOR(pg_catalog.<>) '' THEN
-    kept := pg_catalog.current_setting('{_FOUND}');
+  IF EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE name OPERATOR(pg_catalog.=) '{saved_as}') THEN
+    EXECUTE 'EXECUTE {saved_as}' INTO kept;
+  ELSIF COALESCE(pg_catalog.current_setting('{_SAVED_IN}', true), '') OPERATOR(pg_catalog.<>) '' THEN
+    kept := pg_catalog.current_setting('{_SAVED_IN}');
   END IF;"""
 
 
-def save_settings_sql(found: str, *, local: bool) -> str:
+def save_settings_sql(saved_as: str, *, local: bool) -> str:
     """Return PL/pgSQL that saves what those who share the session have set, unless it is saved already.
 
-    That is session user, role and settings; `found` is the name of the prepared statement that holds them.
+    That is session user, role and settings; `saved_as` is the name of the prepared statement that holds them.
     """
     return f"""
 DECLARE
   kept pg_catalog.jsonb;
-BEGIN{_look_sql(found)}
+BEGIN{_read_saved_sql(saved_as)}
   IF kept IS NULL THEN
     SELECT pg_catalog.jsonb_build_object('user', SESSION_USER, 'role', pg_catalog.current_setting('role'),
       'settings', COALESCE(pg_catalog.jsonb_object_agg(name, setting), '{{}}')) INTO kept
-    FROM {_SET} AND name OPERATOR(pg_catalog.<>) '{_FOUND}';
-    EXECUTE pg_catalog.format('PREPARE {found} AS SELECT %L::pg_catalog.jsonb', kept);
+    FROM {_SET} AND name OPERATOR(pg_catalog.<>) '{_SAVED_IN}';
+    EXECUTE pg_catalog.format('PREPARE {saved_as} AS SELECT %L::pg_catalog.jsonb', kept);
   END IF;
-  PERFORM pg_catalog.set_config('{_FOUND}', kept::pg_catalog.text, {_bool(local)});
+  PERFORM pg_catalog.set_config('{_SAVED_IN}', kept::pg_catalog.text, {_bool(local)});
 END;"""
 
 
-def forget_settings_sql(found: str) -> str:
+def forget_settings_sql(saved_as: str) -> str:
     """Return PL/pgSQL that drops the prepared statement of `save_settings_sql`, if a script has left it."""
     return f"""
-  IF EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE name OPERATOR(pg_catalog.=) '{found}') THEN
-    EXECUTE 'DEALLOCATE {found}';
+  IF EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE name OPERATOR(pg_catalog.=) '{saved_as}') THEN
+    EXECUTE 'DEALLOCATE {saved_as}';
   END IF;"""
 
 
-def _with_found_sql(found: str, body: str, *, unless: str = "") -> str:
+def _with_saved_sql(saved_as: str, body: str, *, unless: str = "") -> str:
     """Return a block that runs `body` with the saved settings in `kept`; `unless`, if there are none."""
     return f"""
 DECLARE
   kept pg_catalog.jsonb;
   one pg_catalog.record;
-BEGIN{_look_sql(found)}
+BEGIN{_read_saved_sql(saved_as)}
   IF kept IS NULL THEN{unless}
     RETURN;
   END IF;{body}
 END"""
 
 
-def _found_role_sql(*, local: bool) -> str:
+def _restore_role_sql(*, local: bool) -> str:
     """Return PL/pgSQL that sets session user and role as they were, in a session that has those of the login."""
     return f"""
   IF kept OPERATOR(pg_catalog.->>) 'user' OPERATOR(pg_catalog.<>) SESSION_USER::pg_catalog.text THEN
@@ -143,7 +143,7 @@ def _found_role_sql(*, local: bool) -> str:
   END IF;"""
 
 
-def _found_settings_sql() -> str:
+def _restore_settings_sql() -> str:
     return f"""
   FOR one IN
     SELECT name, kept OPERATOR(pg_catalog.->) 'settings' OPERATOR(pg_catalog.->>) name AS before
@@ -155,8 +155,8 @@ def _found_settings_sql() -> str:
     ELSE  -- also where it is the same: that may hold for the transaction alone
       PERFORM pg_catalog.set_config(one.name, one.before, false);
     END IF;
-  END LOOP;{_found_role_sql(local=False)}
-  PERFORM pg_catalog.set_config('{_FOUND}', '', false);"""
+  END LOOP;{_restore_role_sql(local=False)}
+  PERFORM pg_catalog.set_config('{_SAVED_IN}', '', false);"""
 
 
 def _bool(value: bool) -> str:
@@ -168,17 +168,17 @@ _GONE = f"""
       USING ERRCODE = '{ESCAPED}';"""
 
 
-def reset_settings_sql(found: str, *, saved: bool = False, keep: bool = False) -> str:
+def reset_settings_sql(saved_as: str, *, required: bool = False, keep: bool = False) -> str:
     """Return the statements that take back role and settings: to the defaults, or to what others had set.
 
-    `found` is the name of `save_settings_sql`, or empty if nobody else uses the session. `saved` says that there must
-    be something; with `keep` the prepared statement stays, for the next transaction of the message.
+    `saved_as` is the name of `save_settings_sql`, or empty if nobody else uses the session. If it is `required` that
+    something is saved, it fails where nothing is; with `keep` that stays, for the next transaction of the message.
     """
-    if not found:
+    if not saved_as:
         return f"{NO_STATEMENT_TIMEOUT}SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; "
     login = "\n  SET SESSION AUTHORIZATION DEFAULT;\n  RESET ROLE;"
-    forget = "" if keep else forget_settings_sql(found)
-    block = _with_found_sql(found, f"{login}{_found_settings_sql()}{forget}", unless=_GONE if saved else "")
+    forget = "" if keep else forget_settings_sql(saved_as)
+    block = _with_saved_sql(saved_as, f"{login}{_restore_settings_sql()}{forget}", unless=_GONE if required else "")
     return f"{NO_STATEMENT_TIMEOUT}{do_block(block)}; "
 
 
@@ -187,17 +187,17 @@ def set_role_sql(role: str | None, *, local: bool) -> str:
     return "" if role is None else f"SET {'LOCAL ' if local else ''}ROLE {identifier(role)}; "
 
 
-def own_role_sql(role: str | None, found: str) -> str:
+def own_role_sql(role: str | None, saved_as: str) -> str:
     """Return the statements by which the rest of a transaction has our own role, whatever its script has set.
 
-    `found` is as for `reset_settings_sql`; as long as nothing is saved, no script has set anything.
+    `saved_as` is as for `reset_settings_sql`; as long as nothing is saved, no script has set anything.
     """
     login = "SET LOCAL SESSION AUTHORIZATION DEFAULT; SET LOCAL ROLE TO DEFAULT; "
-    if found:
-        login = f"{do_block(_with_found_sql(found, f'{login}{_found_role_sql(local=True)}'))}; "
+    if saved_as:
+        login = f"{do_block(_with_saved_sql(saved_as, f'{login}{_restore_role_sql(local=True)}'))}; "
     return f"{login}{set_role_sql(role, local=True)}"
 
 
-def reset_session_sql(found: str, *, saved: bool) -> str:
+def reset_session_sql(saved_as: str, *, required: bool) -> str:
     """Return the statements that take back what a script may have changed in the session."""
-    return f"{reset_settings_sql(found, saved=saved)}{RESET_OBJECTS}{BEYOND_ROLLBACK}"
+    return f"{reset_settings_sql(saved_as, required=required)}{RESET_OBJECTS}{BEYOND_ROLLBACK}"

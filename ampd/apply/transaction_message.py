@@ -234,7 +234,7 @@ class _Envelope:
         if last:
             names = ("begin", "enter", "end", "leave", *self._texts)
             forget = "".join(f" DEALLOCATE {self._ours}_{name};" for name in names)
-            forget += f" {_block(forget_settings_sql(self._session.found))};" if self._session.shared else ""
+            forget += f" {_block(forget_settings_sql(self._session.saved_as))};" if self._session.shared else ""
         return (
             f"{limit_silence_sql()} SAVEPOINT {self._ours}; EXECUTE {self._ours}_end({version}, {before}); "
             f"RELEASE SAVEPOINT {self._ours}; EXECUTE {self._ours}_leave({version}, {count});{forget}"
@@ -243,7 +243,7 @@ class _Envelope:
     def _leave_whole(self, number: int, *, last: bool, ours: str) -> str:
         """Return the same with the whole check; what is prepared is dropped, but for names that begin with `ours`."""
         forget = f"PERFORM pg_catalog.pg_advisory_unlock_all(); {deallocate_sql(ours)};"
-        after = forget_settings_sql(self._session.found) if last and self._session.shared else ""
+        after = forget_settings_sql(self._session.saved_as) if last and self._session.shared else ""
         limit = milliseconds(self._batch[number].lock_timeout_secs)
         leave = writing.leave_sql(self._batch.created, *self._leaving(number))
         return f"SET LOCAL lock_timeout = {limit}; {_block(f'{forget}{leave}{after}')};"
@@ -263,10 +263,10 @@ class _Envelope:
         return f" DECLARE text pg_catalog.text; BEGIN {execute} END;"
 
     def _save(self) -> str:
-        return save_settings_sql(self._session.found, local=True)
+        return save_settings_sql(self._session.saved_as, local=True)
 
     def _reset(self) -> str:
-        return reset_settings_sql(self._session.found, saved=True, keep=True)
+        return reset_settings_sql(self._session.saved_as, required=True, keep=True)
 
     def _quoted(self, name: str, body: str) -> str:
         """Return a text in a dollar quote that nothing of ours or of a migration contains."""

@@ -70,15 +70,15 @@ def wrapping_of(unit: Unit, record: str, session: Session, execution: Execution,
         prelude += NO_TRANSACTION_TIMEOUT
     limited = "".join(f"SET LOCAL {name} = {milliseconds(secs)}; " for name, secs in limits.items())
     if session.pooled:
-        prelude = save_settings_sql(session.found, local=True) + prelude + execution.search_path_sql(local=True)
+        prelude = save_settings_sql(session.saved_as, local=True) + prelude + execution.search_path_sql(local=True)
     if several:
         prelude += f" {limit_silence_sql()} {note_transaction_sql(session)}"
     start = f"{do_block(f'BEGIN {prelude} END')}; {limited}"
     if session.pooled:
         start += set_role_sql(execution.history.role, local=True) + again_sql(unit.settings)
-        ours = reset_settings_sql(session.found, saved=True)
+        ours = reset_settings_sql(session.saved_as, required=True)
     else:
-        ours = own_role_sql(execution.history.role, session.found)
+        ours = own_role_sql(execution.history.role, session.saved_as)
     end = f"{RUN_DEFERRED}{ours}{execution.limits_sql()}{record}; "
     if unit.kind is Kind.COMMIT:
         return Wrapping(start=start, end=end)

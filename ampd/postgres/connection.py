@@ -129,7 +129,7 @@ class Session:
         return self._from_pool or self.pooled
 
     @property
-    def found(self) -> str:
+    def saved_as(self) -> str:
         """Return the name of the prepared statement that holds what others had set; empty if nobody shares it."""
         return f"{self.ours}_found" if self.shared else ""
 
