@@ -20,10 +20,10 @@ from .trust import (
     CANDIDATES,
     MAY_FIRE,
     PLAIN,
-    SHAPED,
     columns_sql,
     fires_sql,
     managed_schema_sql,
+    shaped_sql,
     trusted_owner_sql,
 )
 
@@ -232,7 +232,8 @@ def _overview_sql(session: Session, role: str | None) -> str:
   END;"""
     is_runner = "(pg_has_role(a.usesysid, t.owner_oid, 'MEMBER') OR has_table_privilege(a.usesysid, home, 'INSERT'))"
     unaltered = (
-        f"{PLAIN} AND NOT ({MAY_FIRE} AND {fires_sql('c.oid')}) AND (SELECT {SHAPED} FROM {columns_sql('c.oid')})"
+        f"{PLAIN} AND NOT ({MAY_FIRE} AND {fires_sql('c.oid')}) "
+        f"AND (SELECT {shaped_sql('c.oid')} FROM {columns_sql('c.oid')})"
     )
     trusted_schema = f"({trusted_owner_sql('n.nspowner', role)} OR {managed_schema_sql('n.oid', 'n.nspowner')})"
     readable = "has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')"

@@ -40,12 +40,12 @@ from .trust import (
     LAST,
     MAY_FIRE,
     PLAIN,
-    SHAPED,
     alterations_sql,
     columns_sql,
     fires_sql,
     known_role_sql,
     managed_schema_sql,
+    shaped_sql,
     trusted_role_sql,
 )
 
@@ -298,7 +298,7 @@ SELECT current_database() AS database, current_user AS "user", pg_backend_pid() 
     host(inet_server_addr()) AS host, inet_server_port() AS port,
     pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on' AS read_only,
     place AS schema, s.oid IS NOT NULL AS schema_exists, t.oid IS NOT NULL AS table_exists,
-    {"refused AS role_refused, " if role else ""}t.plain AND {SHAPED} AS unaltered,
+    {"refused AS role_refused, " if role else ""}t.plain AND {shaped_sql("home")} AS unaltered,
     bool_or(attname = '{LAST}') AS roomy
   INTO h FROM {columns_sql("home")};
 IF t.may_fire AND h.unaltered THEN

@@ -75,15 +75,8 @@ LAST = "done_checksum"
 _OIDS = {"bigint": 20, "integer": 23, "text": 25, "bytea": 17, "timestamp with time zone": 1184}
 _REQUIRED = {name: _OIDS[kind] for name, kind in COLUMNS.items() if name != LAST}
 
-# Whether a table c is as ampd makes it, as far as that does not concern its columns, rules and triggers.
-PLAIN = """(c.relkind = 'r' AND c.relpersistence = 'p' AND c.relchecks = 0 AND NOT c.relispartition
-      AND NOT EXISTS (SELECT FROM pg_index WHERE indrelid = c.oid AND (indexprs IS NOT NULL OR indpred IS NOT NULL)))"""
-# Whether its columns are, as an aggregate over `columns_sql`: those of a parent are inherited as well.
-SHAPED = f"""(bool_and(NOT atthasdef AND attinhcount = 0 AND atttypid < 16384
-        AND (attname <> '{LAST}' OR atttypid = {_OIDS[COLUMNS[LAST]]}))
-      AND array_agg(concat(attname, ' ', atttypid)) @> '{{{
-    ",".join(f"{name} {oid}" for name, oid in _REQUIRED.items())
-}}}')"""
+# Whether a table c is as ampd makes it, as far as that does not concern its columns, indexes, rules and triggers.
+PLAIN = "(c.relkind = 'r' AND c.relpersistence = 'p' AND c.relchecks = 0 AND NOT c.relispartition)"
 # The oids of the tables that have the columns of a history, whatever else they have and is on them.
 CANDIDATES = f"""SELECT attrelid FROM pg_attribute
       WHERE attnum > 0 AND NOT attisdropped AND (attname, atttypid) IN ({
@@ -92,6 +85,19 @@ CANDIDATES = f"""SELECT attrelid FROM pg_attribute
 
 # These flags stay set until the next VACUUM after the last trigger or rule was dropped.
 MAY_FIRE = "(c.relhastriggers OR c.relhasrules)"
+
+
+def shaped_sql(table: str) -> str:
+    """Return an aggregate over `columns_sql` for whether columns and indexes of the same table are as ampd makes them.
+
+    The columns of a parent are inherited as well.
+    """
+    columns = ",".join(f"{name} {oid}" for name, oid in _REQUIRED.items())
+    return f"""(bool_and(NOT atthasdef AND attinhcount = 0 AND atttypid < 16384
+        AND (attname <> '{LAST}' OR atttypid = {_OIDS[COLUMNS[LAST]]}))
+      AND array_agg(concat(attname, ' ', atttypid)) @> '{{{columns}}}'
+      AND NOT EXISTS (SELECT FROM pg_index
+        WHERE indrelid = {table} AND (indexprs IS NOT NULL OR indpred IS NOT NULL)))"""
 
 
 def columns_sql(table: str) -> str:

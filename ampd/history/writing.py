@@ -20,10 +20,10 @@ from .trust import (
     LAST,
     MAY_FIRE,
     PLAIN,
-    SHAPED,
     columns_sql,
     fires_sql,
     managed_schema_sql,
+    shaped_sql,
     trusted_owner_sql,
 )
 
@@ -102,7 +102,7 @@ def _wrong_sql(history: History, newest: str = "NULL") -> str:
     owners = f"c.relowner, {owner.oid}" if owner else "c.relowner"
     return f"""COALESCE((
       SELECT CASE
-        WHEN ({same} AND {PLAIN} AND (SELECT {SHAPED} FROM {columns_sql("c.oid")})
+        WHEN ({same} AND {PLAIN} AND (SELECT {shaped_sql("c.oid")} FROM {columns_sql("c.oid")})
           AND NOT ({MAY_FIRE} AND {fires_sql("c.oid")})
           AND NOT (c.relrowsecurity AND row_security_active(c.oid))) IS NOT TRUE THEN '{ALTERED}'
         WHEN (SELECT nspowner NOT IN ({owners}) AND NOT {trusted_owner_sql("nspowner", history.role)}
