@@ -47,7 +47,7 @@ async def apply(
         run.source.connection_wait.acquired()
         execution.running.applied()
 
-    batch = Batch(executions, applied, before_history=run.before_history())
+    batch = Batch(executions, applied, before_creation=run.before_creation_sql())
     try:
         if migrations[0].directives.no_transaction:
             await apply_no_transaction(run.source, session, guards[0], executions[0])

@@ -329,7 +329,7 @@ class Run:
 
         return await in_slices(mapping(execution, enumerate(migrations, start=len(self.done) + 1)))
 
-    def before_history(self) -> str:
+    def before_creation_sql(self) -> str:
         """Return PL/pgSQL that ends a first run in NeighboursFound, if there are any; "" if it has asked for them."""
         history = self.history
         if history is None or history.schema is None or history.table_exists or self.asks_for_neighbours:

@@ -272,7 +272,7 @@ async def test_a_session_says_which_migration_it_is_at(database: Database) -> No
 async def test_a_message_has_a_size(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is longer takes another round trip, and no more than that."""
     never_look(monkeypatch)
-    monkeypatch.setattr(batch, "MESSAGE", 10 * (batch.ENVELOPE + 30))
+    monkeypatch.setattr(batch, "LONGEST_MESSAGE", 10 * (batch.ENVELOPE + 30))
     async with Proxy(database.server.host, database.server.port) as proxy:
         url = f"postgresql://postgres@{proxy.host}:{proxy.port}/{database.name}"
         await ampd.migrate(url, migrations=tables(25))
@@ -298,7 +298,7 @@ async def test_the_next_message_is_composed_while_the_server_is_at_work(
 
     monkeypatch.setattr(Session, "run", observed)
     monkeypatch.setattr(applying_in_transactions, "composing", composed)
-    monkeypatch.setattr(batch, "MESSAGE", 2 * (batch.ENVELOPE + 30))
+    monkeypatch.setattr(batch, "LONGEST_MESSAGE", 2 * (batch.ENVELOPE + 30))
     await ampd.migrate(database.url, migrations=tables(6))
     first = steps.index("composing 0")
     assert steps[first:] == ["composing 0", "composing 2", "answered", "composing 4", "answered", "answered"]
@@ -311,7 +311,7 @@ async def test_a_message_that_was_composed_for_another_case_is_not_sent(
     database: Database, monkeypatch: pytest.MonkeyPatch, change: str, where: int
 ) -> None:
     """Where a message has ended early, the next one begins at another migration, and with the whole check."""
-    monkeypatch.setattr(batch, "MESSAGE", 2 * (batch.ENVELOPE + 80))
+    monkeypatch.setattr(batch, "LONGEST_MESSAGE", 2 * (batch.ENVELOPE + 80))
     files = scripts(*(f"CREATE TABLE t{number} (); {change if number == where else ''}" for number in range(1, 7)))
     await ampd.migrate(database.url, migrations=files)
     assert await applied(database) == list(range(1, 7))

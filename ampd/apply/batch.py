@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .prepared import Execution
 
 
-MESSAGE = 512 * 1024  # characters of scripts, and of what is added to them, in one message
+LONGEST_MESSAGE = 512 * 1024  # characters of scripts, and of what is added to them
 ENVELOPE = 1280  # characters that are added to each, at most
 WHOLE_ENVELOPE = 11 * 1024  # the same with the whole check: so many where others use the session
 
@@ -23,13 +23,13 @@ class Batch:
     """Migrations that are applied in order, and how far that has come."""
 
     def __init__(
-        self, executions: Sequence[Execution], on_applied: Callable[[Execution], None], *, before_history: str = ""
+        self, executions: Sequence[Execution], on_applied: Callable[[Execution], None], *, before_creation: str = ""
     ) -> None:
         """Keep them, and a function to call with each as soon as it is known to be committed.
 
-        `before_history` is PL/pgSQL to run before a history is created.
+        `before_creation` is PL/pgSQL to run before a history is created.
         """
-        self.before_history = before_history
+        self.before_creation = before_creation
         self._executions = executions
         self._on_applied = on_applied
         self.done: int = 0
@@ -66,7 +66,7 @@ class Batch:
         stop = start + 1
         if not self.one_by_one:
             size = self._size(start)
-            while stop < len(self) and (size := size + self._size(stop)) <= MESSAGE:
+            while stop < len(self) and (size := size + self._size(stop)) <= LONGEST_MESSAGE:
                 stop += 1
         return range(start, stop)
 

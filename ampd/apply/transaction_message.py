@@ -202,7 +202,7 @@ class _Envelope:
         enter = (
             f"{NOTICE_A_DEAD_CLIENT}{NO_TRANSACTION_TIMEOUT}{advisory_lock.try_lock_sql(history.lock_key)} "
             f"{set_role_sql(history.role, local=True)}"
-            f"{writing.enter_sql(history, insert, newest=values[3], before_creation=self._batch.before_history)}"
+            f"{writing.enter_sql(history, insert, newest=values[3], before_creation=self._batch.before_creation)}"
         )
         return f"{_block(f'{enter}{self._before_script(number)}')}; "
 
@@ -218,14 +218,14 @@ class _Envelope:
     def _prepare(self, number: int) -> str:
         """Return PL/pgSQL that takes the lock, makes the whole check, and prepares what is to be run."""
         history = self._batch.history(number)
+        quote = f"$text_{self._session.nonce}$"  # nothing of ours contains it
         prepare = writing.prepare_sql(history, self._ours, "settings") + "".join(
-            f"\n    PREPARE {self._ours}_{name} AS SELECT {self._quoted('text', text)};"
-            for name, text in self._texts.items()
+            f"\n    PREPARE {self._ours}_{name} AS SELECT {quote}{text}{quote};" for name, text in self._texts.items()
         )
         newest = literal(self._batch.newest_before(number)[0])
         return with_settings_sql(f"""
   {advisory_lock.try_lock_sql(history.lock_key)} {set_role_sql(history.role, local=True)}
-  {writing.enter_sql(history, prepare, newest=newest, before_creation=self._batch.before_history)}""")
+  {writing.enter_sql(history, prepare, newest=newest, before_creation=self._batch.before_creation)}""")
 
     def _leave(self, number: int, *, last: bool) -> str:
         """Return the statements that record a migration as finished."""
@@ -267,11 +267,6 @@ class _Envelope:
 
     def _reset(self) -> str:
         return reset_settings_sql(self._session.saved_as, required=True, keep=True)
-
-    def _quoted(self, name: str, body: str) -> str:
-        """Return a text in a dollar quote that nothing of ours or of a migration contains."""
-        quote = f"${name}_{self._session.nonce}$"
-        return f"{quote}{body}{quote}"
 
 
 def _block(body: str) -> str:

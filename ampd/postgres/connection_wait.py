@@ -58,8 +58,8 @@ class ConnectionWait:
         """Begin an attempt."""
         self._attempted = monotonic()
 
-    def tell(self) -> None:
-        """Emit what is waited for, if it takes long."""
+    def report(self) -> None:
+        """Emit what is waited for, if it takes long and that was not said just now."""
         if self.reason is not None and self._backoff.should_report():
             waited, limit = self._backoff.waited, self._backoff.limit
             self._on_event(WaitingForConnection(reason=self.reason, waited=waited, limit=limit))
@@ -71,7 +71,7 @@ class ConnectionWait:
             AmpdError: the failure, once the limit is reached.
         """
         self.check(failure)
-        self.tell()
+        self.report()
         self.at_once = min(self.at_once * 2, _AT_ONCE_LONGEST_SECS)
         # Whoever stands in a pooler's queue, with one connection perhaps, keeps others from having two.
         stood = min(monotonic() - self._attempted, _LONGEST_PAUSE) * random.uniform(0.5, 1.5)
@@ -85,9 +85,9 @@ class ConnectionWait:
         """
         self.reason = failure.message
         if not self.left:
-            raise self.over(failure)
+            raise self.timeout_error(failure)
 
-    def over(self, failure: AmpdError) -> AmpdError:
+    def timeout_error(self, failure: AmpdError) -> AmpdError:
         """Return the failure, its message with how long was waited."""
         if waited := round(self._backoff.waited):
             failure.message = f"{failure.message}, for {waited} s"

@@ -134,7 +134,7 @@ class Database:
             try:
                 while not taking.done():
                     await asyncio.wait([taking], timeout=QUIET_SECS)
-                    self.connection_wait.tell()
+                    self.connection_wait.report()
             except BaseException:
                 await self._stop_taking(taking)
                 raise
@@ -189,7 +189,7 @@ class Database:
             with anyio.fail_after(self.connection_wait.left):
                 await queue.head.acquire()
         except TimeoutError:
-            raise self.connection_wait.over(self._in_use_error(count, by_runs=True)) from None
+            raise self.connection_wait.timeout_error(self._in_use_error(count, by_runs=True)) from None
         try:
             return await self._take_in_time(queue, count, look)
         finally:
@@ -212,7 +212,7 @@ class Database:
                 if by_runs:
                     by_service = monotonic()
                 elif monotonic() - by_service >= self._service_wait_secs:
-                    raise self.connection_wait.over(failure) from busy
+                    raise self.connection_wait.timeout_error(failure) from busy
                 self.connection_wait.check(failure)
             except HungUp as gone:
                 if hung_up.waited >= hung_up.limit:
