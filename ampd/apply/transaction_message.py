@@ -86,7 +86,8 @@ def composing(
     """
     first = batch[numbers.start]
     message = Message(f"{advisory_lock.label_sql(first.history.lock_key, first.migration.label)} ")
-    envelope = _Envelope(session, batch, numbers, several=part is not None)
+    kind = _Envelope if batch.whole_checks else _PreparedEnvelope
+    envelope = kind(session, batch, numbers, several=part is not None)
     for number in numbers:
         execution = batch[number]
         count = len(execution.statements)
@@ -115,88 +116,61 @@ def ending_sql(session: Session, batch: Batch) -> str:
 
 
 class _Envelope:
-    """What stands around each script of one message.
-
-    The first transaction prepares what the others only run: to plan a statement costs many times what it costs to run.
-    Where something is not as it was, a prepared one fails, which ends the message. Before a script, the next message
-    begins there; after one, the next message goes back to the savepoint and ends the migration with the whole check.
-    """
+    """What stands around each script of one message, with the whole check of the history in each transaction."""
 
     def __init__(self, session: Session, batch: Batch, numbers: range, *, several: bool) -> None:
-        """Prepare the envelope; `several` messages take the only transaction."""
+        """Keep what it is made from; `several` messages take the only transaction."""
         self._session = session
         self._batch = batch
-        self._numbers = numbers
+        self._first, self._last = numbers[0], numbers[-1]
         self._several = several
         self._ours = session.ours
-        # The long ones that are DO blocks, which cannot be prepared: what is prepared is a query for their text.
-        self._texts = {"save": _block(self._save()), "reset": self._reset()} if session.shared else {}
 
     def enter_sql(self, number: int) -> str:
         """Return the statements before a script."""
         execution = self._batch[number]
         migration, starting = execution.migration, execution.running.starting
         application = literal(f"{APPLICATION_NAME} {migration.version} {starting.number}/{starting.total}")
+        pid = f"{self._session.note_pid_sql()} " if number == self._first else ""
+        begin = f"{pid}{self._session.note_text_sql(f'begin {number}')}"
+        if self._session.shared:
+            begin += self._save() if number == self._first else self._save_again()
         values = (
             str(migration.version),
             literal(migration.name),
             f"'{migration.checksum.hex()}'",
             literal(self._batch.newest_before(number)[0]),
         )
-        enter = self._enter if self._prepares else self._enter_whole
         # The limit on a statement is the one that held when it began, and the script's is not meant for ours.
         limit = milliseconds(execution.statement_timeout_secs)
         return (
-            f"BEGIN ISOLATION LEVEL READ COMMITTED; {self._begin(number)}{NO_STATEMENT_TIMEOUT}"
+            f"BEGIN ISOLATION LEVEL READ COMMITTED; {_block(begin)}; {NO_STATEMENT_TIMEOUT}"
             f"SET LOCAL lock_timeout = {milliseconds(execution.lock_timeout_secs)}; "
-            f"SET LOCAL application_name = {application}; {enter(number, *values)}"
+            f"SET LOCAL application_name = {application}; {self._enter(number, *values)}"
             + (f"SET LOCAL statement_timeout = {limit};\n" if limit else "\n")
         )
 
     def leave_sql(self, number: int) -> str:
         """Return the statements after a script."""
-        last, count = number == self._numbers[-1], len(self._batch[number].statements)
+        count = len(self._batch[number].statements)
         marker = f"{self._session.marker_sql(str(count))}; " if count else ""
-        reset = self._reset()
-        if self._session.shared and self._prepares:
-            reset = f"{NO_STATEMENT_TIMEOUT}{_block(self._stored('reset'))}; "
         role = set_role_sql(self._batch.created.role, local=True)
-        if self._prepares:
-            leave = self._leave(number, last=last)
-        else:
-            leave = self._leave_whole(number, last=last, ours=self._ours)
-        return f"{marker}{RUN_DEFERRED}{reset}{RESET_OBJECTS}{role}{leave} COMMIT;\n"
+        return f"{marker}{RUN_DEFERRED}{self._reset()}{RESET_OBJECTS}{role}{self._leave(number)} COMMIT;\n"
 
     def leave_from_savepoint_sql(self) -> str:
-        """Return the statements after the script of the only migration where `leave_sql` has failed."""
-        number = self._numbers.start
-        return f"ROLLBACK TO SAVEPOINT {self._ours}; {self._leave_whole(number, last=True, ours='')} COMMIT;"
+        """Return the statements after the script of the only migration, where those of `_PreparedEnvelope` failed."""
+        return f"ROLLBACK TO SAVEPOINT {self._ours}; {self._leave_and_drop(self._first, '')} COMMIT;"
 
-    @property
-    def _prepares(self) -> bool:
-        return not self._batch.whole_checks
+    def _save(self) -> str:
+        """Return PL/pgSQL that saves what others have set in the session."""
+        return save_settings_sql(self._session.saved_as, local=True)
 
-    def _begin(self, number: int) -> str:
-        """Return the statement that tells where the server is, and saves what others have set."""
-        first = number == self._numbers.start
-        note = self._session.note_text_sql(f"begin {number}")
-        if first:
-            note = f"{self._session.note_pid_sql()} {note}"
-        if self._session.shared:
-            note += self._save() if first or not self._prepares else self._stored("save")
-        return f"{_block(note)}; "
+    def _save_again(self) -> str:
+        """Return the same for a later transaction of the message."""
+        return self._save()
 
     def _enter(self, number: int, *values: str) -> str:
         """Return the statements that record a migration as started: version, name, checksum, newest."""
-        history = self._batch.created
-        prepare = f"{_block(self._prepare(number))}; " if number == self._numbers.start else ""
-        return (
-            f"{prepare}{set_role_sql(history.role, local=True)}{writing.lock_sql(history)} EXECUTE {self._ours}_begin; "
-            f"EXECUTE {self._ours}_enter({', '.join(values)}); {_block(self._before_script(number))}; "
-        )
-
-    def _enter_whole(self, number: int, *values: str) -> str:
-        """Return the same with the whole check."""
         history = self._batch.history(number)
         insert = writing.insert_values_sql(history, *values[:3])
         enter = (
@@ -215,40 +189,24 @@ class _Envelope:
         goes_on = f"{limit_silence_sql()} {note_transaction_sql(self._session)}" if self._several else ""
         return f"{path}{goes_on} {self._session.note_text_sql('0')}"
 
-    def _prepare(self, number: int) -> str:
-        """Return PL/pgSQL that takes the lock, makes the whole check, and prepares what is to be run."""
-        history = self._batch.history(number)
-        quote = f"$text_{self._session.nonce}$"  # nothing of ours contains it
-        prepare = writing.prepare_sql(history, self._ours, "settings") + "".join(
-            f"\n    PREPARE {self._ours}_{name} AS SELECT {quote}{text}{quote};" for name, text in self._texts.items()
-        )
-        newest = literal(self._batch.newest_before(number)[0])
-        return with_settings_sql(f"""
-  {advisory_lock.try_lock_sql(history.lock_key)} {set_role_sql(history.role, local=True)}
-  {writing.enter_sql(history, prepare, newest=newest, before_creation=self._batch.before_creation)}""")
+    def _reset(self) -> str:
+        """Return the statements that take back role and settings."""
+        return reset_settings_sql(self._session.saved_as, required=True, keep=True)
 
-    def _leave(self, number: int, *, last: bool) -> str:
+    def _leave(self, number: int) -> str:
         """Return the statements that record a migration as finished."""
-        version, count, before = self._leaving(number)
-        forget = ""
-        if last:
-            names = ("begin", "enter", "end", "leave", *self._texts)
-            forget = "".join(f" DEALLOCATE {self._ours}_{name};" for name in names)
-            forget += f" {_block(forget_settings_sql(self._session.saved_as))};" if self._session.shared else ""
-        return (
-            f"{limit_silence_sql()} SAVEPOINT {self._ours}; EXECUTE {self._ours}_end({version}, {before}); "
-            f"RELEASE SAVEPOINT {self._ours}; EXECUTE {self._ours}_leave({version}, {count});{forget}"
-        )
+        return self._leave_and_drop(number, self._ours)
 
-    def _leave_whole(self, number: int, *, last: bool, ours: str) -> str:
-        """Return the same with the whole check; what is prepared is dropped, but for names that begin with `ours`."""
+    def _leave_and_drop(self, number: int, ours: str) -> str:
+        """Return the same; what is prepared in the session is dropped, but for names that begin with `ours`."""
         forget = f"PERFORM pg_catalog.pg_advisory_unlock_all(); {deallocate_sql(ours)};"
-        after = forget_settings_sql(self._session.saved_as) if last and self._session.shared else ""
+        last = number == self._last and self._session.shared
+        after = forget_settings_sql(self._session.saved_as) if last else ""
         limit = milliseconds(self._batch[number].lock_timeout_secs)
-        leave = writing.leave_sql(self._batch.created, *self._leaving(number))
+        leave = writing.leave_sql(self._batch.created, *self._finished(number))
         return f"SET LOCAL lock_timeout = {limit}; {_block(f'{forget}{leave}{after}')};"
 
-    def _leaving(self, number: int) -> tuple[str, str, str]:
+    def _finished(self, number: int) -> tuple[str, str, str]:
         """Return the version, the number of statements, and the newest version before it, as SQL spells them."""
         execution, before = self._batch[number], self._batch.newest_before(number)[1]
         return (
@@ -257,16 +215,63 @@ class _Envelope:
             "NULL" if before is None else str(before),
         )
 
+
+class _PreparedEnvelope(_Envelope):
+    """The same, short and cheap to run: the first transaction makes the whole check, and prepares what each runs.
+
+    Where something is not as it was, a prepared statement fails, which ends the message. Before a script, the next
+    message begins there; after one, the next message goes back to the savepoint and ends the migration with the whole
+    check.
+    """
+
+    def __init__(self, session: Session, batch: Batch, numbers: range, *, several: bool) -> None:
+        super().__init__(session, batch, numbers, several=several)
+        # The long ones that are DO blocks, which cannot be prepared: what is prepared is a query for their text.
+        self._texts = {"save": _block(self._save()), "reset": super()._reset()} if session.shared else {}
+
+    def _save_again(self) -> str:
+        return self._stored("save")
+
+    def _enter(self, number: int, *values: str) -> str:
+        history = self._batch.created
+        prepare = f"{_block(self._prepare(number, newest=values[3]))}; " if number == self._first else ""
+        return (
+            f"{prepare}{set_role_sql(history.role, local=True)}{writing.lock_sql(history)} EXECUTE {self._ours}_begin; "
+            f"EXECUTE {self._ours}_enter({', '.join(values)}); {_block(self._before_script(number))}; "
+        )
+
+    def _prepare(self, number: int, *, newest: str) -> str:
+        """Return PL/pgSQL that takes the lock, makes the whole check, and prepares what is to be run."""
+        history = self._batch.history(number)
+        quote = f"$text_{self._session.nonce}$"  # nothing of ours contains it
+        prepare = writing.prepare_sql(history, self._ours, "settings") + "".join(
+            f"\n    PREPARE {self._ours}_{name} AS SELECT {quote}{text}{quote};" for name, text in self._texts.items()
+        )
+        return with_settings_sql(f"""
+  {advisory_lock.try_lock_sql(history.lock_key)} {set_role_sql(history.role, local=True)}
+  {writing.enter_sql(history, prepare, newest=newest, before_creation=self._batch.before_creation)}""")
+
+    def _reset(self) -> str:
+        if not self._session.shared:
+            return super()._reset()
+        return f"{NO_STATEMENT_TIMEOUT}{_block(self._stored('reset'))}; "
+
+    def _leave(self, number: int) -> str:
+        version, count, before = self._finished(number)
+        forget = ""
+        if number == self._last:
+            names = ("begin", "enter", "end", "leave", *self._texts)
+            forget = "".join(f" DEALLOCATE {self._ours}_{name};" for name in names)
+            forget += f" {_block(forget_settings_sql(self._session.saved_as))};" if self._session.shared else ""
+        return (
+            f"{limit_silence_sql()} SAVEPOINT {self._ours}; EXECUTE {self._ours}_end({version}, {before}); "
+            f"RELEASE SAVEPOINT {self._ours}; EXECUTE {self._ours}_leave({version}, {count});{forget}"
+        )
+
     def _stored(self, name: str) -> str:
         """Return PL/pgSQL that runs a text that is prepared."""
         execute = f"EXECUTE 'EXECUTE {self._ours}_{name}' INTO text; EXECUTE text;"
         return f" DECLARE text pg_catalog.text; BEGIN {execute} END;"
-
-    def _save(self) -> str:
-        return save_settings_sql(self._session.saved_as, local=True)
-
-    def _reset(self) -> str:
-        return reset_settings_sql(self._session.saved_as, required=True, keep=True)
 
 
 def _block(body: str) -> str:
