@@ -83,7 +83,7 @@ class Batch:
 
 
 def _newest_before(history: History, versions: Iterable[int]) -> Iterator[tuple[str, int | None]]:
-    text, newest = history.newest, max((row.version for row in history.applied), default=None)
+    text, newest = history.newest, history.newest_version
     for version in versions:
         yield text, newest
         if newest is None or version > newest:

@@ -87,8 +87,7 @@ def psql_script(status: Status, executions: Sequence[Execution]) -> Iterator[str
 def _in_transaction(execution: Execution) -> Iterator[str]:
     history, migration = execution.history, execution.migration
     enter = writing.enter_sql(history, writing.insert_sql(history, migration))
-    before = str(max((row.version for row in history.applied), default="NULL"))
-    finish = writing.leave_sql(history, str(migration.version), str(len(execution.statements)), before)
+    finish = writing.leave_sql(history, migration.version, len(execution.statements), history.newest_version)
     limits = f"SET LOCAL lock_timeout = {milliseconds(execution.lock_timeout_secs)}; SET LOCAL statement_timeout = 0; "
     yield _line(_BEGIN, limits, set_role_sql(history.role, local=True))
     yield _block(advisory_lock.try_lock_sql(history.lock_key), enter, execution.search_path_sql(local=True))

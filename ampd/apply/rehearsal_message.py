@@ -167,8 +167,7 @@ def _milliseconds_sql(interval: str) -> str:
 def _leave_sql(session: Session, execution: Execution, secs: float) -> str:
     """Return the statements after a script: all that a real run does but for the COMMIT, and a look at the locks."""
     history, count = execution.history, len(execution.statements)
-    before = str(max((row.version for row in history.applied), default="NULL"))
-    finish = writing.leave_sql(history, str(execution.migration.version), str(count), before)
+    finish = writing.leave_sql(history, execution.migration.version, count, history.newest_version)
     look = f"BEGIN {PIN_SEARCH_PATH} {session.note_sql(f'json_build_array({_NOW}, {_LOCKS})')} END"
     return (
         f"{_marker_sql(session, count, secs)}; {do_block(_RUN_DEFERRED)}; {do_block(look)}; "

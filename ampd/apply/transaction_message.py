@@ -206,14 +206,10 @@ class _Envelope:
         leave = writing.leave_sql(self._batch.created, *self._finished(number))
         return f"SET LOCAL lock_timeout = {limit}; {_block(f'{forget}{leave}{after}')};"
 
-    def _finished(self, number: int) -> tuple[str, str, str]:
-        """Return the version, the number of statements, and the newest version before it, as SQL spells them."""
-        execution, before = self._batch[number], self._batch.newest_before(number)[1]
-        return (
-            str(execution.migration.version),
-            str(len(execution.statements)),
-            "NULL" if before is None else str(before),
-        )
+    def _finished(self, number: int) -> tuple[int, int, int | None]:
+        """Return the version, the number of statements, and the newest version before it."""
+        execution = self._batch[number]
+        return execution.migration.version, len(execution.statements), self._batch.newest_before(number)[1]
 
 
 class _PreparedEnvelope(_Envelope):
@@ -257,8 +253,8 @@ class _PreparedEnvelope(_Envelope):
         return f"{NO_STATEMENT_TIMEOUT}{_block(self._stored('reset'))}; "
 
     def _leave(self, number: int) -> str:
-        version, count, before = self._finished(number)
-        forget = ""
+        version, count, newest = self._finished(number)
+        before, forget = "NULL" if newest is None else newest, ""
         if number == self._last:
             names = ("begin", "enter", "end", "leave", *self._texts)
             forget = "".join(f" DEALLOCATE {self._ours}_{name};" for name in names)

@@ -100,8 +100,17 @@ class History(msgspec.Struct, frozen=True):
     @property
     def newest(self) -> str:
         """Return the newest row's version, and whether it is unfinished, as one text; "" without rows."""
-        newest = max(self.applied, key=lambda row: row.version, default=None)
+        newest = self._newest_row
         return f"{newest.version}{'' if newest.finished_at else ' unfinished'}" if newest else ""
+
+    @property
+    def newest_version(self) -> int | None:
+        """Return the version of the newest row; None without rows."""
+        return self._newest_row.version if self._newest_row else None
+
+    @property
+    def _newest_row(self) -> AppliedMigration | None:
+        return max(self.applied, key=lambda row: row.version, default=None)
 
     @property
     def role(self) -> str | None:

@@ -48,12 +48,13 @@ def enter_sql(history: History, *parts: str, newest: str | None = None, before_c
     return _pinned_sql(f"{create}{_check_sql(history, newest or literal(history.newest))}{''.join(parts)}")
 
 
-def leave_sql(history: History, version: str, statements: str, before: str) -> str:
+def leave_sql(history: History, version: int, statements: int, before: int | None) -> str:
     """Return PL/pgSQL that records a migration as finished, in the transaction that started it and in no other.
 
-    `version`, the number of `statements` and the newest version `before`, or NULL, are numbers as SQL spells them.
+    It has so many `statements`; `before` is the newest version before it, if there is one.
     """
-    there = f"{_has_row_sql(history, version)} AND ({before} IS NULL OR {_has_row_sql(history, before)})"
+    newest = "NULL" if before is None else str(before)
+    there = f"{_has_row_sql(history, version)} AND ({newest} IS NULL OR {_has_row_sql(history, newest)})"
     return _pinned_sql(f"""{_check_sql(history)}
     UPDATE ONLY {history.name} SET finished_at = clock_timestamp(), statements_done = {statements}
      WHERE version = {version} AND xmin = pg_current_xact_id()::xid AND {there};
