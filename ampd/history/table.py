@@ -1,4 +1,4 @@
-"""The history table as a value: its name, its columns, its rows, and what the catalog says of it."""
+"""The history table as a value: its name, its rows, and what the catalog says of it and its owner."""
 
 from __future__ import annotations
 

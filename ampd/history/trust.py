@@ -1,4 +1,4 @@
-"""Which roles may own a history table, and what such a table may have on it: SQL that asks the catalog.
+"""Which roles may own a history table, its columns, and what may be on it: SQL that asks the catalog.
 
 What is defined on the table runs with the rights of whoever migrates: a trigger, a rule, a default, a check, an
 expression in an index. ampd makes none of these, so that each of them is somebody else's.
