@@ -125,16 +125,7 @@ class StatementRunner:
 
     async def run(self) -> None:
         """Run what is left of the migration, and record each step of it."""
-        execution, row, resume = self._execution, self._execution.info.applied, Resumption(0, in_doubt=False)
-        column, begun = writing.add_done_checksum_sql(execution.history), note_lock_sql(self._session)
-        if row is None:
-            enter = writing.enter_sql(execution.history, writing.insert_sql(execution.history, self._migration), column)
-            await self._write(f"{enter}{self._advance_sql(0, 0)}{begun}")
-            self._checkpoint = self._checkpoint_at(0, 0)
-        else:
-            resume = execution.info.resumption or resume
-            self._checkpoint = Checkpoint(row.statements_done, row.done_checksum)
-            await self._write(f"{writing.enter_sql(execution.history, column)}{begun}")
+        resume = await self._enter()
         try:
             settings = await in_slices(finding_in_force(self._statements[: resume.done]))
             await in_slices(self._checksums.computing(resume.done))
@@ -150,10 +141,9 @@ class StatementRunner:
                 else:
                     await self._run_outside(unit)
             await self._guard.check()
-            finish = writing.finish_no_transaction_sql(
-                execution.history, self._migration, self._checkpoint, len(self._statements)
-            )
-            await self._write(finish, after=len(self._statements))
+            history, count = self._execution.history, len(self._statements)
+            finish = writing.finish_no_transaction_sql(history, self._migration, self._checkpoint, count)
+            await self._write(finish, after=count)
         finally:
             with anyio.CancelScope(shield=True):
                 await restore_settings(
@@ -163,6 +153,19 @@ class StatementRunner:
                     reset_session_sql(self._session.saved_as, required=not self._session.pooled),
                     self._dirty_backends,
                 )
+
+    async def _enter(self) -> Resumption:
+        """Record that the migration is started, if it is not yet, and return where to go on."""
+        history, row = self._execution.history, self._execution.info.applied
+        column, begun = writing.add_done_checksum_sql(history), note_lock_sql(self._session)
+        if row is not None:
+            self._checkpoint = Checkpoint(row.statements_done, row.done_checksum)
+            await self._write(f"{writing.enter_sql(history, column)}{begun}")
+            return self._execution.info.resumption or Resumption(0, in_doubt=False)
+        enter = writing.enter_sql(history, writing.insert_sql(history, self._migration), column)
+        await self._write(f"{enter}{self._advance_sql(0, 0)}{begun}")
+        self._checkpoint = self._checkpoint_at(0, 0)
+        return Resumption(0, in_doubt=False)
 
     async def _with_lock_retries(
         self, attempt: Callable[[], Awaitable[None]], *, blocked: AmpdError | None = None
