@@ -254,7 +254,7 @@ class StatementRunner:
             await session.run(f"{self._label} {settings}", on_note=StatementTracker(session, execution))
         except ServerError as error:
             await session.recover()
-            raise await self._failed_error(error, Message(), running, RESUMABLE) from error
+            raise await self._failed_error(error, Message(), running) from error
         finally:
             self._mark_dirty()
 
@@ -278,7 +278,7 @@ class StatementRunner:
                 await session.run(str(message), on_note=tracker, on_event=execution.on_event)
         except ServerError as error:
             await session.recover()
-            raise await self._failed_error(error, message, tracker.running, RESUMABLE) from error
+            raise await self._failed_error(error, message, tracker.running) from error
         finally:
             self._mark_dirty()
 
@@ -359,7 +359,7 @@ class StatementRunner:
         else:
             message.add_statement(unit.statements[0])
         tracker = StatementTracker(session, execution, unit.first)
-        aftermath = UNKNOWN if unit.kind is Kind.NOT_RESUMABLE else RESUMABLE
+        resumable = unit.kind is not Kind.NOT_RESUMABLE
         try:
             if self._protocol.state not in (State.READY, State.RECORDED):
                 dropped = await self._outcome.drop_leftovers(unit)
@@ -374,27 +374,33 @@ class StatementRunner:
                 raise
         except ServerError as error:
             await session.recover()
-            raise await self._failed_error(error, message, tracker.running, aftermath) from error
+            raise await self._failed_error(error, message, tracker.running, resumable=resumable) from error
         try:
             await self._outcome.check_valid(unit)
         except MigrationFailed:
             self._protocol.take(Step.REFUSE)
             raise
 
-    async def _failed_error(self, error: ServerError, message: Message, running: int, aftermath: str) -> Exception:
-        """Return the error for a message that the server refused; it was at statement `running`."""
+    async def _failed_error(
+        self, error: ServerError, message: Message, running: int, *, resumable: bool = True
+    ) -> Exception:
+        """Return the error for a message that the server refused; it was at statement `running`.
+
+        `resumable` says that the statement can be run again, if it does not need what is gone with its session.
+        """
         if error.sqlstate == MOVED:
             return LockTaken(error.message)
         if harm := refusals.harm(error, self._execution.history):
             statement = self._statements[min(max(running, 0), len(self._statements) - 1)]
+            aftermath = RESUMABLE if resumable else UNKNOWN
             return harm_error(harm, error, self._execution, statement, aftermath=aftermath)
-        offset, repeatable = None, aftermath is RESUMABLE
+        offset = None
         if error.position:
             offset = message.script_offset(error.position, counts_bytes=self._session.counts_bytes)
         statement = self._statements[min(running, len(self._statements) - 1)]
-        if aftermath is RESUMABLE and await in_slices(binding_to_session(self._statements, self._checkpoint.done)):
-            aftermath = UNKNOWN
-        meant = migration_error(
+        bound = await in_slices(binding_to_session(self._statements, self._checkpoint.done))
+        aftermath = RESUMABLE if resumable and not bound else UNKNOWN
+        failure = migration_error(
             error, self._migration, statement, offset, aftermath=aftermath, statements=self._statements
         )
-        return LockUnavailable(meant) if isinstance(meant, LockTimeout) and repeatable else meant
+        return LockUnavailable(failure) if isinstance(failure, LockTimeout) and resumable else failure
