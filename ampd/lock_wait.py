@@ -77,14 +77,14 @@ class LockWait:
         Raises:
             AmpdError: the write was refused several times, and no other runner was there.
         """
-        who = before.schema if before else None
+        schema = before.schema if before else None
         await session.reopen()  # a session that only waits has no state to lose
         try:
-            found = await read(session, place, who=who, expected=expected)
+            found = await read(session, place, lock_schema=schema, expected=expected)
         except ConnectionFailed:
             if before is None or not await session.reopen():
                 raise
-            found = await read(session, place, who=who, expected=expected)
+            found = await read(session, place, lock_schema=schema, expected=expected)
         # Nobody has the lock, and the history is as it was: then it was no other runner that the write collided with.
         why, self.is_taken_by_others, self._why = self._why, False, None
         unless = why.unless if why and before and not found.holder and found.applied == before.applied else None

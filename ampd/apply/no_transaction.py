@@ -90,7 +90,7 @@ async def _check_again(session: Session, execution: Execution) -> None:
     Raises:
         LockTaken: another runner has gone on with it, or the server still runs a statement of one that is gone.
     """
-    now = await reading.read(session, execution.history.place, who=execution.history.schema)
+    now = await reading.read(session, execution.history.place, lock_schema=execution.history.schema)
     row = next((row for row in now.applied if row.version == execution.migration.version), None)
     if row != execution.info.applied:
         raise LockTaken("another runner has gone on with it")

@@ -37,7 +37,7 @@ from .distrust import (
 from .table import LOCK, History, Owner, Table, pin_session_sql
 from .trust import (
     COLUMNS,
-    LAST,
+    DONE_CHECKSUM,
     MAY_FIRE,
     PLAIN,
     alterations_sql,
@@ -146,9 +146,9 @@ _BEGIN = (
 
 
 async def read(
-    session: Session, place: Place, *, who: str | None = None, expected: Sequence[Migration] = ()
+    session: Session, place: Place, *, lock_schema: str | None = None, expected: Sequence[Migration] = ()
 ) -> History:
-    """Read the history in one round trip, in a read-only transaction; with `who` (a schema) also who holds its lock.
+    """Read the history in one round trip, in a read-only transaction; with `lock_schema` also who holds its lock there.
 
     The configured role reads it if we are a member of that, and may own it. A history in which
     exactly the `expected` files are applied does not travel: its rows are then made of the files, and know no time.
@@ -161,7 +161,7 @@ async def read(
     """
     try:
         known = await in_slices(digesting(expected)) if expected else None
-        answer = await session.ask(_read_sql(session, place, who, known), _Answer)
+        answer = await session.ask(_read_sql(session, place, lock_schema, known), _Answer)
         if answer.expected:
             applied = await in_slices(mapping(_expected_row, expected))
         else:
@@ -178,7 +178,7 @@ async def read(
         answer.history,
         table=answer.table,
         schema_owner=answer.schema_owner,
-        holder_known=who is not None,
+        holder_known=lock_schema is not None,
         holder=answer.holder,
         place=place,
         applied=applied,
@@ -210,7 +210,7 @@ def history_warnings(history: History) -> Iterator[str]:
         )
 
 
-def _read_sql(session: Session, place: Place, who: str | None, known: str | None) -> str:
+def _read_sql(session: Session, place: Place, lock_schema: str | None, known: str | None) -> str:
     schema, role, table = place.schema, place.role, place.quoted_table
     named = table.replace("%", "%%").replace("'", "''")  # in a format
     # Nothing may be looked up on the search path before the block has replaced it, types included; and every catalog
@@ -223,11 +223,11 @@ def _read_sql(session: Session, place: Place, who: str | None, known: str | None
     )
     find_holder = (
         f"""
-holder := {holder_sql(f"'{lock_key(who, place.table)}'::int8", is_runner)};
+holder := {holder_sql(f"'{lock_key(lock_schema, place.table)}'::int8", is_runner)};
 IF holder IS NOT NULL THEN{progress_sql("(holder->>'pid')::integer", "progress")}
   holder := holder || jsonb_build_object('progress', progress);
 END IF;"""
-        if who is not None
+        if lock_schema is not None
         else ""
     )
     document = f"""json_build_object('history', h, 'schema_owner', CASE WHEN s.oid IS NOT NULL THEN s END,
@@ -242,7 +242,7 @@ END IF;"""
     # A table that cannot be locked is looked for again. Nearly all of the time goes to planning: what is rarely needed
     # (which triggers and rules there are, what else is known of an owner) is asked in statements of its own.
     # concat() takes any type as it prints itself, and so runs no cast of anybody's: a schema can be renamed under us.
-    cells = ", ".join(f"concat({name})" for name in (*COLUMNS, "ampd_mark") if name != LAST)
+    cells = ", ".join(f"concat({name})" for name in (*COLUMNS, "ampd_mark") if name != DONE_CHECKSUM)
     sizes = " + ".join(f"pg_column_size({name})" for name in ("name", "checksum", "applied_by", "ampd_version"))
     compare = (
         f"""
@@ -299,7 +299,7 @@ SELECT current_database() AS database, current_user AS "user", pg_backend_pid() 
     pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on' AS read_only,
     place AS schema, s.oid IS NOT NULL AS schema_exists, t.oid IS NOT NULL AS table_exists,
     {"refused AS role_refused, " if role else ""}t.plain AND {shaped_sql("home")} AS unaltered,
-    bool_or(attname = '{LAST}') AS roomy
+    bool_or(attname = '{DONE_CHECKSUM}') AS has_done_checksum
   INTO h FROM {columns_sql("home")};
 IF t.may_fire AND h.unaltered THEN
   h.unaltered := NOT {fires_sql("home")};
@@ -315,7 +315,7 @@ IF t.readable AND t.trusted AND s.trusted AND h.unaltered AND NOT t.hidden THEN
   source := format('FROM (SELECT h.*, %1$s AS ampd_mark, h.tableoid = %2$s
       AND coalesce({sizes} + coalesce(pg_column_size(%1$s), 0), {_LONGEST_ROW}) < {_LONGEST_ROW} AS ampd_fit
     FROM ONLY %3$I.{named} h LIMIT {_MOST_ROWS + 1}) h',
-    CASE WHEN h.roomy THEN '{LAST}' ELSE 'NULL' END, home, place);{compare}
+    CASE WHEN h.has_done_checksum THEN '{DONE_CHECKSUM}' ELSE 'NULL' END, home, place);{compare}
   IF same IS NOT TRUE THEN
     EXECUTE concat('SELECT jsonb_agg(ARRAY[{cells}]) FILTER (WHERE ampd_fit), bool_and(ampd_fit) ', source)
       INTO applied, fit;

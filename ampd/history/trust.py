@@ -71,9 +71,9 @@ COLUMNS = {
     "done_checksum": "bytea",
 }
 # Older histories lack this one: they get it with their first no-transaction migration.
-LAST = "done_checksum"
+DONE_CHECKSUM = "done_checksum"
 _OIDS = {"bigint": 20, "integer": 23, "text": 25, "bytea": 17, "timestamp with time zone": 1184}
-_REQUIRED = {name: _OIDS[kind] for name, kind in COLUMNS.items() if name != LAST}
+_REQUIRED = {name: _OIDS[kind] for name, kind in COLUMNS.items() if name != DONE_CHECKSUM}
 
 # Whether a table c is as ampd makes it, as far as that does not concern its columns, indexes, rules and triggers.
 PLAIN = "(c.relkind = 'r' AND c.relpersistence = 'p' AND c.relchecks = 0 AND NOT c.relispartition)"
@@ -94,7 +94,7 @@ def shaped_sql(table: str) -> str:
     """
     columns = ",".join(f"{name} {oid}" for name, oid in _REQUIRED.items())
     return f"""(bool_and(NOT atthasdef AND attinhcount = 0 AND atttypid < 16384
-        AND (attname <> '{LAST}' OR atttypid = {_OIDS[COLUMNS[LAST]]}))
+        AND (attname <> '{DONE_CHECKSUM}' OR atttypid = {_OIDS[COLUMNS[DONE_CHECKSUM]]}))
       AND array_agg(concat(attname, ' ', atttypid)) @> '{{{columns}}}'
       AND NOT EXISTS (SELECT FROM pg_index
         WHERE indrelid = {table} AND (indexprs IS NOT NULL OR indpred IS NOT NULL)))"""
@@ -122,7 +122,7 @@ def alterations_sql(session: Session, oid: int) -> str:
       UNION ALL SELECT 'inherits from ' || inhparent::regclass FROM pg_inherits WHERE inhrelid = {oid}
       UNION ALL SELECT 'has no column ' || string_agg(name, ', ' ORDER BY place)
         FROM (VALUES {wanted}) w (place, name, kind)
-        WHERE name <> '{LAST}' AND NOT EXISTS (
+        WHERE name <> '{DONE_CHECKSUM}' AND NOT EXISTS (
           SELECT FROM pg_attribute WHERE attrelid = {oid} AND attname = name AND NOT attisdropped) HAVING count(*) > 0
       UNION ALL SELECT format('has a column %I of type %s', attname, format_type(atttypid, atttypmod))
         FROM pg_attribute LEFT JOIN (VALUES {wanted}) w (place, name, kind) ON name = attname

@@ -17,7 +17,7 @@ from ampd.version import VERSION
 from .table import LOCK
 from .trust import (
     COLUMNS,
-    LAST,
+    DONE_CHECKSUM,
     MAY_FIRE,
     PLAIN,
     columns_sql,
@@ -136,7 +136,7 @@ def _create_sql(history: History) -> str:
     assert history.schema is not None
     # CREATE SCHEMA wants the right to create one even where it exists: only when it does not.
     schema = "" if history.schema_exists else f"\n    CREATE SCHEMA {identifier(history.schema)};"
-    rules = {"version": " PRIMARY KEY", "finished_at": "", LAST: ""}
+    rules = {"version": " PRIMARY KEY", "finished_at": "", DONE_CHECKSUM: ""}
     columns = ",\n      ".join(
         f"{name} {_SPELT.get(kind, kind)}{rules.get(name, ' NOT NULL')}" for name, kind in COLUMNS.items()
     )
@@ -153,7 +153,7 @@ def _create_sql(history: History) -> str:
 
 def _comment_sql(history: History) -> str:
     return f"""
-    COMMENT ON COLUMN {history.name}.{LAST} IS
+    COMMENT ON COLUMN {history.name}.{DONE_CHECKSUM} IS
       'SHA-256 of the statements that a no-transaction migration has begun or done; null once it is finished';"""
 
 
@@ -282,7 +282,7 @@ def adopt_sql(history: History, migrations: Iterable[tuple[Migration, str | None
 def add_done_checksum_sql(history: History) -> str:
     """Return a part of `enter_sql` that adds the column that resuming needs; older histories were made without it."""
     add = f"""
-    ALTER TABLE {history.name} ADD COLUMN {LAST} pg_catalog.bytea;{_comment_sql(history)}"""
+    ALTER TABLE {history.name} ADD COLUMN {DONE_CHECKSUM} pg_catalog.bytea;{_comment_sql(history)}"""
     return f"""
     IF NOT {_has_done_checksum_sql(history)} THEN{_for_event_triggers_sql(add)}
     END IF;"""
@@ -290,7 +290,7 @@ def add_done_checksum_sql(history: History) -> str:
 
 def _has_done_checksum_sql(history: History) -> str:
     return f"""EXISTS (SELECT FROM pg_attribute WHERE attrelid = {literal(history.name)}::regclass
-                   AND attname = '{LAST}' AND NOT attisdropped)"""
+                   AND attname = '{DONE_CHECKSUM}' AND NOT attisdropped)"""
 
 
 def begun_by_sql(session: Session, history: History, version: int) -> str:
@@ -311,7 +311,9 @@ def advance_sql(history: History, migration: Migration, was: Checkpoint, now: Ch
 
     It fails if another runner has gone on with it: a message may reach the server long after its runner was given up.
     """
-    return _update_sql(history, migration, was, f"statements_done = {now.done}, {LAST} = {_hex_sql(now.checksum)}")
+    return _update_sql(
+        history, migration, was, f"statements_done = {now.done}, {DONE_CHECKSUM} = {_hex_sql(now.checksum)}"
+    )
 
 
 def finish_no_transaction_sql(history: History, migration: Migration, was: Checkpoint, statements: int) -> str:
@@ -321,7 +323,7 @@ def finish_no_transaction_sql(history: History, migration: Migration, was: Check
         migration,
         was,
         f"finished_at = clock_timestamp(), statements_done = {statements}, "
-        f"name = {literal(migration.name)}, checksum = {_hex_sql(migration.checksum)}, {LAST} = NULL",
+        f"name = {literal(migration.name)}, checksum = {_hex_sql(migration.checksum)}, {DONE_CHECKSUM} = NULL",
     )
 
 
@@ -330,7 +332,7 @@ def _update_sql(history: History, migration: Migration, was: Checkpoint, change:
     return f"""{_check_pinned_sql(history)}
     UPDATE ONLY {history.name} SET {change}
      WHERE version = {migration.version} AND finished_at IS NULL
-       AND statements_done = {was.done} AND COALESCE(encode({LAST}, 'hex'), '') = '{begun}';
+       AND statements_done = {was.done} AND COALESCE(encode({DONE_CHECKSUM}, 'hex'), '') = '{begun}';
     IF NOT FOUND THEN
       RAISE EXCEPTION 'the history has moved' USING ERRCODE =
         CASE WHEN {_has_row_sql(history, migration.version)} THEN '{MOVED}' ELSE '{EMPTIED}' END;
@@ -369,5 +371,5 @@ def resolve_sql(history: History, version: int, migration: Migration | None, sta
     UPDATE ONLY {history.name} SET finished_at = clock_timestamp(), applied_by = CURRENT_USER,
       ampd_version = '{VERSION}'{file} {this};
     IF {_has_done_checksum_sql(history)} THEN
-      UPDATE ONLY {history.name} SET {LAST} = NULL WHERE version = {version};
+      UPDATE ONLY {history.name} SET {DONE_CHECKSUM} = NULL WHERE version = {version};
     END IF;"""
