@@ -99,7 +99,7 @@ class PoolQueue:
     """The runs of this process that need connections of one pool: one after the other takes all it needs."""
 
     def __init__(self) -> None:
-        self.head = asyncio.Lock()
+        self.head: asyncio.Lock = asyncio.Lock()
         self.runs = 0
         self.served = 0  # how many of them have their connections
 
