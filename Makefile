@@ -12,9 +12,8 @@ VENV ?= .venv
 LOCK ?= dev
 BIN := $(VENV)/bin
 PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal -rs --durations=10 --durations-min=3
-# What is used is compiled when it is used, and kept, whatever the environment says: most of it never is.
-PIP_INSTALL = $(BIN)/python -m pip install --quiet --require-hashes --no-compile
-export PYTHONDONTWRITEBYTECODE =
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --require-hashes
+export PYTHONDONTWRITEBYTECODE =  # whatever the environment says: each of many processes would compile ampd anew
 ARGS ?=
 
 help:  ## list the targets
