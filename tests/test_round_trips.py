@@ -200,12 +200,12 @@ def test_a_process_searches_for_garbage_only_where_there_is_some(monkeypatch: py
         [(each, signal.getsignal(each)) for each in (signal.SIGINT, signal.SIGTERM)],
     )
     monkeypatch.setattr(commands, "run", lambda _: gc.get_threshold()[0])
+    gc.unfreeze()  # what the tests have frozen
     try:
         with pytest.raises(SystemExit) as end:
             main()
         assert gc.get_freeze_count() > 0
     finally:
-        gc.unfreeze()
         gc.set_threshold(*threshold)
         for each, handler in handlers:
             signal.signal(each, handler)
