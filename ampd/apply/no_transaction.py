@@ -398,7 +398,7 @@ class StatementRunner:
         if error.position:
             offset = message.script_offset(error.position, counts_bytes=self._session.counts_bytes)
         statement = self._statements[min(running, len(self._statements) - 1)]
-        bound = await in_slices(binding_to_session(self._statements, self._checkpoint.done))
+        bound = resumable and await in_slices(binding_to_session(self._statements, self._checkpoint.done))
         aftermath = RESUMABLE if resumable and not bound else UNKNOWN
         failure = migration_error(
             error, self._migration, statement, offset, aftermath=aftermath, statements=self._statements

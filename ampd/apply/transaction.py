@@ -112,7 +112,7 @@ async def _apply_next(session: Session, batch: Batch, following: _Following) -> 
         await session.recover(BEYOND_ROLLBACK)
         if not isinstance(error, ServerError):
             raise
-        if not _goes_on_otherwise(error, session, batch, numbers, begun=tracker.begun):
+        if not _can_go_on_after(error, session, batch, numbers, begun=tracker.begun):
             running, counts_bytes = tracker.running, session.counts_bytes
             raise refused_error(error, batch.current(), message, running, counts_bytes=counts_bytes) from error
     else:
@@ -136,8 +136,8 @@ async def _end_from_savepoint(session: Session, batch: Batch, error: ServerError
         raise error if said.sqlstate in _NO_SAVEPOINT else said from None
 
 
-def _goes_on_otherwise(error: ServerError, session: Session, batch: Batch, numbers: range, *, begun: bool) -> bool:
-    """Set how what is left of a batch goes on after an error; return whether the error is none of a migration's."""
+def _can_go_on_after(error: ServerError, session: Session, batch: Batch, numbers: range, *, begun: bool) -> bool:
+    """Return whether a batch can go on, since no migration is to blame; set how its messages are made from now on."""
     if begun and not batch.whole_checks and _is_about_prepared(error, session):
         # The next message begins here, with a whole check.
         batch.whole_checks = batch.at_end or batch.done - numbers.start < _FEW

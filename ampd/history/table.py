@@ -106,7 +106,8 @@ class History(msgspec.Struct, frozen=True):
     @property
     def newest_version(self) -> int | None:
         """Return the version of the newest row; None without rows."""
-        return self._newest_row.version if self._newest_row else None
+        newest = self._newest_row
+        return newest.version if newest else None
 
     @property
     def _newest_row(self) -> AppliedMigration | None:
