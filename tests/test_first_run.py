@@ -107,6 +107,11 @@ async def test_a_schema_that_is_set_begins_a_history_with_a_warning(database: Da
         "which is left alone"
     ]
     assert await histories(database) == ["app", "public"]
+    await library.migrate(database.url, migrations=FILES, schema="third", on_event=heard)
+    assert heard.of(library.Warned)[-1].message == (
+        'a history is begun in "third", and there are some in "app"."ampd_schema_migrations" (owner postgres), '
+        '"public"."ampd_schema_migrations" (owner postgres) as well, which are left alone'
+    )
 
 
 async def test_a_strangers_history_is_no_reason(database: Database) -> None:

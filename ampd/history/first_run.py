@@ -285,7 +285,8 @@ def first_run_warnings(
     here = identifier(home)
     histories = found.histories if configured else _strangers(found.histories)
     if histories:
-        yield f"a history is begun in {here}, and there is one in {_some(histories)} as well, which is left alone"
+        there, left = ("is one", "is") if len(histories) == 1 else ("are some", "are")
+        yield f"a history is begun in {here}, and there {there} in {_some(histories)} as well, which {left} left alone"
     for other, tool in _histories_of_tools(found.tools, home):
         if not other.trusted or table != HISTORY_TABLE:
             yield f"{here} seems to be migrated by {tool.name}: {other} has entries; ampd runs every file all the same"
