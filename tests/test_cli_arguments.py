@@ -325,6 +325,24 @@ def test_bad_command_lines(ampd: Ampd, arguments: list[str], message: str, page:
     assert (process.returncode, document(process)) == (1, failed(expected))
 
 
+@pytest.mark.parametrize(
+    ("option", "key", "variable"),
+    [
+        ("--schema", "metadata_db.schema", "AMP_CONFIG_METADATA_DB__SCHEMA"),
+        (
+            "--lock-timeout-secs",
+            "metadata_db.migrations.lock_timeout_secs",
+            "AMP_CONFIG_METADATA_DB__MIGRATIONS__LOCK_TIMEOUT_SECS",
+        ),
+        ("--dir", "metadata_db.migrations.dir", "AMP_CONFIG_METADATA_DB__MIGRATIONS__DIR"),
+    ],
+)
+def test_an_option_that_is_a_key_of_the_configuration(ampd: Ampd, option: str, key: str, variable: str) -> None:
+    """Whoever looks for it on the command line is told where it is, and not of an option that is spelt alike."""
+    expected = f"error: unknown option: {option}\nhint: it is configured: by {key}, or {variable}\n"
+    assert seen(ampd("migrate", option, "x")) == (1, "", expected)
+
+
 @pytest.mark.parametrize("option", ["--nosuch", "--migrations"])
 def test_an_option_before_the_command(ampd: Ampd, option: str) -> None:
     """Only --config and --url stand there: any other option is not taken for an unknown command."""

@@ -299,8 +299,24 @@ def _command_line_error(error: CycloptsError) -> ConfigError:
         message = f"unexpected argument: {' '.join(error.unused_tokens or ())}"
     if itself := re.fullmatch(r"Unknown option: (\S+)\. Did you mean \1\?", message):  # it stands behind a --
         message = f"unexpected argument: {itself[1]}"
+    if (unknown := re.match(r"Unknown option: --([a-z-]+)", message)) and (key := _key_of(unknown[1])):
+        variable = f"AMP_CONFIG_{key.replace('.', '__').upper()}"
+        return ConfigError(f"unknown option: --{unknown[1]}", hint=f"it is configured: by {key}, or {variable}")
     command = " ".join(("ampd", *(error.command_chain or ())))
     return ConfigError(message[:1].lower() + message[1:], hint=f"`{command} --help` lists the options")
+
+
+def _key_of(option: str) -> str | None:
+    """Return the key of the configuration that somebody has taken for an option; None if there is none."""
+    from msgspec.structs import fields
+
+    from ampd.config import MetadataDb, Migrations
+
+    name = option.replace("-", "_")
+    for section, struct in (("metadata_db", MetadataDb), ("metadata_db.migrations", Migrations)):
+        if name in {field.name for field in fields(struct)}:
+            return f"{section}.{name}"
+    return None
 
 
 def _examined(found: Status, executions: Sequence[Execution], *, check: bool, json: bool, quiet: bool) -> int:
