@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _LONGEST_PAUSE = 1.0  # seconds between two reads of the history
 _PAUSE_TO_DISCONNECT = 0.3
+_LOSSES = 3  # connections lost while reading, in place of which another is opened at once
 _COLLISIONS = 5  # refusals without a visible holder, after which it was no other runner
 
 
@@ -77,14 +78,16 @@ class LockWait:
         Raises:
             AmpdError: the write was refused several times, and no other runner was there.
         """
-        schema = before.schema if before else None
         await session.reopen()  # a session that only waits has no state to lose
-        try:
-            found = await read(session, place, lock_schema=schema, expected=expected)
-        except ConnectionFailed:
-            if before is None or not await session.reopen():
-                raise
-            found = await read(session, place, lock_schema=schema, expected=expected)
+        losses = 0
+        while True:
+            try:
+                found = await read(session, place, lock_schema=before.schema if before else None, expected=expected)
+                break
+            except ConnectionFailed:
+                losses += 1
+                if before is None or losses > _LOSSES or not await session.reopen():
+                    raise
         # Nobody has the lock, and the history is as it was: then it was no other runner that the write collided with.
         why, self.is_taken_by_others, self._why = self._why, False, None
         unless = why.unless if why and before and not found.holder and found.applied == before.applied else None

@@ -259,7 +259,7 @@ async def test_runners_take_turns_over_a_slow_line(database: Database, lent: boo
 
 @pytest.mark.parametrize("lent", [False, True], ids=["url", "pool"])
 async def test_a_waiter_that_has_lost_its_connection_waits_on(database: Database, lent: bool) -> None:
-    """While a runner only waits it holds nothing, so that it opens another connection in place of a lost one."""
+    """While a runner only waits it holds nothing: in place of a lost connection it opens another, and another."""
     files, heard, reports = scripts(AT_THE_GATE), Heard(), list[Report]()
     url = f"{database.url}?application_name=waiter"
 
