@@ -5,6 +5,7 @@ They are processes in every other way: they have an id, signals, an exit code, p
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import json
@@ -73,7 +74,13 @@ def _server() -> tuple[socket.socket, subprocess.Popen[bytes]]:
         [sys.executable, "-m", "tests.forks", str(theirs.fileno())], pass_fds=[theirs.fileno()], cwd=root
     )
     theirs.close()
+    atexit.register(_end, ours, process)
     return ours, process
+
+
+def _end(server: socket.socket, process: subprocess.Popen[bytes]) -> None:
+    server.close()
+    process.wait()
 
 
 def serve(requests: socket.socket) -> None:
