@@ -81,12 +81,13 @@ class DatabaseUrl:
         self.user: str | None = parameters.pop("user", None) or _decoded(user) or None
         effective = parameters.pop("password", None) or _decoded(password) or None
         self.database: str | None = parameters.pop("dbname", None) or _decoded(path) or None
-        ports = parameters.pop("port", "").split(",")
-        if "host" in parameters:
-            hosts = _hosts([_named(spec) for spec in parameters.pop("host").split(",")], ports)
-        else:
-            hosts = _hosts([_located(spec) for spec in hostspec.split(",")], ports)
-        self.hosts: tuple[tuple[str, int | None], ...] = hosts
+        names, ports = zip(*(_located(spec) for spec in hostspec.split(",")), strict=True)
+        named = [(name, "") for name in names]
+        if "port" in parameters:
+            ports = tuple(parameters.pop("port").split(","))
+        if "host" in parameters:  # alone: the ports stay, as a server of the same machine is told by its port
+            named = [_named(spec) for spec in parameters.pop("host").split(",")]
+        self.hosts: tuple[tuple[str, int | None], ...] = _hosts(named, ports if any(ports) else ("",))
         if _HIDDEN in (password, *(value for key, value in given if _is_secret(key))):
             raise ConfigError(
                 f"the password of the database URL is {_HIDDEN}, which stands for one that was hidden",
@@ -254,7 +255,7 @@ def _located(spec: str) -> tuple[str, str]:
     return _decoded(host), port
 
 
-def _hosts(specs: list[tuple[str, str]], ports: list[str]) -> tuple[tuple[str, int | None], ...]:
+def _hosts(specs: list[tuple[str, str]], ports: tuple[str, ...]) -> tuple[tuple[str, int | None], ...]:
     if len(ports) not in (1, len(specs)):
         raise ConfigError(f"the database URL gives {len(ports)} ports for {len(specs)} hosts", hint="give each its own")
     shared = ports * len(specs) if len(ports) == 1 else ports

@@ -65,6 +65,12 @@ pytestmark = pytest.mark.usefixtures("bare_environment")
         ("postgresql://[fe80::1%25eth0]/db", None, None, [("fe80::1%eth0", None)], "db", {}),
         ("postgresql://[::1]:1,h:2/db", None, None, [("::1", 1), ("h", 2)], "db", {}),
         ("postgresql:///db?host=::1", None, None, [("::1", None)], "db", {}),
+        ("postgresql://u@:5433/db?host=/run/pg", "u", None, [("/run/pg", 5433)], "db", {}),
+        ("postgresql://a:5433/db?host=h", None, None, [("h", 5433)], "db", {}),
+        ("postgresql://a:1,b:2/db?host=/run/pg,h", None, None, [("/run/pg", 1), ("h", 2)], "db", {}),
+        ("postgresql://a,b/db?host=h", None, None, [("h", None)], "db", {}),
+        ("postgresql://h:1/db?port=5433", None, None, [("h", 5433)], "db", {}),
+        ("postgresql://a:1,b/db?port=2", None, None, [("a", 2), ("b", 2)], "db", {}),
     ],
 )
 def test_what_a_url_means(
@@ -118,6 +124,7 @@ def test_what_a_url_means(
         ("postgresql://[::1]5432/db", "the database URL has an IPv6 address without its closing bracket", ENCODE),
         ("postgresql://a,,b/db", "the database URL has a list of hosts with an empty place in it", "name each of them"),
         ("postgresql:///db?host=a,b,c&port=1,2", "the database URL gives 2 ports for 3 hosts", "give each its own"),
+        ("postgresql://a:1,b:1/db?host=h", "the database URL gives 2 ports for 1 hosts", "give each its own"),
         *(
             (url, "the database URL has several lines", "give the URL alone; a line break in a password is written %0A")
             for url in ("postgresql://u:p@h/d\nPASSWORD=hunter2", "postgresql://u:p\rhunter2@h", "\u2028hunter2\u2028h")

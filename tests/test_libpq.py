@@ -327,6 +327,17 @@ def test_what_libpq_reads_and_ampd_cannot_honour_is_refused(
 
 
 @pytest.mark.anyio
+async def test_a_setting_of_pgoptions_that_the_server_refuses(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hint names the variable as well as the URL, since the setting can come from either."""
+    monkeypatch.setenv("PGOPTIONS", "-c nonsense=1")
+    with pytest.raises(ConfigError) as caught:
+        await ampd.status(database.url)
+    assert caught.value.hint == "remove nonsense from the URL, or correct PGOPTIONS"
+
+
+@pytest.mark.anyio
 async def test_what_libpq_reads_is_honoured(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """PGOPTIONS and its like take ampd where they take psql; what the URL says itself goes before them."""
     await database.execute("CREATE SCHEMA app")

@@ -112,7 +112,7 @@ _GIVE_PASSWORD = (
     "no password was given: write it into the URL (user:password@host), set PGPASSWORD, or use a password file "
     "(PGPASSFILE, by default ~/.pgpass)"
 )
-_REMOVE = "remove {parameter} from the URL"
+_REMOVE = "remove {parameter} from the URL{settings}"
 _ADD_TO_POOLER = "add it to the pooler's configuration, or correct the URL"
 _OTHER_WAY = "the server asks for a way to authenticate that asyncpg lacks"
 _OPEN_POOL = "pass a pool that has been opened, and is closed after the run"
@@ -178,6 +178,7 @@ def connection_error(
 
 
 _VARIABLES = ("PGHOST", "PGPORT", "PGSSLMODE", "PGSSLNEGOTIATION", "PGSSLROOTCERT", "PGSSLMINPROTOCOLVERSION")
+_SETTINGS = ("PGOPTIONS", "PGTZ", "PGDATESTYLE", "PGGEQO")
 
 
 def _facts(error: BaseException, said: str, url: DatabaseUrl | None) -> dict[str, str]:
@@ -185,7 +186,9 @@ def _facts(error: BaseException, said: str, url: DatabaseUrl | None) -> dict[str
     user = (url.user if url else None) or os.environ.get("PGUSER")
     after_colon = said.rpartition(":")[2].strip()
     name, parameter = (re.search(each, said, re.DOTALL) for each in ('"(.*)"', '"(.*?)"'))
-    variables = ", ".join(name for name in _VARIABLES if os.environ.get(name))
+    variables, settings = (
+        ", ".join(name for name in names if os.environ.get(name)) for names in (_VARIABLES, _SETTINGS)
+    )
     by_socket = url is None or not url.hosts or any(host.startswith("/") for host, _ in url.hosts)
     return {
         "where": url.label if url else "the pool's server",
@@ -197,6 +200,7 @@ def _facts(error: BaseException, said: str, url: DatabaseUrl | None) -> dict[str
         "name": one_line(identifier(name[1] if name else after_colon)),
         "parameter": one_line(parameter[1] if parameter else after_colon),
         "variables": f", or what it leaves to {variables}" if variables else "",
+        "settings": f", or correct {settings}" if settings else "",
         "files": "the socket folder" if by_socket else "the files that sslrootcert, sslcert, sslkey and sslcrl name",
     }
 
