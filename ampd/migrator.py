@@ -64,7 +64,8 @@ async def migrate(
     """
     source = Hidden(database)
     del database
-    return await apply_pending(await Run.of(source, migrations, schema, table, target, limits, on_event))
+    run = await Run.of(source, migrations, schema=schema, table=table, target=target, limits=limits, on_event=on_event)
+    return await apply_pending(run)
 
 
 async def apply_pending(run: Run) -> Report:
@@ -185,7 +186,8 @@ async def status(
     """
     source = Hidden(database)
     del database
-    return await current_status(await Run.of(source, migrations, schema, table, target, limits, on_event))
+    run = await Run.of(source, migrations, schema=schema, table=table, target=target, limits=limits, on_event=on_event)
+    return await current_status(run)
 
 
 async def current_status(run: Run) -> Status:

@@ -68,7 +68,7 @@ async def rehearse(
     del database
     from .apply.rehearsal_report import Rehearsal
 
-    run = await Run.of(source, migrations, schema, table, target, on_event=on_event)
+    run = await Run.of(source, migrations, schema=schema, table=table, target=target, on_event=on_event)
     try:
         async with run.emit, run.sessions() as (session, *_):
             return await _rehearse(run, session, secs)

@@ -43,7 +43,7 @@ async def resolve(
     if not isinstance(resolution, Resolution):
         ways = "ampd.Resolution.APPLIED or ampd.Resolution.ROLLED_BACK"
         raise TypeError(f"the resolution is {ways}, not {type(resolution).__name__}")
-    run = await Run.of(source, migrations, schema, table, limits=limits, on_event=on_event)
+    run = await Run.of(source, migrations, schema=schema, table=table, limits=limits, on_event=on_event)
     return await run.when_free(lambda session: _resolve(run, session, version, resolution))
 
 

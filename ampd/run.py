@@ -9,6 +9,8 @@ from itertools import pairwise
 from pathlib import PurePath
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
+import msgspec
+
 from .advisory_lock import LockTaken
 from .config import Limits, MetadataDb, ResolvedLimits, check_name, resolved_limits
 from .database_url import DatabaseUrl
@@ -36,47 +38,55 @@ T = TypeVar("T")
 Source: TypeAlias = str | DatabaseUrl | MetadataDb | Pool | Connection
 
 
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run is asked for: the arguments of `migrate`, once the files are read."""
+
+    source: Hidden[Source]
+    configured: MetadataDb  # defaults where the source is no configuration
+    files: tuple[Migration, ...]  # in the order of their versions
+    packaged: bool  # whether these are the packaged ones because no folder was named
+    schema: str | None
+    table: str | None
+    target: int | None
+    limits: Limits | None
+    on_event: OnEvent
+    pool: Pool | None = None  # to take the sessions of a URL from; on the same database
+
+
 class Run:
     """One run: the history as last read, the plan as last emitted, and what it has applied."""
 
-    def __init__(
-        self,
-        source: Hidden[Source],
-        configured: MetadataDb,
-        files: tuple[Migration, ...],
-        schema: str | None,
-        table: str | None,
-        target: int | None,
-        limits: Limits | None,
-        on_event: OnEvent,
-        *,
-        packaged: bool,
-        pool: Pool | None = None,
-    ) -> None:
-        self._given = (source, configured, files, schema, table, target, limits, on_event)
+    def __init__(self, request: Request) -> None:
+        """Take what is asked for, of which nothing is begun.
+
+        Raises:
+            ConfigError: a limit, a name, the target or the URL cannot be used.
+            TypeError: an argument is of the wrong type.
+        """
+        self._request = request
         self.emit: Emitter = Emitter(
-            on_event, lambda: (self.shown, self.history.schema if self.history else self.schema)
+            request.on_event, lambda: (self.shown, self.history.schema if self.history else self.schema)
         )
-        policy = configured.migrations
-        self.limits: ResolvedLimits = resolved_limits(policy, limits)
+        policy = request.configured.migrations
+        self.limits: ResolvedLimits = resolved_limits(policy, request.limits)
         self.role: str | None = policy.role
         self.order = Order.ALLOW_OUT_OF_ORDER if policy.allow_out_of_order else Order.STRICT
-        self.schema: str | None = configured.schema if schema is None else schema
+        self.schema: str | None = request.configured.schema if request.schema is None else request.schema
         if self.schema is not None:
             check_name("schema", self.schema)
-        if table is not None:
-            check_name("table", table)
-        self.place: Place = Place(self.schema, policy.table if table is None else table, policy.role)
-        self.files = files
-        self.packaged = packaged
-        self.target = target
-        _check_target(self.files, target)
+        if request.table is not None:
+            check_name("table", request.table)
+        self.place: Place = Place(self.schema, policy.table if request.table is None else request.table, policy.role)
+        self.files = request.files
+        self.packaged = request.packaged
+        self.target = request.target
+        _check_target(self.files, self.target)
         self.source: Database = Database(
-            source,
+            request.source,
             connect_wait_secs=self.limits.connect_wait_secs,
             advisory_lock_wait_secs=self.limits.advisory_lock_wait_secs,
             on_event=self.emit,
-            pool=pool,
+            pool=request.pool,
         )
         self.lock_wait: LockWait = LockWait(self.limits.advisory_lock_wait_secs, self.emit)
         self.history: History | None = None
@@ -97,27 +107,45 @@ class Run:
         cls,
         source: Hidden[Source],
         migrations: Iterable[Migration] | None = None,
+        *,
         schema: str | None = None,
         table: str | None = None,
         target: int | None = None,
         limits: Limits | None = None,
         on_event: OnEvent = ignore,
     ) -> Run:
-        """Return a run from the arguments of `migrate`; without migrations, those of the folder are read."""
+        """Return a run from the arguments of `migrate`; without migrations, those of the folder are read.
+
+        Raises:
+            ConfigError: this is another event loop than asyncio's, or an argument cannot be used.
+            InvalidMigration: the folder or a file of it cannot be used, or two migrations have one version.
+            TypeError: an argument is of the wrong type.
+        """
         check_event_loop()
         configured = _configuration_in(source)
         folder = configured.migrations.dir
         files = await in_slices(reading(folder)) if migrations is None else _in_order(migrations)
         packaged = migrations is None and folder is None
-        return cls(source, configured, files, schema, table, target, limits, on_event, packaged=packaged)
+        return cls(
+            Request(
+                source=source,
+                configured=configured,
+                files=files,
+                packaged=packaged,
+                schema=schema,
+                table=table,
+                target=target,
+                limits=limits,
+                on_event=on_event,
+            )
+        )
 
     def for_schema(self, schema: str | None, limits: Limits | None, pool: Pool | None) -> Run:
         """Return a run of the same files on another schema, which takes its sessions from a pool.
 
         What this run has prepared the other one has as well, and the other way round.
         """
-        source, configured, files, _, table, target, _, on_event = self._given
-        run = Run(source, configured, files, schema, table, target, limits, on_event, packaged=self.packaged, pool=pool)
+        run = Run(msgspec.structs.replace(self._request, schema=schema, limits=limits, pool=pool))
         run._prepared = self._prepared
         return run
 

@@ -99,7 +99,7 @@ async def migrate_schemas(
             tasks.cancel_scope.cancel()
             raise
 
-    first = await Run.of(source, migrations, None, table, target, limits, tell)
+    first = await Run.of(source, migrations, table=table, target=target, limits=limits, on_event=tell)
     outcomes: dict[str, Report | AmpdError] = {}
     waiting, unreachable = iter(names), False
     if not names:

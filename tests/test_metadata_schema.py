@@ -63,7 +63,7 @@ async def test_the_catalog_equals_the_transcribed_schema(database: Database) -> 
     files = tuple(file for file in ampd.read_migrations() if file.version <= NEWEST)
     await ampd.migrate(database.url, migrations=files, schema="app")
     source: Hidden[Any] = Hidden(database.url)
-    run = await Run.of(source, files, "app")
+    run = await Run.of(source, files, schema="app")
     async with run.sessions() as (session, *_):
         assert sorted(await read_facts(session, "app")) == sorted(packaged_facts())
     tables = await database.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'app'")

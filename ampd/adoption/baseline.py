@@ -57,7 +57,8 @@ async def baseline(
     hidden = Hidden(database)
     del database
     check_question(version, source)
-    return await Takeover(await Run.of(hidden, migrations, schema, table, version, limits, on_event), source).record()
+    run = await Run.of(hidden, migrations, schema=schema, table=table, target=version, limits=limits, on_event=on_event)
+    return await Takeover(run, source).record()
 
 
 def check_question(version: int | None, source: str | None) -> None:
