@@ -211,84 +211,93 @@ def history_warnings(history: History) -> Iterator[str]:
 
 
 def _read_sql(session: Session, place: Place, lock_schema: str | None, known: str | None) -> str:
-    schema, role, table = place.schema, place.role, place.quoted_table
-    named = table.replace("%", "%%").replace("'", "''")  # in a format
-    # Nothing may be looked up on the search path before the block has replaced it, types included; and every catalog
-    # that a fresh backend need not open saves a tenth of a millisecond.
-    places = "pg_catalog.current_schemas(false)" if schema is None else f"ARRAY[{literal(schema)}::pg_catalog.name]"
-    # A runner is who may write the history, if only as its owner; before there is one, whoever says so.
-    is_runner = (
-        "(home IS NULL OR pg_has_role(a.usesysid, t.owner_oid::oid, 'MEMBER') "
-        "OR has_table_privilege(a.usesysid, home, 'INSERT'))"
-    )
-    find_holder = (
-        f"""
-holder := {holder_sql(f"'{lock_key(lock_schema, place.table)}'::int8", is_runner)};
-IF holder IS NOT NULL THEN{progress_sql("(holder->>'pid')::integer", "progress")}
-  holder := holder || jsonb_build_object('progress', progress);
-END IF;"""
-        if lock_schema is not None
-        else ""
-    )
+    """Return the message that reads a history and notes an `_Answer`; `known` is the digest of the expected rows."""
+    find_holder = "" if lock_schema is None else _find_holder_sql(lock_schema, place.table)
     document = f"""json_build_object('history', h, 'schema_owner', CASE WHEN s.oid IS NOT NULL THEN s END,
   'table', CASE WHEN t.oid IS NOT NULL THEN t END, 'unaltered', h.unaltered, 'rows', applied, 'fit', fit,
   'expected', same{", 'holder', holder" if find_holder else ""})"""
-    # Who only reads need not be a member of the role.
-    set_role_sql = f"""
-  BEGIN
-    PERFORM pg_catalog.set_config('role', {literal(role)}, true);
-  EXCEPTION WHEN OTHERS THEN refused := SQLERRM;
-  END;"""
     # A table that cannot be locked is looked for again. Nearly all of the time goes to planning: what is rarely needed
     # (which triggers and rules there are, what else is known of an owner) is asked in statements of its own.
-    # concat() takes any type as it prints itself, and so runs no cast of anybody's: a schema can be renamed under us.
-    cells = ", ".join(f"concat({name})" for name in (*COLUMNS, "ampd_mark") if name != DONE_CHECKSUM)
-    sizes = " + ".join(f"pg_column_size({name})" for name in ("name", "checksum", "applied_by", "ampd_version"))
-    compare = (
-        f"""
-  EXECUTE concat($digest$SELECT {_DIGEST} = '{known}' $digest$, source) INTO same;"""
-        if known
-        else ""
-    )
     body = f"""
 DECLARE
-places pg_catalog.name[] := {places};
+places pg_catalog.name[] := {_places_sql(place.schema)};
 place pg_catalog.name;
 home pg_catalog.oid;
 locked pg_catalog.oid;
 t pg_catalog.record;
 s pg_catalog.record;
 h pg_catalog.record;
-{"refused pg_catalog.text;" if role else ""}
+{"refused pg_catalog.text;" if place.role else ""}
 source pg_catalog.text;
 same pg_catalog.bool;
 applied pg_catalog.jsonb;
 fit pg_catalog.bool;
 {"holder pg_catalog.jsonb; progress pg_catalog.jsonb;" if find_holder else ""}
-BEGIN{set_role_sql if role else ""}{pin_session_sql(f"{READ_LOCK_SECS}s", bytea_output="hex")}
-<<search>>
+BEGIN{_take_role_sql(place.role)}{pin_session_sql(f"{READ_LOCK_SECS}s", bytea_output="hex")}
+{_find_and_lock_sql(place)}
+{_look_sql(place.role)}
+{_look_again_sql(place.role)}
+{_read_rows_sql(place, known)}{find_holder}
+{session.note_sql(document)}
+END"""
+    return f"{_BEGIN}; {do_block(body)}; COMMIT"
+
+
+# The parts of that block, in their order, with its variables. Whatever they name is found on the pinned search path,
+# but for what comes before it: nothing may be looked up there, types included. And every catalog that a fresh backend
+# need not open saves a tenth of a millisecond.
+
+
+def _places_sql(schema: str | None) -> str:
+    """Return an SQL expression for the schemas to look in, in their order."""
+    return "pg_catalog.current_schemas(false)" if schema is None else f"ARRAY[{literal(schema)}::pg_catalog.name]"
+
+
+def _take_role_sql(role: str | None) -> str:
+    """Return PL/pgSQL that takes the configured role; who only reads need not have it, so why not goes to `refused`."""
+    if role is None:
+        return ""
+    return f"""
+  BEGIN
+    PERFORM pg_catalog.set_config('role', {literal(role)}, true);
+  EXCEPTION WHEN OTHERS THEN refused := SQLERRM;
+  END;"""
+
+
+def _named_in_format(place: Place) -> str:
+    """Return the table's name as it stands in a format, in single quotes."""
+    return place.quoted_table.replace("%", "%%").replace("'", "''")
+
+
+def _find_and_lock_sql(place: Place) -> str:
+    """Return PL/pgSQL that finds the table and locks it: its schema in `place`, its oid in `home`, the rest in `t`."""
+    return f"""<<search>>
 BEGIN
   FOR attempt IN 1..5 LOOP
     FOREACH place IN ARRAY places LOOP
       home := CASE WHEN NOT starts_with(place, 'pg_temp_')
-        THEN to_regclass(quote_ident(place) || {literal(f".{table}")}) END;
+        THEN to_regclass(quote_ident(place) || {literal(f".{place.quoted_table}")}) END;
       EXIT WHEN home IS NOT NULL;
     END LOOP;
     SELECT c.oid::int8 AS oid, c.relowner::int8 AS owner_oid, pg_get_userbyid(c.relowner) AS owner,
-        {known_role_sql("c.relowner", role)} AS trusted, c.relnamespace,
+        {known_role_sql("c.relowner", place.role)} AS trusted, c.relnamespace,
         c.relkind = 'r' AND has_table_privilege(c.oid, 'SELECT') AS readable, {PLAIN} AS plain, {MAY_FIRE} AS may_fire,
         c.relrowsecurity AS row_security, c.relrowsecurity AND row_security_active(c.oid) AS hidden
       INTO t FROM pg_class c WHERE c.oid = home;
     EXIT search WHEN home IS NULL OR NOT t.readable OR home = locked;
     BEGIN
-      EXECUTE format('{LOCK} %I.{named} IN ACCESS SHARE MODE', place);
+      EXECUTE format('{LOCK} %I.{_named_in_format(place)} IN ACCESS SHARE MODE', place);
       locked := home;
     EXCEPTION WHEN undefined_table OR wrong_object_type OR insufficient_privilege THEN NULL;
     END;
   END LOOP;
   RAISE EXCEPTION 'the history table is replaced all the time' USING ERRCODE = '{REPLACED}';
-END;
-IF home IS NULL THEN
+END;"""
+
+
+def _look_sql(role: str | None) -> str:
+    """Return PL/pgSQL that looks at what is locked: its schema into `s`, server and shape of the table into `h`."""
+    return f"""IF home IS NULL THEN
   place := (SELECT name FROM unnest(places) name WHERE NOT starts_with(name, 'pg_temp_') LIMIT 1);
 END IF;
 SELECT n.oid AS schema, nspowner::int8 AS oid, pg_get_userbyid(nspowner) AS name,
@@ -300,8 +309,12 @@ SELECT current_database() AS database, current_user AS "user", pg_backend_pid() 
     place AS schema, s.oid IS NOT NULL AS schema_exists, t.oid IS NOT NULL AS table_exists,
     {"refused AS role_refused, " if role else ""}t.plain AND {shaped_sql("home")} AS unaltered,
     bool_or(attname = '{DONE_CHECKSUM}') AS has_done_checksum
-  INTO h FROM {columns_sql("home")};
-IF t.may_fire AND h.unaltered THEN
+  INTO h FROM {columns_sql("home")};"""
+
+
+def _look_again_sql(role: str | None) -> str:
+    """Return PL/pgSQL for what is rarely asked: whether anything fires, and what else makes the owners trusted."""
+    return f"""IF t.may_fire AND h.unaltered THEN
   h.unaltered := NOT {fires_sql("home")};
 END IF;
 IF NOT (coalesce(t.trusted, true) AND s.trusted) THEN
@@ -310,17 +323,41 @@ IF NOT (coalesce(t.trusted, true) AND s.trusted) THEN
   IF NOT s.trusted THEN
     s.trusted := {managed_schema_sql("s.schema", "s.oid")};
   END IF;
-END IF;
-IF t.readable AND t.trusted AND s.trusted AND h.unaltered AND NOT t.hidden THEN
+END IF;"""
+
+
+def _read_rows_sql(place: Place, known: str | None) -> str:
+    """Return PL/pgSQL that reads the rows into `applied`; with the `known` digest it only makes `same` true."""
+    # concat() takes any type as it prints itself, and so runs no cast of anybody's: a schema can be renamed under us.
+    cells = ", ".join(f"concat({name})" for name in (*COLUMNS, "ampd_mark") if name != DONE_CHECKSUM)
+    sizes = " + ".join(f"pg_column_size({name})" for name in ("name", "checksum", "applied_by", "ampd_version"))
+    compare = (
+        f"""
+  EXECUTE concat($digest$SELECT {_DIGEST} = '{known}' $digest$, source) INTO same;"""
+        if known
+        else ""
+    )
+    return f"""IF t.readable AND t.trusted AND s.trusted AND h.unaltered AND NOT t.hidden THEN
   source := format('FROM (SELECT h.*, %1$s AS ampd_mark, h.tableoid = %2$s
       AND coalesce({sizes} + coalesce(pg_column_size(%1$s), 0), {_LONGEST_ROW}) < {_LONGEST_ROW} AS ampd_fit
-    FROM ONLY %3$I.{named} h LIMIT {_MOST_ROWS + 1}) h',
+    FROM ONLY %3$I.{_named_in_format(place)} h LIMIT {_MOST_ROWS + 1}) h',
     CASE WHEN h.has_done_checksum THEN '{DONE_CHECKSUM}' ELSE 'NULL' END, home, place);{compare}
   IF same IS NOT TRUE THEN
     EXECUTE concat('SELECT jsonb_agg(ARRAY[{cells}]) FILTER (WHERE ampd_fit), bool_and(ampd_fit) ', source)
       INTO applied, fit;
   END IF;
-END IF;{find_holder}
-{session.note_sql(document)}
-END"""
-    return f"{_BEGIN}; {do_block(body)}; COMMIT"
+END IF;"""
+
+
+def _find_holder_sql(lock_schema: str, table: str) -> str:
+    """Return PL/pgSQL that puts into `holder` who has the lock of the history in a schema, and how far it is."""
+    # A runner is who may write the history, if only as its owner; before there is one, whoever says so.
+    is_runner = (
+        "(home IS NULL OR pg_has_role(a.usesysid, t.owner_oid::oid, 'MEMBER') "
+        "OR has_table_privilege(a.usesysid, home, 'INSERT'))"
+    )
+    return f"""
+holder := {holder_sql(f"'{lock_key(lock_schema, table)}'::int8", is_runner)};
+IF holder IS NOT NULL THEN{progress_sql("(holder->>'pid')::integer", "progress")}
+  holder := holder || jsonb_build_object('progress', progress);
+END IF;"""
