@@ -75,8 +75,10 @@ class LockWait:
     ) -> History:
         """Read the history; with one that was read `before` also who holds the lock now.
 
+        A connection that is gone, or is lost meanwhile by a run that only waits, is replaced by another one.
+
         Raises:
-            AmpdError: the write was refused several times, and no other runner was there.
+            AmpdError: it cannot be read; or the write was refused several times, and no other runner was there.
         """
         await session.reopen()  # a session that only waits has no state to lose
         losses = 0

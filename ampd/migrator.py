@@ -73,7 +73,7 @@ async def apply_pending(run: Run) -> Report:
     run.needs_rows = False
     async with run.emit:
         try:
-            report = await _apply_all(run)
+            report = await _apply_reconnecting(run)
         except anyio.get_cancelled_exc_class():
             run.emit(run.stopped())
             raise
@@ -86,13 +86,13 @@ async def apply_pending(run: Run) -> Report:
         return report
 
 
-async def _apply_all(run: Run) -> Report:
-    """Apply what is pending, with one session or two, and with none during a long wait."""
+async def _apply_reconnecting(run: Run) -> Report:
+    """Apply it with one session or two, and keep none during a long wait: others may need the connections."""
     needed = 1
     while True:
         try:
             async with run.sessions(needed) as sessions:
-                report = await _apply_pending(run, sessions)
+                report = await _apply_connected(run, sessions)
                 if report is not None:
                     return report
                 needed = 1 if run.lock_wait.is_taken_by_others else 2
@@ -101,8 +101,11 @@ async def _apply_all(run: Run) -> Report:
             await run.source.connection_wait.pause(busy.failure)
 
 
-async def _apply_pending(run: Run, sessions: list[Session]) -> Report | None:
-    """Apply what is pending; None when the wait for the lock is long, or a second session is needed."""
+async def _apply_connected(run: Run, sessions: list[Session]) -> Report | None:
+    """Plan, and apply the plan, until nothing is pending; None to be called again with other sessions.
+
+    That is when the wait for the lock gets long, or a no-transaction migration needs a second session.
+    """
     session, *guards = sessions
     while True:
         assert run.history is not None

@@ -175,7 +175,11 @@ class Run:
             await self.lock_wait.pause()
 
     async def read_history(self, session: Session) -> History:
-        """Read the history, and from the second time on also who holds the lock."""
+        """Read the history, and from the second time on also who holds the lock.
+
+        Raises:
+            AmpdError: as `LockWait.read_history` does.
+        """
         expected = () if self.needs_rows else self.files
         self.history = await self.lock_wait.read_history(session, self.place, self.history, expected)
         return self.history
@@ -209,7 +213,11 @@ class Run:
         return self._resumptions[row]
 
     async def prepared(self, plan: Plan) -> list[PreparedMigration]:
-        """Return the pending migrations, prepared in slices, each of them once."""
+        """Return the pending migrations of a plan, split and checked in slices, each of them once in a run.
+
+        Raises:
+            InvalidMigration: names each thing in them that cannot work, with file and line.
+        """
         from .apply.prepared import preparing, warnings
 
         fresh = [info for info in plan.pending if (info.version, info.applied) not in self._prepared]
@@ -259,7 +267,7 @@ class Run:
     async def emit_plan(self, plan: Plan) -> None:
         """Emit the plan, unless it is the one emitted before without what this run has applied since.
 
-        Nor is one of another project's history, in which nothing is ahead or pending: that is an error.
+        The plan of another project's history is not emitted either: an error follows, and its figures mean nothing.
         """
         if plan is self._seen:
             return

@@ -183,6 +183,7 @@ async def read(
         place=place,
         applied=applied,
     )
+    # Only an answer of the backend's own tells: a pooler has another pid in its greeting, or none.
     session.role, session.pooled = history.user, history.pid != session.server_pid
     if history.schema is None:
         raise search_path_error(one_line(history.user), await session.ask(path_sql(session), SearchPath))

@@ -87,7 +87,7 @@ class Session:
         self._from_pool = from_pool
         self.pooled = False  # whether a pooler stands before the server; known once a backend has sent its process id
         self._redact = redact
-        self.role = role
+        self.role = role  # whom errors name: the login, once the history was read the role that has read it
         self.nonce: str = token_hex(8)
         self._on_note: Callable[[str], None] | None = None
         self._on_event: OnEvent = ignore
