@@ -26,3 +26,5 @@ if __name__ == "__main__":
         asyncio.run(main())
     except asyncio.CancelledError:
         raise SystemExit(143) from None  # 128 + SIGTERM, as a shell would report it
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None  # 128 + SIGINT

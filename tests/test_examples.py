@@ -124,8 +124,9 @@ async def test_sigterm_rolls_back_the_migration_of_a_lifespan(database: Database
     assert await database.fetchval("SELECT to_regclass('slow')") is None
 
 
-async def test_a_worker_ends_at_sigterm(database: Database) -> None:
-    """The bare worker migrates, works, and ends with the code of the signal, its pool closed."""
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+async def test_a_worker_ends_at_a_signal(database: Database, number: signal.Signals, code: int) -> None:
+    """The bare worker migrates, works, and ends with the code of the signal, its pool closed, without a traceback."""
     auto = {"AMP_CONFIG_METADATA_DB__AUTO_MIGRATE": "true"}
     process = start(sys.executable, "worker.py", folder=EXAMPLES, url=database.url, **auto)
 
@@ -135,8 +136,8 @@ async def test_a_worker_ends_at_sigterm(database: Database) -> None:
 
     try:
         await scenes.until(works)
-        process.terminate()
-        assert (process.communicate(timeout=scenes.GENEROUS)[1], process.returncode) == ("", 143)
+        process.send_signal(number)
+        assert (process.communicate(timeout=scenes.GENEROUS)[1], process.returncode) == ("", code)
     finally:
         process.kill()
 
