@@ -74,25 +74,35 @@ async def open_pool(
     if metadata_db.auto_migrate:
         await apply_pending(run)
     else:
-        run.needs_rows = False
-        found = await current_status(run)
-        check_conflicts(found.plan)
-        if pending := still_pending(found.plan):
-            raise MigrationConflict(
-                f"the schema of {found.database} is behind: {count(len(pending), 'migration')} pending "
-                f"(from {pending[0].version} {pending[0].name})",
-                conflicts=(),
-                hint="run `ampd migrate` before the service starts, or set auto_migrate = true",
-            )
-        if found.plan.ahead:
-            message = ahead_warning([info.version for info in found.plan.ahead])
-            on_event(Warned(message=message, database=found.database, schema=found.schema))
+        await _check_up_to_date(run, on_event)
     async with await _connected(metadata_db, unopened) as pool:
         renewal = asyncio.create_task(_renew(pool, metadata_db.max_lifetime_secs))
         try:
             yield pool
         finally:
             renewal.cancel()
+
+
+async def _check_up_to_date(run: Run, on_event: OnEvent) -> None:
+    """Check that nothing is pending or in conflict; that the database is ahead is a warning.
+
+    Raises:
+        MigrationConflict: something is.
+        AmpdError: as `status` does.
+    """
+    run.needs_rows = False
+    found = await current_status(run)
+    check_conflicts(found.plan)
+    if pending := still_pending(found.plan):
+        raise MigrationConflict(
+            f"the schema of {found.database} is behind: {count(len(pending), 'migration')} pending "
+            f"(from {pending[0].version} {pending[0].name})",
+            conflicts=(),
+            hint="run `ampd migrate` before the service starts, or set auto_migrate = true",
+        )
+    if found.plan.ahead:
+        message = ahead_warning([info.version for info in found.plan.ahead])
+        on_event(Warned(message=message, database=found.database, schema=found.schema))
 
 
 async def _connected(metadata_db: MetadataDb, pool: Pool) -> Pool:
