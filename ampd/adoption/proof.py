@@ -15,7 +15,7 @@ from ampd.migration import Migration
 from .tools import GONE, NOT_RUN, TOOLS
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Sequence
+    from collections.abc import Container, Iterable, Sequence
 
     from .tools import Row
 
@@ -71,35 +71,13 @@ def proved(
     """
     if source == "alembic":
         return _current_revision(rows, files, version)
-    problems = [row.undone for row in rows if not row.is_done]
-    warnings: list[str] = []
-    standing: dict[str, Row] = {}
-    floor = -1  # what is not above it was there before the tool's history began
-    for row in rows:
-        if row.kind == GONE:
-            standing.pop(row.version or row.name, None)
-        elif row.kind.endswith("BASELINE") and row.version.isdecimal():
-            floor = int(row.version)
-        elif source == "flyway" and not row.version and row.kind != NOT_RUN:
-            warnings.append(f"{row.label} is repeatable, which ampd's migrations are not: it is left out")
-        elif row.is_done and row.kind != NOT_RUN:
-            standing[row.version or row.name] = row
-    records: dict[int, Record] = {}
-    finder = _Finder(files)
-    for row in standing.values():
-        file, problem = finder.find(source, row)
-        if file is not None and file.version in records:
-            problem = f"{row.label} leads to {file.file}, and so does another one"
-        if problem is not None:
-            problems.append(problem)
-        elif file is not None:
-            records[file.version] = Record(file, applied_at(row))
-            if _TIME.fullmatch(row.at) and not applied_at(row):
-                problems.append(f"{row.label} was applied at {row.at}, which is no time")
+    standing, floor, warnings = _standing(source, rows)
+    records, unproved = _records(source, standing, files)
+    problems = [row.undone for row in rows if not row.is_done] + unproved
     newest = max(records, default=floor)
     if TOOLS[source].is_current:
         if len(standing) > 1:
-            problems.append(f"{len(standing)} rows are current ({', '.join(row.label for row in standing.values())})")
+            problems.append(f"{len(standing)} rows are current ({', '.join(row.label for row in standing)})")
         floor = newest
     for file in files:
         if file.version <= floor and file.version not in records:
@@ -110,6 +88,44 @@ def proved(
         problems.append(f"the newest that is applied is {newest}, not {version}")
     in_order = tuple(record for _, record in sorted(records.items()))
     return Baseline(in_order, source, tuple(problems), tuple(warnings))
+
+
+def _standing(source: str, rows: Sequence[Row]) -> tuple[list[Row], int, list[str]]:
+    """Return the rows whose migrations are applied, and not taken back by a later row; a version; and warnings.
+
+    Whatever is not above that version was there before the tool's history began; it is -1 where nothing was.
+    """
+    standing: dict[str, Row] = {}
+    floor = -1
+    warnings: list[str] = []
+    for row in rows:
+        if row.kind == GONE:
+            standing.pop(row.version or row.name, None)
+        elif row.kind.endswith("BASELINE") and row.version.isdecimal():
+            floor = int(row.version)
+        elif source == "flyway" and not row.version and row.kind != NOT_RUN:
+            warnings.append(f"{row.label} is repeatable, which ampd's migrations are not: it is left out")
+        elif row.is_done and row.kind != NOT_RUN:
+            standing[row.version or row.name] = row
+    return list(standing.values()), floor, warnings
+
+
+def _records(source: str, standing: Iterable[Row], files: Sequence[Migration]) -> tuple[dict[int, Record], list[str]]:
+    """Return what to record for rows, by version, and what speaks against it: no file, another one, no time."""
+    records: dict[int, Record] = {}
+    problems: list[str] = []
+    finder = _Finder(files)
+    for row in standing:
+        file, problem = finder.find(source, row)
+        if file is not None and file.version in records:
+            problem = f"{row.label} leads to {file.file}, and so does another one"
+        if problem is not None:
+            problems.append(problem)
+        elif file is not None:
+            records[file.version] = Record(file, applied_at(row))
+            if _TIME.fullmatch(row.at) and not applied_at(row):
+                problems.append(f"{row.label} was applied at {row.at}, which is no time")
+    return records, problems
 
 
 def _current_revision(rows: Sequence[Row], files: Sequence[Migration], version: int | None) -> Baseline:
