@@ -44,16 +44,16 @@ async def apply(
         rows.append(execution.as_applied())
         run.done.append(AppliedNow(migration.version, migration.name, execution.running.duration_ms))
         run.lock_wait.acquired()
-        run.source.connection_wait.acquired()
+        run.database.connection_wait.acquired()
         execution.running.applied()
 
     batch = Batch(executions, applied, before_creation=run.before_creation_sql())
     try:
         if migrations[0].directives.no_transaction:
-            await apply_no_transaction(run.source, session, guards[0], executions[0])
+            await apply_no_transaction(run.database, session, guards[0], executions[0])
             batch.reach(1)
         else:
-            await with_lock_retries(run.source, session, batch.current, partial(apply_transactions, batch=batch))
+            await with_lock_retries(run.database, session, batch.current, partial(apply_transactions, batch=batch))
     except anyio.get_cancelled_exc_class():
         run.history = history.with_rows(rows)
         await _stop(run, session, batch)

@@ -98,7 +98,7 @@ async def _apply_reconnecting(run: Run) -> Report:
                 needed = 1 if run.lock_wait.is_taken_by_others else 2
             await run.lock_wait.pause()
         except ConnectionsBusy as busy:
-            await run.source.connection_wait.pause(busy.failure)
+            await run.database.connection_wait.pause(busy.failure)
 
 
 async def _apply_connected(run: Run, sessions: list[Session]) -> Report | None:
@@ -131,7 +131,7 @@ async def _apply_connected(run: Run, sessions: list[Session]) -> Report | None:
                 run.asks_for_neighbours = True
                 continue
             except LockTaken as taken:
-                run.source.connection_wait.acquired()
+                run.database.connection_wait.acquired()
                 run.lock_wait.taken(run.history, taken)
         if run.lock_wait.should_disconnect:
             return None
@@ -168,7 +168,7 @@ async def _apply_plan(run: Run, session: Session, guards: list[Session], plan: P
         if no_transaction and not guards:
             return False
         if guards and not no_transaction:
-            await run.source.release(guards.pop())
+            await run.database.release(guards.pop())
         await apply(run, session, guards, batch, total)
     return True
 
@@ -224,5 +224,5 @@ async def overview(database: MetadataDb, *, on_event: OnEvent = ignore) -> Overv
     async def look(session: Session) -> None:
         found.append(await read_overview(session, run.role))
 
-    async with run.emit, run.source.sessions(1, look):
+    async with run.emit, run.database.sessions(1, look):
         return msgspec.structs.replace(found[-1], database=run.shown)

@@ -70,7 +70,7 @@ async def open_pool(
     password = shared_password(metadata_db, hidden_options)
     unopened = unopened_pool(metadata_db, hidden_options)
     run = await Run.of(Hidden(metadata_db), migrations, table=table, limits=limits, on_event=on_event)
-    run.source.password = password
+    run.database.password = password
     if metadata_db.auto_migrate:
         await apply_pending(run)
     else:

@@ -95,7 +95,7 @@ async def _rehearse(run: Run, session: Session, secs: float) -> Rehearsal:
     silent = Emitter(ignore, lambda: (run.shown, history.schema))  # nothing is applied, so nothing starts
     executions = await run.executions(history, prepared, len(prepared), emit=silent)
     try:
-        return await rehearsal.rehearse(run.source, session, executions, secs, run.shown)
+        return await rehearsal.rehearse(run.database, session, executions, secs, run.shown)
     except LockTaken as taken:
         _check_free(await run.read_history(session))
         told = "another runner was at work meanwhile, or the history was changed by hand"

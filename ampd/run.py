@@ -81,7 +81,7 @@ class Run:
         self.packaged = request.packaged
         self.target = request.target
         _check_target(self.files, self.target)
-        self.source: Database = Database(
+        self.database: Database = Database(
             request.source,
             connect_wait_secs=self.limits.connect_wait_secs,
             advisory_lock_wait_secs=self.limits.advisory_lock_wait_secs,
@@ -152,7 +152,7 @@ class Run:
     @asynccontextmanager
     async def sessions(self, count: int = 1) -> AsyncIterator[list[Session]]:
         """Yield sessions, the history read on the first; while waiting for them the run holds none."""
-        async with self.source.sessions(count, self.read_history) as sessions:
+        async with self.database.sessions(count, self.read_history) as sessions:
             yield sessions
 
     async def when_free(self, work: Callable[[Session], Awaitable[T]]) -> T:
@@ -306,13 +306,13 @@ class Run:
         if no_transaction := [each for each in migrations if each.directives.no_transaction]:
             from .apply.guard import check_two_connections
 
-            check_two_connections(self.source, no_transaction[0].migration.label)
-            if self.source.pool_size is not None and not session.pooled:
+            check_two_connections(self.database, no_transaction[0].migration.label)
+            if self.database.pool_size is not None and not session.pooled:
                 from .apply.pooler import check_no_discard
 
                 for each in no_transaction:
-                    check_no_discard(self.source, each)
-        if self.source.is_one_connection and not session.pooled:
+                    check_no_discard(self.database, each)
+        if self.database.is_one_connection and not session.pooled:
             from .postgres.passed_connection import check_nothing_to_lose
 
             await check_nothing_to_lose(session)
@@ -320,9 +320,9 @@ class Run:
     @property
     def shown(self) -> str:
         """Return the name of the database for messages."""
-        if self.source.label is None and self.history:
+        if self.database.label is None and self.history:
             return self.history.address
-        return self.source.label or f"{self.source.passed}'s database"
+        return self.database.label or f"{self.database.passed}'s database"
 
     def report(self, rest: Plan | None = None) -> Report:
         """Return how far the run has come; `rest` is the plan of everything, where it is known."""

@@ -144,12 +144,12 @@ async def _shared_pool(run: Run, size: int, limits: Limits | None) -> AsyncItera
     """
     async with AsyncExitStack() as stack:
         pool: Pool | None = None
-        if (url := run.source.url) is not None:
+        if (url := run.database.url) is not None:
             pool, warnings = migration_pool(url, size)
             await stack.enter_async_context(pool)
             run.warn(warnings)
         first = run.for_schema(run.schema, limits, pool)
-        async with first.emit, first.source.sessions(1, lambda session: session.greet(ANSWER_SECS)):
+        async with first.emit, first.database.sessions(1, lambda session: session.greet(ANSWER_SECS)):
             pass
         yield pool
 

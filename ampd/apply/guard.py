@@ -94,14 +94,14 @@ class Guard:
                 return  # `check` before the next unit raises it
 
 
-def check_two_connections(source: Database, label: str) -> None:
+def check_two_connections(database: Database, label: str) -> None:
     """Refuse a pool that has no connection for the guard, or a single connection.
 
     Raises:
         ConfigError: there is but one.
     """
-    if source.pool_size == 1:
-        has_one = "one was passed" if source.is_one_connection else "the pool has one"
+    if database.pool_size == 1:
+        has_one = "one was passed" if database.is_one_connection else "the pool has one"
         raise ConfigError(
             f"{label} runs outside of a transaction and needs two connections; {has_one}",
             hint="give `ampd.migrate` a pool with max_size of at least 2, or the URL",

@@ -60,7 +60,7 @@ HALTED = (
 UNKNOWN = "it is recorded as unfinished: check how far it got; `ampd status` says how to resolve it"
 
 
-async def apply_no_transaction(source: Database, session: Session, guarding: Session, execution: Execution) -> None:
+async def apply_no_transaction(database: Database, session: Session, guarding: Session, execution: Execution) -> None:
     """Apply one no-transaction migration, or what is left of it, on two sessions.
 
     Raises:
@@ -72,14 +72,14 @@ async def apply_no_transaction(source: Database, session: Session, guarding: Ses
     guard = Guard(guarding)
     try:
         try:
-            await guard.acquire(execution, source.connection_wait.at_once)
-            backend = await find_backend(session, execution, source.connection_wait.at_once)
+            await guard.acquire(execution, database.connection_wait.at_once)
+            backend = await find_backend(session, execution, database.connection_wait.at_once)
         except NoAnswer as error:
             raise ConnectionsBusy(error) from error
         if execution.info.applied is not None:
             await _check_again(session, execution)
         async with in_background(guard.heartbeat):
-            await StatementRunner(source, session, guard, execution, backend).run()
+            await StatementRunner(database, session, guard, execution, backend).run()
     finally:
         await guarding.recover()  # a pooler throws away a server connection that is left in a transaction
 
@@ -106,9 +106,9 @@ class StatementRunner:
     """
 
     def __init__(
-        self, source: Database, session: Session, guard: Guard, execution: Execution, backend: Backend
+        self, database: Database, session: Session, guard: Guard, execution: Execution, backend: Backend
     ) -> None:
-        self._source = source
+        self._database = database
         self._session = session
         self._guard = guard
         self._execution = execution
@@ -147,7 +147,7 @@ class StatementRunner:
         finally:
             with anyio.CancelScope(shield=True):
                 await restore_settings(
-                    self._source,
+                    self._database,
                     self._session,
                     self._execution,
                     reset_session_sql(self._session.saved_as, required=not self._session.pooled),
@@ -176,7 +176,7 @@ class StatementRunner:
             await attempt()
 
         await with_lock_retries(
-            self._source,
+            self._database,
             self._session,
             lambda: self._execution,
             prepared,
@@ -311,7 +311,11 @@ class StatementRunner:
             raise
         if dirty_backends:
             await restore_settings(
-                self._source, self._session, self._execution, reset_settings_sql(self._session.saved_as), dirty_backends
+                self._database,
+                self._session,
+                self._execution,
+                reset_settings_sql(self._session.saved_as),
+                dirty_backends,
             )
         await self._record(Step.FINISH, unit.past, unit.past)
         if statement.words[:2] == ("DISCARD", "ALL"):

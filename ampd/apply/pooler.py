@@ -113,7 +113,7 @@ def check_no_session(execution: Execution, backend: Backend) -> Slices[None]:
 _WHO_AND_WHERE = ("search_path", "role", "session_authorization")
 
 
-def check_no_discard(source: Database, migration: PreparedMigration) -> None:
+def check_no_discard(database: Database, migration: PreparedMigration) -> None:
     """Refuse DISCARD ALL in a no-transaction file on connections of a pool of the caller's.
 
     Raises:
@@ -122,8 +122,8 @@ def check_no_discard(source: Database, migration: PreparedMigration) -> None:
     for statement in migration.statements:
         if statement.words[:2] == ("DISCARD", "ALL"):
             raise ConfigError(
-                f"{migration.migration.file}:{statement.line}: DISCARD ALL would also discard what {source.passed} has "
-                "set and prepared in the session",
+                f"{migration.migration.file}:{statement.line}: DISCARD ALL would also discard what {database.passed} "
+                "has set and prepared in the session",
                 hint="give the URL, for connections of ampd's own; or take the statement out, if the migration is "
                 "applied nowhere yet",
                 **location_of(migration.migration, statement.start),
@@ -131,7 +131,7 @@ def check_no_discard(source: Database, migration: PreparedMigration) -> None:
 
 
 async def restore_settings(
-    source: Database, session: Session, execution: Execution, resets: str, dirty_backends: set[int]
+    database: Database, session: Session, execution: Execution, resets: str, dirty_backends: set[int]
 ) -> None:
     """Run `resets` on a session; behind a pooler, on each dirty backend that we are given in time.
 
@@ -150,7 +150,7 @@ async def restore_settings(
     with anyio.CancelScope(deadline=deadline):
         while dirty_backends:
             with anyio.move_on_after(window), suppress(ServerError, AmpdError):
-                await _search(source, session, execution, resets, dirty_backends, window)
+                await _search(database, session, execution, resets, dirty_backends, window)
             if dirty_backends:  # for others who wait for the connections that were held
                 await anyio.sleep(pause)
                 pause, window = pause * 2, window * 2
@@ -161,7 +161,7 @@ async def restore_settings(
 
 
 async def _search(
-    source: Database, session: Session, execution: Execution, resets: str, dirty_backends: set[int], window: float
+    database: Database, session: Session, execution: Execution, resets: str, dirty_backends: set[int], window: float
 ) -> None:
     """Run `resets` on the dirty backends among a pooler's idle ones, and hold the others until all are found."""
     alive = f"""(SELECT COALESCE(pg_catalog.jsonb_agg(pid), '[]') FROM pg_catalog.pg_stat_activity
@@ -171,7 +171,7 @@ async def _search(
     dirty_backends.intersection_update(await session.ask(question, list[int]))
     async with AsyncExitStack() as holding:
         while dirty_backends:
-            other = await holding.enter_async_context(source.second_session(window))
+            other = await holding.enter_async_context(database.second_session(window))
             holding.push_async_callback(other.recover)  # a pooler throws away what is left in a transaction
             pid = do_block(f"BEGIN {other.note_pid_sql()} END")
             await other.run(f"BEGIN; {pid}", on_note=StatementTracker(other, execution))

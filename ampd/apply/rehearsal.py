@@ -141,7 +141,7 @@ def _is_of_the_server(error: AmpdError) -> bool:
 
 
 async def rehearse(
-    source: Database, session: Session, executions: Sequence[Execution], secs: float, shown: str
+    database: Database, session: Session, executions: Sequence[Execution], secs: float, shown: str
 ) -> Rehearsal:
     """Run migrations in one transaction for at most so many seconds, roll it back, and return what it held.
 
@@ -153,7 +153,7 @@ async def rehearse(
     limit = anyio.move_on_after(secs)
     try:
         with limit:
-            await with_lock_retries(source, session, lambda: rehearsing.current, rehearsing.attempt)
+            await with_lock_retries(database, session, lambda: rehearsing.current, rehearsing.attempt)
     except AmpdError as failure:
         error = failure
     finally:

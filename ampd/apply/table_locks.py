@@ -56,13 +56,13 @@ class LockMonitor:
 
     def __init__(
         self,
-        source: Database,
+        database: Database,
         session: Session,
         current: Callable[[], Execution],
         backoff: Backoff,
         fallback: Session | None,
     ) -> None:
-        self._source = source
+        self._database = database
         self._session = session
         self._current = current
         self._backoff = backoff
@@ -89,8 +89,8 @@ class LockMonitor:
                 await anyio.sleep(interval)
                 continue
             try:
-                async with self._source.second_session(_ANSWER_SECS) as observer:
-                    if self._source.pool_size is None:
+                async with self._database.second_session(_ANSWER_SECS) as observer:
+                    if self._database.pool_size is None:
                         silent_since = None  # the server has greeted: without an answer we stand in a pooler's queue
                     snapshot = await observer.ask(self._question_sql(observer), LockSnapshot, timeout=_ANSWER_SECS)
                 silent_since = None
@@ -175,7 +175,7 @@ class LockMonitor:
         self.blocked_secs += self._looked - since
         self._seen_blocked = self._looked
         self.blockers = tuple(
-            msgspec.structs.replace(blocker, own_pool=self._source.owns_pid(blocker.pid))
+            msgspec.structs.replace(blocker, own_pool=self._database.owns_pid(blocker.pid))
             for blocker in snapshot.blockers
         )
         self.queued = snapshot.queued
@@ -217,7 +217,7 @@ class LockMonitor:
 
 
 async def with_lock_retries(
-    source: Database,
+    database: Database,
     session: Session,
     current: Callable[[], Execution],
     attempt: Callable[[Session], Awaitable[None]],
@@ -241,7 +241,7 @@ async def with_lock_retries(
     limit = execution.limits.lock_retry_secs
     backoff = Backoff(limit, longest_pause=_LONGEST_PAUSE_SECS)
     backoff.begin()
-    monitor = LockMonitor(source, session, current, backoff, fallback)
+    monitor = LockMonitor(database, session, current, backoff, fallback)
     # A shorter wait is not worth a second connection.
     first_look = QUIET_SECS if blocked else min(QUIET_SECS, execution.lock_timeout_secs / 2 or QUIET_SECS)
     with anyio.CancelScope() as scope:
