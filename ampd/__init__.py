@@ -38,7 +38,7 @@ __version__ = VERSION
 # Each public name stands twice: here for type checkers, and below for the run, which loads nothing before it is used.
 # isort: off
 if TYPE_CHECKING:
-    from .adoption.baseline import baseline as baseline
+    from .takeover.baseline import baseline as baseline
     from .config import Config as Config, Limits as Limits, MetadataDb as MetadataDb, Migrations as Migrations
     from .config_sources import load_config as load_config
     from .database_url import DatabaseUrl as DatabaseUrl
@@ -107,7 +107,7 @@ if TYPE_CHECKING:
 
 # isort: on
 _HOMES = {
-    "adoption.baseline": "baseline",
+    "takeover.baseline": "baseline",
     "config": "Config Limits MetadataDb Migrations",
     "config_sources": "load_config",
     "database_url": "DatabaseUrl",

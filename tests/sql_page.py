@@ -18,9 +18,9 @@ import asyncpg
 import msgspec
 
 import ampd
-from ampd.adoption.amp import amp_history
 from ampd.migrator import overview
 from ampd.sql.splitter import split
+from ampd.takeover.amp import amp_history
 from benchmarks.proxy import Conversation
 from tests.conftest import start_server
 from tests.scenes import building, end_backend, scripts, transaction, until

@@ -20,8 +20,8 @@ import asyncpg
 from cyclopts import App
 
 import ampd as library
-from ampd.adoption.tools import TOOLS
 from ampd.migration import checksum
+from ampd.takeover.tools import TOOLS
 from benchmarks.peers import PEERS, Absent, Subject, obtain
 from benchmarks.workload import generated
 from tests.conftest import start_server

@@ -3,8 +3,8 @@
 import pytest
 
 import ampd as library
-from ampd.adoption.amp import NEWEST, amp_history
 from ampd.config import HISTORY_TABLE as TABLE
+from ampd.takeover.amp import NEWEST, amp_history
 from tests.cli_output import seen
 from tests.servers import Ampd, Database
 

@@ -8,10 +8,10 @@ import asyncpg
 import pytest
 
 import ampd
-from ampd.adoption.amp import NEWEST, packaged_facts, read_facts
 from ampd.config import HISTORY_TABLE as TABLE
 from ampd.redaction import Hidden
 from ampd.run import Run
+from ampd.takeover.amp import NEWEST, packaged_facts, read_facts
 from tests import schema_page
 from tests.servers import Database
 from tests.sql_page import RENEW

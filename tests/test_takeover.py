@@ -8,14 +8,14 @@ import msgspec
 import pytest
 
 import ampd as library
-from ampd.adoption import tools
-from ampd.adoption.baseline import Takeover
-from ampd.adoption.proof import Baseline, Record
-from ampd.adoption.tools import TOOLS, read_rows
 from ampd.config import HISTORY_TABLE as TABLE
 from ampd.history.first_run import Neighbour
 from ampd.redaction import Hidden
 from ampd.run import Run
+from ampd.takeover import tools
+from ampd.takeover.baseline import Takeover
+from ampd.takeover.proof import Baseline, Record
+from ampd.takeover.tools import TOOLS, read_rows
 from tests.cli_output import plain, seen
 from tests.folders import write
 from tests.scenes import Heard

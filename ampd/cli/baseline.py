@@ -14,7 +14,7 @@ from .messages import terminal_columns
 from .runtime import new_progress, print_json, print_message, run_to_end, tell
 
 if TYPE_CHECKING:
-    from ampd.adoption.proof import Baseline
+    from ampd.takeover.proof import Baseline
 
 
 def baseline(
@@ -45,10 +45,10 @@ def baseline(
     yes:
         Write without asking; needed where nobody can be asked.
     """
-    from ampd.adoption.baseline import Takeover, check_question
     from ampd.redaction import Hidden
     from ampd.report import count
     from ampd.run import Run
+    from ampd.takeover.baseline import Takeover, check_question
 
     progress = new_progress()
     metadata_db = configure(where, migrations)

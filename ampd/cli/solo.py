@@ -157,9 +157,9 @@ async def _take_over(metadata_db: MetadataDb, refused: MigrationConflict, progre
     Raises:
         MigrationConflict: history and catalog are not those of amp of 2026-03, or why a run was `refused` is another.
     """
-    from ampd.adoption.baseline import Takeover
     from ampd.redaction import Hidden
     from ampd.run import Run
+    from ampd.takeover.baseline import Takeover
 
     takeover = Takeover(await Run.of(Hidden(metadata_db), on_event=progress), "sqlx")
     try:

@@ -262,7 +262,7 @@ def _changed(ours: str) -> str:
     return f"{ours}: not as it was"
 
 
-def adopt_sql(history: History, migrations: Iterable[tuple[Migration, str | None]], source: str | None) -> str:
+def baseline_sql(history: History, migrations: Iterable[tuple[Migration, str | None]], source: str | None) -> str:
     """Return a part of `enter_sql` that records migrations as applied, each at a time as text, or now.
 
     `source` is the tool that has applied them, by whose name the rows are known; None for a person's word.

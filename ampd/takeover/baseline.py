@@ -14,7 +14,7 @@ from ampd.events import OnEvent, ignore
 from ampd.history.first_run import Neighbours, first_run_error, read_neighbours
 from ampd.history.refusals import NO_FOLDER, check_conflicts, check_project, check_writable
 from ampd.history.table import History
-from ampd.history.writing import adopt_sql
+from ampd.history.writing import baseline_sql
 from ampd.migration import PACKAGED, Migration
 from ampd.plan import Order, State
 from ampd.postgres.connection import Session
@@ -115,7 +115,7 @@ class Takeover:
                         hint="run `ampd baseline` again, and look at what it shows now",
                     )
                 rows = [(each.migration, each.applied_at) for each in found.records]
-                await record_in_history(session, run.history, adopt_sql(run.history, rows, found.source))
+                await record_in_history(session, run.history, baseline_sql(run.history, rows, found.source))
                 await run.read_history(session)
             return Status(run.shown, run.history.schema, run.plan(whole=True))
 

@@ -27,7 +27,7 @@ NEWEST = 20260310090000  # the last of the packaged migrations that amp's 28 add
 
 
 def _lines(name: str) -> list[str]:
-    return (files("ampd.adoption") / name).read_text(encoding="utf-8").splitlines()
+    return (files("ampd.takeover") / name).read_text(encoding="utf-8").splitlines()
 
 
 def amp_history() -> dict[str, tuple[str, str]]:
