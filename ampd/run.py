@@ -20,7 +20,7 @@ from .events import OnEvent, Planned, Starting, Stopped, Warned, ignore
 from .history.refusals import check_project
 from .history.table import History, Place
 from .lock_wait import LockWait
-from .migration import AppliedMigration, DirectiveError, Migration, directives
+from .migration import AppliedMigration, Migration
 from .plan import Order, Plan, State, is_another_projects, planning
 from .postgres.connection import Connection, Pool, Session, check_event_loop
 from .postgres.database import Database
@@ -377,10 +377,7 @@ class Run:
 
 def _begins_in_transaction(plan: Plan) -> bool:
     first = plan.pending[0].migration if plan.pending else None
-    try:
-        return first is not None and not directives(first.sql).no_transaction
-    except DirectiveError:
-        return False
+    return first is not None and first.is_transactional
 
 
 def _configuration_in(source: Hidden[Source]) -> MetadataDb:
