@@ -128,21 +128,7 @@ def driver_arguments(
         if os.environ.get(variable) and name not in parameters and not (name == "service" and url.hosts)
     }
     parameters |= {name: os.environ[variable] for name, variable in variables.items()}
-    for name in sorted(_CANNOT_HONOUR & parameters.keys()):
-        value = parameters.pop(name)
-        if value in _IMPLIED.get(name, ()):
-            continue
-        implied = _IMPLIED[name][-1] if name in _IMPLIED else None
-        if variable := variables.get(name):
-            raise ConfigError(
-                f"the variable {variable} asks for {value}, which psql honours and ampd cannot",
-                hint=f"unset {variable} if you can do without it{f', or use {implied}' if implied else ''}",
-            )
-        remove = f"remove {name} from the URL if you can do without it{f', or use {name}={implied}' if implied else ''}"
-        raise ConfigError(
-            f"the database URL asks for {name}={value}, which ampd cannot honour",
-            hint=_INSTEAD.get(name, remove).format(name=name, value=value),
-        )
+    _drop_implied(parameters, variables)
     timeout = _whole_number(parameters, "connect_timeout")
     keepalive = KEEPALIVE | {
         name: secs for name in KEEPALIVE if (secs := _whole_number(parameters, f"keepalives_{name}") or 0) > 0
@@ -152,18 +138,7 @@ def driver_arguments(
     fallback: str = parameters.pop("fallback_application_name", APPLICATION_NAME)
     parameters.setdefault("application_name", os.environ.get("PGAPPNAME", fallback))
     parameters.setdefault("standard_conforming_strings", "on")
-    if parameters.get("sslrootcert") == "system":
-        parameters["sslrootcert"] = ssl.get_default_verify_paths().cafile or "system"
-        parameters.setdefault("sslmode", "verify-full")
-    for name in ("sslrootcert", "sslcert", "sslkey", "sslcrl"):
-        if not parameters.get(name):  # to libpq an empty one is none
-            parameters.pop(name, None)
-        elif not os.path.isfile(parameters[name]):
-            raise ConfigError(
-                f"the file {parameters[name]} that {name} of the database URL names does not exist",
-                hint=f"correct {name}, or remove it from the URL",
-            )
-    _check_key(parameters.get("sslkey"))
+    _resolve_files(parameters)
     _check_variables(parameters)
     _check_user(url)
     warnings = []
@@ -207,6 +182,49 @@ _VARIABLES_OF_LIBPQ = {
     "PGSSLSNI": "sslsni",
     "PGTZ": "timezone",
 }
+
+
+def _drop_implied(parameters: dict[str, str], variables: Mapping[str, str]) -> None:
+    """Take out what the driver has no parameter for, and does anyway; `variables` names those that gave a parameter.
+
+    Raises:
+        ConfigError: what one asks for is another thing than the driver does.
+    """
+    for name in sorted(_CANNOT_HONOUR & parameters.keys()):
+        value = parameters.pop(name)
+        if value in _IMPLIED.get(name, ()):
+            continue
+        implied = _IMPLIED[name][-1] if name in _IMPLIED else None
+        if variable := variables.get(name):
+            raise ConfigError(
+                f"the variable {variable} asks for {value}, which psql honours and ampd cannot",
+                hint=f"unset {variable} if you can do without it{f', or use {implied}' if implied else ''}",
+            )
+        remove = f"remove {name} from the URL if you can do without it{f', or use {name}={implied}' if implied else ''}"
+        raise ConfigError(
+            f"the database URL asks for {name}={value}, which ampd cannot honour",
+            hint=_INSTEAD.get(name, remove).format(name=name, value=value),
+        )
+
+
+def _resolve_files(parameters: dict[str, str]) -> None:
+    """Put paths for certificates and key, as the driver takes them: no empty one, and no `system`.
+
+    Raises:
+        ConfigError: there is no such file, or others may read the key.
+    """
+    if parameters.get("sslrootcert") == "system":
+        parameters["sslrootcert"] = ssl.get_default_verify_paths().cafile or "system"
+        parameters.setdefault("sslmode", "verify-full")
+    for name in ("sslrootcert", "sslcert", "sslkey", "sslcrl"):
+        if not parameters.get(name):  # to libpq an empty one is none
+            parameters.pop(name, None)
+        elif not os.path.isfile(parameters[name]):
+            raise ConfigError(
+                f"the file {parameters[name]} that {name} of the database URL names does not exist",
+                hint=f"correct {name}, or remove it from the URL",
+            )
+    _check_key(parameters.get("sslkey"))
 
 
 def _check_known(parameters: Mapping[str, str]) -> None:
