@@ -224,19 +224,59 @@ async def read_overview(session: Session, role: str | None) -> Overview:
     return msgspec.structs.replace(found, histories=tuple(by_name))
 
 
-def _overview_sql(session: Session, role: str | None) -> str:
-    set_role = f"""
-  BEGIN
-    PERFORM pg_catalog.set_config('role', {literal(role)}, true);
-  EXCEPTION WHEN OTHERS THEN NULL;
-  END;"""
-    is_runner = "(pg_has_role(a.usesysid, t.owner_oid, 'MEMBER') OR has_table_privilege(a.usesysid, home, 'INSERT'))"
+# Parts of the block of `_overview_sql`, with its variables.
+
+# Into `held`: the keys of all advisory locks of the database, and of statements of runners that are gone.
+_HELD_KEYS = f"""held := ARRAY(
+  SELECT (classid::int8 << 32) | objid::int8 FROM pg_locks
+    WHERE locktype = 'advisory' AND granted AND objsubid = 1
+      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  UNION ALL SELECT ('x' || lpad(substring(query from {literal(LABEL)}), 16, '0'))::bit(64)::int8 FROM pg_stat_activity
+    WHERE state = 'active' AND datname = current_database() AND query ~ {literal(LABEL)});"""
+
+# Into `found`: how far the history in `t` has come, and who holds its lock.
+_IS_RUNNER = "(pg_has_role(a.usesysid, t.owner_oid, 'MEMBER') OR has_table_privilege(a.usesysid, home, 'INSERT'))"
+_READ_ROWS = f"""EXECUTE format('SELECT jsonb_build_object(
+          ''applied'', count(finished_at), ''current_version'', max(version) FILTER (WHERE finished_at IS NOT NULL),
+          ''last_applied_at'', max(finished_at) FILTER (WHERE finished_at BETWEEN ''epoch'' AND ''9999-01-01''),
+          ''unfinished'', to_jsonb((array_agg(jsonb_build_object(''version'', version, ''name'', name) ORDER BY version)
+            FILTER (WHERE finished_at IS NULL))[:{_MOST_UNFINISHED}]))
+        FROM (SELECT concat(h.version)::int8 AS version, left(concat(h.name), 200) AS name,
+            nullif(concat(h.finished_at), '''')::timestamptz AS finished_at
+          FROM ONLY %I.%I h WHERE h.tableoid = %s) h', t.schema, t."table", home) INTO found;
+      lock_key := {key_sql("t.schema", 't."table"')};
+      IF lock_key = ANY (held) THEN
+        found := found || jsonb_build_object('runner', {holder_sql("lock_key", _IS_RUNNER)});
+      END IF;
+      found := jsonb_strip_nulls(found);"""
+
+
+def _look_sql(role: str | None) -> str:
+    """Return PL/pgSQL that puts a table's names and owners into `t`, and why it is not to be read, if so."""
     unaltered = (
         f"{PLAIN} AND NOT ({MAY_FIRE} AND {fires_sql('c.oid')}) "
         f"AND (SELECT {shaped_sql('c.oid')} FROM {columns_sql('c.oid')})"
     )
     trusted_schema = f"({trusted_owner_sql('n.nspowner', role)} OR {managed_schema_sql('n.oid', 'n.nspowner')})"
     readable = "has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')"
+    return f"""\
+SELECT n.nspname AS schema, c.relname AS "table", pg_get_userbyid(c.relowner) AS owner, c.relowner AS owner_oid,
+          pg_get_userbyid(n.nspowner) AS schema_owner, CASE
+            WHEN NOT {trusted_owner_sql("c.relowner", role)} THEN '{Unread.OWNER}'
+            WHEN NOT {trusted_schema} THEN '{Unread.SCHEMA_OWNER}'
+            WHEN NOT ({unaltered}) THEN '{Unread.ALTERED}'
+            WHEN NOT ({readable}) THEN '{Unread.PRIVILEGE}'
+            WHEN c.relrowsecurity AND row_security_active(c.oid) THEN '{Unread.ROW_SECURITY}'
+          END AS unread
+        INTO t FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = home;"""
+
+
+def _overview_sql(session: Session, role: str | None) -> str:
+    set_role = f"""
+  BEGIN
+    PERFORM pg_catalog.set_config('role', {literal(role)}, true);
+  EXCEPTION WHEN OTHERS THEN NULL;
+  END;"""
     # As in the read of one history: lock it, look at it by its oid, and read it only then; concat() runs no cast of
     # anybody's. Each is read in a block that an error ends, which releases its lock: thousands would fill the server's
     # table of locks. A name that the client cannot read, as in a database of SQL_ASCII, would end the whole answer.
@@ -253,12 +293,7 @@ histories pg_catalog.jsonb[] := '{{}}';
 truncated pg_catalog.bool := false;
 locked pg_catalog.int4 := 0;
 BEGIN{set_role if role else ""}{pin_session_sql(str(_LOCK_MS), timezone="UTC")}
-held := ARRAY(
-  SELECT (classid::int8 << 32) | objid::int8 FROM pg_locks
-    WHERE locktype = 'advisory' AND granted AND objsubid = 1
-      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-  UNION ALL SELECT ('x' || lpad(substring(query from {literal(LABEL)}), 16, '0'))::bit(64)::int8 FROM pg_stat_activity
-    WHERE state = 'active' AND datname = current_database() AND query ~ {literal(LABEL)});
+{_HELD_KEYS}
 FOR home IN SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND c.oid IN ({CANDIDATES})
     ORDER BY {trusted_owner_sql("c.relowner", role)} DESC, n.nspname, c.relname LIMIT {_MOST} + 1 LOOP
@@ -269,15 +304,7 @@ FOR home IN SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnam
   found := NULL; detail := NULL;
   BEGIN
     FOR look IN 1..2 LOOP
-      SELECT n.nspname AS schema, c.relname AS "table", pg_get_userbyid(c.relowner) AS owner, c.relowner AS owner_oid,
-          pg_get_userbyid(n.nspowner) AS schema_owner, CASE
-            WHEN NOT {trusted_owner_sql("c.relowner", role)} THEN '{Unread.OWNER}'
-            WHEN NOT {trusted_schema} THEN '{Unread.SCHEMA_OWNER}'
-            WHEN NOT ({unaltered}) THEN '{Unread.ALTERED}'
-            WHEN NOT ({readable}) THEN '{Unread.PRIVILEGE}'
-            WHEN c.relrowsecurity AND row_security_active(c.oid) THEN '{Unread.ROW_SECURITY}'
-          END AS unread
-        INTO t FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = home;
+      {_look_sql(role)}
       why := t.unread;
       EXIT WHEN t.schema IS NULL OR why IS NOT NULL OR look = 2;
       IF locked >= {_MANY_LOCKED} THEN
@@ -286,19 +313,7 @@ FOR home IN SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnam
       EXECUTE format('{LOCK} %I.%I IN ACCESS SHARE MODE', t.schema, t."table");
     END LOOP;
     IF why IS NULL AND t.schema IS NOT NULL THEN
-      EXECUTE format('SELECT jsonb_build_object(
-          ''applied'', count(finished_at), ''current_version'', max(version) FILTER (WHERE finished_at IS NOT NULL),
-          ''last_applied_at'', max(finished_at) FILTER (WHERE finished_at BETWEEN ''epoch'' AND ''9999-01-01''),
-          ''unfinished'', to_jsonb((array_agg(jsonb_build_object(''version'', version, ''name'', name) ORDER BY version)
-            FILTER (WHERE finished_at IS NULL))[:{_MOST_UNFINISHED}]))
-        FROM (SELECT concat(h.version)::int8 AS version, left(concat(h.name), 200) AS name,
-            nullif(concat(h.finished_at), '''')::timestamptz AS finished_at
-          FROM ONLY %I.%I h WHERE h.tableoid = %s) h', t.schema, t."table", home) INTO found;
-      lock_key := {key_sql("t.schema", 't."table"')};
-      IF lock_key = ANY (held) THEN
-        found := found || jsonb_build_object('runner', {holder_sql("lock_key", is_runner)});
-      END IF;
-      found := jsonb_strip_nulls(found);
+      {_READ_ROWS}
     END IF;
     PERFORM convert_to(concat(t.schema, t."table", t.owner, t.schema_owner, found), 'UTF8');
     RAISE EXCEPTION 'read' USING ERRCODE = '{READ}';
