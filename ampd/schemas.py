@@ -149,7 +149,7 @@ async def _shared_pool(run: Run, size: int, limits: Limits | None) -> AsyncItera
             await stack.enter_async_context(pool)
             run.warn(warnings)
         first = run.for_schema(run.schema, limits, pool)
-        async with first.emit, first.database.sessions(1, lambda session: session.greet(ANSWER_SECS)):
+        async with first.emit, first.database.sessions(1, lambda session: session.check_answers(ANSWER_SECS)):
             pass
         yield pool
 

@@ -134,7 +134,7 @@ class StatementRunner:
             for unit in units(self._statements, resume.done, settings):
                 await in_slices(self._checksums.computing(unit.past))
                 self._protocol, state = Protocol(state), State.READY
-                if unit.transactional:
+                if unit.is_transactional:
                     await self._with_lock_retries(partial(self._run_in_transaction, unit))
                     self._checkpoint = self._checkpoint_at(unit.past, unit.past)
                     self._protocol.take(Step.COMMIT)
@@ -204,9 +204,9 @@ class StatementRunner:
 
     async def _write(self, body: str, *, after: int = 0) -> None:
         """Run PL/pgSQL of our own in a transaction, with our own role; `after` is the number of statements done."""
-        await self._with_lock_retries(partial(self._written, body, after))
+        await self._with_lock_retries(partial(self._write_once, body, after))
 
-    async def _written(self, body: str, after: int) -> None:
+    async def _write_once(self, body: str, after: int) -> None:
         session, execution = self._session, self._execution
         block = do_block(f"BEGIN {session.note_pid_sql()} {body} END")
         ours = own_role_sql(execution.history.role, session.saved_as)

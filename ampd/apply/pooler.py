@@ -92,7 +92,7 @@ def check_no_session(execution: Execution, backend: Backend) -> Slices[None]:
             if name := kinds.temporary(statement):
                 made[name] = statement.line
         temporary |= made
-        if unit.transactional:
+        if unit.is_transactional:
             continue
         if of_session := next((each for each in unit.settings if kinds.setting(each) in _WHO_AND_WHERE), None):
             needs = f"`{of_session.text}` in line {of_session.line}"

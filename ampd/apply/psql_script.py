@@ -130,7 +130,7 @@ def _statement_by_statement(execution: Execution) -> Iterator[str]:
             if name != "transaction_timeout"  # which not every server has
         ]
         yield "\n" if is_plain(first + pieces) else f"\n{_READING}"
-        if unit.transactional:
+        if unit.is_transactional:
             yield _line(first, *(f"SET LOCAL {limit}" for limit in limits))
             yield _line(pieces) + record(unit.past, unit.past, begin=RUN_DEFERRED, end=_line(last))
             continue

@@ -48,7 +48,7 @@ KEEPALIVE = {"idle": 5, "interval": 2, "count": 3}
 
 
 def close_timeout() -> float:
-    """Return how many seconds a rollback, or closing, may take: few while the task is being cancelled."""
+    """Return how many seconds a rollback, or closing, may take: less than one while the task is being cancelled."""
     task = asyncio.current_task()
     return CLOSE_TIMEOUT_SECS if task is not None and task.cancelling() else ANSWER_SECS
 
@@ -239,7 +239,7 @@ class Session:
             terminate(self.connection)
             raise malformed_error(error) from error
 
-    async def greet(self, timeout: float) -> None:
+    async def check_answers(self, timeout: float) -> None:
         """Check that a server answers on the connection.
 
         Raises:

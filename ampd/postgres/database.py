@@ -123,7 +123,7 @@ class Database:
     async def sessions(self, count: int, look: _Look) -> AsyncIterator[list[Session]]:
         """Yield sessions, once `look` has had an answer on the first; while waiting for them the run holds none.
 
-        On the way out they are closed, or given back to the pool, within two seconds if cancelled.
+        On the way out they are released; while being cancelled that takes a second or so for each.
 
         Raises:
             AmpdError: there were none in time, or what `look` raises.
@@ -241,7 +241,7 @@ class Database:
                 self.connection_wait.reason = not_free
                 taken.append(session := await self._open(self._connect_wait_secs, CONNECT_TIMEOUT_SECS))
                 self.connection_wait.reason = _UNANSWERED
-                question = session.greet(self.connection_wait.at_once) if len(taken) > 1 else look(session)
+                question = session.check_answers(self.connection_wait.at_once) if len(taken) > 1 else look(session)
                 await self._check_answer(session, question)
             self.connection_wait.reason = None
         except BaseException:
@@ -385,7 +385,10 @@ class Database:
             await anyio.sleep(backoff.next_pause())
 
     async def release(self, session: Session) -> None:
-        """Close a session, or release it to its pool, within a second; a second call does nothing."""
+        """Close a session, or release it to its pool; a second call does nothing.
+
+        One that cannot be rolled back within `close_timeout` seconds is terminated.
+        """
         if not session.released:
             session.released = True
             session.ignore_messages()

@@ -28,7 +28,7 @@ class Unit(msgspec.Struct, frozen=True):
         return self.first + len(self.statements)
 
     @property
-    def transactional(self) -> bool:
+    def is_transactional(self) -> bool:
         """Return whether it can be recorded in the transaction that it runs in."""
         return self.kind in (Kind.TRANSACTIONAL, Kind.SESSION, Kind.COMMIT)
 

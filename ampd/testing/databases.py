@@ -194,7 +194,7 @@ class FreshDatabases:
             )
         # The first session after a change of the catalog writes the relation cache's file, which the copies get too.
         async with Database(Hidden(url)).second_session(_CONNECT_SECS) as session:
-            await session.greet(_CONNECT_SECS)
+            await session.check_answers(_CONNECT_SECS)
 
     async def _drop_unused(self, name: str) -> None:
         with suppress(ServerError):  # somebody is connected after all, or another process was faster
