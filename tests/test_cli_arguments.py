@@ -150,6 +150,14 @@ def test_each_command_has_two_examples(command: str) -> None:
     assert HELP[command].count("Example: ampd ") == 2
 
 
+@pytest.mark.parametrize("columns", [0, 1])
+def test_help_in_a_terminal_without_room(ampd: Ampd, columns: int) -> None:
+    """It is printed all the same, in columns that one can read, and ends."""
+    process = ampd("migrate", "--help", env={"COLUMNS": str(columns)})
+    assert (process.returncode, process.stderr) == (0, "")
+    assert "Apply the pending migrations in order, and exit." in words(process.stdout)
+
+
 def test_help_leads_to_sections_that_are_there() -> None:
     """The links at the end are those of headings in README.md."""
     headings = re.findall(r"^#+ (.+)$", README, re.MULTILINE)

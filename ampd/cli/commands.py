@@ -44,6 +44,7 @@ from .runtime import (
     survive,
     wants_findings,
     wants_json,
+    widen,
     with_spans,
 )
 
@@ -246,6 +247,7 @@ def _launch(
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; no error of a user's ends in a traceback."""
     prepare_streams()
+    widen()
     if "--install-completion" in arguments or _COMMANDS.keys().isdisjoint(arguments):
         _register_completion()  # where it is asked for, or listed: to load it takes a tenth of the time of a start
     learn_passwords((*arguments, *(value for name, value in os.environ.items() if name.startswith("AMP_"))))

@@ -165,6 +165,17 @@ def prepare_streams() -> None:
         setattr(sys, name, stream)
 
 
+_NARROWEST = 20  # columns
+
+
+def widen() -> None:
+    """Have help made for more columns than a very narrow terminal has: in none it fails, in one or two never ends."""
+    columns = os.environ.get("COLUMNS", "")
+    width = int(columns) if columns.isdecimal() else terminal_columns()
+    if width is not None and width < _NARROWEST:
+        os.environ["COLUMNS"] = str(_NARROWEST if width else 80)  # none, where nobody knows how many there are
+
+
 def abandon(stream: TextIO) -> None:
     """Discard what is still buffered."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
