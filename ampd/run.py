@@ -246,15 +246,17 @@ class Run:
         if may_ask_later and not must_ask and _begins_in_transaction(plan):
             return plan
         self.asks_for_neighbours = True
-        from .history.first_run import first_run_error, first_run_warnings, read_neighbours
+        from .history.first_run import FirstRun, read_neighbours
 
-        home, configured, table = self.history.schema, self.schema is not None, self.place.table
-        assert home is not None
-        neighbours = await read_neighbours(session, self.history, packaged=self.packaged)
-        error = first_run_error(neighbours, home, configured=configured, packaged=self.packaged, table=table)
-        warnings = tuple(
-            first_run_warnings(neighbours, home, configured=configured, packaged=self.packaged, table=table)
+        assert self.history.schema is not None
+        first_run = FirstRun(
+            await read_neighbours(session, self.history, packaged=self.packaged),
+            home=self.history.schema,
+            configured=self.schema is not None,
+            packaged=self.packaged,
+            table=self.place.table,
         )
+        error, warnings = first_run.error(), tuple(first_run.warnings())
         if error or warnings:  # unless what is there has been made since the history was read, by another runner
             await self.read_history(session)
             if self.history.applied or self.history.holder:

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 import ampd as library
 from ampd.history import first_run
-from ampd.history.first_run import TOOLS, Neighbour, Neighbours, first_run_error, first_run_warnings, tool_of
+from ampd.history.first_run import TOOLS, FirstRun, Neighbour, Neighbours, tool_of
 from tests.folders import write
 from tests.scenes import Heard, scripts
 from tests.servers import Ampd, Database, Role
@@ -293,8 +293,9 @@ async def test_the_command_line_says_the_same_whatever_the_command(ampd: Ampd, d
 def test_nothing_speaks_against_a_first_run_in_an_empty_database() -> None:
     """No error and no warning."""
     for packaged in (False, True):
-        assert first_run_error(Neighbours(), "public", configured=False, packaged=packaged) is None
-        assert not list(first_run_warnings(Neighbours(), "public", configured=False, packaged=packaged))
+        first_run = FirstRun(Neighbours(), "public", configured=False, packaged=packaged)
+        assert first_run.error() is None
+        assert not list(first_run.warnings())
 
 
 async def test_a_stranger_who_locks_a_table_of_his_does_not_hinder_a_first_run(

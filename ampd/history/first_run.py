@@ -224,42 +224,71 @@ def _tables_sql(which: str, role: str | None, columns: str = "NULL", *, kinds: s
       {size} ORDER BY trusted DESC, schema, name LIMIT {_MOST}) few)"""
 
 
-def first_run_error(
-    found: Neighbours, home: str, *, configured: bool, packaged: bool, table: str = HISTORY_TABLE
-) -> AmpdError | None:
-    """Return the error for a schema `home` in which no first run may begin; None if it may.
+class FirstRun(msgspec.Struct, frozen=True):
+    """A schema `home` in which a history would be begun, and what speaks against it."""
 
-    `configured` says whether the schema was set, and `packaged` whether these are the packaged migrations because no
-    folder was named. With a `table` of its own it is a library's, beside whatever the application uses. Tables of
-    untrusted owners are no reason: else anybody could prevent a first run.
-    """
-    here = one_line(identifier(home))
-    if found.type_owner is not None:
-        return PermissionDenied(
-            f"the history table {here}.{one_line(table)} cannot be made: a type of that name, which belongs to "
-            f"{one_line(found.type_owner)}, is in its place",
-            hint=f"as its owner or a superuser: ALTER TYPE {here}.{one_line(table)} RENAME TO …; or set "
-            "metadata_db.schema to another schema",
-        )
-    if not configured and (elsewhere := _trusted(found.histories)):
-        return ConfigError(
-            f"there is no history of migrations in {here}, but one in {_some(elsewhere)}: "
-            "everything would be applied again, and recorded in a second history",
-            hint=f'to go on with that history set metadata_db.schema = "{one_line(elsewhere[0].schema)}", or let the '
-            f'search path lead there; to begin one in {here} all the same set metadata_db.schema = "{one_line(home)}"',
-        )
-    for other, tool in _histories_of_tools(_trusted(found.tools) if table == HISTORY_TABLE else (), home):
-        return MigrationConflict(
-            f"{here} is migrated by {tool.name}: its history {other} has entries, and ampd has none there",
-            hint=_way_out(tool, packaged=packaged),
-        )
-    if packaged and (tables := _trusted(_tables_of_applications(found, home))):
-        return ConfigError(
-            f"{here} already contains tables: {_some(tables)}; amp's own would be created among them",
-            hint=f"{NO_FOLDER}; if these tables are amp's, `ampd baseline VERSION` records its migrations up to "
-            "VERSION as applied; to have amp's schema in this database as well, set metadata_db.schema to another one",
-        )
-    return None
+    found: Neighbours
+    home: str
+    configured: bool  # whether the schema was set
+    packaged: bool  # whether the packaged migrations are about to run, because no folder was named
+    table: str = HISTORY_TABLE  # one of another name is a library's, beside whatever the application uses
+
+    def error(self) -> AmpdError | None:
+        """Return the error if no history may be begun here; None if it may.
+
+        Tables of untrusted owners are no reason: else anybody could prevent a first run.
+        """
+        here, table, found = self._here, one_line(self.table), self.found
+        if found.type_owner is not None:
+            return PermissionDenied(
+                f"the history table {here}.{table} cannot be made: a type of that name, which belongs to "
+                f"{one_line(found.type_owner)}, is in its place",
+                hint=f"as its owner or a superuser: ALTER TYPE {here}.{table} RENAME TO …; or set "
+                "metadata_db.schema to another schema",
+            )
+        if not self.configured and (elsewhere := _trusted(found.histories)):
+            there, home = one_line(elsewhere[0].schema), one_line(self.home)
+            return ConfigError(
+                f"there is no history of migrations in {here}, but one in {_some(elsewhere)}: "
+                "everything would be applied again, and recorded in a second history",
+                hint=f'to go on with that history set metadata_db.schema = "{there}", or let the search path lead '
+                f'there; to begin one in {here} all the same set metadata_db.schema = "{home}"',
+            )
+        if self.table == HISTORY_TABLE:
+            for other, tool in _histories_of_tools(_trusted(found.tools), self.home):
+                return MigrationConflict(
+                    f"{here} is migrated by {tool.name}: its history {other} has entries, and ampd has none there",
+                    hint=_way_out(tool, packaged=self.packaged),
+                )
+        if self.packaged and (tables := _trusted(_tables_of_applications(found, self.home))):
+            return ConfigError(
+                f"{here} already contains tables: {_some(tables)}; amp's own would be created among them",
+                hint=f"{NO_FOLDER}; if these tables are amp's, `ampd baseline VERSION` records its migrations up to "
+                "VERSION as applied; to have amp's schema in this database as well, set metadata_db.schema to another "
+                "one",
+            )
+        return None
+
+    def warnings(self) -> Iterator[str]:
+        """Yield warnings, for where there is no error."""
+        here, found = self._here, self.found
+        histories = found.histories if self.configured else _strangers(found.histories)
+        if histories:
+            there, left = ("is one", "is") if len(histories) == 1 else ("are some", "are")
+            others = _some(histories)
+            yield f"a history is begun in {here}, and there {there} in {others} as well, which {left} left alone"
+        for other, tool in _histories_of_tools(found.tools, self.home):
+            if not other.trusted or self.table != HISTORY_TABLE:
+                seems = f"{here} seems to be migrated by {tool.name}: {other} has entries"
+                yield f"{seems}; ampd runs every file all the same"
+        for other, tool in _histories_of_tools(found.tools, None):
+            yield f"this database is migrated by {tool.name} as well, whose history is {other}"
+        if self.packaged and (tables := _strangers(_tables_of_applications(found, self.home))):
+            yield f"{here} already contains tables: {_some(tables)}; amp's own are created among them"
+
+    @property
+    def _here(self) -> str:
+        return one_line(identifier(self.home))
 
 
 def _way_out(tool: Tool, *, packaged: bool) -> str:
@@ -276,24 +305,6 @@ def _way_out(tool: Tool, *, packaged: bool) -> str:
         f"applied them, {records}; if they are others, give them a schema of their own with metadata_db.schema; if "
         f"what {tool.name} has made is gone from here, rename its table"
     )
-
-
-def first_run_warnings(
-    found: Neighbours, home: str, *, configured: bool, packaged: bool, table: str = HISTORY_TABLE
-) -> Iterator[str]:
-    """Yield warnings before a first run that is allowed."""
-    here = identifier(home)
-    histories = found.histories if configured else _strangers(found.histories)
-    if histories:
-        there, left = ("is one", "is") if len(histories) == 1 else ("are some", "are")
-        yield f"a history is begun in {here}, and there {there} in {_some(histories)} as well, which {left} left alone"
-    for other, tool in _histories_of_tools(found.tools, home):
-        if not other.trusted or table != HISTORY_TABLE:
-            yield f"{here} seems to be migrated by {tool.name}: {other} has entries; ampd runs every file all the same"
-    for other, tool in _histories_of_tools(found.tools, None):
-        yield f"this database is migrated by {tool.name} as well, whose history is {other}"
-    if packaged and (tables := _strangers(_tables_of_applications(found, home))):
-        yield f"{here} already contains tables: {_some(tables)}; amp's own are created among them"
 
 
 def _histories_of_tools(tables: Iterable[Neighbour], home: str | None) -> Iterator[tuple[Neighbour, Tool]]:

@@ -11,7 +11,7 @@ from ampd.config import Limits
 from ampd.display import one_line
 from ampd.errors import ConfigError, MigrationConflict
 from ampd.events import OnEvent, ignore
-from ampd.history.first_run import Neighbours, first_run_error, read_neighbours
+from ampd.history.first_run import FirstRun, Neighbours, read_neighbours
 from ampd.history.refusals import NO_FOLDER, check_conflicts, check_project, check_writable
 from ampd.history.table import History
 from ampd.history.writing import baseline_sql
@@ -141,7 +141,7 @@ class Takeover:
         if not history.applied:
             others = replace(neighbours, tools=())  # whose histories are no obstacle here
             configured = run.schema is not None
-            if error := first_run_error(others, history.schema or "", configured=configured, packaged=False):
+            if error := FirstRun(others, history.schema or "", configured=configured, packaged=False).error():
                 raise error
             if not (neighbours.tables or self._source):
                 run.warn(
