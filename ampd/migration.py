@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 BOM = b"\xef\xbb\xbf"
+LONGEST_VERSION = 18  # digits: any number of so many fits a bigint
 PACKAGED = "ampd/migrations"  # how the packaged folder is shown
 
 # What may stand before the first statement. A nested block comment ends early here; who writes directives behind one?
@@ -95,7 +96,7 @@ def parse_file_name(file_name: str) -> tuple[int, str] | None:
     """Return version and name of `<version>_<name>.sql` or `<version>_<name>.up.sql`; None for any other name."""
     version, _, rest = file_name.partition("_")
     name = rest.removesuffix(".sql")
-    if name in ("", rest) or len(version) > 18 or not (version.isascii() and version.isdecimal()):
+    if name in ("", rest) or len(version) > LONGEST_VERSION or not (version.isascii() and version.isdecimal()):
         return None
     return int(version), name.removesuffix(".up") or name
 

@@ -12,7 +12,7 @@ from stat import S_ISREG
 from typing import TYPE_CHECKING, TypeAlias
 
 from .errors import InvalidMigration
-from .migration import BOM, PACKAGED, Migration, parse_file_name, with_line_feeds
+from .migration import BOM, LONGEST_VERSION, PACKAGED, Migration, parse_file_name, with_line_feeds
 from .sql.slices import Slices
 
 if TYPE_CHECKING:
@@ -61,9 +61,7 @@ def reading_from(folder: Path | Traversable, shown: str, hint: str) -> Slices[tu
         file_name = name if name.isascii() else os.fsencode(name).decode(errors="backslashreplace")
         parsed = parse_file_name(file_name)
         if parsed is None:
-            in_capitals = not file_name.endswith(".sql")
-            what = "does not end in .sql, in small letters" if in_capitals else "is not named <version>_<name>.sql"
-            problems.append((file_name, what))
+            problems.append((file_name, _name_problem(file_name)))
             continue
         version, title = parsed
         if file_name is not name and file_name.encode() != os.fsencode(name):
@@ -86,6 +84,16 @@ def reading_from(folder: Path | Traversable, shown: str, hint: str) -> Slices[tu
         raise _unusable_error(problems, shown)
     yield
     return tuple(sorted(migrations, key=attrgetter("version")))
+
+
+def _name_problem(file_name: str) -> str:
+    """Return why a name is no migration's."""
+    if not file_name.endswith(".sql"):
+        return "does not end in .sql, in small letters"
+    digits, underscore, _ = file_name.partition("_")
+    if underscore and len(digits) > LONGEST_VERSION and digits.isascii() and digits.isdecimal():
+        return f"has a version of {len(digits)} digits"
+    return "is not named <version>_<name>.sql"
 
 
 class _Unusable(Exception):

@@ -178,7 +178,12 @@ def test_a_name_that_cannot_be_printed_is_refused(folder: Path) -> None:
         (
             {"1234567890123456789_a.sql": ""},
             "1234567890123456789_a.sql",
-            "{folder}/1234567890123456789_a.sql is not named <version>_<name>.sql",
+            "{folder}/1234567890123456789_a.sql has a version of 19 digits",
+        ),
+        (
+            {"1234567890123456789.sql": ""},
+            "1234567890123456789.sql",
+            "{folder}/1234567890123456789.sql is not named <version>_<name>.sql",
         ),
         ({"01_a.sql": "", "1_b.sql": ""}, "1_b.sql", "{folder}/1_b.sql has version 1, and so has 01_a.sql"),
         ({"1_a.sql": "", "1_a.up.sql": ""}, "1_a.up.sql", "{folder}/1_a.up.sql has version 1, and so has 1_a.sql"),
