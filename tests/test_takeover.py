@@ -14,8 +14,8 @@ from ampd.redaction import Hidden
 from ampd.run import Run
 from ampd.takeover import tools
 from ampd.takeover.baseline import Takeover
-from ampd.takeover.proof import Baseline, Record
-from ampd.takeover.tools import TOOLS, read_rows
+from ampd.takeover.proof import Baseline, Record, proved
+from ampd.takeover.tools import TOOLS, Row, read_rows
 from tests.cli_output import plain, seen
 from tests.folders import write
 from tests.scenes import Heard
@@ -292,6 +292,45 @@ async def test_what_flyway_found_at_its_beginning(database: Database, tmp_path: 
     assert [event.message for event in heard.of(library.Warned)] == [
         "view is repeatable, which ampd's migrations are not: it is left out"
     ]
+
+
+def named(*labels: str) -> list[library.Migration]:
+    """Return migrations without any text, of the same checksum for Flyway."""
+    return [library.Migration(int(v), name, f"m/{v}_{name}.sql", "", b"") for v, name in map(str.split, labels)]
+
+
+def flyways(*labels: str) -> list[Row]:
+    """Return the rows that Flyway has of such migrations."""
+    return [Row(version, name, "0", kind="SQL") for version, name in map(str.split, labels)]
+
+
+async def test_flyways_beginning_at_a_version_that_no_file_has() -> None:
+    """It stands for no file, and vouches for none; where nothing was applied since, nobody can say where it lies."""
+    files = named("10 there", "20 first", "30 pending")
+    begin = Row("1.20.0", "<< Flyway Baseline >>", kind="BASELINE")
+    rows = [begin, *flyways("1.20.1 first")]
+    found = proved("flyway", rows, files[1:], None)
+    assert ([each.migration.version for each in found.records], found.problems) == ([20], ())
+    assert proved("flyway", rows, files, None).problems == (
+        "m/10_there.sql is not among the applied ones, and newer ones are",
+    )
+    assert proved("flyway", rows, files, None, recorded={10}).problems == ()
+    assert proved("flyway", [begin], files, None).problems == (
+        "1.20.0 << Flyway Baseline >> is where that history begins, and no file can have such a version",
+    )
+
+
+async def test_flyways_versions_of_several_numbers() -> None:
+    """Of several files with the name it is the one with the checksum, else the one with the digits of the version."""
+    files = named("2019120201 Schema", "2022070501 Schema", "2022070502 views")
+    found = proved("flyway", flyways("20191202.01 Schema", "20220705.01 Schema", "2022.07.05.02 views"), files, None)
+    assert (len(found.records), found.problems) == (3, ())
+    assert proved("flyway", flyways("2019.01 Schema"), files, None).problems == (
+        "2019.01 Schema is applied, and may be any of m/2019120201_Schema.sql, m/2022070501_Schema.sql",
+    )
+    changed = [*named("1 Schema"), library.Migration(2, "Schema", "m/2_Schema.sql", "SELECT 2;", b"")]
+    found = proved("flyway", flyways("1.5 Schema"), changed, None)
+    assert [each.migration.version for each in found.records] == [1]
 
 
 async def test_a_word_on_alembics_revision(database: Database, tmp_path: Path) -> None:

@@ -74,6 +74,9 @@ def proved(
     standing, floor, warnings = _standing(source, rows)
     records, unproved = _records(source, standing, files)
     problems = [row.undone for row in rows if not row.is_done] + unproved
+    if not standing and floor < 0:
+        begins = "is where that history begins, and no file can have such a version"
+        problems += [f"{row.label} {begins}" for row in rows if row.kind == _BEGINNING]
     newest = max(records, default=floor)
     if TOOLS[source].is_current:
         if len(standing) > 1:
@@ -90,10 +93,14 @@ def proved(
     return Baseline(in_order, source, tuple(problems), tuple(warnings))
 
 
+_BEGINNING = "BASELINE"  # the kind of the row that `flyway baseline` writes, which stands for no file
+
+
 def _standing(source: str, rows: Sequence[Row]) -> tuple[list[Row], int, list[str]]:
     """Return the rows whose migrations are applied, and not taken back by a later row; a version; and warnings.
 
-    Whatever is not above that version was there before the tool's history began; it is -1 where nothing was.
+    Whatever is not above that version was there before the tool's history began; it is -1 where nothing was, and where
+    the history begins at a version such as 1.2: which files are below that, nobody knows.
     """
     standing: dict[str, Row] = {}
     floor = -1
@@ -105,7 +112,7 @@ def _standing(source: str, rows: Sequence[Row]) -> tuple[list[Row], int, list[st
             floor = int(row.version)
         elif source == "flyway" and not row.version and row.kind != NOT_RUN:
             warnings.append(f"{row.label} is repeatable, which ampd's migrations are not: it is left out")
-        elif row.is_done and row.kind != NOT_RUN:
+        elif row.is_done and row.kind not in (NOT_RUN, _BEGINNING):
             standing[row.version or row.name] = row
     return list(standing.values()), floor, warnings
 
@@ -168,8 +175,10 @@ class _Finder:
         elif re.fullmatch("[0-9]{1,18}", row.version):
             file = self._by_version.get(int(row.version))
         else:  # a version such as 1.2, which no file can have
-            named = self._by_name.get(_plain(row.name), [])
-            file = named[0] if len(named) == 1 else None
+            named = self._named(source, row)
+            if len(named) > 1:
+                return None, f"{row.label} is applied, and may be any of {', '.join(each.file for each in named)}"
+            file = named[0] if named else None
         if file is None:
             return None, f"{row.label} is applied, and there is no such file"
         if row.version and row.name and _plain(row.name) != _plain(file.name):
@@ -180,6 +189,16 @@ class _Finder:
         if row.checksum and _differs(source, row.checksum, file):
             return None, f"{row.label} is applied, and {file.file} has another {kind}: it was changed since"
         return file, None
+
+    def _named(self, source: str, row: Row) -> list[Migration]:
+        """Return the files of a row's name; of several the one with its checksum, else with its version's digits."""
+        named = self._by_name.get(_plain(row.name), [])
+        if len(named) > 1:
+            named = [each for each in named if not _differs(source, row.checksum, each)] or named
+        if len(named) > 1:
+            digits = row.version.replace(".", "")  # V2024_01__views.sql may have become 202401_views.sql
+            named = [each for each in named if str(each.version) == digits] or named
+        return named
 
 
 def _plain(name: str) -> str:
