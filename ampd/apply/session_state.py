@@ -51,12 +51,12 @@ NO_STATEMENT_TIMEOUT = "SET LOCAL statement_timeout = 0; "
 RUN_DEFERRED = "SET CONSTRAINTS ALL IMMEDIATE; "
 
 
-def deallocate_sql(ours: str = "") -> str:
-    """Return a PL/pgSQL block that drops the statements that a script has prepared: all but those that are `ours`.
+def deallocate_sql(prefix: str = "") -> str:
+    """Return a PL/pgSQL block that drops the statements that a script has prepared; those of a `prefix` stay.
 
     Not DEALLOCATE ALL: the driver of a connection of the caller's pool has prepared statements of its own.
     """
-    others = f" AND NOT pg_catalog.starts_with(name, '{ours}')" if ours else ""
+    others = f" AND NOT pg_catalog.starts_with(name, '{prefix}')" if prefix else ""
     return f"""
 DECLARE
   made pg_catalog.text;

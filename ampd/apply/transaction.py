@@ -148,8 +148,8 @@ def _can_go_on_after(error: ServerError, session: Session, batch: Batch, numbers
 
 def _is_about_prepared(error: ServerError, session: Session) -> bool:
     """Return whether what is prepared has found that something is not as it was, or was dropped by a script."""
-    dropped = error.sqlstate == INVALID_SQL_STATEMENT_NAME and session.ours in error.message
-    return dropped or writing.found_change(error, session.ours)
+    dropped = error.sqlstate == INVALID_SQL_STATEMENT_NAME and session.prefix in error.message
+    return dropped or writing.found_change(error, session.prefix)
 
 
 def refused_error(

@@ -124,7 +124,7 @@ class _Envelope:
         self._batch = batch
         self._first, self._last = numbers[0], numbers[-1]
         self._several = several
-        self._ours = session.ours
+        self._prefix = session.prefix
 
     def enter_sql(self, number: int) -> str:
         """Return the statements before a script."""
@@ -159,7 +159,7 @@ class _Envelope:
 
     def leave_from_savepoint_sql(self) -> str:
         """Return the statements after the script of the only migration, where those of `_PreparedEnvelope` failed."""
-        return f"ROLLBACK TO SAVEPOINT {self._ours}; {self._leave_and_drop(self._first, '')} COMMIT;"
+        return f"ROLLBACK TO SAVEPOINT {self._prefix}; {self._leave_and_drop(self._first, '')} COMMIT;"
 
     def _save(self) -> str:
         """Return PL/pgSQL that saves what others have set in the session."""
@@ -195,11 +195,11 @@ class _Envelope:
 
     def _leave(self, number: int) -> str:
         """Return the statements that record a migration as finished."""
-        return self._leave_and_drop(number, self._ours)
+        return self._leave_and_drop(number, self._prefix)
 
-    def _leave_and_drop(self, number: int, ours: str) -> str:
-        """Return the same; what is prepared in the session is dropped, but for names that begin with `ours`."""
-        forget = f"PERFORM pg_catalog.pg_advisory_unlock_all(); {deallocate_sql(ours)};"
+    def _leave_and_drop(self, number: int, prefix: str) -> str:
+        """Return the same; what is prepared in the session is dropped, but for names that begin with `prefix`."""
+        forget = f"PERFORM pg_catalog.pg_advisory_unlock_all(); {deallocate_sql(prefix)};"
         last = number == self._last and self._session.shared
         after = forget_settings_sql(self._session.saved_as) if last else ""
         limit = milliseconds(self._batch[number].lock_timeout_secs)
@@ -232,16 +232,17 @@ class _PreparedEnvelope(_Envelope):
         history = self._batch.created
         prepare = f"{_block(self._prepare(number, newest=values[3]))}; " if number == self._first else ""
         return (
-            f"{prepare}{set_role_sql(history.role, local=True)}{writing.lock_sql(history)} EXECUTE {self._ours}_begin; "
-            f"EXECUTE {self._ours}_enter({', '.join(values)}); {_block(self._before_script(number))}; "
+            f"{prepare}{set_role_sql(history.role, local=True)}{writing.lock_sql(history)} "
+            f"EXECUTE {self._prefix}_begin; EXECUTE {self._prefix}_enter({', '.join(values)}); "
+            f"{_block(self._before_script(number))}; "
         )
 
     def _prepare(self, number: int, *, newest: str) -> str:
         """Return PL/pgSQL that takes the lock, makes the whole check, and prepares what is to be run."""
         history = self._batch.history(number)
         quote = f"$text_{self._session.nonce}$"  # nothing of ours contains it
-        prepare = writing.prepare_sql(history, self._ours, "settings") + "".join(
-            f"\n    PREPARE {self._ours}_{name} AS SELECT {quote}{text}{quote};" for name, text in self._texts.items()
+        prepare = writing.prepare_sql(history, self._prefix, "settings") + "".join(
+            f"\n    PREPARE {self._prefix}_{name} AS SELECT {quote}{text}{quote};" for name, text in self._texts.items()
         )
         return with_settings_sql(f"""
   {advisory_lock.try_lock_sql(history.lock_key)} {set_role_sql(history.role, local=True)}
@@ -257,16 +258,16 @@ class _PreparedEnvelope(_Envelope):
         before, forget = "NULL" if newest is None else newest, ""
         if number == self._last:
             names = ("begin", "enter", "end", "leave", *self._texts)
-            forget = "".join(f" DEALLOCATE {self._ours}_{name};" for name in names)
+            forget = "".join(f" DEALLOCATE {self._prefix}_{name};" for name in names)
             forget += f" {_block(forget_settings_sql(self._session.saved_as))};" if self._session.shared else ""
         return (
-            f"{limit_silence_sql()} SAVEPOINT {self._ours}; EXECUTE {self._ours}_end({version}, {before}); "
-            f"RELEASE SAVEPOINT {self._ours}; EXECUTE {self._ours}_leave({version}, {count});{forget}"
+            f"{limit_silence_sql()} SAVEPOINT {self._prefix}; EXECUTE {self._prefix}_end({version}, {before}); "
+            f"RELEASE SAVEPOINT {self._prefix}; EXECUTE {self._prefix}_leave({version}, {count});{forget}"
         )
 
     def _stored(self, name: str) -> str:
         """Return PL/pgSQL that runs a text that is prepared."""
-        execute = f"EXECUTE 'EXECUTE {self._ours}_{name}' INTO text; EXECUTE text;"
+        execute = f"EXECUTE 'EXECUTE {self._prefix}_{name}' INTO text; EXECUTE text;"
         return f" DECLARE text pg_catalog.text; BEGIN {execute} END;"
 
 

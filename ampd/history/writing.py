@@ -186,8 +186,8 @@ def insert_values_sql(history: History, version: str, name: str, checksum: str) 
     VALUES ({_started_sql(version, name, checksum)});"""
 
 
-def prepare_sql(history: History, ours: str, settings: str) -> str:
-    """Return a part of `enter_sql` that prepares four statements, whose names begin with the word `ours`.
+def prepare_sql(history: History, prefix: str, settings: str) -> str:
+    """Return a part of `enter_sql` that prepares four statements, whose names begin with `prefix`.
 
     `…_begin` acquires the lock, checks that the catalog has the history as this transaction has found it, and evaluates
     `settings`, a PL/pgSQL expression for the text of a list of SQL expressions; `…_enter` records a migration as
@@ -198,10 +198,10 @@ def prepare_sql(history: History, ours: str, settings: str) -> str:
 
     They are run on any search path: what they name is qualified, operators included.
     """
-    eq, quote = "OPERATOR(pg_catalog.=)", f"${ours}_sql$"
+    eq, quote = "OPERATOR(pg_catalog.=)", f"${prefix}_sql$"
     # No boolean, so that to evaluate it is an error. As a constant it would be evaluated when it is planned, and a cast
     # from text somebody else may have defined.
-    changed = f"pg_catalog.boolin(pg_catalog.textout(pg_catalog.concat('{_changed(ours)}')))"
+    changed = f"pg_catalog.boolin(pg_catalog.textout(pg_catalog.concat('{_changed(prefix)}')))"
     # For format(). Whatever is made for a table depends on it: an index, a trigger, a rule, a policy.
     same = f"""EXISTS (SELECT FROM pg_catalog.pg_class
         WHERE oid {eq} %1$s AND ctid {eq} %2$L::pg_catalog.tid AND xmin {eq} %3$L::pg_catalog.xid)
@@ -211,7 +211,7 @@ def prepare_sql(history: History, ours: str, settings: str) -> str:
         AND NOT (ctid {eq} ANY (%7$L::pg_catalog.tid[]) AND xmin {eq} ANY (%8$L::pg_catalog.xid[])))
       AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend WHERE refclassid {eq} {_PG_CLASS} AND refobjid {eq} %1$s
         AND NOT (ctid {eq} ANY (%9$L::pg_catalog.tid[]) AND xmin {eq} ANY (%10$L::pg_catalog.xid[])))"""
-    entering = f"""PREPARE {ours}_enter (pg_catalog.int8, pg_catalog.text, pg_catalog.text, pg_catalog.text) AS
+    entering = f"""PREPARE {prefix}_enter (pg_catalog.int8, pg_catalog.text, pg_catalog.text, pg_catalog.text) AS
       INSERT INTO {history.name} {_STARTED}
       SELECT {_started_sql("$1", "$2", "$3")}
       WHERE CASE WHEN COALESCE(
@@ -222,8 +222,8 @@ def prepare_sql(history: History, ours: str, settings: str) -> str:
         WHERE h.version {eq} $1 AND h.xmin {eq} pg_catalog.pg_current_xact_id()::pg_catalog.xid)
       AND ($2 IS NULL OR EXISTS (SELECT FROM ONLY {history.name} h WHERE h.version {eq} $2))
       AND NOT EXISTS (SELECT FROM pg_catalog.pg_prepared_statements
-        WHERE from_sql AND NOT pg_catalog.starts_with(name, {literal(ours)}))"""
-    leaving = f"""PREPARE {ours}_leave (pg_catalog.int8, pg_catalog.int4) AS
+        WHERE from_sql AND NOT pg_catalog.starts_with(name, {literal(prefix)}))"""
+    leaving = f"""PREPARE {prefix}_leave (pg_catalog.int8, pg_catalog.int4) AS
       UPDATE ONLY {history.name} h SET finished_at = pg_catalog.clock_timestamp(), statements_done = $2
       WHERE h.version {eq} $1"""
     # With a trigger, a rule or row level security, or the flag of one that is gone, nothing counts as the same.
@@ -239,10 +239,10 @@ def prepare_sql(history: History, ours: str, settings: str) -> str:
             WHERE refclassid = {_PG_CLASS} AND refobjid = c.oid) d (ctids, xmins)
         WHERE {_is_named_sql(history)} AND NOT ({MAY_FIRE} OR c.relrowsecurity)), 'false');
     BEGIN
-      EXECUTE concat({quote}PREPARE {ours}_begin AS SELECT CASE
+      EXECUTE concat({quote}PREPARE {prefix}_begin AS SELECT CASE
         WHEN {lock_acquired_sql(history.lock_key)} AND {quote}, same,
         ' THEN pg_catalog.concat(', {settings}, {quote}) ELSE {changed}::pg_catalog.text END{quote});
-      EXECUTE concat({quote}PREPARE {ours}_end (pg_catalog.int8, pg_catalog.int8) AS SELECT CASE
+      EXECUTE concat({quote}PREPARE {prefix}_end (pg_catalog.int8, pg_catalog.int8) AS SELECT CASE
         WHEN {quote}, same, {quote} AND {unharmed}
         THEN pg_catalog.concat(pg_catalog.pg_advisory_unlock_all()) ELSE {changed}::pg_catalog.text END{quote});
     END;
@@ -253,13 +253,13 @@ def prepare_sql(history: History, ours: str, settings: str) -> str:
 _PG_CLASS = 1259  # the oid of pg_class, on every server
 
 
-def found_change(error: ServerError, ours: str) -> bool:
+def found_change(error: ServerError, prefix: str) -> bool:
     """Return whether a statement of `prepare_sql` has found that something is not as it was."""
-    return error.sqlstate == INVALID_TEXT_REPRESENTATION and _changed(ours) in error.message
+    return error.sqlstate == INVALID_TEXT_REPRESENTATION and _changed(prefix) in error.message
 
 
-def _changed(ours: str) -> str:
-    return f"{ours}: not as it was"
+def _changed(prefix: str) -> str:
+    return f"{prefix}: not as it was"
 
 
 def baseline_sql(history: History, migrations: Iterable[tuple[Migration, str | None]], source: str | None) -> str:

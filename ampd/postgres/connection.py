@@ -131,11 +131,11 @@ class Session:
     @property
     def saved_as(self) -> str:
         """Return the name of the prepared statement that holds what others had set; empty if nobody shares it."""
-        return f"{self.ours}_found" if self.shared else ""
+        return f"{self.prefix}_found" if self.shared else ""
 
     @property
-    def ours(self) -> str:
-        """Return what the names of our prepared statements begin with."""
+    def prefix(self) -> str:
+        """Return what the names of the statements that we prepare in it begin with."""
         return f"{APPLICATION_NAME}_{self.nonce}"
 
     async def run(
