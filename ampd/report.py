@@ -102,6 +102,11 @@ class Status(msgspec.Struct, frozen=True):
         return not (self.plan.pending or self.plan.running or self.plan.conflicts)
 
     @property
+    def migrations(self) -> tuple[MigrationInfo, ...]:
+        """Return every migration that the files or the history contain, with its state, by version."""
+        return self.plan.migrations
+
+    @property
     def pending(self) -> tuple[MigrationInfo, ...]:
         """Return what `migrate` would apply, in order; nothing while the database is ahead."""
         return self.plan.pending
@@ -125,7 +130,7 @@ class Status(msgspec.Struct, frozen=True):
                 "current_version": self.current_version,
                 "up_to_date": self.up_to_date,
                 "result": "conflict" if self.plan.conflicts else _result(self.plan).value,
-                "migrations": [_fields(info) for info in self.plan.migrations],
+                "migrations": [_fields(info) for info in self.migrations],
             }
         )
 
@@ -136,7 +141,7 @@ class Status(msgspec.Struct, frozen=True):
         """
         schema = f", schema {one_line(self.schema)}" if self.schema not in (None, "public") else ""
         top = f"{self.database}{schema}: {self.summary()}"
-        parts = [top, _table(self.plan.migrations, columns), *self._next()]
+        parts = [top, _table(self.migrations, columns), *self._next()]
         return "\n\n".join(part for part in parts if part)
 
     def _next(self) -> Iterator[str]:

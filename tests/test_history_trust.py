@@ -270,7 +270,7 @@ async def test_what_ampd_has_not_made_is_refused_by_name(database: Database, whi
     for command in (ampd.status, ampd.migrate):
         with pytest.raises(ampd.ConfigError) as refusal:
             await command(database.url, migrations=files)
-        assert said in refusal.value.message
+        assert refusal.value.message.endswith(f": {said}")
     assert await database.fetchval("SELECT to_regclass('b')") is None
 
 

@@ -69,6 +69,8 @@ EVERYTHING = status(
 def test_the_document_of_status() -> None:
     """`status --json` is the contract's document, every migration with its checksums, times and role."""
     document = json.loads(EVERYTHING.json())
+    states = [(each["version"], each["state"]) for each in document["migrations"]]
+    assert [(info.version, info.state) for info in EVERYTHING.migrations] == states
     assert document == {
         "database": "h:5432/amp",
         "schema": "public",

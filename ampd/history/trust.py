@@ -131,7 +131,7 @@ def alterations_sql(session: Session, oid: int) -> str:
       UNION ALL SELECT format('has a %s for its column %I',
           CASE attgenerated WHEN '' THEN 'default' ELSE 'generated value' END, attname)
         FROM pg_attribute WHERE attrelid = {oid} AND atthasdef AND NOT attisdropped
-      UNION ALL SELECT CASE WHEN c.oid IS NULL THEN format('has the trigger %I', tgname)
+      UNION ALL SELECT DISTINCT CASE WHEN c.oid IS NULL THEN format('has the trigger %I', tgname)
           ELSE format('has a part in the constraint %I', conname) END
         FROM pg_trigger LEFT JOIN pg_constraint c ON c.oid = tgconstraint AND tgisinternal WHERE tgrelid = {oid}
       UNION ALL SELECT format('has the rule %I', rulename) FROM pg_rewrite WHERE ev_class = {oid}
