@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from .postgres.connection import Session
 
 
-_LONGEST_PAUSE = 1.0  # seconds between two reads of the history
-_PAUSE_TO_DISCONNECT = 0.3
+_LONGEST_PAUSE_SECS = 1.0  # between two reads of the history
+_PAUSE_TO_DISCONNECT_SECS = 0.3
 _LOSSES = 3  # connections lost while reading, in place of which another is opened at once
 _COLLISIONS = 5  # refusals without a visible holder, after which it was no other runner
 
 
 class LockWait:
-    """One wait of a runner for the lock: how long so far, and how it goes on."""
+    """One wait of a runner for the lock: how long so far, and how it goes on; its limit is in seconds."""
 
     def __init__(self, limit: float, on_event: OnEvent) -> None:
-        self._backoff = Backoff(limit, longest_pause=_LONGEST_PAUSE)
+        self._backoff = Backoff(limit, longest_pause=_LONGEST_PAUSE_SECS)
         self._on_event = on_event
         self.acquired()
 
@@ -50,7 +50,7 @@ class LockWait:
     @property
     def should_disconnect(self) -> bool:
         """Return whether the next pause is long enough to close the connection, which others may need."""
-        return self._backoff.pause >= _PAUSE_TO_DISCONNECT
+        return self._backoff.pause >= _PAUSE_TO_DISCONNECT_SECS
 
     def taken(self, history: History, why: LockTaken | None = None) -> None:
         """Begin or continue to wait, and emit who holds the lock.

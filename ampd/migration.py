@@ -23,7 +23,7 @@ _DIRECTIVE = r"--\s*(no-transaction|lock-timeout|statement-timeout)(?![\w-])\s*+
 _DURATION = r"(?i)([0-9]+(?:\.[0-9]+)?)\s*(ms|s|min|h)?"
 _UP, _DOWN = r"[_.\s-](?:up|do)\Z", r"[_.\s-](?:down|undo|rollback)\Z"
 _UNIT = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
-_LONGEST = 2_147_483  # seconds: the server counts milliseconds in 32 bits
+_LONGEST_SECS = 2_147_483  # the server counts milliseconds in 32 bits
 
 
 # There can be thousands of these: without a part in cycles they need not delay Python's collector.
@@ -145,7 +145,7 @@ def directives(sql: str) -> Directives:
             continue
         duration = re.fullmatch(_DURATION, value)
         seconds = float(duration[1]) * _UNIT[(duration[2] or "s").lower()] if duration else -1
-        if not 0 <= seconds <= _LONGEST:
+        if not 0 <= seconds <= _LONGEST_SECS:
             wanted = "at most 596h" if duration else "a duration such as 500ms, 2s or 10min"
             line = sql.count("\n", 0, leading.start()) + 1
             raise DirectiveError(f"`-- {directive}:` needs {wanted}, not {value!r}", line, leading.start())

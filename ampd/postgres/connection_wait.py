@@ -35,10 +35,10 @@ class HungUp(ConnectionsBusy):
 
 
 class ConnectionWait:
-    """One wait of a run for connections that others have: how long so far, and how it goes on."""
+    """One wait of a run for connections that others have: how long so far, and how it goes on; all in seconds."""
 
     def __init__(self, limit: float, on_event: OnEvent) -> None:
-        self._backoff = Backoff(limit, longest_pause=_LONGEST_PAUSE)
+        self._backoff = Backoff(limit, longest_pause=_LONGEST_PAUSE_SECS)
         self._on_event = on_event
         self.begin()
         self.acquired()
@@ -74,7 +74,7 @@ class ConnectionWait:
         self.report()
         self.at_once = min(self.at_once * 2, _AT_ONCE_LONGEST_SECS)
         # Whoever stands in a pooler's queue, with one connection perhaps, keeps others from having two.
-        stood = min(monotonic() - self._attempted, _LONGEST_PAUSE) * random.uniform(0.5, 1.5)
+        stood = min(monotonic() - self._attempted, _LONGEST_PAUSE_SECS) * random.uniform(0.5, 1.5)
         await anyio.sleep(min(max(stood, self._backoff.next_pause()), self.left))
 
     def check(self, failure: AmpdError) -> None:
@@ -120,5 +120,5 @@ def queue_of(pool: object) -> Iterator[PoolQueue]:
             del _QUEUES[id(pool)]
 
 
-_LONGEST_PAUSE = 3.0
+_LONGEST_PAUSE_SECS = 3.0
 _AT_ONCE_SECS, _AT_ONCE_LONGEST_SECS = 1.0, 4.0
