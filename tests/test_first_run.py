@@ -159,6 +159,30 @@ async def test_another_tools_history(database: Database, tmp_path: Path) -> None
     assert (await library.migrate(database.url, migrations=FILES, schema="app")).applied
 
 
+async def test_the_histories_of_several_tools(database: Database) -> None:
+    """An older tool's table may have been left behind: all are named, for whoever knows which one is in use."""
+    await database.execute("CREATE TABLE alembic_version AS SELECT 'x' AS version_num")
+    await database.execute("CREATE TABLE schema_migrations AS SELECT 61 AS version, false AS dirty")
+    with pytest.raises(library.MigrationConflict) as error:
+        await library.migrate(database.url, migrations=FILES)
+    assert str(error.value) == (
+        '"public" is migrated by several tools, whose histories have entries, and ampd has none there: Alembic, '
+        '"public"."alembic_version" (owner postgres); golang-migrate, "public"."schema_migrations" (owner postgres)\n'
+        "hint: ampd would run every file from the beginning: if one of them has applied them, "
+        "`ampd baseline --from alembic` or `ampd baseline --from golang-migrate` checks that and records it; if they "
+        "are others, give them a schema of their own with metadata_db.schema; if what one of them has made is gone "
+        "from here, rename its table"
+    )
+
+
+async def test_tables_of_one_tool(database: Database) -> None:
+    """Rails keeps two tables, one of which is called as that of dbmate; it is one tool."""
+    await database.execute("CREATE TABLE ar_internal_metadata AS SELECT 'k' AS key, 'v' AS value, now() AS created_at")
+    await database.execute("CREATE TABLE schema_migrations AS SELECT '1' AS version")
+    with pytest.raises(library.MigrationConflict, match=r'^"public" is migrated by Rails: its history .*"ar_internal'):
+        await library.migrate(database.url, migrations=FILES)
+
+
 async def test_a_table_that_is_only_named_so(database: Database) -> None:
     """An application's own schema_migrations is not another tool's history, nor is one that a stranger has planted."""
     stranger = await database.role("stranger", "ALL ON SCHEMA public")

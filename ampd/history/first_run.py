@@ -23,7 +23,7 @@ from .refusals import NO_FOLDER
 from .trust import trusted_owner_sql
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from ampd.errors import AmpdError
     from ampd.postgres.connection import Session
@@ -254,12 +254,11 @@ class FirstRun(msgspec.Struct, frozen=True):
                 hint=f'to go on with that history set metadata_db.schema = "{there}", or let the search path lead '
                 f'there; to begin one in {here} all the same set metadata_db.schema = "{home}"',
             )
-        if self.table == HISTORY_TABLE:
-            for other, tool in _histories_of_tools(_trusted(found.tools), self.home):
-                return MigrationConflict(
-                    f"{here} is migrated by {tool.name}: its history {other} has entries, and ampd has none there",
-                    hint=_way_out(tool, packaged=self.packaged),
-                )
+        histories = _histories_of_tools(_trusted(found.tools), self.home) if self.table == HISTORY_TABLE else ()
+        if tools := {tool: other for other, tool in histories}:
+            if any(tool.name == "Rails" for tool in tools):  # one of its two tables could be dbmate's
+                tools = {tool: other for tool, other in tools.items() if tool.name != "dbmate or Rails"}
+            return MigrationConflict(_migrated_by(here, tools), hint=_way_out(tools, packaged=self.packaged))
         if self.packaged and (tables := _trusted(_tables_of_applications(found, self.home))):
             return ConfigError(
                 f"{here} already contains tables: {_some(tables)}; amp's own would be created among them",
@@ -291,19 +290,33 @@ class FirstRun(msgspec.Struct, frozen=True):
         return one_line(identifier(self.home))
 
 
-def _way_out(tool: Tool, *, packaged: bool) -> str:
-    if packaged and tool.source == "sqlx":
+def _migrated_by(here: str, tools: Mapping[Tool, Neighbour]) -> str:
+    """Return what is said of a schema that has the histories of other tools."""
+    names = {tool.name for tool in tools}
+    if len(names) == 1:
+        other = next(iter(tools.values()))
+        return f"{here} is migrated by {names.pop()}: its history {other} has entries, and ampd has none there"
+    listed = "; ".join(f"{tool.name}, {other}" for tool, other in tools.items())
+    return f"{here} is migrated by several tools, whose histories have entries, and ampd has none there: {listed}"
+
+
+def _way_out(tools: Iterable[Tool], *, packaged: bool) -> str:
+    sources = dict.fromkeys(tool.source for tool in tools if tool.source)
+    if packaged and "sqlx" in sources:
         return (
             "if this is amp's own database, `ampd baseline --from sqlx` proves that and records the packaged "
             f"migrations as applied; else {NO_FOLDER}"
         )
+    names = {tool.name for tool in tools}
+    who = names.pop() if len(names) == 1 else "one of them"
     records = "`ampd baseline VERSION` records those up to VERSION as applied"
-    if tool.source:
-        records = f"`ampd baseline --from {tool.source}` checks that and records it"
+    if sources:
+        commands = " or ".join(f"`ampd baseline --from {source}`" for source in sources)
+        records = f"{commands} checks that and records it"
     return (
-        f"{f'{NO_FOLDER}; ' if packaged else ''}ampd would run every file from the beginning: if {tool.name} has "
+        f"{f'{NO_FOLDER}; ' if packaged else ''}ampd would run every file from the beginning: if {who} has "
         f"applied them, {records}; if they are others, give them a schema of their own with metadata_db.schema; if "
-        f"what {tool.name} has made is gone from here, rename its table"
+        f"what {who} has made is gone from here, rename its table"
     )
 
 
