@@ -304,6 +304,19 @@ def flyways(*labels: str) -> list[Row]:
     return [Row(version, name, "0", kind="SQL") for version, name in map(str.split, labels)]
 
 
+async def test_a_history_that_proves_nothing(database: Database, tmp_path: Path) -> None:
+    """A tool that has applied nothing yet has left its table all the same, which keeps `migrate` from beginning."""
+    await database.execute(f"{TAKEN['goose'].history}; DELETE FROM goose_db_version WHERE version_id > 0")
+    files, heard = files_of(TAKEN["goose"], tmp_path), Heard()
+    assert (await library.baseline(database.url, source="goose", migrations=files, on_event=heard)).plan.pending
+    assert [event.message for event in heard.of(library.Warned)] == [
+        'none of these migrations is in the history of goose, "public"."goose_db_version" (owner postgres): rename '
+        "that table, and `ampd migrate` applies them all"
+    ]
+    await database.execute("ALTER TABLE goose_db_version RENAME TO old")
+    assert (await library.migrate(database.url, migrations=named("1 first"))).applied
+
+
 async def test_flyways_beginning_at_a_version_that_no_file_has() -> None:
     """It stands for no file, and vouches for none; where nothing was applied since, nobody can say where it lies."""
     files = named("10 there", "20 first", "30 pending")

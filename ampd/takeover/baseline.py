@@ -175,6 +175,13 @@ class Takeover:
                 hint=_SAY_WHICH if tool == "alembic" else _MEND,
             )
         run.warn(found.warnings)
+        if not (found.records or history.applied):
+            run.warn(
+                [
+                    f"none of these migrations is in the history of {tool}, {table}: rename that table, and "
+                    "`ampd migrate` applies them all"
+                ]
+            )
         return found
 
     async def _amps(self, session: Session, history: History, rows: tuple[Row, ...]) -> Baseline:
