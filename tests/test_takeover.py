@@ -333,6 +333,16 @@ async def test_flyways_beginning_at_a_version_that_no_file_has() -> None:
     )
 
 
+async def test_a_changed_file_is_one_problem() -> None:
+    """A file that a row leads to is none that is missing, nor is the one before it the newest, if it has changed."""
+    files = named("1 first", "2 second", "3 third")
+    rows = [Row("1", "first", "7", kind="SQL"), *flyways("2 second"), Row("3", "others", "0", kind="SQL")]
+    assert proved("flyway", rows, files, 3).problems == (
+        "1 first is applied, and m/1_first.sql has another CRC32: it was changed since",
+        "3 others is applied, and m/3_third.sql has another name",
+    )
+
+
 async def test_flyways_versions_of_several_numbers() -> None:
     """Of several files with the name it is the one with the checksum, else the one with the digits of the version."""
     files = named("2019120201 Schema", "2022070501 Schema", "2022070502 views")

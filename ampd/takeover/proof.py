@@ -118,7 +118,10 @@ def _standing(source: str, rows: Sequence[Row]) -> tuple[list[Row], int, list[st
 
 
 def _records(source: str, standing: Iterable[Row], files: Sequence[Migration]) -> tuple[dict[int, Record], list[str]]:
-    """Return what to record for rows, by version, and what speaks against it: no file, another one, no time."""
+    """Return what to record for rows, by version, and what speaks against it: no file, another one, no time.
+
+    A file that has changed since is among them: it is not also one that is missing.
+    """
     records: dict[int, Record] = {}
     problems: list[str] = []
     finder = _Finder(files)
@@ -128,7 +131,7 @@ def _records(source: str, standing: Iterable[Row], files: Sequence[Migration]) -
             problem = f"{row.label} leads to {file.file}, and so does another one"
         if problem is not None:
             problems.append(problem)
-        elif file is not None:
+        if file is not None:
             records[file.version] = Record(file, applied_at(row))
             if _TIME.fullmatch(row.at) and not applied_at(row):
                 problems.append(f"{row.label} was applied at {row.at}, which is no time")
@@ -169,7 +172,7 @@ class _Finder:
             self._by_name.setdefault(_plain(file.name), []).append(file)
 
     def find(self, source: str, row: Row) -> tuple[Migration | None, str | None]:
-        """Return the file, or what is wrong with it."""
+        """Return the file, None if there is none, and what is wrong with it, None if nothing is."""
         if not row.version:  # the tool knows it by the name of its file
             file = self._by_label.get(_plain(row.name.removesuffix(".up")).lstrip("0"))
         elif re.fullmatch("[0-9]{1,18}", row.version):
@@ -182,12 +185,12 @@ class _Finder:
         if file is None:
             return None, f"{row.label} is applied, and there is no such file"
         if row.version and row.name and _plain(row.name) != _plain(file.name):
-            return None, f"{row.label} is applied, and {file.file} has another name"
+            return file, f"{row.label} is applied, and {file.file} has another name"
         kind = _CHECKSUMS.get(source)
         if kind and not row.checksum and row.kind in ("", "SQL"):  # of Flyway's, Java has none
-            return None, f"{row.label} is applied, and its row has no {kind}"
+            return file, f"{row.label} is applied, and its row has no {kind}"
         if row.checksum and _differs(source, row.checksum, file):
-            return None, f"{row.label} is applied, and {file.file} has another {kind}: it was changed since"
+            return file, f"{row.label} is applied, and {file.file} has another {kind}: it was changed since"
         return file, None
 
     def _named(self, source: str, row: Row) -> list[Migration]:
