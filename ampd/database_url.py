@@ -165,9 +165,14 @@ class DatabaseUrl:
     @property
     def label(self) -> str:
         """Return `host:port/database`, as reports and errors show it."""
-        default_host, default_port = os.environ.get("PGHOST", "localhost"), os.environ.get("PGPORT", "5432")
-        hosts = self.hosts or (("", None),)
-        shown = ",".join(f"{_bracketed(host or default_host)}:{port or default_port}" for host, port in hosts)
+        names = (os.environ.get("PGHOST") or "localhost").split(",")
+        hosts = [(name, port) for host, port in self.hosts or (("", None),) for name in ([host] if host else names)]
+        ports = (os.environ.get("PGPORT") or "5432").split(",")
+        if len(ports) != len(hosts):
+            ports = ports[:1] * len(hosts)
+        shown = ",".join(
+            f"{_bracketed(host)}:{port or default}" for (host, port), default in zip(hosts, ports, strict=True)
+        )
         return f"{shown}/{self.database_or_default}"
 
     @property

@@ -170,6 +170,10 @@ def test_the_label_knows_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
     assert DatabaseUrl("postgresql://u@h:1").label == "h:1/u"
     monkeypatch.setenv("PGDATABASE", "metadata")
     assert DatabaseUrl("postgresql://u@h").label == "h:6432/metadata"
+    monkeypatch.setenv("PGHOST", "a,b")
+    assert DatabaseUrl("postgresql://").label == "a:6432,b:6432/metadata"
+    monkeypatch.setenv("PGPORT", "1,2")
+    assert DatabaseUrl("postgresql://").label == "a:1,b:2/metadata"
 
 
 def test_other_parameters_leave_the_rest_alone() -> None:

@@ -326,6 +326,17 @@ def test_what_libpq_reads_and_ampd_cannot_honour_is_refused(
     assert caught.value.hint == f"unset {variable} if you can do without it{hint}"
 
 
+def test_a_time_to_connect_that_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that comes from the variable is named as that: the URL says nothing of it."""
+    monkeypatch.setenv("PGCONNECT_TIMEOUT", "soon")
+    with pytest.raises(ConfigError) as caught:
+        driver_arguments(DatabaseUrl("postgresql:///d"), 1)
+    assert (
+        caught.value.message == "the variable PGCONNECT_TIMEOUT is soon, which is not a whole number up to 2147483647"
+    )
+    assert caught.value.hint == "set PGCONNECT_TIMEOUT to 10, say, or unset it"
+
+
 @pytest.mark.anyio
 async def test_a_setting_of_pgoptions_that_the_server_refuses(
     database: Database, monkeypatch: pytest.MonkeyPatch

@@ -129,7 +129,7 @@ def driver_arguments(
     }
     parameters |= {name: os.environ[variable] for name, variable in variables.items()}
     _drop_implied(parameters, variables)
-    timeout = _whole_number(parameters, "connect_timeout")
+    timeout = _whole_number(parameters, "connect_timeout", variables.get("connect_timeout"))
     keepalive = KEEPALIVE | {
         name: secs for name in KEEPALIVE if (secs := _whole_number(parameters, f"keepalives_{name}") or 0) > 0
     }
@@ -251,8 +251,8 @@ def _check_known(parameters: Mapping[str, str]) -> None:
         )
 
 
-def _whole_number(parameters: dict[str, str], name: str) -> int | None:
-    """Remove a parameter and return its number; None if there is none.
+def _whole_number(parameters: dict[str, str], name: str, variable: str | None = None) -> int | None:
+    """Remove a parameter, which may come from a variable, and return its number; None if there is none.
 
     Raises:
         ConfigError: it is none, or one that cannot be had.
@@ -266,9 +266,10 @@ def _whole_number(parameters: dict[str, str], name: str) -> int | None:
     except ValueError:
         number = largest + 1
     if not -_LARGEST_INTEGER <= number <= largest:
+        said = f"the variable {variable} is {value}" if variable else f"the database URL has {name}={value}"
         raise ConfigError(
-            f"the database URL has {name}={value}, which is not a whole number up to {largest}",
-            hint=f"write {name}=10, say",
+            f"{said}, which is not a whole number up to {largest}",
+            hint=f"set {variable} to 10, say, or unset it" if variable else f"write {name}=10, say",
         )
     return number
 
