@@ -164,7 +164,7 @@ def _files(folder: Path | Traversable, shown: str, hint: str) -> Slices[list[Ent
         raise InvalidMigration(
             f"the migrations folder {shown} contains no file <version>_<name>.sql ({passed_over})",
             file=shown,
-            hint=hint,
+            hint=f"{hint}; subfolders are not read" if any(name.endswith("/") for name in others) else hint,
         )
     return sorted(files, key=attrgetter("name"))
 

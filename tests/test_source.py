@@ -104,7 +104,8 @@ def test_a_folder_without_migrations(folder: Path, files: dict[str, bytes | str]
     """A folder in which nothing is left, unmounted for example, is an error that names what was passed over."""
     fill(folder, files)
     error = refusal(folder)
-    assert str(error) == f"the migrations folder {folder} contains no file <version>_<name>.sql ({why})\nhint: {LOOK}"
+    hint = f"{LOOK}; subfolders are not read" if any(name.endswith("/") for name in files) else LOOK
+    assert str(error) == f"the migrations folder {folder} contains no file <version>_<name>.sql ({why})\nhint: {hint}"
     assert error.file == str(folder)
 
 
