@@ -356,6 +356,19 @@ async def test_flyways_versions_of_several_numbers() -> None:
     assert [each.migration.version for each in found.records] == [1]
 
 
+async def test_flyways_files_numbered_anew() -> None:
+    """Between V13 and V14 there was V13.1, so that all had to be: name and checksum tell which file it is."""
+    files = named("10 first", "130 index", "131 fill", "140 parent")
+    found = proved("flyway", flyways("1 first", "13 index", "13.1 fill", "14 parent"), files, None)
+    assert ([each.migration.version for each in found.records], found.problems) == ([10, 130, 131, 140], ())
+    assert proved("flyway", flyways("1 first", "10 index"), files, None).problems == ()
+    assert proved("flyway", flyways("1 first", "10 others"), files, None).problems == (
+        "10 others is applied, and m/10_first.sql has another name",
+    )
+    by_java = Row("1", "first", kind="JDBC")
+    assert proved("flyway", [by_java], files, None).problems == ("1 first is applied, and there is no such file",)
+
+
 async def test_a_word_on_alembics_revision(database: Database, tmp_path: Path) -> None:
     """Where no file has the revision in its name a person says which one it is; a wrong word is refused."""
     taken = TAKEN["alembic"]

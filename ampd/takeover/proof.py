@@ -128,7 +128,7 @@ def _records(source: str, standing: Iterable[Row], files: Sequence[Migration]) -
     for row in standing:
         file, problem = finder.find(source, row)
         if file is not None and file.version in records:
-            problem = f"{row.label} leads to {file.file}, and so does another one"
+            problem = problem or f"{row.label} leads to {file.file}, and so does another one"
         if problem is not None:
             problems.append(problem)
         if file is not None:
@@ -177,6 +177,8 @@ class _Finder:
             file = self._by_label.get(_plain(row.name.removesuffix(".up")).lstrip("0"))
         elif re.fullmatch("[0-9]{1,18}", row.version):
             file = self._by_version.get(int(row.version))
+            if source == "flyway" and not (file and _plain(row.name) == _plain(file.name)):
+                file = self._numbered_anew(row) or file
         else:  # a version such as 1.2, which no file can have
             named = self._named(source, row)
             if len(named) > 1:
@@ -192,6 +194,12 @@ class _Finder:
         if row.checksum and _differs(source, row.checksum, file):
             return file, f"{row.label} is applied, and {file.file} has another {kind}: it was changed since"
         return file, None
+
+    def _numbered_anew(self, row: Row) -> Migration | None:
+        """Return the file with a row's name and checksum, if there is one: a V1.2 after V1 may have moved all."""
+        named = self._by_name.get(_plain(row.name), []) if row.checksum else []
+        same = [each for each in named if not _differs("flyway", row.checksum, each)]
+        return same[0] if len(same) == 1 else None
 
     def _named(self, source: str, row: Row) -> list[Migration]:
         """Return the files of a row's name; of several the one with its checksum, else with its version's digits."""
