@@ -111,6 +111,7 @@ def migrate(
         from ampd.resources import read_migrations
 
         progress.files = {each.version: each for each in read_migrations(metadata_db.migrations.dir)}
+        progress.redact = metadata_db.require_migrations_url().redact
     if check or dry_run:
         from ampd import preview
 

@@ -33,7 +33,7 @@ from ampd.report import duration
 from .messages import terminal_columns, told
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from ampd.migration import Migration
     from ampd.sql.scanner import Statement
@@ -64,6 +64,7 @@ class Progress:
         self._since = self._written = monotonic()
         self._applied: list[str] = []
         self.files: Mapping[int, Migration] = {}  # of which each statement is shown
+        self.redact: Callable[[str], str] = str  # what is shown of one, as the run does with errors and notices
         self._split: tuple[int, Sequence[Statement]] = (0, ())
         self._writing = Lock()
         self._over: Flag | None = None  # of the thread, while there is one
@@ -126,7 +127,9 @@ class Progress:
             file = self.files.get(event.version)
             self._split = event.version, split(file.sql) if file else ()
         statements = self._split[1]
-        return summary(statements[event.number - 1].text[:_SHOWN]) if event.number <= len(statements) else ""
+        if event.number > len(statements):
+            return ""
+        return summary(self.redact(statements[event.number - 1].text[:_SHOWN]))
 
     def clear(self) -> None:
         """End the live display, before something else is printed."""
