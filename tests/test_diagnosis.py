@@ -271,7 +271,8 @@ m/1_x.sql:2:1
   |
 2 | CREATE TABLE a ();
   | ^
-hint: it exists already: was it made by hand, or by another tool?; \
+hint: it exists already: was it made by hand, or by another tool? If all that the files up to a VERSION make is \
+there, `ampd baseline VERSION` records them as applied; \
 nothing of this migration was kept: fix the file and run again""",
         id="exists already",
     ),

@@ -30,11 +30,15 @@ _BUILD_IN_PARTS = (
     "CREATE INDEX CONCURRENTLY and ALTER INDEX … ATTACH PARTITION"
 )
 _DROP_WHOLE = "an index on a partitioned table is dropped with those of its partitions, and only without CONCURRENTLY"
+_EXISTS = (
+    "it exists already: was it made by hand, or by another tool? If all that the files up to a VERSION make is there, "
+    "`ampd baseline VERSION` records them as applied"
+)
 _HINTS = {
     sqlstates.ACTIVE_SQL_TRANSACTION: _OUTSIDE,
     sqlstates.INVALID_TRANSACTION_TERMINATION: _OUTSIDE,
     sqlstates.UNSAFE_NEW_ENUM_VALUE_USAGE: _ENUM,
-    sqlstates.DUPLICATE_TABLE: "it exists already: was it made by hand, or by another tool?",
+    sqlstates.DUPLICATE_TABLE: _EXISTS,
     sqlstates.IDLE_IN_TRANSACTION_SESSION_TIMEOUT: _LIMIT.format("idle_in_transaction_session_timeout"),
     sqlstates.TRANSACTION_TIMEOUT: _LIMIT.format("transaction_timeout"),
     sqlstates.CHARACTER_NOT_IN_REPERTOIRE: _ESCAPE,
