@@ -77,9 +77,9 @@ class Run:
         if request.table is not None:
             check_name("table", request.table)
         self.place: Place = Place(self.schema, policy.table if request.table is None else request.table, policy.role)
-        self.files = request.files
-        self.packaged = request.packaged
-        self.target = request.target
+        self.files: tuple[Migration, ...] = request.files
+        self.packaged: bool = request.packaged
+        self.target: int | None = request.target
         _check_target(self.files, self.target)
         self.database: Database = Database(
             request.source,
