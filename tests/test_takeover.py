@@ -310,8 +310,9 @@ async def test_a_history_that_proves_nothing(database: Database, tmp_path: Path)
     files, heard = files_of(TAKEN["goose"], tmp_path), Heard()
     assert (await library.baseline(database.url, source="goose", migrations=files, on_event=heard)).plan.pending
     assert [event.message for event in heard.of(library.Warned)] == [
-        'none of these migrations is in the history of goose, "public"."goose_db_version" (owner postgres): rename '
-        "that table, and `ampd migrate` applies them all"
+        'none of these migrations is in the history of goose, "public"."goose_db_version" (owner postgres): if '
+        "nothing that they create is there, rename that table, and run `ampd migrate`; else `ampd baseline VERSION` "
+        "records them"
     ]
     await database.execute("ALTER TABLE goose_db_version RENAME TO old")
     assert (await library.migrate(database.url, migrations=named("1 first"))).applied

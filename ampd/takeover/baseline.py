@@ -178,8 +178,8 @@ class Takeover:
         if not (found.records or history.applied):
             run.warn(
                 [
-                    f"none of these migrations is in the history of {tool}, {table}: rename that table, and "
-                    "`ampd migrate` applies them all"
+                    f"none of these migrations is in the history of {tool}, {table}: if nothing that they create is "
+                    "there, rename that table, and run `ampd migrate`; else `ampd baseline VERSION` records them"
                 ]
             )
         return found
