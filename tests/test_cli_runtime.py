@@ -159,10 +159,12 @@ def test_status_fits_the_terminal(ampd: Ampd, database: Database, tmp_path: Path
     assert max(map(len, text.splitlines())) <= 40
 
 
-def test_a_statement_that_contains_the_password(ampd: Ampd, database: Database, tmp_path: Path) -> None:
-    """With -v each statement is printed without the password of the URL, as errors and notices are."""
+@pytest.mark.parametrize("in_url", [True, False], ids=["url", "PGPASSWORD"])
+def test_a_statement_that_contains_the_password(ampd: Ampd, database: Database, tmp_path: Path, in_url: bool) -> None:
+    """With -v each statement is printed without the password that is used, as errors and notices are."""
     folder = write(tmp_path / "files", {"1_a.sql": "COMMENT ON SCHEMA public IS 'of hunter2/x';"})
-    url = database.url.replace("@", ":hunter2%2Fx@", 1)
-    process = ampd("migrate", "-v", "--migrations", folder, url=url)
+    url = database.url.replace("@", ":hunter2%2Fx@", 1) if in_url else database.url
+    env = {} if in_url else {"PGPASSWORD": "hunter2/x"}
+    process = ampd("migrate", "-v", "--migrations", folder, url=url, env=env)
     assert process.returncode == 0
     assert "1/1, line 1: COMMENT ON SCHEMA public IS 'of ***'\n" in process.stderr

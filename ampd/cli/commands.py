@@ -108,10 +108,12 @@ def migrate(
         rehearsing = partial(preview.rehearse, metadata_db, target=target, secs=secs, on_event=progress)
         return _rehearsed(run_to_end(progress, rehearsing), strict=strict, json=json, quiet=quiet)
     if progress.verbose:
+        from ampd.postgres.passwords import password_for, url_redact
         from ampd.resources import read_migrations
 
         progress.files = {each.version: each for each in read_migrations(metadata_db.migrations.dir)}
-        progress.redact = metadata_db.require_migrations_url().redact
+        url = metadata_db.require_migrations_url()
+        progress.redact = url_redact(url, password_for(url, {})[0])
     if check or dry_run:
         from ampd import preview
 
